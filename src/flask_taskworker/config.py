@@ -1,0 +1,172 @@
+"""The configuration of one app: frozen dataclasses, read once at ``init_app``.
+
+This module is the only reader of ``TASKER_*`` and ``MAIL_*`` keys. It takes a mapping, so it needs no Flask objects.
+Every wrong value raises :class:`~flask_taskworker.errors.ConfigError` with the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from .errors import ConfigError
+
+Driver = Literal["sqlite", "postgresql"]
+Durability = Literal["full", "normal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskWorkerConfig:
+    """What ``TASKER_*`` says, one field a key, lower case and without the prefix."""
+
+    engine: str
+    """The storage engine. Only "sqlalchemy" exists. Defaults to "sqlalchemy"."""
+
+    driver: Driver
+    """"sqlite" (aiosqlite) or "postgresql" (psycopg 3). Defaults to "sqlite"."""
+
+    database_uri: URL
+    """An SQLAlchemy URL. Defaults to taskworker.db in the instance folder; required for PostgreSQL."""
+
+    loop_interval: float
+    """Seconds: the longest a worker sleeps without looking. Defaults to 5."""
+
+    debug: bool | None
+    """Log every step. None follows app.debug at the time of use. Defaults to None."""
+
+    concurrency: int
+    """Async jobs at once in one process. Defaults to 100."""
+
+    threads: int
+    """Sync jobs at once in one process. Defaults to min(32, cpus + 4)."""
+
+    queues: tuple[str, ...] | None
+    """The queues to work on, in this order; None means all. Defaults to None."""
+
+    lock_timeout: float
+    """Seconds that a write waits for SQLite's lock before it raises. Defaults to 30."""
+
+    shutdown_timeout: float
+    """Seconds that running jobs have to end at shutdown before they are handed back. Defaults to 25."""
+
+    durability: Durability
+    """SQLite: "full" survives a power cut, "normal" the death of any process. Defaults to "full"."""
+
+    keep_succeeded: timedelta
+    """How long a succeeded or cancelled job and its result are kept. Defaults to 1 day."""
+
+    keep_failed: timedelta
+    """How long a failed job is kept. Defaults to 14 days."""
+
+    def is_debug(self, app_debug: bool) -> bool:
+        """Whether to log every step, given what ``app.debug`` is now."""
+        return app_debug if self.debug is None else self.debug
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any], *, instance_path: str) -> TaskWorkerConfig:
+        """Read the ``TASKER_*`` keys of *config*; relative SQLite paths are relative to *instance_path*."""
+        driver = cast(Driver, _choice(config, "TASKER_DRIVER", "sqlite", ("sqlite", "postgresql")))
+        return cls(
+            engine=_choice(config, "TASKER_ENGINE", "sqlalchemy", ("sqlalchemy",)),
+            driver=driver,
+            database_uri=_database_uri(config.get("TASKER_DATABASE_URI"), driver, Path(instance_path)),
+            loop_interval=_seconds(config, "TASKER_LOOP_INTERVAL", 5.0, minimum=0.01),
+            debug=_optional_flag(config, "TASKER_DEBUG"),
+            concurrency=_count(config, "TASKER_CONCURRENCY", 100),
+            threads=_count(config, "TASKER_THREADS", min(32, (os.cpu_count() or 1) + 4)),
+            queues=_names(config, "TASKER_QUEUES"),
+            lock_timeout=_seconds(config, "TASKER_LOCK_TIMEOUT", 30.0, minimum=0.0),
+            shutdown_timeout=_seconds(config, "TASKER_SHUTDOWN_TIMEOUT", 25.0, minimum=0.0),
+            durability=cast(Durability, _choice(config, "TASKER_DURABILITY", "full", ("full", "normal"))),
+            keep_succeeded=_period(config, "TASKER_KEEP_SUCCEEDED", timedelta(days=1)),
+            keep_failed=_period(config, "TASKER_KEEP_FAILED", timedelta(days=14)),
+        )
+
+
+def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = config.get(key, default)
+    if value not in allowed:
+        raise ConfigError.of(key, value, " or ".join(map(repr, allowed)))
+    return cast(str, value)
+
+
+def _seconds(config: Mapping[str, Any], key: str, default: float, *, minimum: float) -> float:
+    value = config.get(key, default)
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
+        raise ConfigError.of(key, value, f"a number of seconds, at least {minimum:g}")
+    return float(value)
+
+
+def _period(config: Mapping[str, Any], key: str, default: timedelta) -> timedelta:
+    return timedelta(seconds=_seconds(config, key, default.total_seconds(), minimum=0.0))
+
+
+def _count(config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError.of(key, value, "a whole number, at least 1")
+    return value
+
+
+def _optional_flag(config: Mapping[str, Any], key: str) -> bool | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError.of(key, value, "True, False or None (None follows app.debug)")
+    return value
+
+
+def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+    value = config.get(key)
+    if value is None:
+        return None
+    allowed = "a list of different queue names, or None for all queues"
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ConfigError.of(key, value, allowed)
+    if not all(isinstance(name, str) and name for name in value) or len(set(value)) != len(value):
+        raise ConfigError.of(key, value, allowed)
+    return tuple(value)
+
+
+def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
+    key = "TASKER_DATABASE_URI"
+    if value is None:
+        if driver == "postgresql":
+            raise ConfigError(f"{key} is required with TASKER_DRIVER = 'postgresql', for example postgresql://host/database.")
+        return URL.create("sqlite", database=str(instance_path / "taskworker.db"))
+    if not isinstance(value, str | URL):
+        raise ConfigError(f"{key} must be an SQLAlchemy URL as a string, not a value of type {type(value).__name__}.")
+    url = _parsed(key, value)
+    if url.get_backend_name() != driver:
+        raise ConfigError(
+            f"{key} is a {url.get_backend_name()!r} URL but TASKER_DRIVER is {driver!r}. Set TASKER_DRIVER to match the URL."
+        )
+    return _sqlite_file(key, url, instance_path) if driver == "sqlite" else url
+
+
+def _parsed(key: str, value: str | URL) -> URL:
+    try:
+        return make_url(value)
+    except (ArgumentError, ValueError) as error:
+        # The text may hold a password: it is not repeated. See test_no_error_repeats_the_uri.
+        raise ConfigError(f"{key} is not an SQLAlchemy URL. Example: sqlite:////var/lib/app/taskworker.db.") from None
+
+
+def _sqlite_file(key: str, url: URL, instance_path: Path) -> URL:
+    if not url.database or url.database == ":memory:" or "mode=memory" in url.database or url.query.get("mode") == "memory":
+        raise ConfigError(
+            f"{key} names an in-memory database, which no other thread or process could see and no restart would survive. "
+            "Use a file; in tests one in a temporary folder, for example sqlite:////tmp/test/taskworker.db."
+        )
+    if url.database.startswith("file:"):
+        raise ConfigError(f"{key} uses SQLite's file: form. Give a plain path, for example sqlite:////var/lib/app/taskworker.db.")
+    return URL.create("sqlite", database=str((instance_path / url.database).resolve()))
