@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parent.parent / "src" / "flask_taskworker"
 # high up in the list as it can stand; `*` takes every module of a subpackage that has no line of its own.
 FLOORS = [
     "errors",
-    "signals",
     "clock",
+    "signals",
     "config",
     "codec",
     "jobs",
@@ -29,6 +29,8 @@ FLOORS = [
     "tasks",
     "store.schema",
     "store.statements",
+    "store.driver",
+    "store.live",
     "store.migrations",
     "store.sqlite",
     "store.postgresql",
@@ -55,6 +57,7 @@ FLOORS = [
 # No I/O, no asyncio, no Flask objects, and no clock: time is an argument.
 PURE = {
     "errors",
+    "clock",
     "config",
     "codec",
     "jobs",
