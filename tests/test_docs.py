@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def test_code_that_is_not_run_is_python_and_says_why(page: Path) -> None:
 def test_links_of_the_readme_lead_to_files() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
     assert links
-    assert [link for link in links if not (ROOT / link).is_file()] == []
+    none_of(link for link in links if not (ROOT / link).is_file())
 
 
 # --- What the code has, the pages name ----------------------------------------------------------------------------
@@ -134,6 +134,11 @@ def documentation(name: str) -> str:
 
 def everything() -> str:
     return "\n".join(page.read_text() for page in PAGES)
+
+
+def none_of(names: Iterable[str]) -> None:
+    missing = sorted(set(names))
+    assert not missing, "missing, or not there any more:\n" + "\n".join(missing)
 
 
 def config_keys(source: str) -> set[str]:
@@ -163,24 +168,24 @@ def test_every_configuration_key_has_a_row_in_the_table() -> None:
     keys = {key for path in SOURCE.rglob("*.py") for key in config_keys(path.read_text())}
     rows = "\n".join(line for line in documentation("configuration.md").splitlines() if line.startswith("|"))
     assert keys, "no key was found: has the way config.py reads them changed?"
-    assert sorted(key for key in keys if f"`{key}`" not in rows) == []
+    none_of(key for key in keys if f"`{key}`" not in rows)
 
 
 def test_the_configuration_page_names_no_key_that_does_not_exist() -> None:
     keys = {key for path in SOURCE.rglob("*.py") for key in config_keys(path.read_text())}
-    assert sorted(set(re.findall(rf"`({KEY.pattern})`", documentation("configuration.md"))) - keys) == []
+    none_of(set(re.findall(rf"`({KEY.pattern})`", documentation("configuration.md"))) - keys)
 
 
 def test_every_public_name_is_documented() -> None:
     words = set(re.findall(r"\w+", everything()))
-    assert [name for name in flask_taskworker.__all__ if name not in words] == []
+    none_of(name for name in flask_taskworker.__all__ if name not in words)
 
 
 def test_every_signal_is_documented() -> None:
     signals = importlib.import_module("flask_taskworker.signals")
     names = [name for name, value in vars(signals).items() if isinstance(value, blinker.NamedSignal)]
     assert names
-    assert [name for name in names if f"`{name}`" not in documentation("signals.md")] == []
+    none_of(name for name in names if f"`{name}`" not in documentation("signals.md"))
 
 
 def test_every_command_and_option_is_documented() -> None:
@@ -189,7 +194,7 @@ def test_every_command_and_option_is_documented() -> None:
     for path, command in cli_commands().items():
         options = [max(p.opts, key=len) for p in command.params if isinstance(p, click.Option) and not p.hidden]
         missing += [path] * (path not in page) + [f"{path} {option}" for option in options if option not in page]
-    assert missing == []
+    none_of(missing)
 
 
 # --- The checks themselves ----------------------------------------------------------------------------------------
