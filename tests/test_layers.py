@@ -21,9 +21,13 @@ FLOORS = [
     "errors",
     "clock",
     "signals",
+    "announce",
     "config",
+    "hints",
     "codec",
     "jobs",
+    "failures",
+    "logs",
     "retry",
     "triggers",
     "tasks",
@@ -35,13 +39,17 @@ FLOORS = [
     "store.sqlite",
     "store.postgresql",
     "store.sql",
+    "store.work",
     "store",
+    "client",
     "executor",
     "liveness",
     "worker",
     "mail.errors",
-    "mail.message",
+    "mail.addresses",
     "mail.mime",
+    "mail.envelope",
+    "mail.message",
     "mail.smtp",
     "mail.delivery",
     "mail.extension",
@@ -56,22 +64,14 @@ FLOORS = [
 
 # No I/O, no asyncio, no Flask objects, and no clock: time is an argument.
 PURE = {
-    "errors",
-    "clock",
-    "config",
-    "codec",
-    "jobs",
-    "retry",
-    "triggers",
-    "tasks",
-    "store.schema",
-    "store.statements",
-    "mail.message",
-    "mail.mime",
+    *("errors", "clock", "config", "hints", "codec", "jobs", "failures", "retry", "triggers", "tasks"),
+    *("store.schema", "store.statements"),
+    *("mail.addresses", "mail.mime", "mail.envelope", "mail.message"),
 }
 IMPURE_IMPORTS = {
     *("aiosmtplib", "aiosqlite", "asgiref", "asyncio", "concurrent", "flask", "http", "multiprocessing", "psycopg"),
-    *("select", "selectors", "smtplib", "socket", "sqlite3", "ssl", "subprocess", "time", "urllib", "werkzeug"),
+    *("select", "selectors", "socket", "sqlite3", "ssl", "subprocess", "time", "urllib.request", "werkzeug"),
+    *("smtplib.SMTP", "smtplib.SMTP_SSL", "smtplib.LMTP"),  # its exceptions are only names
 }
 IMPURE_CALLS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today")}
 
@@ -120,7 +120,7 @@ def broken_rules(name: str, imports: list[Import], floors: list[str]) -> Iterato
             below = floor_of(found.target, floors)
             if floor is not None and below is not None and below >= floor:
                 yield f"{at}: imports {found.target or 'the package'}, which is not on a lower floor."
-        elif name in PURE and top in IMPURE_IMPORTS:
+        elif name in PURE and any(f"{found.target}.".startswith(f"{impure}.") for impure in IMPURE_IMPORTS):
             yield f"{at}: is pure and imports {found.target}."
 
 
