@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ensurepip
 import importlib.util
 import os
 import shutil
@@ -217,6 +216,8 @@ sys.exit(7)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
+    if not pip_wheels():
+        pytest.skip("this Python comes without pip's wheel (ensurepip), so an environment cannot be made offline")
     root = tmp_path / "small project"
     (root / "examples").mkdir(parents=True)
     shutil.copy(ROOT / "dev.py", root)
@@ -225,12 +226,19 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
+def pip_wheels() -> list[Path]:
+    """The wheels of pip that came with this Python; Debian keeps them in a place of its own."""
+    found = importlib.util.find_spec("ensurepip")
+    bundled = [Path(found.origin).parent / "_bundled"] if found and found.origin else []
+    return [wheel for folder in [*bundled, Path("/usr/share/python-wheels")] for wheel in folder.glob("pip-*.whl")]
+
+
 def offline(**variables: str) -> dict[str, str]:
     """The variables of a shell in which pip has only the wheels that come with Python."""
-    wheels = Path(ensurepip.__file__).parent / "_bundled"
+    wheels = " ".join(str(wheel.parent) for wheel in pip_wheels())
     removed = ("PIP_", "PYTEST_", "VIRTUAL_ENV")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(removed)}
-    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "PIP_CONFIG_FILE": os.devnull}
     return kept | pip | variables
 
 
@@ -257,8 +265,6 @@ def test_fresh_clone_is_installed_once_and_again_when_its_metadata_changes(proje
 
 @pytest.mark.slow
 def test_environment_is_made_where_ensurepip_is_missing(project: Path, tmp_path: Path) -> None:
-    if not list((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")):
-        pytest.skip("this Python comes without pip's wheel, so there is nothing to borrow offline")
     (tmp_path / "ensurepip.py").write_text("raise ImportError('split off')")
     answer = dev_py(project, "demo", PYTHONPATH=str(tmp_path))
     assert (answer.returncode, answer.stdout) == (7, "1.0 []\n"), answer.stderr
