@@ -5,10 +5,11 @@ Randomness is an argument, like the time: *rand* is a number from -1 to 1, ``ran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from .clock import MAX_PERIOD, ZERO, as_timedelta
 from .errors import DeclarationError
@@ -108,7 +109,16 @@ class Retry:
                 f"Retry's backoff {self.backoff!r} raised {type(error).__name__}: {error} for attempt {attempt}. "
                 "It must return seconds or a timedelta for every attempt."
             ) from error
-        return as_timedelta(value, f"What Retry's backoff {self.backoff!r} returned for attempt {attempt}")
+        return as_timedelta(
+            self._capped(value), f"What Retry's backoff {self.backoff!r} returned for attempt {attempt}"
+        )
+
+    def _capped(self, value: Any) -> Any:
+        # 2**attempt is a sensible backoff and soon longer than any period: the cap comes before the check.
+        if isinstance(value, timedelta):
+            return min(value, self.cap)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value != math.inf
+        return min(value, self.cap.total_seconds()) if is_number else value
 
 
 def crash_delay(crashes: int, *, rand: float) -> timedelta:
