@@ -6,9 +6,9 @@ Every wrong value raises :class:`~flask_taskworker.errors.ConfigError` with the 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,10 @@ from typing import Any, Literal, cast
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from .clock import MAX_PERIOD
 from .errors import ConfigError
+
+MAX_SECONDS = MAX_PERIOD.total_seconds()
 
 Driver = Literal["sqlite", "postgresql"]
 Durability = Literal["full", "normal"]
@@ -100,11 +103,10 @@ def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[st
 
 def _seconds(config: Mapping[str, Any], key: str, default: float, *, minimum: float) -> float:
     value = config.get(key, default)
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
-        raise ConfigError.of(key, value, f"a number of seconds, at least {minimum:g}")
-    return float(value)
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not minimum <= seconds <= MAX_SECONDS:
+        raise ConfigError.of(key, value, f"a number of seconds, at least {minimum:g} and at most 100 years")
+    return float(seconds)
 
 
 def _period(config: Mapping[str, Any], key: str, default: timedelta) -> timedelta:
@@ -141,32 +143,39 @@ def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
     key = "TASKER_DATABASE_URI"
     if value is None:
         if driver == "postgresql":
-            raise ConfigError(f"{key} is required with TASKER_DRIVER = 'postgresql', for example postgresql://host/database.")
+            raise ConfigError(
+                f"{key} is required with TASKER_DRIVER = 'postgresql', for example postgresql://host/database."
+            )
         return URL.create("sqlite", database=str(instance_path / "taskworker.db"))
     if not isinstance(value, str | URL):
         raise ConfigError(f"{key} must be an SQLAlchemy URL as a string, not a value of type {type(value).__name__}.")
     url = _parsed(key, value)
     if url.get_backend_name() != driver:
         raise ConfigError(
-            f"{key} is a {url.get_backend_name()!r} URL but TASKER_DRIVER is {driver!r}. Set TASKER_DRIVER to match the URL."
+            f"{key} is a {url.get_backend_name()!r} URL but TASKER_DRIVER is {driver!r}. "
+            "Set TASKER_DRIVER to match the URL."
         )
     return _sqlite_file(key, url, instance_path) if driver == "sqlite" else url
 
 
 def _parsed(key: str, value: str | URL) -> URL:
-    try:
+    with suppress(ArgumentError, ValueError):
         return make_url(value)
-    except (ArgumentError, ValueError) as error:
-        # The text may hold a password: it is not repeated. See test_no_error_repeats_the_uri.
-        raise ConfigError(f"{key} is not an SQLAlchemy URL. Example: sqlite:////var/lib/app/taskworker.db.") from None
+    # The text may hold a password: neither this error nor one behind it repeats it. See test_no_error_repeats_the_uri.
+    raise ConfigError(f"{key} is not an SQLAlchemy URL. Example: sqlite:////var/lib/app/taskworker.db.")
 
 
 def _sqlite_file(key: str, url: URL, instance_path: Path) -> URL:
-    if not url.database or url.database == ":memory:" or "mode=memory" in url.database or url.query.get("mode") == "memory":
+    in_memory = url.database == ":memory:" or url.query.get("mode") == "memory"
+    if not url.database or in_memory or "mode=memory" in url.database:
         raise ConfigError(
-            f"{key} names an in-memory database, which no other thread or process could see and no restart would survive. "
-            "Use a file; in tests one in a temporary folder, for example sqlite:////tmp/test/taskworker.db."
+            f"{key} names an in-memory database, which no other thread or process could see and no restart would "
+            "survive. Use a file; in tests one in a temporary folder, for example sqlite:////tmp/test/taskworker.db."
         )
+    if "\0" in url.database:
+        raise ConfigError(f"{key} holds a NUL character, which no file name can.")
     if url.database.startswith("file:"):
-        raise ConfigError(f"{key} uses SQLite's file: form. Give a plain path, for example sqlite:////var/lib/app/taskworker.db.")
+        raise ConfigError(
+            f"{key} uses SQLite's file: form. Give a plain path, for example sqlite:////var/lib/app/taskworker.db."
+        )
     return URL.create("sqlite", database=str((instance_path / url.database).resolve()))
