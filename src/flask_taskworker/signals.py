@@ -14,7 +14,9 @@ _signals = Namespace()
 job_enqueued = _signals.signal("job-enqueued", "A job was accepted. Keyword: job.")
 job_started = _signals.signal("job-started", "A worker claimed a job and runs it. Keyword: job.")
 job_succeeded = _signals.signal("job-succeeded", "A job ended well. Keywords: job, outcome.")
-job_retrying = _signals.signal("job-retrying", "A try failed and another will follow. Keywords: job, outcome, exception.")
+job_retrying = _signals.signal(
+    "job-retrying", "A try failed and another will follow. Keywords: job, outcome, exception."
+)
 job_failed = _signals.signal("job-failed", "A job failed for good. Keywords: job, outcome, exception.")
 job_cancelled = _signals.signal("job-cancelled", "A job was cancelled. Keywords: job, outcome.")
 job_rescued = _signals.signal("job-rescued", "A dead worker's job went back to its queue. Keyword: job.")

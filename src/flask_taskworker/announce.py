@@ -1,0 +1,64 @@
+"""Sending signals so that no receiver can harm a job, a worker or another receiver."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from blinker import Signal
+from flask import Flask
+
+log = logging.getLogger(__name__)
+
+
+def send(signal: Signal, app: Flask, **values: Any) -> None:
+    """Call each receiver here and now; one that raises is logged. Receivers may be coroutine functions."""
+    for receiver in signal.receivers_for(app):
+        try:
+            call = async_to_sync(receiver) if iscoroutinefunction(receiver) else receiver
+            call(app, **values)
+        except Exception:
+            log.exception("a receiver of %s raised: %r", signal, receiver)
+
+
+class Announcer:
+    """Sends a worker's signals one after the other, in one thread beside the event loop, inside an app context.
+
+    The thread starts with the first signal that has a receiver; without receivers an announcement costs one look.
+    """
+
+    def __init__(self) -> None:
+        self._pending: queue.SimpleQueue[tuple[Signal, Flask, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @staticmethod
+    def wanted(signal: Signal) -> bool:
+        """Whether anybody listens. Look before making the values of an announcement."""
+        return bool(signal.receivers)
+
+    def announce(self, signal: Signal, app: Flask | None, **values: Any) -> None:
+        """Send *signal* soon. For the worker's loop only."""
+        if app is None or not signal.receivers:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="taskworker-signals", daemon=True)
+            self._thread.start()
+        self._pending.put((signal, app, values))
+
+    def _work(self) -> None:
+        while (pending := self._pending.get()) is not None:
+            signal, app, values = pending
+            with app.app_context():
+                send(signal, app, **values)
+            del pending, app, values
+
+    def close(self, timeout: float) -> None:
+        """Send what is pending, for *timeout* seconds at most."""
+        if self._thread is not None:
+            self._pending.put(None)
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                log.warning("a signal receiver did not end within %g s; later signals are not sent", timeout)

@@ -1,0 +1,306 @@
+"""The client: what every process does with one app's jobs, whether or not a worker runs in it.
+
+It enqueues, looks up, waits, cancels and wakes. Tasks and jobs reach the store through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from flask import Flask
+
+from . import announce, signals
+from .clock import from_ms, to_ms
+from .codec import Codec
+from .errors import JobCancelled, JobFailed, JobTimeout
+from .jobs import Failure, Job, JobRecord, JobState, NewJob
+from .store.sql import JobEnding, Store, next_fire_ms, to_duration_ms
+from .tasks import DeclaredSchedule, EnqueueOptions, Task
+from .threads import PoolClosed, ThreadPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FIRST_POLL = 0.005
+_LAST_POLL = 0.25
+_THREADS = 4
+
+
+class Client:
+    """One app's jobs, as seen from any thread of this process."""
+
+    def __init__(self, store: Store, codec: Codec, find_app: Callable[[], Flask | None]) -> None:
+        self.store = store
+        self.on_news: Callable[[], None] | None = None
+        """Wakes the worker of this process, if there is one."""
+        self.worker_thread: threading.Thread | None = None
+        """The thread of this process's event loop, where waiting for a result would wait for ever."""
+        self._codec = codec
+        self._find_app = find_app
+        self._waiting = Waiting()
+        self._threads = ThreadPool(_THREADS, "taskworker-client")
+
+    # -- enqueueing -------------------------------------------------------------------------------------------------
+
+    def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
+        """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
+        now = self.store.clock()
+        jobs: list[Job[Any]] = [
+            Job(record, self) for record in self.store.add([new_job(task, args, options, now) for args in calls])
+        ]
+        if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
+            for job in jobs:
+                announce.send(signals.job_enqueued, app, job=job)
+        self.wake()
+        return jobs
+
+    async def aenqueue(
+        self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
+    ) -> list[Job[Any]]:
+        """As :meth:`enqueue`, in a thread."""
+        return await self._aside(self.enqueue, task, calls, options)
+
+    async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except PoolClosed:
+            # No thread can be started any more: the interpreter shuts down, and a short block harms nobody.
+            return call()
+
+    def put_schedule(self, schedule: DeclaredSchedule) -> None:
+        """Store a schedule made at run time, or change the one of that name."""
+        self.store.put_schedule(schedule, next_fire_ms(schedule, from_ms(self.store.clock())))
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell all workers of this database that there is news."""
+        if self.on_news is not None:
+            self.on_news()
+        self.store.driver.wake_others()
+
+    # -- looking and waiting ----------------------------------------------------------------------------------------
+
+    def job(self, job_id: int) -> Job[Any]:
+        """The job of that number. Raises JobNotFound."""
+        return Job(self.store.record(job_id), self)
+
+    def record(self, job_id: int) -> JobRecord:
+        """The job's row. Raises JobNotFound."""
+        return self.store.record(job_id)
+
+    def wait(self, job_id: int, timeout: float | None) -> Any:
+        """The decoded result. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
+        if threading.current_thread() is self.worker_thread:
+            raise RuntimeError("result() would block the worker's event loop for ever. Use: await job.aresult().")
+        deadline = _deadline(timeout)
+        pause = _FIRST_POLL
+        with self._waiting.for_job(job_id) as finished:
+            while not _has_finished(ending := self.store.ending(job_id)):
+                left = _time_left(job_id, deadline)
+                # Another process may finish the job: nobody would set the event then.
+                finished.wait(min(pause, left))
+                pause = min(pause * 2, _LAST_POLL)
+        return self._value(job_id, ending)
+
+    async def await_result(self, job_id: int, timeout: float | None) -> Any:
+        """As :meth:`wait`, without blocking the event loop."""
+        deadline = _deadline(timeout)
+        pause = _FIRST_POLL
+        with self._waiting.for_job(job_id) as finished:
+            while not _has_finished(ending := await self._aside(self.store.ending, job_id)):
+                await finished.async_wait(min(pause, _time_left(job_id, deadline)))
+                pause = min(pause * 2, _LAST_POLL)
+        return self._value(job_id, ending)
+
+    def _value(self, job_id: int, ending: JobEnding) -> Any:
+        match ending.state:
+            case "succeeded":
+                return None if ending.result is None else self._codec.decode(ending.result)
+            case "cancelled":
+                reason = Failure.from_text(ending.error, ending.failure_kind).message
+                raise JobCancelled(f"Job {job_id} was cancelled. {reason}".rstrip())
+            case _:
+                raise _job_failed(job_id, Failure.from_text(ending.error, ending.failure_kind))
+
+    def finished(self, job_ids: Iterable[int]) -> None:
+        """Told by the worker of this process after the commit: end the waiting for these jobs."""
+        self._waiting.end(job_ids)
+
+    # -- steering ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: int) -> bool:
+        """Cancel, or ask the running job to stop."""
+        state = self.store.cancel(job_id)
+        if state is JobState.CANCELLED:
+            self.finished((job_id,))
+            if signals.job_cancelled.receivers and (app := self._find_app()) is not None:
+                announce.send(signals.job_cancelled, app, job=self.job(job_id), outcome=None)
+        return state is not None
+
+    def retry(self, job_id: int) -> bool:
+        """Put a finished job back into its queue."""
+        done = self.store.retry(job_id)
+        self.wake()
+        return done
+
+    def close(self) -> None:
+        """Close the database's connections; they are opened again when needed."""
+        self.store.driver.close()
+
+    def abandon(self) -> None:
+        """After a fork, in the child: begin anew with nothing of the parent's."""
+        self.on_news = None
+        self.worker_thread = None
+        self._waiting = Waiting()
+        self._threads = ThreadPool(_THREADS, "taskworker-client")
+        self.store.driver.abandon()
+
+
+class Finished:
+    """Set when a job of this process's worker has ended; for one waiter, in a thread or on an event loop."""
+
+    __slots__ = ("_event", "_loop", "_wake")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+
+    def set(self) -> None:
+        """From any thread."""
+        self._event.set()
+        if self._loop is not None and self._wake is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def wait(self, seconds: float) -> None:
+        """In a thread."""
+        self._event.wait(seconds)
+        self._event.clear()
+
+    async def async_wait(self, seconds: float) -> None:
+        """On an event loop."""
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        if not self._event.is_set():
+            handle = self._loop.call_later(seconds, self._wake.set)
+            await self._wake.wait()
+            handle.cancel()
+        self._event.clear()
+
+
+class Waiting:
+    """Who waits for which job in this process. Safe from any thread; costs one look where nobody waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiters: defaultdict[int, list[Finished]] = defaultdict(list)
+
+    def for_job(self, job_id: int) -> _Waiter:
+        """A with block whose value is set when the job ends."""
+        return _Waiter(self, job_id)
+
+    def add(self, job_id: int, finished: Finished) -> None:
+        """Begin to wait."""
+        with self._lock:
+            self._waiters[job_id].append(finished)
+
+    def remove(self, job_id: int, finished: Finished) -> None:
+        """Wait no longer."""
+        with self._lock:
+            self._waiters[job_id].remove(finished)
+            if not self._waiters[job_id]:
+                del self._waiters[job_id]
+
+    def end(self, job_ids: Iterable[int]) -> None:
+        """These jobs have ended."""
+        if self._waiters:
+            with self._lock:
+                for job_id in job_ids:
+                    for finished in self._waiters.get(job_id, ()):
+                        finished.set()
+
+
+class _Waiter:
+    __slots__ = ("_finished", "_job_id", "_waiting")
+
+    def __init__(self, waiting: Waiting, job_id: int) -> None:
+        self._waiting = waiting
+        self._job_id = job_id
+        self._finished = Finished()
+
+    def __enter__(self) -> Finished:
+        self._waiting.add(self._job_id, self._finished)
+        return self._finished
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.remove(self._job_id, self._finished)
+
+
+def new_job(task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: int) -> NewJob:
+    """The row for one encoded call of *task*."""
+    timeout = task.options.timeout
+    return NewJob(
+        uid=options.uid or new_uid(now),
+        task=task.name,
+        queue=options.queue or task.options.queue,
+        kind=task.kind,
+        priority=task.options.priority if options.priority is None else options.priority,
+        run_at=_run_at(options, now),
+        args=args,
+        max_attempts=task.max_attempts,
+        timeout=None if timeout is None else to_duration_ms(timeout),
+        created_at=now,
+        unique_key=None if options.unique is None else f"{task.name}:{options.unique}",
+    )
+
+
+def _run_at(options: EnqueueOptions, now: int) -> int:
+    # 0, not now, for a job that is due: a clock that is set back must not hide it.
+    if options.delay is not None:
+        return now + to_duration_ms(options.delay) if options.delay else 0
+    if options.run_at is not None:
+        at = to_ms(options.run_at)
+        return at if at > now else 0
+    return 0
+
+
+def new_uid(now: int) -> str:
+    """A random name that begins with the time, so that an index of them grows at its end (as UUIDv7, RFC 9562)."""
+    return f"{now:012x}{os.urandom(10).hex()}"
+
+
+def _has_finished(ending: JobEnding) -> bool:
+    return JobState(ending.state).finished
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _time_left(job_id: int, deadline: float | None) -> float:
+    if deadline is None:
+        return _LAST_POLL
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise JobTimeout(f"Job {job_id} had no result within the timeout. It goes on; ask again later.")
+    return left
+
+
+def _job_failed(job_id: int, failure: Failure) -> JobFailed:
+    return JobFailed(
+        f"Job {job_id} failed: {failure.type or failure.kind}: {failure.message}",
+        job_id=job_id,
+        kind=failure.kind,
+        exception_type=failure.type,
+        exception_message=failure.message,
+        traceback=failure.traceback,
+    )

@@ -1,0 +1,253 @@
+"""The crew: the jobs in one worker's hands, from the claim to the ending that waits to be recorded.
+
+It starts claims in free slots, collects endings and progress, and passes on what others say about running jobs. It
+knows nothing of the database: what it collects, the worker records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from flask import Flask
+
+from . import signals
+from .config import TaskWorkerConfig
+from .executor import Executor
+from .jobs import Claim, Ending, Outcome, Progress, RunningJob
+from .slots import Slots
+from .store.work import Ended
+
+log = logging.getLogger(__name__)
+
+KINDS = ("async", "sync")
+WAIT_FOR_SLOT = 0.25
+"""A job that was claimed ahead and found no slot in that time goes back for others to take. Seconds."""
+CANCEL_GRACE = 1.0
+"""Seconds that a cancelled coroutine has to end at shutdown."""
+
+
+class Crew:
+    """The jobs of one worker. For its loop only, but for :meth:`_report`."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        config: TaskWorkerConfig,
+        clock: Callable[[], int],
+        find_app: Callable[[], Flask | None],
+        on_change: Callable[[], None],
+        on_start: Callable[[Claim], None],
+    ) -> None:
+        self._executor = executor
+        self._config = config
+        self._clock = clock
+        self._find_app = find_app
+        self._on_change = on_change
+        self._on_start = on_start
+        self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
+        self._tasks: dict[asyncio.Task[None], RunningJob] = {}
+        self._abandoned: list[asyncio.Task[None]] = []
+        self._reports: dict[RunningJob, Progress] = {}
+        self._loop = asyncio.get_running_loop()
+        self.ended: list[Ended] = []
+        """What ended and is not recorded yet, oldest first."""
+        self.ended_since = 0.0
+        """When the oldest of them ended, on the loop's clock."""
+        self.jobs_done = 0
+
+    # -- how it stands ----------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return bool(self._tasks)
+
+    @property
+    def waiting(self) -> int:
+        """How many claims wait for a slot."""
+        return sum(len(slots.waiting) for slots in self._slots.values())
+
+    @property
+    def reporting(self) -> bool:
+        """Whether a job has told of progress that is not written yet."""
+        return bool(self._reports)
+
+    def room(self, kind: str) -> int:
+        """How many jobs of that kind to claim now."""
+        slots = self._slots[kind]
+        if kind == "sync":
+            slots.overdue = self._executor.overdue
+        return slots.room
+
+    def claims(self) -> set[tuple[int, int]]:
+        """(id, claim) of all that is in hand."""
+        in_hand = [e.claim for e in self.ended]
+        in_hand += [job.claim for job in self._tasks.values()]
+        in_hand += [claim for slots in self._slots.values() for claim in slots.waiting]
+        return {(claim.id, claim.claim) for claim in in_hand}
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs of each kind run. Safe from any thread."""
+        return {kind: slots.running for kind, slots in self._slots.items()}
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    def take(self, kind: str, claims: Iterable[Claim]) -> None:
+        """Accept claims; they start as slots are free."""
+        slots = self._slots[kind]
+        if not slots.waiting:
+            slots.waiting_since = self._loop.time()
+        slots.waiting.extend(claims)
+
+    def start_waiting(self) -> None:
+        """Start what waits and finds a slot; what waited too long goes back."""
+        for kind, slots in self._slots.items():
+            while slots.waiting and slots.free > 0:
+                self._start(kind, slots.waiting.popleft())
+            if slots.waiting and self._loop.time() - slots.waiting_since > WAIT_FOR_SLOT:
+                self._give_back(slots)
+
+    def _start(self, kind: str, claim: Claim) -> None:
+        job = RunningJob(claim, self._report)
+        self._slots[kind].running += 1
+        task = self._loop.create_task(self._execute(job))
+        # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
+        self._tasks[task] = job
+        task.add_done_callback(self._on_done)
+        if signals.job_started.receivers:
+            self._on_start(claim)
+
+    async def _execute(self, job: RunningJob) -> None:
+        started_at, started = self._clock(), self._loop.time()
+        outcome = await self._executor.execute(job)
+        seconds = self._loop.time() - started
+        self._slots[job.claim.kind].learn(seconds)
+        self._note(Ended(job.claim, outcome, started_at, self._clock(), self._reports.pop(job, None)))
+        self._log(job.claim, outcome, seconds)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        """The slot is free. A claim whose coroutine ended without an Outcome gets one here: none may stay behind."""
+        job = self._tasks.pop(task)
+        self._slots[job.claim.kind].running -= 1
+        self.jobs_done += 1
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            now = self._clock()
+            self._note(Ended(job.claim, self._executor.ending_of(job, error), now, now))
+        self._on_change()
+
+    def _log(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
+        if outcome.ending in (Ending.FAILED, Ending.RETRYING):
+            failure = outcome.failure
+            words = f"{failure.type}: {failure.message[:200]}" if failure else ""
+            again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
+            error = outcome.exception
+            log.warning("%s %s after %.3f s%s: %r", claim, outcome.ending, seconds, again, words, exc_info=error)
+        elif log.isEnabledFor(level := logging.INFO if self._is_debug() else logging.DEBUG):
+            log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
+
+    def _is_debug(self) -> bool:
+        app = self._find_app()
+        return self._config.is_debug(bool(app and app.debug))
+
+    # -- collecting -------------------------------------------------------------------------------------------------
+
+    def take_ended(self) -> list[Ended]:
+        """What ended; the worker records it, or puts it back."""
+        ended, self.ended = self.ended, []
+        return ended
+
+    def put_back(self, ended: list[Ended]) -> None:
+        """The database did not take these."""
+        self.ended[:0] = ended
+
+    def take_reports(self) -> list[tuple[Claim, Progress]]:
+        """What running jobs told of their progress."""
+        reports, self._reports = self._reports, {}
+        return [(job.claim, progress) for job, progress in reports.items()]
+
+    def _report(self, job: RunningJob, progress: Progress) -> None:
+        """From any thread: one assignment, which the interpreter does not cut in two."""
+        self._reports[job] = progress
+
+    def _note(self, ended: Ended) -> None:
+        if not self.ended:
+            self.ended_since = self._loop.time()
+        self.ended.append(ended)
+
+    # -- what others say --------------------------------------------------------------------------------------------
+
+    def cancel(self, requests: list[tuple[int, int]]) -> None:
+        """These jobs, (id, claim), were asked to stop."""
+        asked = set(requests)
+        for task, job in list(self._tasks.items()):
+            if (job.claim.id, job.claim.claim) in asked and not job.cancelled:
+                job.cancelled = True
+                if job.claim.kind == "async":
+                    task.cancel()
+
+    def lose(self) -> None:
+        """The worker was declared dead: whatever runs here is somebody else's now."""
+        for task, job in list(self._tasks.items()):
+            job.lost = True
+            if job.claim.kind == "async":
+                task.cancel()
+        for slots in self._slots.values():
+            slots.waiting.clear()
+
+    def release(self, claims: Iterable[Claim]) -> None:
+        """Hand claims back unrun."""
+        now = self._clock()
+        for claim in claims:
+            self._note(Ended(claim, Outcome(Ending.RELEASED), now, now))
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def give_back_waiting(self) -> None:
+        """Hand back all that has not begun."""
+        for slots in self._slots.values():
+            self._give_back(slots)
+
+    def _give_back(self, slots: Slots) -> None:
+        """Jobs that were claimed ahead and that others could start sooner: claim none ahead for a while."""
+        slots.seconds = max(slots.seconds, 1.0)
+        self.release(slots.waiting)
+        slots.waiting.clear()
+
+    async def wait_for_one(self, hurry: asyncio.Event, timeout: float) -> None:
+        """Wait until a job ends, *hurry* is set or the time is over."""
+        hurried = self._loop.create_task(hurry.wait())
+        await asyncio.wait({*self._tasks, hurried}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
+    async def hand_back(self, *, abandon_threads: bool) -> None:
+        """Cancel coroutines; they end as released. Sync jobs are released only where the process ends at once."""
+        for task, job in list(self._tasks.items()):
+            job.releasing = True
+            if job.claim.kind == "async":
+                task.cancel()
+            elif abandon_threads:
+                self._abandon(task, job)
+        coroutines = [task for task, job in self._tasks.items() if job.claim.kind == "async"]
+        if coroutines:
+            await asyncio.wait(coroutines, timeout=CANCEL_GRACE)
+
+    def _abandon(self, task: asyncio.Task[None], job: RunningJob) -> None:
+        """Hand back a sync job whose thread runs on: the process ends at once, and the thread with it."""
+        log.warning("%s did not end in time and goes back to its queue", job.claim)
+        task.remove_done_callback(self._on_done)
+        del self._tasks[task]
+        self._abandoned.append(task)
+        self.release([job.claim])
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether a thread still runs a job that was handed back."""
+        return bool(self._abandoned)
+
+    def close(self) -> None:
+        """Let idle threads end; a busy one ends with its job or with the process."""
+        self._executor.close()

@@ -1,0 +1,247 @@
+"""The executor: one job's function in the app context, and its ending as an Outcome.
+
+Foreign code is called in one place for each kind, and every ending of it (return, exception, timeout, cancellation,
+``SystemExit``, a result that JSON cannot hold) is named in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, cast
+
+from asgiref.sync import sync_to_async
+from flask import Flask
+
+from .clock import as_timedelta
+from .errors import (
+    CancelJob,
+    DeclarationError,
+    JobCancelled,
+    LeaseLost,
+    NotDecodable,
+    NotEncodable,
+    RetryJob,
+    SnoozeJob,
+)
+from .failures import failure_of
+from .jobs import SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
+from .retry import Retry
+from .tasks import Task, TaskRegistry
+from .threads import PoolClosed, ThreadPool
+
+log = logging.getLogger(__name__)
+
+ASKED_RETRY = Retry(max_attempts=10)
+"""The policy of a task without one that raises RetryJob."""
+
+_NOTHING = object()
+_SHORTEST_RELEASE = timedelta(seconds=2)
+_LONGEST_RELEASE = timedelta(minutes=10)
+
+
+class Executor:
+    """Runs jobs of one app. For one event loop only."""
+
+    def __init__(
+        self, find_app: Callable[[], Flask | None], registry: TaskRegistry, *, threads: int, clock: Callable[[], int]
+    ) -> None:
+        self._find_app = find_app
+        self._clock = clock
+        self._registry = registry
+        self._codec = registry.codec
+        self._pool = ThreadPool(threads, "taskworker-job")
+        self.overdue = 0
+        """Threads that timed-out jobs still use: such a function runs on, and keeps its thread."""
+
+    async def execute(self, job: RunningJob) -> Outcome:
+        """Run one job to its ending. Never raises but CancelledError before it began."""
+        task = self._registry.get(job.claim.task)
+        app = self._find_app()
+        if task is None or app is None:
+            return _released_unknown(job.claim, self._clock())
+        try:
+            args, kwargs = self._codec.decode_call(job.claim.args)
+        except NotDecodable as error:
+            return _failed(task, error, "payload")
+        if task.kind == "async":
+            return await self._run_async(app, task, job, args, kwargs)
+        return await self._run_sync(app, task, job, args, kwargs)
+
+    async def _run_async(
+        self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        set_running(job)
+        limit = job.claim.timeout
+        scope: asyncio.Timeout | None = None
+        value: Any = _NOTHING
+        try:
+            with app.app_context():
+                if limit is None:
+                    value = await task.function(*args, **kwargs)
+                else:
+                    async with asyncio.timeout(limit / 1000) as scope:
+                        value = await task.function(*args, **kwargs)
+            return self._succeeded(task, value)
+        except BaseException as error:  # noqa: BLE001 - foreign code; whatever it raises ends its job alone
+            if value is not _NOTHING:
+                return self._teardown_raised(task, job, value, error)
+            timed_out = scope is not None and scope.expired() and isinstance(error, TimeoutError)
+            return self.ending_of(job, error, "timeout" if timed_out else "exception")
+        finally:
+            set_running(None)
+
+    async def _run_sync(
+        self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        def call() -> Outcome:
+            # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
+            set_running(job)
+            value: Any = _NOTHING
+            try:
+                with app.app_context():
+                    value = task.function(*args, **kwargs)
+                return self._succeeded(task, value)
+            except BaseException as error:  # noqa: BLE001 - as above
+                if value is not _NOTHING:
+                    return self._teardown_raised(task, job, value, error)
+                return self.ending_of(job, error)
+            finally:
+                set_running(None)
+
+        hop = sync_to_async(call, thread_sensitive=False, executor=cast(Any, self._pool))
+        limit = job.claim.timeout
+        try:
+            if limit is None:
+                return await hop()
+            return await self._limited(job, asyncio.ensure_future(hop()), limit / 1000)
+        except PoolClosed:
+            return Outcome(Ending.RELEASED)
+
+    async def _limited(self, job: RunningJob, thread: asyncio.Future[Outcome], limit: float) -> Outcome:
+        """Wait no longer than *limit*. The await is abandoned then, not the thread: it cannot be stopped."""
+        done, _ = await asyncio.wait({thread}, timeout=limit)
+        if done:
+            return thread.result()
+        job.cancelled = True
+        self.overdue += 1
+        thread.add_done_callback(self._on_overdue_end)
+        log.warning(
+            "%s exceeded its timeout of %g s; its thread is in use until the function returns", job.claim, limit
+        )
+        return self.ending_of(job, TimeoutError(f"The task did not end within {limit:g} s."), "timeout")
+
+    def _on_overdue_end(self, thread: asyncio.Future[Outcome]) -> None:
+        self.overdue -= 1
+        if not thread.cancelled() and thread.exception() is None:
+            log.info("a timed-out sync job has returned (%s); its thread is free again", thread.result().ending)
+
+    def _succeeded(self, task: Task[..., Any, Any], value: object) -> Outcome:
+        keep = task.options.keep
+        if value is None:
+            return SUCCEEDED if keep is None else Outcome(Ending.SUCCEEDED, keep=keep)
+        if inspect.iscoroutine(value):
+            value.close()
+            problem = NotEncodable(
+                f"{task.name} returned a coroutine. Declare it with async def, or await the coroutine."
+            )
+            return _failed(task, problem, "result")
+        try:
+            return Outcome(Ending.SUCCEEDED, result=self._codec.encode(value), keep=keep)
+        except NotEncodable as error:
+            return _failed(task, error, "result")
+
+    def _teardown_raised(
+        self, task: Task[..., Any, Any], job: RunningJob, value: object, error: BaseException
+    ) -> Outcome:
+        """The task did its work: running it again because of the app's teardown would do the work twice."""
+        words = "%s returned, then a teardown function of the app raised; the job counts as succeeded"
+        log.error(words, job.claim, exc_info=error)
+        return self._succeeded(task, value)
+
+    def ending_of(self, job: RunningJob, error: BaseException, kind: str = "exception") -> Outcome:
+        """What becomes of a job whose execution raised *error*."""
+        task = self._registry.get(job.claim.task)
+        match error:
+            case SnoozeJob():
+                return _later(task, job.claim, Ending.SNOOZED, error.delay)
+            case CancelJob():
+                return _cancelled(task, str(error))
+            case JobCancelled() if job.cancelled:
+                return _cancelled(task, "Stopped on request.")
+            case asyncio.CancelledError() if job.cancelled:
+                return _cancelled(task, "Stopped on request.")
+            case asyncio.CancelledError() if job.releasing or job.lost:
+                return Outcome(Ending.RELEASED)
+            case LeaseLost() if job.lost:
+                return Outcome(Ending.RELEASED)
+            case RetryJob():
+                return _asked_to_retry(task, job.claim, error)
+            case _:
+                return _raised(task, job.claim, error, kind)
+
+    def close(self) -> None:
+        """Let idle threads end; a busy one ends with its job or with the process."""
+        self._pool.shutdown()
+
+
+def _released_unknown(claim: Claim, now: int) -> Outcome:
+    """Back to the queue: another version of the code may know the task. The older the job, the longer the pause."""
+    log.error(
+        "%s goes back to its queue: this worker has no task of that name; import the module that declares it", claim
+    )
+    age = timedelta(milliseconds=max(0, now - claim.created_at))
+    return Outcome(Ending.RELEASED, delay=min(max(age / 2, _SHORTEST_RELEASE), _LONGEST_RELEASE))
+
+
+def _raised(task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, kind: str) -> Outcome:
+    policy = task.options.retry if task else None
+    if policy is not None and policy.wants(error) and policy.allows(claim.attempt):
+        return _retrying(task, policy, claim, error, kind, None)
+    return _failed(task, error, kind)
+
+
+def _asked_to_retry(task: Task[..., Any, Any] | None, claim: Claim, error: RetryJob) -> Outcome:
+    policy = (task.options.retry if task else None) or ASKED_RETRY
+    if policy.allows(claim.attempt):
+        return _retrying(task, policy, claim, error, "exception", error.delay)
+    return _failed(task, error, "exception")
+
+
+def _retrying(
+    task: Task[..., Any, Any] | None,
+    policy: Retry,
+    claim: Claim,
+    error: BaseException,
+    kind: str,
+    asked: float | timedelta | None,
+) -> Outcome:
+    try:
+        delay = (
+            policy.delay(claim.attempt, rand=random.uniform(-1, 1)) if asked is None else as_timedelta(asked, "delay")
+        )
+    except DeclarationError as problem:
+        problem.__cause__ = error
+        return _failed(task, problem, "exception")
+    return Outcome(Ending.RETRYING, delay=delay, failure=failure_of(error, kind), exception=error)
+
+
+def _later(task: Task[..., Any, Any] | None, claim: Claim, ending: Ending, delay: float | timedelta) -> Outcome:
+    try:
+        return Outcome(ending, delay=as_timedelta(delay, "delay"))
+    except DeclarationError as problem:
+        return _failed(task, problem, "exception")
+
+
+def _cancelled(task: Task[..., Any, Any] | None, reason: str) -> Outcome:
+    failure = Failure(kind="cancelled", type="", message=reason)
+    return Outcome(Ending.CANCELLED, failure=failure, keep=task.options.keep if task else None)
+
+
+def _failed(task: Task[..., Any, Any] | None, error: BaseException, kind: str) -> Outcome:
+    keep = task.options.keep if task else None
+    return Outcome(Ending.FAILED, failure=failure_of(error, kind), exception=error, keep=keep)

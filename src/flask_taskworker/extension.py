@@ -1,0 +1,423 @@
+"""The extension: the only place that puts the parts together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, overload
+
+from flask import Flask, current_app, has_app_context, request_started
+
+from .cli import tasks_command
+from .client import Client
+from .codec import Codec
+from .config import TaskWorkerConfig
+from .errors import AppError, ConfigError
+from .jobs import Job
+from .launch import flask_command
+from .retry import Retry
+from .runner import Runner
+from .store.driver import Driver
+from .store.sql import Store
+from .store.sqlite import SqliteDriver
+from .tasks import Task, TaskClient, TaskRegistry, make_options
+from .triggers import Trigger
+from .worker import NO_LIMITS, Limits, Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+KEY = "taskworker"
+_NOTHING: Mapping[str, Any] = {}
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class AppState:
+    """What one app has of its TaskWorker: ``app.extensions["taskworker"]``."""
+
+    config: TaskWorkerConfig
+    client: Client
+    task_worker: TaskWorker
+    find_app: Callable[[], Flask | None]
+    import_name: str
+    worker: Worker | None = field(default=None)
+    """The worker of this app in this process, while one runs."""
+
+    @property
+    def store(self) -> Store:
+        """The app's rows."""
+        return self.client.store
+
+
+class TaskWorker:
+    """What both workers share: tasks, apps, jobs. Use one of the subclasses.
+
+    Declare tasks at any time; register apps with :meth:`init_app`. Everything is safe from any thread unless said.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self.registry = TaskRegistry(self._find_client, Codec())
+        self._states: weakref.WeakKeyDictionary[Flask, AppState] = weakref.WeakKeyDictionary()
+        self._lock = threading.RLock()
+        self._runner: Runner | None = None
+        self._start_again = False
+        _instances.add(self)
+        if app is not None:
+            self.init_app(app)
+
+    # -- apps -------------------------------------------------------------------------------------------------------
+
+    def init_app(self, app: Flask) -> None:
+        """Register *app*: read its ``TASKER_*`` configuration and add the ``flask tasks`` commands.
+
+        Opens no database. Raises ConfigError for a wrong value, AppError when the app has a TaskWorker already or
+        another living app uses the same database. An app with the same import name and database replaces the earlier.
+        """
+        if KEY in app.extensions:
+            raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
+        config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
+        find_app = weakref.ref(app)
+        store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
+        state = AppState(config, Client(store, self.registry.codec, find_app), self, find_app, app.import_name)
+        with self._lock:
+            _replace_predecessor(state)
+            self._states[app] = state
+            app.extensions[KEY] = state
+            app.cli.add_command(tasks_command)
+            request_started.connect(self._on_request, app)
+            weakref.finalize(app, _let_go, state)
+            if self._runner is not None and self._runner.alive:
+                self._serve(state)
+
+    def _find_client(self) -> TaskClient:
+        return self.state().client
+
+    def state(self) -> AppState:
+        """The state of the app that is meant: the current one, else the only one. Raises AppError."""
+        if has_app_context():
+            state = self._states.get(current_app._get_current_object())  # type: ignore[attr-defined]
+            if state is not None:
+                return state
+        states = list(self._states.values())
+        if len(states) == 1:
+            return states[0]
+        if not states:
+            raise AppError
+        names = ", ".join(sorted(repr(state.import_name) for state in states))
+        raise AppError(
+            f"Several apps are registered ({names}). Push the context of the one you mean: with app.app_context(): …"
+        )
+
+    # -- tasks and jobs ---------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+    @overload
+    def task(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        keep: float | timedelta | None = None,
+        schedule: Trigger | Sequence[Trigger] | None = None,
+        schedule_args: Sequence[Any] = (),
+        schedule_kwargs: Mapping[str, Any] | None = None,
+    ) -> _Decorator: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        keep: float | timedelta | None = None,
+        schedule: Trigger | Sequence[Trigger] | None = None,
+        schedule_args: Sequence[Any] = (),
+        schedule_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Make a task of a function, as ``@task_worker.task`` or ``@task_worker.task(…)``.
+
+        ``name``: defaults to ``module.qualname``. ``queue`` and ``priority`` (higher goes first) of its jobs.
+        ``retry``: a ``Retry`` or a number of attempts; without one a task that raises fails at once. ``timeout``:
+        seconds or timedelta for one try. ``keep``: how long a finished job and its result are kept, instead of the
+        configured time. ``schedule``: a trigger, or a list of them, with ``schedule_args`` and ``schedule_kwargs``.
+
+        Raises DeclarationError, TaskExists, ArgumentsError or NotEncodable.
+        """
+        options = make_options(
+            queue=queue,
+            priority=priority,
+            retry=retry,
+            timeout=timeout,
+            keep=keep,
+            schedule=schedule,
+            schedule_args=schedule_args,
+            schedule_kwargs=schedule_kwargs,
+        )
+
+        def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:
+            task = self.registry.register(decorated, options, name)
+            self._tell_workers()
+            return task
+
+        return decorate if function is None else decorate(function)
+
+    def register_type(self, *types: type) -> None:
+        """Let arguments and results hold these dataclasses and enums. Those in annotations are known already."""
+        self.registry.codec.register(*types)
+
+    def get_job(self, job_id: int) -> Job[Any]:
+        """The job of that number, of the current app. Raises JobNotFound, AppError."""
+        return self.state().client.job(job_id)
+
+    def unschedule(self, name: str) -> bool:
+        """End a schedule made by ``task.schedule``; False if there is none. Raises DeclarationError for one in code."""
+        client = self.state().client
+        removed = client.store.remove_schedule(name)
+        client.wake()
+        return removed
+
+    def _tell_workers(self) -> None:
+        for state in list(self._states.values()):
+            if state.worker is not None:
+                state.worker.wake()
+
+    # -- starting and stopping --------------------------------------------------------------------------------------
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop claiming, let running jobs end, hand back the others, and return when all is done.
+
+        ``timeout`` is in seconds and defaults to ``TASKER_SHUTDOWN_TIMEOUT``. Harmless when nothing runs. Called on
+        the worker's own event loop it does not wait.
+        """
+        runner = self._runner
+        self._start_again = False
+        if runner is not None:
+            runner.stop(timeout)
+            runner.join()
+            self._forget_runner()
+
+    def _forget_runner(self) -> None:
+        with self._lock:
+            self._runner = None
+            for state in list(self._states.values()):
+                state.worker = None
+
+    def run(self, *, limits: Limits = NO_LIMITS, **settings: Any) -> None:
+        """Run the workers of all apps in this thread, the main one, until SIGTERM or SIGINT, or until *limits*.
+
+        ``settings`` override fields of the configuration for this run, for example ``queues=("mail",)``. A sync job
+        that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once, since its
+        thread cannot be stopped. ``flask tasks run`` calls this. Raises RuntimeError outside of the main thread,
+        AppError without an app, StoreError.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("A blocking worker must run in the main thread, where signals arrive.")
+        runner = self._begin(settings, limits=limits, may_abandon_threads=True)
+        try:
+            runner.run_here(self._is_debug())
+        finally:
+            self._forget_runner()
+        if runner.error is not None:
+            raise runner.error
+        if not runner.handed_back:
+            logging.shutdown()
+            os._exit(0)
+
+    def _begin(self, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> Runner:
+        """A runner that serves every app. The databases are opened here, so that errors reach the caller."""
+        with self._lock:
+            states = list(self._states.values())
+            if not states:
+                raise AppError
+            for state in states:
+                state.store.driver.prepare()
+            self._runner = Runner()
+            for state in states:
+                self._serve(state, settings, **options)
+            return self._runner
+
+    def _serve(self, state: AppState, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> None:
+        assert self._runner is not None
+        config = replace(state.config, **settings)
+        state.worker = Worker(
+            loop=self._runner.loop,
+            client=state.client,
+            registry=self.registry,
+            config=config,
+            find_app=state.find_app,
+            **options,
+        )
+        self._runner.serve(state.worker)
+
+    def _is_debug(self) -> bool:
+        apps = [(state.config, state.find_app()) for state in self._states.values()]
+        return any(config.is_debug(bool(app and app.debug)) for config, app in apps)
+
+    def _is_meant(self) -> bool:
+        """Whether a ``start()`` at import is meant, given the ``flask`` command that imports the app."""
+        command = flask_command()
+        if command is None or command in self._STARTS_UNDER:
+            return True
+        log.info("not started under the flask command%s; use: flask tasks run", f" {command!r}" if command else "")
+        return False
+
+    _STARTS_UNDER: frozenset[str] = frozenset()
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """In the child: the loop's thread is gone. It starts again with this process's first request, not before.
+
+        A child that serves requests is a web process, as under ``gunicorn --preload``; any other child is somebody
+        else's helper and must not claim jobs.
+        """
+        self._lock = threading.RLock()
+        _inherited.append(self._runner)
+        self._start_again = self._runner is not None or self._start_again
+        self._runner = None
+        for state in list(self._states.values()):
+            if state.worker is not None:
+                state.worker.abandon()
+                _inherited.append(state.worker)
+                state.worker = None
+            state.client.abandon()
+
+    def _on_request(self, app: Flask, **_: Any) -> None:
+        if self._start_again:
+            self._restart()
+
+    def _restart(self) -> None:
+        """Become a worker again, once, after a fork."""
+
+
+class BackgroundTaskWorker(TaskWorker):
+    """Runs jobs in a thread with an event loop, beside the web application.
+
+    Several processes may each run one: every job is claimed once. When the main thread ends, the worker stops by
+    itself. A sync job that does not end within ``TASKER_SHUTDOWN_TIMEOUT`` keeps its claim until the process dies; then
+    another worker takes it over.
+    """
+
+    _STARTS_UNDER = frozenset({"run"})
+
+    def start(self) -> None:
+        """Start the thread, for all apps given to ``init_app`` and those given later. Harmless when repeated.
+
+        Under the ``flask`` command it starts only for ``flask run``. Raises AppError without an app, StoreError when
+        the database cannot be opened.
+        """
+        if self._is_meant():
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            if self._runner is not None and self._runner.alive:
+                return
+            self._start_again = False
+            self._begin().start_thread(self._is_debug())
+
+    def _restart(self) -> None:
+        self._start_thread()
+
+
+class BlockingTaskWorker(TaskWorker):
+    """Runs jobs in the main thread: ``start()`` returns after SIGTERM or SIGINT.
+
+    For a machine or a process of its own. The web application makes the same object and never starts it.
+    """
+
+    def start(self) -> None:
+        """Run until SIGTERM or SIGINT; see :meth:`run`. Under the ``flask`` command it logs and returns."""
+        if self._is_meant():
+            self.run()
+
+
+class _Decorator:
+    """The type of ``@task_worker.task(…)``: it keeps the signature of what it decorates."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+    def __call__(self, function: Any, /) -> Any:
+        """Make a task of the function."""
+
+
+def make_driver(config: TaskWorkerConfig) -> Driver:
+    """The driver that the configuration names."""
+    if config.driver == "sqlite":
+        path = Path(config.database_uri.database or "")
+        return SqliteDriver(path, durability=config.durability, lock_timeout=config.lock_timeout)
+    raise ConfigError(f"TASKER_DRIVER = {config.driver!r} is not available in this version. Allowed: 'sqlite'.")
+
+
+# -- one database, one app ---------------------------------------------------------------------------------------------
+
+_databases: weakref.WeakValueDictionary[str, AppState] = weakref.WeakValueDictionary()
+_databases_lock = threading.Lock()
+
+
+def _replace_predecessor(state: AppState) -> None:
+    """One living app a database: two would run each other's jobs. A factory's next app replaces its last one."""
+    key = state.store.driver.key
+    with _databases_lock:
+        other = _databases.get(key)
+        if other is not None and other.find_app() is not None and other.import_name != state.import_name:
+            raise AppError(
+                f"The apps {other.import_name!r} and {state.import_name!r} would share the database {key} and run "
+                "each other's jobs. Give one of them another TASKER_DATABASE_URI."
+            )
+        _databases[key] = state
+    if other is not None:
+        _retire(other)
+
+
+def _retire(state: AppState) -> None:
+    if state.worker is not None:
+        state.worker.stop()
+        state.worker = None
+    app = state.find_app()
+    if app is not None:
+        state.task_worker._states.pop(app, None)
+
+
+def _let_go(state: AppState) -> None:
+    """The app is gone: its worker, which holds it only weakly, stops, and its connections close."""
+    if state.worker is not None:
+        state.worker.stop()
+    state.client.close()
+
+
+# -- fork --------------------------------------------------------------------------------------------------------------
+
+_instances: weakref.WeakSet[TaskWorker] = weakref.WeakSet()
+_inherited: list[object] = []
+"""What a fork brought along and must not be used nor closed in the child: its destruction would do so."""
+
+
+def _after_fork_in_child() -> None:
+    global _databases_lock
+    _databases_lock = threading.Lock()
+    for task_worker in list(_instances):
+        task_worker._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,84 @@
+"""What is kept of an exception: texts of bounded size. Pure.
+
+The size is bounded *before* anything is formatted: a message of 50 MB must not become a traceback of 100 MB.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from .jobs import Failure
+
+MAX_TEXT = 64 * 1024
+"""Characters of a message, and of a traceback."""
+
+_MAX_CHAIN = 5
+_MAX_FRAMES = 40
+_OURS = str(Path(__file__).parent)
+_BRIDGE = "asgiref"
+
+
+def failure_of(error: BaseException, kind: str = "exception") -> Failure:
+    """The stored form of *error*. Never raises, whatever ``str(error)`` does."""
+    return Failure(kind=kind, type=_type_name(error), message=_message(error), traceback=_traceback(error))
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except BaseException as second:  # noqa: BLE001 - foreign code
+        return f"(str() of the exception raised {type(second).__name__})"
+    return storable(text[:MAX_TEXT] + " …" if len(text) > MAX_TEXT else text)
+
+
+def storable(text: str) -> str:
+    """*text* without what a database refuses: lone surrogates and NUL."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+
+
+def _traceback(error: BaseException) -> str:
+    blocks = [_block(link, words) for link, words in _chain(error)]
+    text = "".join(reversed(blocks))
+    return storable(text if len(text) <= MAX_TEXT else "…\n" + text[-MAX_TEXT:])
+
+
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
+    """The exception, then what it came from, as Python prints them in reverse."""
+    words = ""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen and len(seen) < _MAX_CHAIN:
+        seen.add(id(link))
+        yield link, words
+        if link.__cause__ is not None:
+            link, words = link.__cause__, "\nThe above exception was the direct cause of the following exception:\n\n"
+        else:
+            link = None if link.__suppress_context__ else link.__context__
+            words = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+
+def _block(error: BaseException, words: str) -> str:
+    message = _message(error)[: MAX_TEXT // 4]
+    lines = ["Traceback (most recent call last):\n", *_frames(error.__traceback__), f"{_type_name(error)}: {message}\n"]
+    if isinstance(error, BaseExceptionGroup):
+        lines += [f"  + {_type_name(part)}: {_message(part)[:500]}\n" for part in error.exceptions[:20]]
+    return "".join(lines) + words
+
+
+def _frames(tb: TracebackType | None) -> list[str]:
+    """The user's frames: the hops before the task's function say nothing about the failure."""
+    while tb is not None and tb.tb_next is not None and _is_hop(tb.tb_frame.f_code.co_filename):
+        tb = tb.tb_next
+    return [line[:2000] for line in traceback.format_tb(tb, limit=-_MAX_FRAMES)]
+
+
+def _is_hop(filename: str) -> bool:
+    return filename.startswith(_OURS) or _BRIDGE in Path(filename).parts

@@ -1,0 +1,191 @@
+"""The heartbeat: how a worker shows that it lives, learns that it was given up, and rescues the jobs of the dead.
+
+A worker's row has a beat counter, written once a second by a thread with a connection of its own, so that a blocked
+event loop does not look like a death. Nobody compares clocks. There are two proofs of a death:
+
+* *exact*: the lock that the kernel frees when a process ends (see ``store/live.py``) can be taken;
+* *frozen*: :data:`LEASE_BEATS` of the observer's own successful beats went by without one of the other's. A database
+  outage or a sleeping machine stops the observer's count too, so it makes nobody dead.
+
+Whoever finds a death says so in the dead worker's row, if its beat is still the one that was seen, and hands the
+jobs of all dead workers back to their queues.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import StoreError
+from .jobs import JobRecord
+from .store import statements
+from .store.driver import Presence, SyncLink
+from .store.sql import Store, to_duration_ms
+
+log = logging.getLogger(__name__)
+
+BEAT = 1.0
+"""Seconds from beat to beat."""
+
+LEASE_BEATS = 30
+"""A worker that did not beat during so many beats of an observer is frozen, and as good as dead."""
+
+KEEP_DEAD_MS = 3_600_000
+"""The row of a dead worker is shown for an hour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What the heartbeat tells its worker. All are called in the heartbeat's thread."""
+
+    lost: Callable[[], None]
+    """This worker was declared dead."""
+    cancel: Callable[[list[tuple[int, int]]], None]
+    """These jobs, (id, claim), were asked to stop."""
+    rescued: Callable[[list[JobRecord]], None]
+    """These jobs went back to their queues."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one worker has seen of another."""
+
+    beat: int
+    missed: int = field(default=0)
+
+
+class Heartbeat:
+    """One worker's heartbeat. Made on any thread; it then lives in its own until :meth:`stop`."""
+
+    def __init__(self, store: Store, presence: Presence, worker_id: str, news: News, info: Callable[[], Any]) -> None:
+        self._store = store
+        self._presence = presence
+        self._id = worker_id
+        self._news = news
+        self._info = info
+        self._link: SyncLink = store.driver.connect_thread()
+        self._stopping = threading.Event()
+        self._seen: dict[str, _Seen] = {}
+        self._failing = False
+        # A rescuer may have died, or lost the database, between declaring a death and handing the jobs back.
+        self._unswept = True
+        self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)
+
+    def start(self) -> None:
+        """Register the worker, rescue what is to be rescued now, and begin to beat. Raises StoreError."""
+        self._link.write(
+            statements.add_worker(),
+            {
+                "id": self._id,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "now": self._store.clock(),
+                "server_started_at": None,
+                "info": json.dumps(self._info()),
+            },
+        )
+        self._observe()
+        self._thread.start()
+
+    def stop(self, *, holding: bool) -> None:
+        """Stop beating and deregister, unless the worker still holds jobs: then its row stays until it is rescued."""
+        self._stopping.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        try:
+            if not holding:
+                self._link.write(statements.remove_worker(), {"id": self._id})
+        except StoreError as error:
+            log.warning("worker %s could not deregister: %s", self._id, error)
+        finally:
+            self._link.close()
+
+    def _work(self) -> None:
+        while not self._stopping.wait(BEAT):
+            try:
+                if not self._beat():
+                    self._news.lost()
+                    return
+                self._failing = False
+            except StoreError as error:
+                self._note_failure(error)
+
+    def _note_failure(self, error: StoreError) -> None:
+        """A beat that failed is not counted, ours or theirs. Said once, not once a second."""
+        if not self._failing:
+            log.warning("worker %s cannot beat: %s", self._id, error)
+        self._failing = True
+
+    def _beat(self) -> bool:
+        """One beat; False for a worker that was declared dead."""
+        parameters = {"id": self._id, "now": self._store.clock(), "info": json.dumps(self._info())}
+        if not self._link.write(statements.beat(), parameters):
+            log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
+            return False
+        requests = [(row[0], row[1]) for row in self._link.read(statements.cancel_requests(), {"id": self._id})]
+        if requests:
+            self._news.cancel(requests)
+        self._observe()
+        self._store.driver.upkeep()
+        return True
+
+    # -- the others -------------------------------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        """Look at the other workers and rescue the jobs of those that died."""
+        others = self._link.read(statements.other_workers(), {"id": self._id})
+        seen: dict[str, _Seen] = {}
+        deaths = 0
+        for worker_id, beat, _host, _server_started_at in others:
+            seen[worker_id] = self._look(worker_id, beat)
+            if self._is_dead(worker_id, seen[worker_id]):
+                deaths += self._declare_dead(worker_id, beat)
+        self._seen = seen
+        self._unswept |= deaths > 0
+        if self._unswept:
+            self._sweep()
+            self._unswept = False
+
+    def _look(self, worker_id: str, beat: int) -> _Seen:
+        before = self._seen.get(worker_id)
+        if before is None or before.beat != beat:
+            return _Seen(beat)
+        return _Seen(beat, before.missed + 1)
+
+    def _is_dead(self, worker_id: str, seen: _Seen) -> bool:
+        return bool(self._presence.seems_dead(worker_id)) or seen.missed >= LEASE_BEATS
+
+    def _declare_dead(self, worker_id: str, beat: int) -> bool:
+        rows = self._link.write(statements.declare_dead(), {"id": worker_id, "beat": beat})
+        if rows:
+            log.warning("worker %s is %s", worker_id, "dead" if rows[0][0] == "dead" else "gone")
+            self._presence.forget(worker_id)
+        return bool(rows)
+
+    def _sweep(self) -> None:
+        """Hand back the jobs of all dead workers, those of earlier deaths included that raced with a claim."""
+        now = self._store.clock()
+        parameters = {"now": now, "expires_at": now + to_duration_ms(self._store.keep_succeeded)}
+        rescued: list[JobRecord] = []
+        for sql in (statements.sweep("dead"), statements.sweep("left")):
+            rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
+        self._link.write(statements.remove_dead_workers(), {"before": now - KEEP_DEAD_MS})
+        for job in rescued:
+            log.warning("rescued job %s (%s): its worker died; crashes: %s", job.id, job.task, job.crashes)
+        if rescued:
+            self._news.rescued(rescued)
+
+
+def resident_mb() -> float | None:
+    """This process's resident memory in MB, where the system tells."""
+    if sys.platform != "linux":
+        return None
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

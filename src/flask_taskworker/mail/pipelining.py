@@ -1,0 +1,227 @@
+"""PIPELINING (RFC 2920) on top of aiosmtplib: several commands in one write, their replies counted.
+
+aiosmtplib sends one command and waits for one reply. Its protocol class is extended here to send a group; the class
+goes in right after the greeting, with asyncio's own ``transport.set_protocol``, so that connecting, EHLO, STARTTLS,
+AUTH and QUIT stay aiosmtplib's. It leans on a few of its internals: they are looked for at import, and where one is
+missing, :data:`POSSIBLE` is False and mail goes out one command at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, cast
+
+import aiosmtplib
+from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
+from aiosmtplib.response import SMTPResponse
+
+log = logging.getLogger(__name__)
+wire = logging.getLogger("flask_taskworker.mail.wire")
+
+_CLOSING = 421
+_WRITE_SIZE = 256 * 1024
+_METHODS = {
+    aiosmtplib.SMTP: ("_create_connection", "_on_connection_lost"),
+    SMTPProtocol: ("_read_response_from_buffer", "_drain_helper", "eof_received", "connection_lost", "start_tls"),
+}
+_ATTRIBUTES = frozenset({"_buffer", "_response_pending", "_response_waiter", "_command_lock"})
+
+
+def _is_possible() -> bool:
+    methods = all(hasattr(owner, name) for owner, names in _METHODS.items() for name in names)
+    return methods and _ATTRIBUTES <= set(SMTPProtocol.__init__.__code__.co_names)
+
+
+POSSIBLE = _is_possible()
+"""Whether the installed aiosmtplib has what this module leans on."""
+
+if not POSSIBLE:
+    log.warning("aiosmtplib %s is not one that we know: mail goes out one command at a time", aiosmtplib.__version__)
+
+
+class DialogueBroken(Exception):
+    """The connection ended, or the replies no longer fit the commands. ``replies`` are those that came before."""
+
+    def __init__(self, replies: list[SMTPResponse], *, timed_out: bool = False) -> None:
+        super().__init__(replies)
+        self.replies = replies
+        self.timed_out = timed_out
+
+
+class PipeliningProtocol(SMTPProtocol):
+    """aiosmtplib's protocol, and :meth:`exchange`."""
+
+    def __init__(self, *args: Any, trace: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trace = trace
+        self._secret = False
+        self._upgrading = False
+        self._group: asyncio.Future[list[SMTPResponse]] | None = None
+        self._replies: list[SMTPResponse] = []
+        self._missing = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._progress = 0
+
+    def take_over(self, old: SMTPProtocol) -> None:
+        """Continue the connection of *old*, whose greeting has been read."""
+        transport = cast(asyncio.Transport, old.transport)
+        self.connection_made(transport)
+        self._response_pending = False
+        transport.set_protocol(self)
+        if old._buffer:
+            self._stray(bytes(old._buffer))
+
+    async def exchange(self, data: bytes, count: int, timeout: float) -> list[SMTPResponse]:
+        """Write *data* and return the *count* replies to it, each due *timeout* seconds after the one before.
+
+        Raises DialogueBroken when they do not come, or others do; the connection is then closed, as it is when the
+        caller is cancelled: a late reply would be taken for the next command's.
+        """
+        if self._command_lock is None:
+            raise DialogueBroken([])
+        async with self._command_lock:
+            group = self._group = self._loop.create_future()
+            self._replies, self._missing, self._progress = [], count, 0
+            self._timer = self._loop.call_later(timeout, self._expire, timeout, 0)
+            try:
+                await self._write_all(data)
+                return await group
+            except (aiosmtplib.SMTPException, OSError):
+                raise DialogueBroken(self._replies) from None
+            finally:
+                self._timer.cancel()
+                self._group = None
+                if self._missing:
+                    self.abort()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self.transport is not None:
+            cast(asyncio.Transport, self.transport).abort()
+
+    async def _write_all(self, data: bytes) -> None:
+        if len(data) <= _WRITE_SIZE:
+            self.write(data)
+            return
+        for start in range(0, len(data), _WRITE_SIZE):
+            self.write(data[start : start + _WRITE_SIZE])
+            await self._drain_helper()
+            self._progress += 1
+
+    def _expire(self, timeout: float, progress: int) -> None:
+        now = self._progress + len(self._replies)
+        if now > progress:
+            self._timer = self._loop.call_later(timeout, self._expire, timeout, now)
+        else:
+            self._break(timed_out=True)
+
+    def data_received(self, data: bytes) -> None:
+        """Pair what the server says with what it was asked."""
+        if self._trace:
+            self._log_reply(data)
+        if self._group is None:
+            self._receive_single(data)
+        elif not self._missing:
+            self._stray(data)
+        else:
+            self._receive_group(data)
+
+    def _receive_group(self, data: bytes) -> None:
+        self._buffer.extend(data)
+        try:
+            while self._missing:
+                reply = self._read_response_from_buffer()
+                if reply is None:
+                    break
+                self._replies.append(reply)
+                self._missing -= 1
+                if reply.code == _CLOSING:
+                    break
+        except aiosmtplib.SMTPResponseException:
+            self._break()
+            return
+        if not self._missing and not self._buffer:
+            self._end_group()
+        elif not self._missing or self._replies[-1:] and self._replies[-1].code == _CLOSING:
+            self._break()
+        elif len(self._buffer) > MAX_RESPONSE_LENGTH:
+            self._break()
+
+    def _end_group(self) -> None:
+        if self._group is not None and not self._group.done():
+            self._group.set_result(self._replies)
+
+    def _receive_single(self, data: bytes) -> None:
+        """For aiosmtplib's own commands; it would drop what nobody asked for, or keep it for the next command."""
+        waiter = self._response_waiter
+        if waiter is None or not self._response_pending or waiter.done():
+            self._stray(data)
+            return
+        super().data_received(data)
+        if waiter.done() and self._buffer and not self._upgrading:
+            self._stray(bytes(self._buffer))
+
+    def _stray(self, data: bytes) -> None:
+        log.debug("the mail server said %r unasked; closing the connection", data[:200])
+        self._break()
+
+    def _break(self, *, timed_out: bool = False) -> None:
+        group = self._group
+        if group is not None and not group.done():
+            group.set_exception(DialogueBroken(self._replies, timed_out=timed_out))
+        self.abort()
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> SMTPResponse:
+        """aiosmtplib's, which discards what was sent behind the reply to STARTTLS."""
+        self._upgrading = True
+        try:
+            return await super().start_tls(*args, **kwargs)
+        finally:
+            self._upgrading = False
+
+    def eof_received(self) -> bool:
+        """The server has closed its side."""
+        self._break()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        self._break()
+        super().connection_lost(exc)
+
+    def write(self, data: bytes) -> None:
+        """Write, and log without what proves who we are."""
+        if self._trace:
+            self._log_command(data)
+        super().write(data)
+
+    def _log_command(self, data: bytes) -> None:
+        if self._group is not None and self._missing == 1 and len(data) > 512:
+            wire.debug("send: a message of %d octets", len(data))
+            return
+        for line in data.splitlines():
+            hidden = self._secret or line[:4].upper() == b"AUTH"
+            wire.debug("send: %s", "AUTH ***" if hidden else line.decode("utf-8", "backslashreplace"))
+
+    def _log_reply(self, data: bytes) -> None:
+        self._secret = data.startswith(b"334")
+        for line in data.splitlines():
+            wire.debug("reply: %s", "334 ***" if self._secret else line.decode("utf-8", "backslashreplace"))
+
+
+class PipeliningSMTP(aiosmtplib.SMTP):
+    """aiosmtplib's client with :class:`PipeliningProtocol` from the greeting on."""
+
+    def __init__(self, *, trace: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._trace = trace
+
+    async def _create_connection(self, timeout: float | None) -> SMTPResponse:
+        greeting = await super()._create_connection(timeout)
+        old = self.protocol
+        if old is not None and old.transport is not None and self.loop is not None:
+            new = PipeliningProtocol(self.loop, self._on_connection_lost, trace=self._trace)
+            new.take_over(old)
+            self.protocol = new
+        return greeting

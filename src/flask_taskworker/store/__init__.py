@@ -1,0 +1,1 @@
+"""Where rows live: the tables, the statements, the Store and one driver a database."""

@@ -1,0 +1,110 @@
+"""What a database driver offers the Store: a sync face, an async face, a presence and a wake-up.
+
+A second implementation exists for each protocol here, or will not be needed: everything above speaks only these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from .statements import Dialect
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Parameters = Mapping[str, Any]
+Run = Callable[[str, Parameters], list[Row]]
+AsyncRun = Callable[[str, Parameters], Awaitable[list[Row]]]
+
+
+class AsyncLink(Protocol):
+    """One connection of a worker's loop. For that loop only. Errors come as StoreError."""
+
+    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+
+    async def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in a transaction of its own, committed when this returns."""
+
+    async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
+        """Run *body* in one write transaction, which a cancellation of the caller does not cut in two."""
+
+    async def close(self) -> None:
+        """Close the connection and end its thread."""
+
+
+class SyncLink(Protocol):
+    """One connection of one thread, with the cheaper durability that heartbeats need. Errors come as StoreError."""
+
+    def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+
+    def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in a transaction of its own."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Presence(Protocol):
+    """A living worker as other processes see it: a lock that the kernel or the server frees at death, and an ear."""
+
+    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
+        """Call *on_wake* on *loop* when another process has news."""
+
+    def seems_dead(self, worker_id: str) -> bool | None:
+        """Whether the lock of that worker is free; None where that cannot be told."""
+
+    def forget(self, worker_id: str) -> None:
+        """Clear away what a dead worker left behind."""
+
+    def close(self) -> None:
+        """Give up the lock and stop listening."""
+
+    def abandon(self) -> None:
+        """After a fork, in the child: close descriptors without giving up the parent's lock."""
+
+
+class Driver(Protocol):
+    """One database. The sync face is safe from any thread."""
+
+    dialect: Dialect
+    key: str
+    """Tells one database from another within a process."""
+
+    def prepare(self) -> None:
+        """Create or check the schema, once; cheap afterwards."""
+
+    def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+
+    def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement, committed when this returns."""
+
+    def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body* in one write transaction."""
+
+    def add_batch(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[int]:
+        """Insert many rows in one transaction and return their ids in order."""
+
+    def upkeep(self) -> None:
+        """What the database needs from time to time; called once a second from a thread of each worker."""
+
+    async def connect(self) -> AsyncLink:
+        """A connection for a worker's loop."""
+
+    def connect_thread(self) -> SyncLink:
+        """A connection for a worker's heartbeat thread."""
+
+    def presence(self, worker_id: str) -> Presence:
+        """Take the lock of a new worker and open its ear."""
+
+    def wake_others(self) -> None:
+        """Tell the workers of other processes that there is news. Never raises, never waits."""
+
+    def close(self) -> None:
+        """Close pooled connections."""
+
+    def abandon(self) -> None:
+        """After a fork, in the child: drop handles without closing the parent's."""

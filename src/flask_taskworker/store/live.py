@@ -1,0 +1,202 @@
+"""The directory ``<database>-live/`` beside an SQLite file: one lock file and one socket for each living worker.
+
+*Death.* A worker holds ``flock(LOCK_EX)`` on the file with its id. The kernel frees the lock when the last process
+that has the descriptor ends, however it ends; so a lock that can be taken proves a death, across containers on one
+kernel and immune to reused process ids and to clocks. A missing file proves nothing.
+
+*Wake-up.* A worker listens on a UNIX datagram socket. Whoever enqueues sends an empty datagram to each socket. A full
+socket means that its worker is awake already.
+
+Needs ``fcntl`` and UNIX sockets. Where they are missing (Windows), :func:`supported` says so in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import NotSupported
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    _CAN_LOCK = False
+else:
+    _CAN_LOCK = hasattr(socket, "AF_UNIX")
+
+log = logging.getLogger(__name__)
+
+SOCKET = ".sock"
+_LINUX: bool = sys.platform == "linux"
+_TICK = 100_000_000
+"""Nanoseconds; longer than any file system's time stamps are coarse."""
+
+
+def supported() -> None:
+    """Raise NotSupported with the reason where workers cannot run. Enqueueing works everywhere."""
+    if not _CAN_LOCK:
+        raise NotSupported(
+            "Workers need fcntl.flock and UNIX sockets, which this platform does not offer. Enqueueing works here; "
+            "run the worker on Linux, macOS or another UNIX, or under WSL 2."
+        )
+
+
+class LiveDirectory:
+    """The directory as the processes of one machine share it. Safe from any thread."""
+
+    def __init__(self, database: Path) -> None:
+        self.path = Path(f"{database}-live")
+        self._descriptor: int | None = None
+        self._sender: socket.socket | None = None
+        self._listed_at = -1
+        self._sockets: tuple[str, ...] = ()
+        self.own: frozenset[str] = frozenset()
+        """The ids of this process's workers: they are woken by a call, not by a datagram."""
+
+    def make(self) -> None:
+        """Create the directory, for its owner alone."""
+        self.path.mkdir(mode=0o700, exist_ok=True)
+
+    def wake_others(self) -> None:
+        """Send a datagram to each worker of another process. Costs one stat call when nobody listens."""
+        try:
+            changed_at = os.stat(self.path).st_mtime_ns
+        except OSError:
+            return
+        if changed_at != self._listed_at:
+            self._sockets = tuple(name for name in os.listdir(self.path) if name.endswith(SOCKET))
+            # File systems stamp changes in ticks: a socket added within the tick of this listing must not be missed.
+            self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
+        for name in self._sockets:
+            if name.removesuffix(SOCKET) not in self.own:
+                self._send(name)
+
+    def _send(self, name: str) -> None:
+        if self._sender is None:
+            self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._sender.setblocking(False)
+        # Full: already awake. Refused or gone: a dead worker's socket, which its rescuer clears away.
+        with suppress(OSError):
+            self._sender.sendto(b"", self.address(name))
+
+    def address(self, name: str) -> str:
+        """A name for the socket that fits into the 107 bytes which a UNIX socket's path may have."""
+        if _LINUX:
+            return f"/proc/self/fd/{self._open()}/{name}"
+        return str(self._short_directory() / name)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._descriptor
+
+    def _short_directory(self) -> Path:
+        """A private directory with a short name, to which the sockets of the long one are linked."""
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        short = Path(tempfile.gettempdir()) / f"tw-{os.getuid()}-{digest}"
+        short.mkdir(mode=0o700, exist_ok=True)
+        status = short.stat(follow_symlinks=False)
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise NotSupported(f"{short} belongs to somebody else. Remove it, or set TMPDIR to a private directory.")
+        return short
+
+    def close(self) -> None:
+        """Close the descriptors; they are opened again when needed."""
+        if self._sender is not None:
+            self._sender.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._sender = self._descriptor = None
+        self._listed_at = -1
+
+
+class LivePresence:
+    """One worker's lock and socket. Made before the worker's row is inserted, so that no row lacks its lock."""
+
+    def __init__(self, directory: LiveDirectory, worker_id: str) -> None:
+        supported()
+        directory.make()
+        self._directory = directory
+        self._id = worker_id
+        self._lock_path = directory.path / worker_id
+        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._name = worker_id + SOCKET
+        directory.own |= {worker_id}
+        self._bind()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _bind(self) -> None:
+        address = self._directory.address(self._name)
+        self._socket.bind(address)
+        os.chmod(address, 0o600)
+        if not _LINUX:
+            # The listing is of the long directory; a marker there announces the socket in the short one.
+            (self._directory.path / self._name).touch(mode=0o600)
+
+    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
+        """Call *on_wake* on *loop* when a datagram comes."""
+        self._loop = loop
+        loop.add_reader(self._socket, self._drain, on_wake)
+
+    def _drain(self, on_wake: Callable[[], None]) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                self._socket.recv(16)
+        on_wake()
+
+    def seems_dead(self, worker_id: str) -> bool | None:
+        """Whether the lock of that worker is free; None if its file is missing, which proves nothing."""
+        try:
+            descriptor = os.open(self._directory.path / worker_id, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(descriptor)
+
+    def forget(self, worker_id: str) -> None:
+        """Remove the lock file and the socket of a dead worker."""
+        self._unlink(worker_id)
+
+    def close(self) -> None:
+        """Remove the files, then free the lock: in the other order a rescuer could find a free lock."""
+        self._stop_listening()
+        self._unlink(self._id)
+        self._socket.close()
+        os.close(self._lock)
+        self._directory.own -= {self._id}
+
+    def abandon(self) -> None:
+        """Close the descriptors in a forked child. Closing keeps the parent's lock; unlocking would free it."""
+        self._directory.own -= {self._id}
+        self._socket.close()
+        os.close(self._lock)
+
+    def _stop_listening(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket)
+
+    def _unlink(self, worker_id: str) -> None:
+        paths = [self._directory.path / worker_id, self._directory.path / (worker_id + SOCKET)]
+        if not _LINUX:
+            paths.append(Path(self._directory.address(worker_id + SOCKET)))
+        for path in paths:
+            with suppress(OSError):
+                path.unlink()

@@ -1,0 +1,145 @@
+"""The tables. Times are epoch milliseconds in integer columns, payloads are JSON text, in both databases.
+
+History never enters a hot index: each index below holds only rows of the states in its WHERE, so a million finished
+or future rows do not slow a claim.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.sql.elements import TextClause
+
+VERSION = 1
+"""The version of these tables, kept in ``taskworker_meta``."""
+
+metadata = MetaData()
+
+# SQLite gives only a column declared INTEGER PRIMARY KEY to its rowid.
+BigId = BigInteger().with_variant(Integer, "sqlite")
+
+UNFINISHED = "state IN ('scheduled', 'ready', 'running')"
+FINISHED = "state IN ('succeeded', 'failed', 'cancelled')"
+
+
+def _partial(name: str, *columns: str | TextClause, where: str, unique: bool = False) -> Index:
+    clause = text(where)
+    parts = [text(column) if isinstance(column, str) else column for column in columns]
+    return Index(name, *parts, unique=unique, sqlite_where=clause, postgresql_where=clause)
+
+
+job = Table(
+    "taskworker_job",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("uid", Text, nullable=False, unique=True),
+    Column("task", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("state", Text, nullable=False),
+    Column("run_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("args", Text, nullable=False),
+    Column("max_attempts", Integer, nullable=False, server_default=text("1")),
+    Column("claim", BigInteger, nullable=False, server_default=text("0")),
+    Column("worker_id", Text),
+    Column("solo", Integer, nullable=False, server_default=text("0")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("solo_crashes", Integer, nullable=False, server_default=text("0")),
+    Column("timeout", BigInteger),
+    Column("schedule", Text),
+    Column("fire_at", BigInteger),
+    Column("unique_key", Text),
+    Column("cancel_requested", Integer, nullable=False, server_default=text("0")),
+    Column("progress", Text),
+    Column("result", Text),
+    Column("error", Text),
+    Column("failure_kind", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("expires_at", BigInteger),
+    CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="taskworker_job_owner"),
+    CheckConstraint(f"({FINISHED}) = (finished_at IS NOT NULL)", name="taskworker_job_end"),
+    CheckConstraint("kind IN ('sync', 'async')", name="taskworker_job_kind"),
+    CheckConstraint(
+        f"{UNFINISHED} OR {FINISHED}",
+        name="taskworker_job_state",
+    ),
+    _partial("taskworker_job_ready", "queue", "kind", "priority DESC", "id", where="state = 'ready'"),
+    _partial("taskworker_job_due", "run_at", where="state = 'scheduled'"),
+    _partial("taskworker_job_held", "worker_id", where="state = 'running'"),
+    _partial("taskworker_job_gone", "expires_at", where=FINISHED),
+    _partial("taskworker_job_fire", "schedule", "fire_at", where="schedule IS NOT NULL", unique=True),
+    _partial("taskworker_job_unique", "unique_key", where=f"unique_key IS NOT NULL AND {UNFINISHED}", unique=True),
+    _partial("taskworker_job_overlap", "schedule", where=f"schedule IS NOT NULL AND {UNFINISHED}"),
+    sqlite_autoincrement=True,
+)
+
+schedule = Table(
+    "taskworker_schedule",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("trigger", Text, nullable=False),
+    Column("args", Text, nullable=False),
+    Column("next_at", BigInteger),
+    Column("last_at", BigInteger),
+    Column("paused", Integer, nullable=False, server_default=text("0")),
+    Column("source", Text, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    CheckConstraint("source IN ('code', 'runtime')", name="taskworker_schedule_source"),
+    _partial("taskworker_schedule_next", "next_at", where="paused = 0 AND next_at IS NOT NULL"),
+)
+
+worker = Table(
+    "taskworker_worker",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("server_started_at", BigInteger),
+    Column("beat", BigInteger, nullable=False, server_default=text("0")),
+    Column("beat_at", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("info", Text, nullable=False),
+    CheckConstraint("state IN ('alive', 'draining', 'dead', 'left')", name="taskworker_worker_state"),
+)
+
+queue = Table(
+    "taskworker_queue",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("paused", Integer, nullable=False, server_default=text("0")),
+)
+
+attempt = Table(
+    "taskworker_attempt",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("claim", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker_id", Text),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("error", Text),
+)
+
+meta = Table(
+    "taskworker_meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -1,0 +1,299 @@
+"""The Store: one app's rows as every thread sees them. The worker's loop has a face of its own, in ``work.py``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from ..clock import MILLISECOND, to_ms
+from ..errors import DeclarationError, JobNotFound, NotAccepted, SchemaError, StoreError
+from ..jobs import JobRecord, JobState, NewJob
+from ..tasks import DeclaredSchedule
+from ..triggers import trigger_to_text
+from . import statements
+from .driver import Driver, Run
+
+MOST = 10_000
+"""Counts stop here: nobody needs to know how far beyond it a queue is."""
+
+_ADD_TRIES = 5
+
+
+def epoch_ms() -> int:
+    """The clock: epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class JobEnding(NamedTuple):
+    """What someone who waits for a job needs."""
+
+    state: str
+    result: str | None
+    error: str | None
+    failure_kind: str | None
+
+
+class Attempt(NamedTuple):
+    """A try that did not simply succeed. Times are epoch milliseconds."""
+
+    claim: int
+    attempt: int
+    worker_id: str | None
+    started_at: int | None
+    finished_at: int
+    outcome: str
+    error: str | None
+
+
+class ScheduleRow(NamedTuple):
+    """A schedule as stored. Times are epoch milliseconds."""
+
+    name: str
+    task: str
+    trigger: str
+    args: str
+    next_at: int | None
+    last_at: int | None
+    paused: int
+    source: str
+
+
+class WorkerRow(NamedTuple):
+    """A worker as stored. Times are epoch milliseconds."""
+
+    id: str
+    host: str
+    pid: int
+    started_at: int
+    beat: int
+    beat_at: int
+    state: str
+    info: str
+    running: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many jobs there are in each state, each counted up to :data:`MOST`."""
+
+    scheduled: int
+    ready: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+
+
+class QueueRow(NamedTuple):
+    """A queue that has ready jobs. ``oldest_at`` is in epoch milliseconds."""
+
+    name: str
+    ready: int
+    oldest_at: int
+
+
+class Store:
+    """One app's rows. Safe from any thread, in a process with a running worker or without."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        keep_succeeded: timedelta,
+        keep_failed: timedelta,
+        clock: Callable[[], int] = epoch_ms,
+    ) -> None:
+        self.driver = driver
+        self.clock = clock
+        self.keep_succeeded = keep_succeeded
+        self.keep_failed = keep_failed
+        self._add = statements.add_job()
+        self._add_plainly = _positional(statements.add_job_plainly(), len(NewJob._fields) + 1)
+
+    # -- enqueueing -------------------------------------------------------------------------------------------------
+
+    def add(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        """Store jobs, all or none, and return their rows; for a taken uid or unique key the row that has it.
+
+        Raises NotAccepted when the database did not store them.
+        """
+        try:
+            self.driver.prepare()
+            if len(jobs) == 1:
+                return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
+            if all(job.unique_key is None for job in jobs):
+                return self._add_batch(jobs)
+            return self.driver.transaction(lambda run: [self._add_one(job, run, run) for job in jobs])
+        except SchemaError:
+            raise
+        except StoreError as error:
+            raise NotAccepted(f"The job was not accepted. {error}") from error
+
+    def _add_one(self, job: NewJob, write: Run, read: Run) -> JobRecord:
+        for _ in range(_ADD_TRIES):
+            rows = write(self._add, {**job._asdict(), "state": job.state})
+            if rows:
+                return record_of(job, rows[0][0])
+            # The row in the way may finish, and leave the way free, before we look at it: then try again.
+            found = read(statements.existing_job(), {"uid": job.uid, "unique_key": job.unique_key})
+            if found:
+                return JobRecord._make(found[0])
+        raise NotAccepted(f"The unique key {job.unique_key!r} changed hands {_ADD_TRIES} times. Enqueue the job again.")
+
+    def _add_batch(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        ids = self.driver.add_batch(self._add_plainly, [(*job, job.state) for job in jobs])
+        return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def record(self, job_id: int) -> JobRecord:
+        """One job. Raises JobNotFound."""
+        return JobRecord._make(self._one(statements.job_record(), job_id))
+
+    def ending(self, job_id: int) -> JobEnding:
+        """The state and payloads of one job. Raises JobNotFound."""
+        return JobEnding._make(self._one(statements.job_ending(), job_id))
+
+    def args(self, job_id: int) -> str:
+        """The encoded arguments of one job. Raises JobNotFound."""
+        args: str = self._one(statements.job_args(), job_id)[0]
+        return args
+
+    def _one(self, sql: str, job_id: int) -> tuple[Any, ...]:
+        rows = self._read(sql, id=job_id)
+        if not rows:
+            raise JobNotFound(
+                f"There is no job {job_id}: it never existed, or it was pruned after its time in TASKER_KEEP_*."
+            )
+        return rows[0]
+
+    def attempts(self, job_id: int) -> list[Attempt]:
+        """The tries of one job that did not simply succeed, oldest first."""
+        return [Attempt._make(row) for row in self._read(statements.attempts(), id=job_id)]
+
+    def counts(self) -> Counts:
+        """How many jobs there are in each state, each counted up to :data:`MOST`."""
+        return Counts(**{s.value: self._read(statements.count_state(s.value), most=MOST)[0][0] for s in JobState})
+
+    def queues(self) -> list[QueueRow]:
+        """The queues that have ready jobs."""
+        return [QueueRow._make(row) for row in self._read(statements.waiting_by_queue(), most=MOST)]
+
+    def workers(self) -> list[WorkerRow]:
+        """Every worker that the store knows, the dead of the last hour included."""
+        return [WorkerRow._make(row) for row in self._read(statements.workers())]
+
+    def schedules(self) -> list[ScheduleRow]:
+        """Every schedule."""
+        return [ScheduleRow._make(row) for row in self._read(statements.schedules())]
+
+    def store_id(self) -> str:
+        """The random name that this database was given when its tables were made."""
+        name: str = self._read(statements.store_id())[0][0]
+        return name
+
+    def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        self.driver.prepare()
+        return self.driver.read(sql, parameters)
+
+    # -- steering ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: int) -> JobState | None:
+        """Cancel a waiting job (CANCELLED), ask a running one to stop (RUNNING); None if it had finished.
+
+        Raises JobNotFound.
+        """
+        now = self.clock()
+        rows = self._write(
+            statements.cancel(), id=job_id, now=now, expires_at=now + to_duration_ms(self.keep_succeeded)
+        )
+        if not rows:
+            self.record(job_id)
+            return None
+        return JobState(rows[0][0])
+
+    def retry(self, job_id: int) -> bool:
+        """Put a failed or cancelled job back into its queue. Raises JobNotFound."""
+        rows = self._write(statements.retry(), id=job_id)
+        if not rows:
+            self.record(job_id)
+        return bool(rows)
+
+    def put_schedule(self, schedule: DeclaredSchedule, next_at: int | None) -> None:
+        """Store a schedule made at run time. Raises DeclarationError when the name belongs to one in code."""
+        if not self._write(statements.declare_schedule(), **schedule_row(schedule, next_at, "runtime", self.clock())):
+            raise DeclarationError(
+                f"The schedule name {schedule.name!r} belongs to a schedule that code declares with schedule=…. "
+                "Take another name."
+            )
+
+    def remove_schedule(self, name: str) -> bool:
+        """Delete a schedule made at run time; False if there is none. Raises DeclarationError for one in code."""
+        if self._write(statements.remove_schedule(), name=name):
+            return True
+        if self._read(statements.schedule_source(), name=name):
+            raise DeclarationError(f"The schedule {name!r} is declared in code: remove schedule=… there to end it.")
+        return False
+
+    def _write(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        self.driver.prepare()
+        return self.driver.write(sql, parameters)
+
+
+def record_of(job: NewJob, job_id: int) -> JobRecord:
+    """The row that *job* has just become."""
+    return JobRecord(
+        job_id,
+        job.uid,
+        job.task,
+        job.queue,
+        job.kind,
+        job.priority,
+        job.state,
+        job.run_at,
+        job.max_attempts,
+        job.timeout,
+        schedule=job.schedule,
+        fire_at=job.fire_at,
+        unique_key=job.unique_key,
+        created_at=job.created_at,
+    )
+
+
+def schedule_row(schedule: DeclaredSchedule, next_at: int | None, source: str, now: int) -> dict[str, Any]:
+    """The parameters of ``declare_schedule``."""
+    return {
+        "name": schedule.name,
+        "task": schedule.task,
+        "trigger": trigger_to_text(schedule.trigger),
+        "args": schedule.args,
+        "next_at": next_at,
+        "source": source,
+        "now": now,
+    }
+
+
+def next_fire_ms(schedule: DeclaredSchedule, now: Any) -> int | None:
+    """The first fire time after *now* in epoch milliseconds, or None."""
+    moment = schedule.trigger.next_after(now)
+    return None if moment is None else to_ms(moment)
+
+
+def to_duration_ms(period: timedelta) -> int:
+    """A period in whole milliseconds, rounded up: never early."""
+    return -(-period // MILLISECOND)
+
+
+def batch_of(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as the JSON text in which a batch travels."""
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def _positional(sql: str, count: int) -> str:
+    """*sql* with question marks for its *count* named parameters, which stand in the order of the values."""
+    head, _, tail = sql.partition("VALUES (")
+    return f"{head}VALUES ({', '.join('?' * count)}){tail.partition(')')[2]}"

@@ -1,0 +1,508 @@
+"""SQLite: a pooled sync face over sqlite3, an async face over aiosqlite.
+
+Connections are in autocommit mode; each write is one statement or ``BEGIN IMMEDIATE … COMMIT``, since a deferred
+transaction that reads and then writes fails at once with "database is locked", whatever its timeout. The lock is
+waited for here, in short jittered steps: SQLite's own busy handler backs off in long ones, which starves enqueues
+beside a busy worker for a second and more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import aiosqlite
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.pool import QueuePool
+
+from ..errors import NotSupported, SchemaError, StoreError
+from .driver import AsyncRun, Parameters, Row, Run
+from .live import LiveDirectory, LivePresence
+from .migrations import prepare_schema
+from .statements import SQLITE
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+OLDEST = (3, 35, 0)
+"""UPDATE … RETURNING came with SQLite 3.35."""
+
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+"""A write-ahead log above this size is copied back into the database."""
+
+CHECKPOINT_ENQUEUES = 256
+"""An enqueuing process looks at the log's size once in so many writes."""
+
+
+class SqliteDriver:
+    """One SQLite file. The sync face is safe from any thread."""
+
+    dialect = SQLITE
+
+    def __init__(self, path: Path, *, durability: str, lock_timeout: float) -> None:
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise NotSupported(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed.")
+        self.path = path
+        self.key = str(path)
+        self._synchronous = durability.upper()
+        self._lock_timeout = lock_timeout
+        self._live = LiveDirectory(path)
+        self._prepared = False
+        self._preparing = threading.Lock()
+        self._identity: tuple[int, int] | None = None
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self.engine = self._engine()
+        self._commits = SharedCommit(self._lock_timeout)
+        self._writes = 0
+
+    def _engine(self) -> Engine:
+        # Whoever returns a connection has ended its transaction: a rollback at each return would be a wasted call.
+        return create_engine(
+            "sqlite://",
+            creator=self._open,
+            poolclass=QueuePool,
+            pool_size=8,
+            max_overflow=64,
+            pool_reset_on_return=None,
+        )
+
+    def _open(self) -> sqlite3.Connection:
+        return _connect(self.path, self._synchronous)
+
+    # -- the sync face ----------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Create the file and its tables, or check them. Many processes may do so at once."""
+        if self._prepared:
+            self._check_identity()
+        else:
+            with self._preparing, translated(self.path):
+                self._prepare_once()
+
+    def _prepare_once(self) -> None:
+        if self._prepared:
+            return
+        _create_file(self.path)
+        connection = self._open()
+        try:
+            _enter_wal(connection, self._lock_timeout)
+            self._make_schema(connection)
+        finally:
+            connection.close()
+        self._identity = _identity(self.path)
+        self._prepared = True
+
+    def _make_schema(self, connection: sqlite3.Connection) -> None:
+        with Transaction(connection, self._lock_timeout) as run:
+            prepare_schema(SQLITE, run)
+
+    def _check_identity(self) -> None:
+        """Refuse to write into a file that is no longer the one at this path: nobody would ever read it."""
+        try:
+            same = _identity(self.path) == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise SchemaError(
+                f"The database file {self.path} was deleted or replaced while in use. Put the file back, or restart "
+                "this process to work with the new one."
+            )
+
+    def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        with translated(self.path), _Lent(self.engine) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement, committed when this returns; threads that write at once share a commit."""
+        with translated(self.path):
+            rows = self._commits.write(self.engine, sql, parameters)
+        self._look_after_log()
+        return rows
+
+    def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body* in one write transaction."""
+        with translated(self.path), self._commits.alone(), _Lent(self.engine) as connection:
+            with Transaction(connection, self._lock_timeout) as run:
+                return body(run)
+
+    def add_batch(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[int]:
+        """Insert many rows in one transaction and return their ids in order.
+
+        The write lock is held from the first row to the last, so AUTOINCREMENT numbers them without a gap.
+        """
+        with translated(self.path), self._commits.alone(), _Lent(self.engine) as connection:
+            with Transaction(connection, self._lock_timeout):
+                connection.executemany(sql, rows)
+                ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
+        self._look_after_log()
+        return list(range(last - len(rows) + 1, last + 1))
+
+    def _look_after_log(self) -> None:
+        """With no worker alive nobody else keeps the write-ahead log short."""
+        self._writes += 1
+        if self._writes % CHECKPOINT_ENQUEUES == 1:
+            self.upkeep()
+
+    def upkeep(self) -> None:
+        """Copy a long write-ahead log back into the database.
+
+        SQLite up to 3.51.2 can corrupt a file when two checkpoints race with a commit that resets the log
+        (sqlite.org/wal.html, "the WAL-reset bug"). So automatic checkpoints are off, and this one holds the write lock.
+        """
+        try:
+            size = os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return
+        if size > CHECKPOINT_BYTES:
+            with translated(self.path), _Lent(self.engine) as lock, _Lent(self.engine) as worker:
+                with Transaction(lock, self._lock_timeout):
+                    worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    # -- the worker's faces -----------------------------------------------------------------------------------------
+
+    async def connect(self) -> SqliteLink:
+        """A connection for a worker's loop, in a thread of its own."""
+        with translated(self.path):
+            connection = await aiosqlite.connect(_uri(self.path), uri=True, isolation_level=None, timeout=0)
+            for pragma in _pragmas(self._synchronous):
+                await connection.execute_fetchall(pragma)
+        return SqliteLink(connection, self.path, self._lock_timeout)
+
+    def connect_thread(self) -> ThreadLink:
+        """A connection for a heartbeat thread. Beats need no fsync: after a power cut nobody is alive."""
+        with translated(self.path):
+            return ThreadLink(_connect(self.path, "NORMAL"), self.path)
+
+    def presence(self, worker_id: str) -> LivePresence:
+        """Take the lock of a new worker and open its ear."""
+        return LivePresence(self._live, worker_id)
+
+    def wake_others(self) -> None:
+        """Tell the workers of other processes that there is news."""
+        self._live.wake_others()
+
+    def close(self) -> None:
+        """Close pooled connections."""
+        self.engine.dispose()
+        self._live.close()
+
+    def abandon(self) -> None:
+        """After a fork: SQLite handles must not be used, nor closed, in the child (sqlite.org/howtocorrupt.html)."""
+        _inherited.append(self.engine.pool)
+        self.engine.dispose(close=False)
+        self._live.close()
+        self._preparing = threading.Lock()
+        self._fresh()
+
+
+_inherited: list[Any] = []
+"""Pools that a fork brought along: kept, since the garbage collector would close their connections."""
+
+
+class SharedCommit:
+    """Lets threads that write at the same moment share one commit, and so one fsync.
+
+    Each puts its statement into the line and takes the lock. Whoever gets it first runs all that stand in line and
+    commits; the others find their statement done.
+    """
+
+    def __init__(self, lock_timeout: float) -> None:
+        self._lock_timeout = lock_timeout
+        self._lock = threading.Lock()
+        self._line: deque[_Statement] = deque()
+
+    def write(self, engine: Engine, sql: str, parameters: Parameters) -> list[Row]:
+        """Run one statement, alone or together with those of other threads."""
+        statement = _Statement(sql, parameters)
+        self._line.append(statement)
+        with self._lock:
+            if not statement.done:
+                self._lead(engine)
+        if statement.error is not None:
+            raise statement.error
+        return statement.rows
+
+    def alone(self) -> threading.Lock:
+        """The lock, for a transaction that is not shared."""
+        return self._lock
+
+    def _lead(self, engine: Engine) -> None:
+        together = [self._line.popleft() for _ in range(len(self._line))]
+        try:
+            with _Lent(engine) as connection:
+                if len(together) == 1:
+                    together[0].run(lambda sql, p: _patiently(connection, sql, p, self._lock_timeout))
+                    return
+                with Transaction(connection, self._lock_timeout) as run:
+                    for statement in together:
+                        statement.run(run)
+        except BaseException as error:  # noqa: BLE001 - each thread raises it in its own line
+            for statement in together:
+                statement.error = statement.error or error
+        finally:
+            for statement in together:
+                statement.done = True
+
+
+class _Statement:
+    """A statement in line, and what came of it."""
+
+    __slots__ = ("done", "error", "parameters", "rows", "sql")
+
+    def __init__(self, sql: str, parameters: Parameters) -> None:
+        self.sql = sql
+        self.parameters = parameters
+        self.rows: list[Row] = []
+        self.error: BaseException | None = None
+        self.done = False
+
+    def run(self, run: Run) -> None:
+        # A failing statement undoes itself alone; the others of the transaction stand (sqlite.org/lang_conflict.html).
+        try:
+            self.rows = run(self.sql, self.parameters)
+        except sqlite3.Error as error:
+            self.error = error
+
+
+class Transaction:
+    """``BEGIN IMMEDIATE … COMMIT`` on a sync connection, waiting for the lock."""
+
+    def __init__(self, connection: sqlite3.Connection, lock_timeout: float) -> None:
+        self._connection = connection
+        self._lock_timeout = lock_timeout
+
+    def __enter__(self) -> Run:
+        _patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout)
+        return self._run
+
+    def _run(self, sql: str, parameters: Parameters) -> list[Row]:
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def __exit__(self, exception_type: object, *_: object) -> None:
+        if exception_type is None:
+            try:
+                self._connection.execute("COMMIT")
+                return
+            except BaseException:
+                self._roll_back()
+                raise
+        self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+class _Lent:
+    """A pooled driver connection for the length of a with block."""
+
+    __slots__ = ("_engine", "_fairy")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._fairy = self._engine.raw_connection()
+        return cast(sqlite3.Connection, self._fairy.driver_connection)
+
+    def __exit__(self, *_: object) -> None:
+        self._fairy.close()
+
+
+class SqliteLink:
+    """The worker's connection. One statement at a time; only ``execute_fetchall``, which never leaves the lock held."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path, lock_timeout: float) -> None:
+        self._connection = connection
+        self._path = path
+        self._lock_timeout = lock_timeout
+        self._one_at_a_time = asyncio.Lock()
+
+    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        with translated(self._path):
+            async with self._one_at_a_time:
+                return await self._fetch(sql, parameters)
+
+    async def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in a transaction of its own, waiting for the lock."""
+        with translated(self._path):
+            async with self._one_at_a_time:
+                return await self._patiently(sql, parameters)
+
+    async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
+        """Run *body* in ``BEGIN IMMEDIATE … COMMIT``; a cancellation of the caller is looked at afterwards."""
+        task = asyncio.ensure_future(self._transaction(body))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
+        with translated(self._path):
+            async with self._one_at_a_time:
+                await self._patiently("BEGIN IMMEDIATE", {})
+                try:
+                    result = await body(self._fetch)
+                    await self._fetch("COMMIT", {})
+                    return result
+                finally:
+                    if self._connection.in_transaction:
+                        await self._fetch("ROLLBACK", {})
+
+    async def _patiently(self, sql: str, parameters: Parameters) -> list[Row]:
+        started = time.monotonic()
+        while True:
+            try:
+                return await self._fetch(sql, parameters)
+            except sqlite3.OperationalError as error:
+                await asyncio.sleep(_next_step(error, started, self._lock_timeout))
+
+    async def _fetch(self, sql: str, parameters: Parameters) -> list[Row]:
+        return cast(list[Row], await self._connection.execute_fetchall(sql, cast(Any, parameters)))
+
+    async def close(self) -> None:
+        """Close the connection and end its thread."""
+        await self._connection.close()
+
+
+class ThreadLink:
+    """A heartbeat thread's connection. It waits for the lock no longer than a beat."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        with translated(self._path):
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in a transaction of its own."""
+        with translated(self._path):
+            return _patiently(self._connection, sql, parameters, lock_timeout=1.0)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+# -- connections -----------------------------------------------------------------------------------------------------
+
+
+def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(_uri(path), uri=True, isolation_level=None, timeout=0, check_same_thread=False)
+    for pragma in _pragmas(synchronous):
+        connection.execute(pragma).fetchall()
+    return connection
+
+
+def _uri(path: Path) -> str:
+    # A file that is gone must be an error, never an empty queue in its place.
+    return f"{path.as_uri()}?mode=rw"
+
+
+def _pragmas(synchronous: str) -> tuple[str, ...]:
+    return (
+        f"PRAGMA synchronous = {synchronous}",
+        "PRAGMA wal_autocheckpoint = 0",
+        "PRAGMA journal_size_limit = 67108864",
+        "PRAGMA mmap_size = 0",
+        "PRAGMA trusted_schema = OFF",
+        "PRAGMA cache_size = -16384",
+    )
+
+
+def _create_file(path: Path) -> None:
+    """Make an empty file for its owner alone; SQLite gives its companions the same mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
+
+
+def _enter_wal(connection: sqlite3.Connection, lock_timeout: float) -> None:
+    ((mode,),) = _patiently(connection, "PRAGMA journal_mode = WAL", {}, lock_timeout)
+    if mode != "wal":
+        raise NotSupported(
+            f"SQLite cannot use a write-ahead log here (journal mode {mode!r}). "
+            "Put the database on a local file system."
+        )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+# -- waiting for the lock --------------------------------------------------------------------------------------------
+
+
+def _patiently(connection: sqlite3.Connection, sql: str, parameters: Parameters, lock_timeout: float) -> list[Row]:
+    started = time.monotonic()
+    while True:
+        try:
+            return connection.execute(sql, parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            time.sleep(_next_step(error, started, lock_timeout))
+
+
+def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:
+    """How long to wait before the next try: short at first, so that the lock goes round; longer once it is plain
+    that somebody keeps it. Raises *error* when it is another error, or when the time is over."""
+    waited = time.monotonic() - started
+    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > lock_timeout:
+        raise error
+    longest = 0.0005 if waited < 1 else 0.02
+    return random.uniform(longest / 5, longest)
+
+
+class translated:
+    """Turns SQLite's errors into ours, with what to do about them."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error)}") from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise StoreError(f"{self._path}: {error.strerror}. {_CHECK_PATH}") from error
+
+
+_CHECK_PATH = "Check that the path in TASKER_DATABASE_URI exists and that this user may write there."
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "Another process kept the write lock beyond TASKER_LOCK_TIMEOUT: find it, or wait longer.",
+    sqlite3.SQLITE_FULL: "Free some disk space.",
+    sqlite3.SQLITE_READONLY: "Make the file and its folder writable for this user.",
+    sqlite3.SQLITE_CANTOPEN: _CHECK_PATH,
+    sqlite3.SQLITE_NOTADB: "The file is not a database: move it away, or set TASKER_DATABASE_URI to another.",
+    sqlite3.SQLITE_CORRUPT: "The file is damaged: stop all processes and restore it from a backup.",
+    sqlite3.SQLITE_IOERR: "Check the disk.",
+}
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return _REMEDIES.get(code, "See https://www.sqlite.org/rescode.html for what it means.")

@@ -1,0 +1,453 @@
+"""The SQL, one function a statement, named after the act. Pure: text in, text out.
+
+Parameters are written ``:name``; a driver that wants another style translates. A batch travels as one JSON text, so
+that a statement's text never depends on how many rows it moves. States are literals, never parameters: only so can
+both planners see that a partial index fits. A transition is one conditional UPDATE; its WHERE decides every race and
+its RETURNING says who won.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..jobs import Claim, JobRecord, NewJob
+from .schema import FINISHED, UNFINISHED
+
+ColumnType = Literal["integer", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Where the two databases differ in words."""
+
+    name: Literal["sqlite", "postgresql"]
+
+    def batch(self, columns: Mapping[str, ColumnType]) -> str:
+        """A table expression over ``:batch``, a JSON array of arrays with these columns in this order."""
+        if self.name == "sqlite":
+            picked = ", ".join(f"json_extract(value, '$[{i}]') AS {name}" for i, name in enumerate(columns))
+            return f"(SELECT {picked} FROM json_each(:batch))"
+        cast = {"integer": "bigint", "text": "text"}
+        picked = ", ".join(f"(value->>{i})::{cast[kind]} AS {name}" for i, (name, kind) in enumerate(columns.items()))
+        return f"(SELECT {picked} FROM jsonb_array_elements(CAST(:batch AS jsonb)))"
+
+    def names(self, parameter: str) -> str:
+        """A table expression over a JSON array of strings."""
+        if self.name == "sqlite":
+            return f"(SELECT value FROM json_each(:{parameter}))"
+        return f"(SELECT jsonb_array_elements_text(CAST(:{parameter} AS jsonb)))"
+
+    def among(self, column: str, select: str) -> str:
+        """*column* is among the ids of *select*, which are locked where the database locks rows.
+
+        PostgreSQL: a join or a CTE was planned as a sequential scan; an array is not. SQLite has one writer at a
+        time and needs no row locks.
+        """
+        if self.name == "sqlite":
+            return f"{column} IN ({select})"
+        return f"{column} = ANY(ARRAY({select} FOR UPDATE SKIP LOCKED))"
+
+
+SQLITE = Dialect("sqlite")
+POSTGRESQL = Dialect("postgresql")
+
+RECORD = ", ".join(JobRecord._fields)
+CLAIM = ", ".join(Claim._fields)
+
+_NEW = (*NewJob._fields, "state")
+_NEW_COLUMNS = ", ".join(_NEW)
+_NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
+
+
+# -- enqueueing ------------------------------------------------------------------------------------------------------
+
+
+def add_job() -> str:
+    """Store one job, unless its uid, its unique key or its (schedule, fire_at) is taken: then no row comes back."""
+    return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES}) ON CONFLICT DO NOTHING RETURNING id"
+
+
+def add_job_plainly() -> str:
+    """Store one job whose uid is new and that has no unique key; for batches."""
+    return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES})"
+
+
+def add_job_unless_running() -> str:
+    """Store a schedule's job, unless an earlier job of that schedule is unfinished."""
+    return (
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_VALUES} WHERE NOT EXISTS "
+        f"(SELECT 1 FROM taskworker_job WHERE schedule = :schedule AND {UNFINISHED}) "
+        "ON CONFLICT DO NOTHING RETURNING id"
+    )
+
+
+def existing_job() -> str:
+    """The job that stood in the way of :func:`add_job`."""
+    return (
+        f"SELECT {RECORD} FROM taskworker_job WHERE uid = :uid UNION ALL "
+        f"SELECT {RECORD} FROM taskworker_job WHERE unique_key = :unique_key AND {UNFINISHED} LIMIT 1"
+    )
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def job_record() -> str:
+    """One job without its payloads."""
+    return f"SELECT {RECORD} FROM taskworker_job WHERE id = :id"
+
+
+def job_ending() -> str:
+    """What someone who waits for a job needs."""
+    return "SELECT state, result, error, failure_kind FROM taskworker_job WHERE id = :id"
+
+
+def job_args() -> str:
+    """The encoded arguments of one job."""
+    return "SELECT args FROM taskworker_job WHERE id = :id"
+
+
+def attempts() -> str:
+    """The tries of one job that did not succeed, oldest first."""
+    return (
+        "SELECT claim, attempt, worker_id, started_at, finished_at, outcome, error FROM taskworker_attempt "
+        "WHERE job_id = :id ORDER BY claim"
+    )
+
+
+def count_state(state: str) -> str:
+    """How many jobs have this state, counted up to ``:most``. *state* must be one of ours: it goes in as a literal."""
+    return f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE state = '{state}' LIMIT :most) AS counted"
+
+
+def waiting_by_queue() -> str:
+    """Ready jobs a queue, counted up to ``:most`` in all, and the age of the oldest among them."""
+    return (
+        "SELECT queue, count(*), min(created_at) FROM "
+        "(SELECT queue, CASE WHEN run_at > 0 THEN run_at ELSE created_at END AS created_at FROM taskworker_job "
+        "WHERE state = 'ready' LIMIT :most) AS ready GROUP BY queue ORDER BY queue"
+    )
+
+
+def workers() -> str:
+    """Every worker row."""
+    return (
+        "SELECT id, host, pid, started_at, beat, beat_at, state, info, (SELECT count(*) FROM taskworker_job "
+        "WHERE worker_id = taskworker_worker.id AND state = 'running') FROM taskworker_worker ORDER BY started_at, id"
+    )
+
+
+def schedules() -> str:
+    """Every schedule."""
+    return "SELECT name, task, trigger, args, next_at, last_at, paused, source FROM taskworker_schedule ORDER BY name"
+
+
+def store_id() -> str:
+    """The random name of this store."""
+    return "SELECT value FROM taskworker_meta WHERE name = 'store_id'"
+
+
+# -- steering --------------------------------------------------------------------------------------------------------
+
+
+def cancel() -> str:
+    """Cancel a waiting job, or ask the running one to stop."""
+    return (
+        "UPDATE taskworker_job SET cancel_requested = 1, "
+        "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
+        "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
+        "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
+        f"WHERE id = :id AND {UNFINISHED} RETURNING state"
+    )
+
+
+def retry() -> str:
+    """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced."""
+    return (
+        "UPDATE taskworker_job SET state = 'ready', run_at = 0, failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
+        "cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, started_at = NULL, "
+        "finished_at = NULL, expires_at = NULL WHERE id = :id AND state IN ('failed', 'cancelled') RETURNING id"
+    )
+
+
+# -- the worker's loop -----------------------------------------------------------------------------------------------
+
+
+def peek(dialect: Dialect) -> str:
+    """What there is to do: rows of (what, queue, number).
+
+    ``due``: when the next scheduled job is due. ``fire``: when the next schedule of one of ``:tasks`` fires.
+    ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
+    the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
+    """
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready'"
+    has = "EXISTS (SELECT 1 FROM taskworker_job AS j WHERE j.state = 'ready' AND j.queue = q.name AND j.kind = '{}')"
+    return (
+        f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
+        "WHERE q.name IS NOT NULL) "
+        "SELECT 'due' AS what, NULL AS queue, "
+        "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
+        "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
+        f"AND next_at IS NOT NULL AND task IN {dialect.names('tasks')}) "
+        f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('async')} "
+        f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('sync')}"
+    )
+
+
+def claim(dialect: Dialect, kind: str) -> str:
+    """Take up to ``:number`` ready jobs of ``:queue``, highest priority and oldest first.
+
+    Nothing comes back to a worker that was declared dead: it must not own jobs that nobody would rescue.
+    """
+    chosen = (
+        f"SELECT id FROM taskworker_job WHERE state = 'ready' AND queue = :queue AND kind = '{kind}' "
+        "ORDER BY priority DESC, id LIMIT :number"
+    )
+    return (
+        "UPDATE taskworker_job SET state = 'running', claim = claim + 1, worker_id = :worker_id, started_at = :now "
+        f"WHERE {dialect.among('id', chosen)} AND state = 'ready' "
+        "AND EXISTS (SELECT 1 FROM taskworker_worker WHERE id = :worker_id AND state = 'alive') "
+        f"RETURNING {CLAIM}"
+    )
+
+
+def promote(dialect: Dialect) -> str:
+    """Make due jobs ready."""
+    chosen = "SELECT id FROM taskworker_job WHERE state = 'scheduled' AND run_at <= :now ORDER BY run_at LIMIT :number"
+    due = dialect.among("id", chosen)
+    return f"UPDATE taskworker_job SET state = 'ready' WHERE {due} AND state = 'scheduled' RETURNING id"
+
+
+def finish_succeeded(dialect: Dialect) -> str:
+    """Record the commonest ending: jobs that returned None at their first try."""
+    return (
+        "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, finished_at = :now, expires_at = :expires_at "
+        f"FROM {dialect.batch({'id': 'integer', 'claim': 'integer'})} AS e WHERE taskworker_job.id = e.id "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+    )
+
+
+FINISH_COLUMNS: dict[str, ColumnType] = {
+    "id": "integer",
+    "claim": "integer",
+    "new_state": "text",
+    "again": "integer",
+    "new_run_at": "integer",
+    "failed": "integer",
+    "new_result": "text",
+    "new_error": "text",
+    "new_kind": "text",
+    "ended_at": "integer",
+    "new_expires_at": "integer",
+    "new_progress": "text",
+}
+
+
+def finish(dialect: Dialect) -> str:
+    """Record endings, fenced by the claim number. A job that shall run again but was asked to stop is cancelled.
+
+    A late ending of a claim that was rescued, but that nobody has claimed since, still counts: it saves a duplicate.
+    """
+    return (
+        "UPDATE taskworker_job SET "
+        "state = CASE WHEN e.again = 1 AND cancel_requested = 1 THEN 'cancelled' ELSE e.new_state END, "
+        "worker_id = NULL, run_at = e.new_run_at, failures = failures + e.failed, result = e.new_result, "
+        "error = e.new_error, failure_kind = e.new_kind, progress = COALESCE(e.new_progress, progress), "
+        "finished_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.ended_at END, "
+        "expires_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.new_expires_at END "
+        f"FROM {dialect.batch(FINISH_COLUMNS)} AS e WHERE taskworker_job.id = e.id "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+    )
+
+
+ATTEMPT_COLUMNS: dict[str, ColumnType] = {
+    "job_id": "integer",
+    "claim": "integer",
+    "attempt": "integer",
+    "worker_id": "text",
+    "started_at": "integer",
+    "finished_at": "integer",
+    "outcome": "text",
+    "error": "text",
+}
+
+
+def add_attempts(dialect: Dialect) -> str:
+    """Record tries that did not simply succeed."""
+    names = ", ".join(ATTEMPT_COLUMNS)
+    # SQLite cannot tell an upsert after a SELECT from a join without a WHERE (sqlite.org/lang_upsert.html).
+    return (
+        f"INSERT INTO taskworker_attempt ({names}) SELECT {names} FROM {dialect.batch(ATTEMPT_COLUMNS)} AS e "
+        "WHERE true ON CONFLICT DO NOTHING"
+    )
+
+
+def report_progress(dialect: Dialect) -> str:
+    """Write what running jobs tell of themselves, fenced by the claim number."""
+    columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_progress": "text"}
+    return (
+        f"UPDATE taskworker_job SET progress = e.new_progress FROM {dialect.batch(columns)} AS e "
+        "WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state = 'running'"
+    )
+
+
+def expired_jobs(dialect: Dialect) -> str:
+    """Delete a small batch of finished jobs whose time is over."""
+    chosen = f"SELECT id FROM taskworker_job WHERE {FINISHED} AND expires_at <= :now ORDER BY expires_at LIMIT :number"
+    return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id"
+
+
+def expired_attempts(dialect: Dialect) -> str:
+    """Delete the attempts of deleted jobs."""
+    return f"DELETE FROM taskworker_attempt WHERE job_id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+
+def declare_schedule() -> str:
+    """Store a schedule as declared, or change the one of that name from the same source.
+
+    While its trigger stays the same its next fire time stays too, so that a restart misses nothing.
+    """
+    return (
+        "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at) "
+        "VALUES (:name, :task, :trigger, :args, :next_at, :source, :now) "
+        "ON CONFLICT (name) DO UPDATE SET task = excluded.task, args = excluded.args, seen_at = excluded.seen_at, "
+        "next_at = CASE WHEN taskworker_schedule.trigger = excluded.trigger THEN taskworker_schedule.next_at "
+        "ELSE excluded.next_at END, trigger = excluded.trigger "
+        "WHERE taskworker_schedule.source = excluded.source RETURNING name"
+    )
+
+
+def due_schedules(dialect: Dialect) -> str:
+    """The schedules of ``:tasks`` that are due, most overdue first."""
+    return (
+        "SELECT name, task, trigger, args, next_at FROM taskworker_schedule WHERE paused = 0 AND next_at <= :now "
+        f"AND task IN {dialect.names('tasks')} ORDER BY next_at LIMIT :number"
+    )
+
+
+def advance_schedule() -> str:
+    """Move a schedule on, if nobody else has: whoever gets the row back makes the jobs, in the same transaction."""
+    return (
+        "UPDATE taskworker_schedule SET next_at = :next_at, last_at = COALESCE(:last_at, last_at) "
+        "WHERE name = :name AND next_at = :expected AND paused = 0 RETURNING name"
+    )
+
+
+def remove_ended_schedule() -> str:
+    """Delete a schedule that was made at run time and has no fire time left."""
+    return "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' AND next_at IS NULL"
+
+
+def remove_schedule() -> str:
+    """Delete a schedule that was made at run time."""
+    return "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' RETURNING name"
+
+
+def schedule_source() -> str:
+    """Where the schedule of that name comes from."""
+    return "SELECT source FROM taskworker_schedule WHERE name = :name"
+
+
+def remove_unseen_schedules() -> str:
+    """Delete schedules that no code has declared since ``:before``."""
+    return "DELETE FROM taskworker_schedule WHERE source = 'code' AND seen_at < :before RETURNING name"
+
+
+def see_schedules(dialect: Dialect) -> str:
+    """Note that these schedules are still declared."""
+    return (
+        "UPDATE taskworker_schedule SET seen_at = :now WHERE source = 'code' AND name IN "
+        f"(SELECT name FROM {dialect.batch({'name': 'text'})} AS e)"
+    )
+
+
+# -- liveness --------------------------------------------------------------------------------------------------------
+
+
+def add_worker() -> str:
+    """Register a worker."""
+    return (
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, server_started_at, beat_at, state, info) "
+        "VALUES (:id, :host, :pid, :now, :server_started_at, :now, 'alive', :info)"
+    )
+
+
+def beat() -> str:
+    """One heartbeat. No row comes back to a worker that was declared dead."""
+    return (
+        "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info "
+        "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat"
+    )
+
+
+def other_workers() -> str:
+    """Id, beat and host of the other workers that count as living, and when the server started that they saw."""
+    return (
+        "SELECT id, beat, host, server_started_at FROM taskworker_worker "
+        "WHERE id <> :id AND state IN ('alive', 'draining')"
+    )
+
+
+def cancel_requests() -> str:
+    """The running jobs of one worker that were asked to stop."""
+    return "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running' AND cancel_requested = 1"
+
+
+def held_jobs() -> str:
+    """The jobs that one worker holds according to the store."""
+    return "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
+
+
+def declare_dead() -> str:
+    """Declare a worker dead, if it has not beaten since it was looked at. One that was draining has merely left."""
+    return (
+        "UPDATE taskworker_worker SET state = CASE WHEN state = 'draining' THEN 'left' ELSE 'dead' END "
+        "WHERE id = :id AND beat = :beat AND state IN ('alive', 'draining') RETURNING state"
+    )
+
+
+def sweep(state: Literal["dead", "left"]) -> str:
+    """Hand back the jobs of all workers in that state.
+
+    After a crash the first new try is at once; later ones wait 2^n times 2 s, an hour at most, spread by 20 %. Of a
+    worker that left in order no crash is counted. A job that was asked to stop is cancelled instead.
+    """
+    crash = 1 if state == "dead" else 0
+    seconds = "CASE WHEN crashes = 0 THEN 0 WHEN crashes > 9 THEN 3600000 ELSE (2000 << (crashes + 1)) END"
+    delay = f"{seconds} * (80 + id % 41) / 100"
+    waits = "crashes > 0 AND cancel_requested = 0" if crash else "1 = 0"
+    return (
+        "UPDATE taskworker_job SET worker_id = NULL, "
+        f"state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN {waits} THEN 'scheduled' ELSE 'ready' END, "
+        f"run_at = CASE WHEN {waits} THEN :now + {delay} ELSE 0 END, crashes = crashes + {crash}, "
+        "finished_at = CASE WHEN cancel_requested = 1 THEN :now ELSE NULL END, "
+        "expires_at = CASE WHEN cancel_requested = 1 THEN :expires_at ELSE NULL END "
+        f"WHERE state = 'running' AND worker_id IN (SELECT id FROM taskworker_worker WHERE state = '{state}') "
+        f"RETURNING {RECORD}"
+    )
+
+
+def start_draining() -> str:
+    """Say that a worker claims no more."""
+    return "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
+
+
+def remove_worker() -> str:
+    """Deregister a worker that holds nothing."""
+    return (
+        "DELETE FROM taskworker_worker WHERE id = :id AND NOT EXISTS "
+        "(SELECT 1 FROM taskworker_job WHERE worker_id = :id AND state = 'running')"
+    )
+
+
+def remove_dead_workers() -> str:
+    """Delete the rows of dead workers that hold nothing and died before ``:before``."""
+    return (
+        "DELETE FROM taskworker_worker WHERE state IN ('dead', 'left') AND beat_at < :before AND NOT EXISTS "
+        "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running')"
+    )

@@ -1,0 +1,281 @@
+"""The worker's face of the Store: what its loop does, one statement a hop, on the async driver directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
+from ..tasks import DeclaredSchedule
+from . import statements
+from .driver import AsyncLink, AsyncRun
+from .sql import Store, batch_of, next_fire_ms, record_of, schedule_row, to_duration_ms
+
+PRUNE_BATCH = 500
+PROMOTE_BATCH = 500
+UNSEEN_SCHEDULE_MS = 7 * 24 * 3600 * 1000
+"""A schedule that no code has declared for so long is deleted. During a rolling deploy old and new code disagree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peek:
+    """What there is to do. Times are epoch milliseconds."""
+
+    next_due: int | None
+    """When the next scheduled job is due."""
+    next_fire: int | None
+    """When the next schedule fires."""
+    queues: dict[str, tuple[str, ...]]
+    """The queues that have ready jobs of each kind."""
+
+
+class DueSchedule(NamedTuple):
+    """A schedule whose time has come."""
+
+    name: str
+    task: str
+    trigger: str
+    args: str
+    next_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One execution that is over: what the store must learn."""
+
+    claim: Claim
+    outcome: Outcome
+    started_at: int
+    ended_at: int
+    progress: Progress | None = None
+
+
+class WorkerStore:
+    """The rows as one worker's loop sees them. For that loop only. Errors come as StoreError."""
+
+    def __init__(self, store: Store, link: AsyncLink) -> None:
+        dialect = store.driver.dialect
+        self._store = store
+        self._link = link
+        self._peek = statements.peek(dialect)
+        self._claim = {kind: statements.claim(dialect, kind) for kind in ("async", "sync")}
+        self._promote = statements.promote(dialect)
+        self._finish_succeeded = statements.finish_succeeded(dialect)
+        self._finish = statements.finish(dialect)
+        self._add_attempts = statements.add_attempts(dialect)
+        self._report = statements.report_progress(dialect)
+        self._due_schedules = statements.due_schedules(dialect)
+        self._see_schedules = statements.see_schedules(dialect)
+        self._expired = statements.expired_jobs(dialect)
+        self._expired_attempts = statements.expired_attempts(dialect)
+        self._keep_succeeded = to_duration_ms(store.keep_succeeded)
+        self._keep_failed = to_duration_ms(store.keep_failed)
+
+    @classmethod
+    async def open(cls, store: Store) -> WorkerStore:
+        """Connect. The connection belongs to the running loop."""
+        return cls(store, await store.driver.connect())
+
+    async def close(self) -> None:
+        """Close the connection and end its thread."""
+        await self._link.close()
+
+    # -- looking and claiming ---------------------------------------------------------------------------------------
+
+    async def peek(self, tasks: str) -> Peek:
+        """Look at what there is to do. *tasks*: the JSON list of the names whose schedules this worker may fire."""
+        found: dict[str, list[str]] = {"async": [], "sync": []}
+        moments: dict[str, int | None] = {}
+        for what, queue, number in await self._link.read(self._peek, {"tasks": tasks}):
+            if what in found:
+                found[what].append(queue)
+            else:
+                moments[what] = number
+        queues = {kind: tuple(names) for kind, names in found.items()}
+        return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues)
+
+    async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
+        """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
+        parameters = {"worker_id": worker_id, "queue": queue, "number": number, "now": self._store.clock()}
+        claims = [Claim._make(row) for row in await self._link.write(self._claim[kind], parameters)]
+        # RETURNING promises no order.
+        claims.sort(key=_turn)
+        return claims
+
+    async def promote(self) -> int:
+        """Make due jobs ready; how many there were."""
+        parameters = {"now": self._store.clock(), "number": PROMOTE_BATCH}
+        return len(await self._link.write(self._promote, parameters))
+
+    # -- finishing --------------------------------------------------------------------------------------------------
+
+    async def finish(self, worker_id: str, ended: Sequence[Ended]) -> dict[int, str]:
+        """Record endings. Returns the state of each job that took its ending; the others were fenced."""
+        plain = [e for e in ended if _is_plain(e)]
+        special = [e for e in ended if not _is_plain(e)]
+        states: dict[int, str] = {}
+        if plain:
+            states.update(await self._record_plain(plain))
+        if special:
+            states.update(await self._record_special(worker_id, special))
+        return states
+
+    async def _record_plain(self, ended: Sequence[Ended]) -> dict[int, str]:
+        now = ended[-1].ended_at
+        batch = batch_of([(e.claim.id, e.claim.claim) for e in ended])
+        parameters = {"batch": batch, "now": now, "expires_at": now + self._keep_succeeded}
+        return _states(await self._link.write(self._finish_succeeded, parameters))
+
+    async def _record_special(self, worker_id: str, ended: Sequence[Ended]) -> dict[int, str]:
+        batch = batch_of([self._finish_row(e) for e in ended])
+        attempts = [e for e in ended if e.outcome.failure is not None]
+        if not attempts:
+            return _states(await self._link.write(self._finish, {"batch": batch}))
+
+        async def body(run: AsyncRun) -> dict[int, str]:
+            states = _states(await run(self._finish, {"batch": batch}))
+            rows = [_attempt_row(worker_id, e) for e in attempts if e.claim.id in states]
+            await run(self._add_attempts, {"batch": batch_of(rows)})
+            return states
+
+        return await self._link.transaction(body)
+
+    def _finish_row(self, ended: Ended) -> tuple[object, ...]:
+        outcome, claim = ended.outcome, ended.claim
+        again = not outcome.ending.state.finished
+        # 0 means "at once"; a moment is only for jobs that wait.
+        run_at = ended.ended_at + to_duration_ms(outcome.delay) if outcome.delay else 0
+        state = "ready" if again and not run_at else outcome.ending.state.value
+        return (
+            claim.id,
+            claim.claim,
+            state,
+            int(again),
+            run_at if again else claim.run_at,
+            int(outcome.ending in _COUNTED),
+            outcome.result,
+            outcome.failure.to_text() if outcome.failure else None,
+            outcome.failure.kind if outcome.failure else None,
+            ended.ended_at,
+            ended.ended_at + self._keep_ms(outcome),
+            ended.progress.to_text() if ended.progress else None,
+        )
+
+    def _keep_ms(self, outcome: Outcome) -> int:
+        if outcome.keep is not None:
+            return to_duration_ms(outcome.keep)
+        return self._keep_failed if outcome.ending is Ending.FAILED else self._keep_succeeded
+
+    async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
+        """Write what running jobs tell of themselves."""
+        batch = batch_of([(claim.id, claim.claim, progress.to_text()) for claim, progress in reports])
+        await self._link.write(self._report, {"batch": batch})
+
+    # -- schedules --------------------------------------------------------------------------------------------------
+
+    async def declare_schedules(self, schedules: Iterable[DeclaredSchedule], now: Callable[[int], Any]) -> None:
+        """Store the schedules that code declares. *now* turns the clock's milliseconds into a moment."""
+        ms = self._store.clock()
+        rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in schedules]
+
+        async def body(run: AsyncRun) -> None:
+            for row in rows:
+                await run(statements.declare_schedule(), row)
+
+        if rows:
+            await self._link.transaction(body)
+
+    async def due_schedules(self, tasks: str) -> list[DueSchedule]:
+        """The schedules of *tasks* (a JSON list of names) whose time has come."""
+        parameters = {"tasks": tasks, "now": self._store.clock(), "number": 100}
+        return [DueSchedule._make(row) for row in await self._link.read(self._due_schedules, parameters)]
+
+    async def fire(
+        self, schedule: DueSchedule, next_at: int | None, jobs: Sequence[NewJob], *, overlap: bool
+    ) -> list[JobRecord] | None:
+        """Move a schedule on and make its jobs, in one transaction; None if another worker was faster.
+
+        Without *overlap* a job is left out while an earlier one of the schedule is unfinished.
+        """
+        add = statements.add_job() if overlap else statements.add_job_unless_running()
+        moved = {
+            "name": schedule.name,
+            "expected": schedule.next_at,
+            "next_at": next_at,
+            "last_at": jobs[-1].fire_at if jobs else None,
+        }
+
+        async def body(run: AsyncRun) -> list[JobRecord] | None:
+            if not await run(statements.advance_schedule(), moved):
+                return None
+            made = [(job, await run(add, {**job._asdict(), "state": job.state})) for job in jobs]
+            await run(statements.remove_ended_schedule(), {"name": schedule.name})
+            return [record_of(job, rows[0][0]) for job, rows in made if rows]
+
+        return await self._link.transaction(body)
+
+    async def see_schedules(self, names: Sequence[str]) -> None:
+        """Note that these schedules are still declared, and delete those that nobody has declared for a week."""
+        now = self._store.clock()
+        await self._link.write(self._see_schedules, {"now": now, "batch": batch_of([(name,) for name in names])})
+        await self._link.write(statements.remove_unseen_schedules(), {"before": now - UNSEEN_SCHEDULE_MS})
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    async def prune(self) -> int:
+        """Delete one small batch of jobs whose time is over; how many there were."""
+        parameters = {"now": self._store.clock(), "number": PRUNE_BATCH}
+
+        async def body(run: AsyncRun) -> int:
+            gone = await run(self._expired, parameters)
+            if gone:
+                await run(self._expired_attempts, {"batch": batch_of(gone)})
+            return len(gone)
+
+        return await self._link.transaction(body)
+
+    async def start_draining(self, worker_id: str) -> None:
+        """Say that this worker claims no more."""
+        await self._link.write(statements.start_draining(), {"id": worker_id})
+
+    async def held(self, worker_id: str) -> set[tuple[int, int]]:
+        """(id, claim) of the jobs that the worker holds according to the store."""
+        return {(row[0], row[1]) for row in await self._link.read(statements.held_jobs(), {"id": worker_id})}
+
+
+_COUNTED = frozenset({Ending.FAILED, Ending.RETRYING})
+
+
+def _is_plain(ended: Ended) -> bool:
+    outcome = ended.outcome
+    return (
+        outcome.ending is Ending.SUCCEEDED
+        and outcome.result is None
+        and outcome.keep is None
+        and ended.progress is None
+        and not ended.claim.failures
+    )
+
+
+def _turn(claim: Claim) -> tuple[int, int]:
+    return -claim.priority, claim.id
+
+
+def _states(rows: Iterable[Sequence[Any]]) -> dict[int, str]:
+    return {row[0]: row[1] for row in rows}
+
+
+def _attempt_row(worker_id: str, ended: Ended) -> tuple[object, ...]:
+    outcome, claim = ended.outcome, ended.claim
+    error = outcome.failure.to_text() if outcome.failure else None
+    return (
+        claim.id,
+        claim.claim,
+        claim.attempt,
+        worker_id,
+        ended.started_at,
+        ended.ended_at,
+        outcome.ending.value,
+        error,
+    )

@@ -1,0 +1,72 @@
+"""Daemon threads behind ``concurrent.futures``' interface."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class PoolClosed(RuntimeError):
+    """The thread pool takes no more work."""
+
+
+class ThreadPool(Executor):
+    """Daemon threads for sync jobs.
+
+    The pools of ``concurrent.futures`` join their threads at exit, so one hanging job would keep the process alive,
+    and they refuse work before ``atexit`` runs. Threads start when needed and stay.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call in a thread. From one thread at a time. Raises PoolClosed."""
+        if self._closed:
+            raise PoolClosed
+        future: Future[T] = Future()
+        self._calls.put((future, lambda: fn(*args, **kwargs)))
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
+            self._grow()
+        return future
+
+    def _grow(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads: interpreter shutdown, or the system's limit
+            if not self._threads:
+                raise PoolClosed from error
+            log.warning("no further thread for sync jobs: %s", error)
+            return
+        self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, run = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(run())
+                except BaseException as error:  # noqa: BLE001 - the future carries it
+                    future.set_exception(error)
+            del call, future, run
+            self._idle.release()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work and let idle threads end. Never waits: a hanging job must not hold anybody up."""
+        self._closed = True
+        for _ in self._threads:
+            self._calls.put(None)

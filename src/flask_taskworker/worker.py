@@ -1,0 +1,514 @@
+"""The worker: claims the jobs of one app and sees them through.
+
+One turn of the loop finishes what ended (one statement for the batch), makes due jobs ready, fires due schedules,
+claims as many jobs as there are free slots, and starts them. With one job in flight that is two hops to the database;
+with a full house hundreds of jobs share them. Between turns the loop sleeps until it is woken, until the next job or
+schedule is due, or for ``TASKER_LOOP_INTERVAL``, which is only a safety net.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FrameType
+
+from flask import Flask
+
+from . import signals
+from .announce import Announcer
+from .client import Client
+from .config import TaskWorkerConfig
+from .crew import KINDS, WAIT_FOR_SLOT, Crew
+from .errors import StoreError
+from .executor import Executor
+from .jobs import Claim, Ending, Job, JobRecord, Outcome
+from .liveness import Heartbeat, News, resident_mb
+from .scheduling import Scheduler
+from .store.driver import Presence
+from .store.sql import Store
+from .store.work import PRUNE_BATCH, Ended, Peek, WorkerStore
+from .tasks import TaskRegistry
+from .threads import ThreadPool
+
+log = logging.getLogger(__name__)
+
+UPKEEP_INTERVAL = 60.0
+PROGRESS_INTERVAL = 0.5
+FLUSH_DELAY = 0.002
+"""Endings wait so long for company while other jobs run. Seconds."""
+FLUSH_AT = 64
+LONGEST_BACK_OFF = 5.0
+
+_IMMEDIATE = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """When a worker stops by itself."""
+
+    drain: bool = False
+    """As soon as no job is ready; jobs that are due later stay."""
+    max_jobs: int | None = None
+    """After so many jobs."""
+    max_idle: float | None = None
+    """After so many seconds without a job."""
+
+
+NO_LIMITS = Limits()
+
+
+class Worker:
+    """The worker of one app in this process. Everything but :meth:`wake` and :meth:`stop` is for its loop alone."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        client: Client,
+        registry: TaskRegistry,
+        config: TaskWorkerConfig,
+        find_app: Callable[[], Flask | None],
+        limits: Limits = NO_LIMITS,
+        may_abandon_threads: bool = False,
+    ) -> None:
+        self.id = secrets.token_hex(6)
+        self.client = client
+        self.config = config
+        self._loop = loop
+        self._store: Store = client.store
+        self._registry = registry
+        self._find_app = find_app
+        self._limits = limits
+        self._may_abandon_threads = may_abandon_threads
+        self._announcer = Announcer()
+        self._scheduler = Scheduler(registry, self._store.clock)
+        self._presence: Presence | None = None
+        self._aside = ThreadPool(1, "taskworker-aside")
+        # What the last peek found.
+        self._ready: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self._next_due: int | None = None
+        self._next_fire: int | None = None
+        # When to do what, on the loop's clock.
+        self._next_look = 0.0
+        self._next_upkeep = 0.0
+        self._next_report = 0.0
+        self._idle_since = 0.0
+        self._back_off = _IMMEDIATE
+        # What was heard and is to be acted on.
+        self._awake = False
+        self._declared_dead = False
+        self._must_reconcile = False
+        self._stopping = False
+        self._drain_timeout: float | None = None
+        self._news = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id}>"
+
+    # -- from any thread --------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is news: look at the database soon. Safe from any thread; repeated calls cost nothing."""
+        if not self._awake:
+            self._awake = True
+            self._call(self._news.set)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop claiming, let jobs end for *timeout* seconds (default: ``TASKER_SHUTDOWN_TIMEOUT``), then hand back.
+
+        A second call takes its own timeout, and does not wait any longer than that. Safe from any thread.
+        """
+        self._call(self._stop, timeout)
+
+    def abandon(self) -> None:
+        """After a fork, in the child: this worker is the parent's. Its lock stays with the parent."""
+        if self._presence is not None:
+            self._presence.abandon()
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            log.debug("worker %s: its loop has ended", self.id)
+
+    def _stop(self, timeout: float | None) -> None:
+        self._drain_timeout = self.config.shutdown_timeout if timeout is None else timeout
+        if self._stopping:
+            self._hurry.set()
+        self._stopping = True
+        self._news.set()
+
+    # -- the life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> bool:
+        """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job."""
+        await self._begin()
+        try:
+            while not self._stopping:
+                await self._sleep(await self._guarded_turn())
+        finally:
+            handed_back = await self._end()
+        return handed_back
+
+    async def _begin(self) -> None:
+        await self._in_thread(self._store.driver.prepare)
+        self._crew = Crew(
+            executor=Executor(self._find_app, self._registry, threads=self.config.threads, clock=self._store.clock),
+            config=self.config,
+            clock=self._store.clock,
+            find_app=self._find_app,
+            on_change=self._news.set,
+            on_start=self._announce_start,
+        )
+        self._work = await WorkerStore.open(self._store)
+        try:
+            await self._join()
+        except BaseException:
+            await self._work.close()
+            raise
+        self.client.worker_thread = threading.current_thread()
+        self.client.on_news = self.wake
+        log.info("worker %s works on %s", self.id, ", ".join(self.config.queues or ("all queues",)))
+        self._announcer.announce(signals.worker_started, self._find_app(), worker=self)
+
+    async def _in_thread(self, call: Callable[[], None]) -> None:
+        """Not asyncio.to_thread: its threads refuse work once the main thread has ended, which is when we stop."""
+        await self._loop.run_in_executor(self._aside, call)
+
+    async def _join(self) -> None:
+        """Take a lock, then register: so no registered worker lacks its lock."""
+        presence = self._presence = self._store.driver.presence(self.id)
+        presence.listen(self._loop, self.wake)
+        news = News(
+            lost=lambda: self._call(self._on_lost),
+            cancel=lambda jobs: self._call(self._crew.cancel, jobs),
+            rescued=lambda records: self._call(self._on_rescued, records),
+        )
+        try:
+            self._heartbeat = Heartbeat(self._store, presence, self.id, news, self._info)
+            await self._in_thread(self._heartbeat.start)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        if self._presence is not None:
+            self._presence.close()
+            self._presence = None
+
+    def _info(self) -> dict[str, object]:
+        """What the worker's row tells people; read in the heartbeat's thread."""
+        return {
+            "queues": self.config.queues,
+            "concurrency": self.config.concurrency,
+            "threads": self.config.threads,
+            "running": self._crew.counts(),
+            "resident_mb": resident_mb(),
+        }
+
+    async def _guarded_turn(self) -> float:
+        """One turn. When the database fails nothing is lost: what ended is recorded when it is back."""
+        try:
+            delay = await self._turn()
+        except StoreError as error:
+            self._back_off = min(LONGEST_BACK_OFF, max(0.05, self._back_off * 2))
+            log.warning("worker %s: %s Next try in %.1f s.", self.id, error, self._back_off)
+        except Exception:
+            self._back_off = LONGEST_BACK_OFF
+            log.exception("worker %s: this should not happen; please report it. Next try in 5 s.", self.id)
+        else:
+            self._back_off = _IMMEDIATE
+            return delay
+        self._must_reconcile = True
+        return self._back_off * random.uniform(0.8, 1.2)
+
+    async def _turn(self) -> float:
+        """One round of all that there is to do. Returns the seconds until the next."""
+        if self._is_reloader_parent() or self._is_at_limit():
+            self._stop(None)
+            return _IMMEDIATE
+        if self._declared_dead:
+            await self._rejoin()
+        if self._must_reconcile:
+            await self._reconcile()
+        self._crew.start_waiting()
+        await self._flush()
+        await self._look()
+        await self._claim()
+        self._crew.start_waiting()
+        await self._keep_up()
+        return self._delay()
+
+    # -- sleeping ---------------------------------------------------------------------------------------------------
+
+    async def _sleep(self, delay: float) -> None:
+        if delay <= 0:
+            await asyncio.sleep(0)
+            return
+        handle = self._loop.call_later(delay, self._news.set)
+        await self._news.wait()
+        self._news.clear()
+        handle.cancel()
+
+    def _delay(self) -> float:
+        """How long there is nothing to do, as far as this worker knows."""
+        if self._awake or any(names and self._room(kind) > 0 for kind, names in self._ready.items()):
+            return _IMMEDIATE
+        delays = [self._next_look - self._loop.time()]
+        if self._limits.max_idle is not None:
+            delays.append(self._limits.max_idle)
+        if self._crew.ended:
+            delays.append(FLUSH_DELAY)
+        if self._crew.reporting:
+            delays.append(PROGRESS_INTERVAL)
+        if self._crew.waiting:
+            delays.append(WAIT_FOR_SLOT)
+        now = self._store.clock()
+        if self._next_due is not None:
+            delays.append((self._next_due - now) / 1000)
+        if self._next_fire is not None:
+            delays.append(max((self._next_fire - now) / 1000, self._scheduler.pause))
+        return min(delays)
+
+    # -- looking and claiming ---------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Peek where there is a reason to; make due jobs ready and fire due schedules."""
+        if self._awake or self._loop.time() >= self._next_look:
+            await self._peek()
+        if await self._act_on_time():
+            await self._peek()
+
+    async def _peek(self) -> None:
+        # Before the peek: news that come during it must wake the loop again.
+        self._awake = False
+        self._next_look = self._loop.time() + self.config.loop_interval
+        await self._scheduler.declare(self._work)
+        self._take(await self._work.peek(self._scheduler.task_names))
+
+    def _take(self, peek: Peek) -> None:
+        self._next_due, self._next_fire = peek.next_due, peek.next_fire
+        for kind, names in peek.queues.items():
+            self._ready[kind] = self._in_order(names)
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        """The queues in the configured order; without one in turns, so that none starves."""
+        if self.config.queues is not None:
+            present = set(names)
+            return [name for name in self.config.queues if name in present]
+        found = list(names)
+        random.shuffle(found)
+        return found
+
+    async def _act_on_time(self) -> bool:
+        """Fire and promote what is due. Returns whether there was anything."""
+        now = self._store.clock()
+        fires = self._next_fire is not None and self._next_fire <= now
+        promotes = self._next_due is not None and self._next_due <= now
+        if fires:
+            self._announce_fired(await self._scheduler.fire_due(self._work))
+        if promotes:
+            await self._work.promote()
+        return fires or promotes
+
+    async def _claim(self) -> None:
+        for kind, names in self._ready.items():
+            while names and (room := self._room(kind)) > 0:
+                claims = await self._work.claim(self.id, names[0], kind, room)
+                self._crew.take(kind, claims)
+                name = names.pop(0)
+                if len(claims) == room:
+                    # More may be there. Without a configured order the queues take turns, so that none starves.
+                    names.insert(len(names) if self.config.queues is None else 0, name)
+
+    def _room(self, kind: str) -> int:
+        room = self._crew.room(kind)
+        if self._limits.max_jobs is None:
+            return room
+        return min(room, self._limits.max_jobs - self._crew.jobs_done - len(self._crew.claims()))
+
+    # -- finishing --------------------------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        """Record what ended, in one statement; a few endings wait a moment for company while others run."""
+        if not self._crew.ended or self._is_company_expected():
+            return
+        ended = self._crew.take_ended()
+        try:
+            states = await self._work.finish(self.id, ended)
+        except BaseException:
+            self._crew.put_back(ended)
+            raise
+        if any(e.outcome.delay is not None for e in ended):
+            # One of them may be due before anything that is known.
+            self._awake = True
+        self._announce_endings(ended, states)
+
+    def _is_company_expected(self) -> bool:
+        if self._stopping or len(self._crew.ended) >= FLUSH_AT:
+            return False
+        return self._crew.busy and self._loop.time() - self._crew.ended_since < FLUSH_DELAY
+
+    # -- signals ----------------------------------------------------------------------------------------------------
+
+    def _announce_start(self, claim: Claim) -> None:
+        self._announcer.announce(signals.job_started, self._find_app(), job=self._job(claim, "running"))
+
+    def _announce_endings(self, ended: list[Ended], states: dict[int, str]) -> None:
+        self.client.finished(job_id for job_id, state in states.items() if state in _FINAL)
+        for e in ended:
+            state = states.get(e.claim.id)
+            if state is None:
+                log.warning("fenced: the ending of %s, claim %s, came too late and is dropped", e.claim, e.claim.claim)
+            elif (signal := _SIGNALS.get(_ending_of(state, e.outcome))) is not None and signal.receivers:
+                extra = {"exception": e.outcome.exception} if e.outcome.exception is not None else {}
+                job = self._job(e.claim, state)
+                self._announcer.announce(signal, self._find_app(), job=job, outcome=e.outcome, **extra)
+
+    def _announce_fired(self, fired: Iterable[tuple[str, JobRecord]]) -> None:
+        for name, record in fired:
+            job: Job[object] = Job(record, self.client)
+            app = self._find_app()
+            self._announcer.announce(signals.schedule_fired, app, job=job, schedule=name, fire_at=job.fire_at)
+
+    def _job(self, claim: Claim, state: str) -> Job[object]:
+        known = claim._asdict()
+        del known["args"]
+        return Job(JobRecord(**known, state=state), self.client)
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        now = self._loop.time()
+        if self._crew.reporting and now >= self._next_report:
+            self._next_report = now + PROGRESS_INTERVAL
+            await self._work.report_progress(self._crew.take_reports())
+        if now >= self._next_upkeep:
+            # A full batch means that there is more: go on soon, but let jobs pass between.
+            full = await self._work.prune() == PRUNE_BATCH
+            await self._scheduler.keep_up(self._work)
+            self._next_upkeep = now + (PROGRESS_INTERVAL if full else UPKEEP_INTERVAL * random.uniform(0.8, 1.2))
+
+    async def _reconcile(self) -> None:
+        """After a failure of the database a claim may have been committed without its rows reaching us."""
+        held = await self._work.held(self.id)
+        self._crew.release(_stub(job_id, claim) for job_id, claim in held - self._crew.claims())
+        self._must_reconcile = False
+
+    def _is_at_limit(self) -> bool:
+        limits, crew = self._limits, self._crew
+        if limits.max_jobs is not None and crew.jobs_done >= limits.max_jobs:
+            return True
+        if crew.busy or crew.ended or any(self._ready.values()) or self._awake or not self._next_look:
+            self._idle_since = self._loop.time()
+            return False
+        return limits.drain or (limits.max_idle is not None and self._loop.time() - self._idle_since >= limits.max_idle)
+
+    def _is_reloader_parent(self) -> bool:
+        """Whether this process is the parent of werkzeug's reloader, which would keep stale code for ever.
+
+        Looking at the environment instead (WERKZEUG_RUN_MAIN) stops workers under servers that never set it.
+        """
+        if "werkzeug._reloader" not in sys.modules:
+            return False
+        frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+        while frame is not None:
+            if frame.f_code.co_name == "restart_with_reloader" and frame.f_globals["__name__"] == "werkzeug._reloader":
+                return True
+            frame = frame.f_back
+        return False
+
+    # -- news from the heartbeat's thread ---------------------------------------------------------------------------
+
+    def _on_lost(self) -> None:
+        self._crew.lose()
+        self._declared_dead = True
+        self._news.set()
+
+    def _on_rescued(self, records: list[JobRecord]) -> None:
+        for record in records:
+            self._announcer.announce(signals.job_rescued, self._find_app(), job=Job(record, self.client))
+        self.client.wake()
+
+    async def _rejoin(self) -> None:
+        """Register anew, under a new id: the old one's claims are void."""
+        await self._in_thread(lambda: self._heartbeat.stop(holding=True))
+        self._leave()
+        self.id = secrets.token_hex(6)
+        await self._join()
+        self._declared_dead = False
+        log.warning("worker %s is back under this new id", self.id)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    async def _end(self) -> bool:
+        """Let jobs end, hand back the others, deregister. Returns whether no thread runs a job any more."""
+        self.client.on_news = None
+        self.client.worker_thread = None
+        recorded = await self._drain()
+        holding = self._crew.busy or not recorded
+        self._crew.close()
+        await self._in_thread(lambda: self._heartbeat.stop(holding=holding))
+        if not holding:
+            self._leave()
+        await self._work.close()
+        self._announcer.announce(signals.worker_stopped, self._find_app(), worker=self)
+        await self._in_thread(lambda: self._announcer.close(timeout=1.0))
+        self._aside.shutdown()
+        log.info("worker %s has stopped", self.id)
+        return not holding and not self._crew.has_abandoned
+
+    async def _drain(self) -> bool:
+        """Returns whether all endings are recorded."""
+        try:
+            await self._work.start_draining(self.id)
+        except StoreError as error:
+            log.warning("worker %s: %s", self.id, error)
+        self._crew.give_back_waiting()
+        await self._flush_all()
+        await self._await_running()
+        await self._crew.hand_back(abandon_threads=self._may_abandon_threads)
+        return await self._flush_all()
+
+    async def _await_running(self) -> None:
+        timeout = self.config.shutdown_timeout if self._drain_timeout is None else self._drain_timeout
+        deadline = self._loop.time() + timeout
+        while self._crew.busy and not self._hurry.is_set() and (left := deadline - self._loop.time()) > 0:
+            await self._crew.wait_for_one(self._hurry, left)
+            await self._flush_all()
+
+    async def _flush_all(self) -> bool:
+        """Record every ending; False if the database does not take them. Then the jobs are rescued later."""
+        try:
+            await self._flush()
+        except StoreError as error:
+            log.warning("worker %s could not record %s endings: %s", self.id, len(self._crew.ended), error)
+            return False
+        return True
+
+
+_FINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+_SIGNALS = {
+    Ending.SUCCEEDED: signals.job_succeeded,
+    Ending.RETRYING: signals.job_retrying,
+    Ending.FAILED: signals.job_failed,
+    Ending.CANCELLED: signals.job_cancelled,
+}
+
+
+def _ending_of(state: str, outcome: Outcome) -> Ending:
+    """What really became of the job: one that should run again may have been cancelled meanwhile."""
+    return Ending.CANCELLED if state == "cancelled" else outcome.ending
+
+
+def _stub(job_id: int, claim: int) -> Claim:
+    """Enough of a claim to hand it back."""
+    return Claim(job_id, "", "", "", "async", 0, "[[],{}]", claim, 0, 0, 1, None, 0, 0, None, None)
