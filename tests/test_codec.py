@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import json
 import random
+import re
 import string
 import sys
 import threading
@@ -114,9 +115,9 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 def shown(value: object) -> str:
-    """A short name for a parameter; some have no text."""
+    """A short name for a parameter; some have no text. No address: each process of a parallel run has its own."""
     try:
-        return repr(value)[:50]
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:50]
     except (ValueError, RuntimeError):
         return type(value).__name__
 
