@@ -14,7 +14,7 @@ from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Annotated, Any, ClassVar, Generic, Literal, NewType, TypeVar
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
@@ -240,6 +240,18 @@ def test_stored_form_is_stable() -> None:
     }
 
 
+def test_value_that_its_class_refuses_is_named(codec: Codec) -> None:
+    with pytest.raises(NotDecodable, match=r"Positive cannot be built: ZeroDivisionError: not positive"):
+        codec.decode(typed("dataclass", f"{__name__}.Positive", '{"value":0}'))
+
+
+def test_only_fields_reach_a_constructor() -> None:
+    codec = Codec()
+    codec.register(Demanding)
+    with pytest.raises(NotDecodable, match="are not the fields"):
+        codec.decode(typed("dataclass", f"{__name__}.Demanding", '{"a":1,"secret":"x"}'))
+
+
 def test_missing_field_takes_its_default(codec: Codec) -> None:
     # A job that was stored before the field was added.
     assert codec.decode(f'{{"$":"dataclass","t":"{__name__}.Point","v":{{"x":5}}}}') == Point(5, 0)
@@ -296,6 +308,7 @@ Pair = namedtuple("Pair", "a b")
         (Decimal("sNaN"), r"finite"),
         (Decimal("Infinity"), r"finite"),
         (10**4300, r"value is an int of more than 4300 digits"),
+        (-(10**4300), r"value is an int of more than 4300 digits"),
         ([-(10**5000)], r"value\[0\] is an int of more than 4300 digits"),
         ("\ud800", r"value holds half a surrogate pair"),
         (["a", "b\udfff"], r"value\[1\] holds half a surrogate"),
@@ -387,6 +400,7 @@ def test_value_that_holds_itself_is_refused(codec: Codec) -> None:
     loop.append(loop)
     with pytest.raises(NotEncodable, match="or holds itself") as caught:
         codec.encode_call((loop,), {})
+    assert "[0][0]…" in str(caught.value)
     assert len(str(caught.value)) < 300
     deep = nested(100_000, lambda value: [value])
     with pytest.raises(NotEncodable, match="nested deeper"):
@@ -747,14 +761,18 @@ def work(later: Later, never: Nothing) -> list[Other]: ...
 
 class Space:
     @dataclass
-    class Nested:
-        x: int
-
-    @dataclass
     class Outer:
         inner: Nested
         never: Nothing | None = None
         shared: ClassVar[int] = 0
+
+        @dataclass
+        class Nested:
+            x: int
+
+    @dataclass
+    class Child(Outer):
+        y: int = 0
 """
 LATER = """
 @dataclass
@@ -793,8 +811,14 @@ def test_hint_that_is_not_defined_yet_is_read_later(module: ModuleType) -> None:
 def test_unresolvable_hint_does_not_hide_the_others(module: ModuleType) -> None:
     codec = Codec()
     codec.register(module.Space.Outer)
-    module.Nested = module.Space.Nested
-    value = module.Space.Outer(module.Space.Nested(1))
+    value = module.Space.Outer(module.Space.Outer.Nested(1))
+    assert codec.decode(codec.encode(value)) == value
+
+
+def test_fields_of_base_classes_count(module: ModuleType) -> None:
+    codec = Codec()
+    codec.register(module.Space.Child)
+    value = module.Space.Child(module.Space.Child.Nested(1))
     assert codec.decode(codec.encode(value)) == value
 
 
@@ -846,6 +870,30 @@ def test_codec_may_be_used_by_many_threads() -> None:
     for thread in threads:
         thread.join(30)
     assert failures == []
+
+
+def test_thread_waits_for_hints_that_another_reads() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def slow() -> type:
+        entered.set()
+        release.wait(10)
+        return Point
+
+    function = FunctionType((lambda value: None).__code__, {"slow": slow})
+    function.__annotations__ = {"value": "slow()"}
+    codec = Codec()
+    codec.learn(function)
+    texts: list[str] = []
+    threads = [threading.Thread(target=lambda: texts.append(codec.encode(Point(1)))) for _ in range(2)]
+    threads[0].start()
+    assert entered.wait(10)
+    threads[1].start()
+    threads[1].join(0.1)  # without the lock the second thread fails at once
+    release.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(texts) == 2
 
 
 def test_main_module_is_known_by_its_importable_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ def test_callable_delay_is_taken_and_capped() -> None:
     assert seconds(retry, 1, 2, 3) == [60, 1, 100]
 
 
+def test_backoff_that_outgrows_every_period_is_capped() -> None:
+    for huge in (10**400, 1e300, timedelta.max):
+        assert seconds(Retry(99, lambda attempt, huge=huge: huge), 1) == [3600]  # type: ignore[misc]
+
+
 def test_base_and_cap_may_be_timedeltas() -> None:
     retry = Retry(9, base=timedelta(minutes=1), cap=timedelta(minutes=3))
     assert seconds(retry, 1, 2, 3) == [60, 120, 180]

@@ -392,6 +392,7 @@ def test_start_is_the_first_fire_time() -> None:
     trigger = Every(days=1, start=NOON)
     assert trigger.next_after(NOON - timedelta(days=400)) == NOON
     assert trigger.next_after(NOON) == NOON + timedelta(days=1)
+    assert Every(minutes=1, start=NOON).next_after(NOON - timedelta(hours=1)) == NOON
 
 
 def test_every_does_not_drift() -> None:
@@ -688,6 +689,7 @@ OPTIONS = '"jitter_ms":0,"misfire":"once","overlap":"skip"'
         '{"type":"at","run_at_ms":' + "9" * 5000 + "," + OPTIONS + "}",
         '{"type":"at","run_at_ms":1e999,' + OPTIONS + "}",
         '{"type":"at","run_at_ms":null,' + OPTIONS + "}",
+        '{"type":"at","run_at_ms":true,' + OPTIONS + "}",
         '{"type":"at","run_at_ms":0,"jitter_ms":-5,"misfire":"once","overlap":"skip"}',
         '{"type":"at","run_at_ms":0,"jitter_ms":0,"misfire":["once"],"overlap":"skip"}',
         *(None, 5, b"\xff", ["x"]),

@@ -479,7 +479,7 @@ class _Unpacker:
         match value:
             case {"$": "dataclass" | "enum" | "flag" as kind, "t": str(name), "v": inner} if len(value) == 3:
                 return self._registered(kind, name, inner)
-            case {"$": "datetime" | "time" as kind, "v": str(wall), **rest} if not rest.keys() - {"tz", "fold"}:
+            case {"$": "datetime" | "time" as kind, "v": str(wall), **rest}:
                 return _unzoned(kind, wall, **rest)
             case {"$": str(tag), "v": inner} if len(value) == 2 and tag in _UNPACKERS:
                 return _UNPACKERS[tag](self, inner)

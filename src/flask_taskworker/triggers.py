@@ -455,7 +455,7 @@ def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
 def _first_moment(wall: datetime, zone: ZoneInfo) -> datetime:
     """When the wall clock shows *wall* for the first time; the end of the gap if it never does."""
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
-    if _wall(moment, zone) == wall.replace(fold=0):
+    if _wall(moment, zone) == wall:
         return moment
     # In a gap, fold=0 counts with the offset before it and so lands behind it, fold=1 the other way round.
     return _change_between(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
