@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 KINDS = ("async", "sync")
 WAIT_FOR_SLOT = 0.25
-"""A job that was claimed ahead and found no slot in that time goes back for others to take. Seconds."""
+"""Jobs that were claimed ahead go back for others to take when none could start in that time. Seconds."""
 CANCEL_GRACE = 1.0
 """Seconds that a cancelled coroutine has to end at shutdown."""
 
@@ -98,8 +98,7 @@ class Crew:
     def take(self, kind: str, claims: Iterable[Claim]) -> None:
         """Accept claims; they start as slots are free."""
         slots = self._slots[kind]
-        if not slots.waiting:
-            slots.waiting_since = self._loop.time()
+        slots.moved_at = self._loop.time()
         slots.waiting.extend(claims)
 
     def start_waiting(self) -> None:
@@ -107,12 +106,14 @@ class Crew:
         for kind, slots in self._slots.items():
             while slots.waiting and slots.free > 0:
                 self._start(kind, slots.waiting.popleft())
-            if slots.waiting and self._loop.time() - slots.waiting_since > WAIT_FOR_SLOT:
+            if slots.waiting and self._loop.time() - slots.moved_at > WAIT_FOR_SLOT:
                 self._give_back(slots)
 
     def _start(self, kind: str, claim: Claim) -> None:
         job = RunningJob(claim, self._report)
-        self._slots[kind].running += 1
+        slots = self._slots[kind]
+        slots.running += 1
+        slots.moved_at = self._loop.time()
         task = self._loop.create_task(self._execute(job))
         # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
         self._tasks[task] = job
@@ -131,12 +132,16 @@ class Crew:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         """The slot is free. A claim whose coroutine ended without an Outcome gets one here: none may stay behind."""
         job = self._tasks.pop(task)
-        self._slots[job.claim.kind].running -= 1
+        slots = self._slots[job.claim.kind]
+        slots.running -= 1
         self.jobs_done += 1
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             now = self._clock()
             self._note(Ended(job.claim, self._executor.ending_of(job, error), now, now))
+        if slots.waiting and slots.free > 0:
+            # Here and now: the worker may be waiting for the database.
+            self._start(job.claim.kind, slots.waiting.popleft())
         self._on_change()
 
     def _log(self, claim: Claim, outcome: Outcome, seconds: float) -> None:

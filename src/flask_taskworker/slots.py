@@ -23,8 +23,8 @@ class Slots:
     overdue: int = 0
     """Threads that timed-out jobs still use."""
     waiting: deque[Claim] = field(default_factory=deque)
-    waiting_since: float = 0.0
-    """When the longest waiting claim was taken, on the loop's clock."""
+    moved_at: float = 0.0
+    """When a job was last claimed or started, on the loop's clock."""
     seconds: float = 1.0
     """How long a job took of late, smoothed."""
 
