@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import signal
 import threading
@@ -42,7 +43,9 @@ class Runner:
         """Run one more worker. Safe from any thread. Raises RuntimeError when the loop has ended."""
         with self._lock:
             self._workers.append(worker)
-        self.loop.call_soon_threadsafe(self._launch, worker)
+        # An empty context: jobs must not see the request in which somebody has called start(). See
+        # test_job_sees_nothing_of_the_request_that_started_the_worker.
+        self.loop.call_soon_threadsafe(self._launch, worker, context=contextvars.Context())
 
     def _launch(self, worker: Worker) -> None:
         run = self.loop.create_task(worker.run())
