@@ -15,7 +15,16 @@ from functools import lru_cache
 from typing import Any, cast
 
 from .addresses import FORBIDDEN, Mailbox, check_list, check_text, force_text, parse_mailbox, parse_mailboxes
-from .errors import BadAddressError, BadHeaderError, MailError, MessageTooLarge, MissingRecipients, MissingSender
+from .errors import (
+    BadAddressError,
+    BadHeaderError,
+    MailError,
+    MessageTooLarge,
+    MissingRecipients,
+    MissingSender,
+    RecipientsRefused,
+    ReplyError,
+)
 from .mime import Written, check_written, crlf, is_folded, write
 
 MAX_RECIPIENTS = 10_000
@@ -119,9 +128,14 @@ class Prepared:
 
 
 def prepare(
-    message: Any, *, ascii_attachments: bool = False, envelope_from: Any = None, redirect_to: Sequence[str] = ()
+    message: Any,
+    *,
+    now: float,
+    ascii_attachments: bool = False,
+    envelope_from: Any = None,
+    redirect_to: Sequence[str] = (),
 ) -> Prepared:
-    """Check *message* and write it. ``message.date`` must be set.
+    """Check *message* and write it; a message without ``date`` gets *now*, a POSIX timestamp.
 
     Raises MissingRecipients or MissingSender (both AssertionErrors), BadHeaderError or BadAddressError.
     """
@@ -135,6 +149,8 @@ def prepare(
         parse_mailbox(message.reply_to, "reply_to")
     if redirect_to:
         boxes, send_to = parse_mailboxes(list(redirect_to), "MAIL_REDIRECT_TO"), tuple(redirect_to)
+    if message.date is None:
+        message.date = now
     written, data = _write(message, ascii_attachments)
     envelope = Envelope(
         sender=_reverse_path(envelope_from, sender),
@@ -259,7 +275,7 @@ def writes_itself(message: Any) -> bool:
 
 
 def _overrides(message: Any, method: str) -> bool:
-    return _class_overrides(type(message), method)
+    return _class_overrides(cast(Hashable, type(message)), method)
 
 
 @lru_cache(maxsize=256)
@@ -273,11 +289,6 @@ def _class_overrides(cls: Hashable, method: str) -> bool:
 _KNOWN_MODULES = frozenset({"flask_taskworker.mail.message", "flask_mail"})
 
 
-def endings(envelope: Envelope, refused: Mapping[str, Reply], final: Reply) -> dict[str, Reply]:
-    """Each recipient's reply: its own where it was refused, else the one to the message."""
-    return {address: refused.get(address, final) for address in envelope.recipients}
-
-
 def result_of(envelope: Envelope, refused: Mapping[str, Reply], message: Any = None) -> SendResult:
     """The result of a mail that the server took for everybody but *refused*."""
     return SendResult(
@@ -286,6 +297,20 @@ def result_of(envelope: Envelope, refused: Mapping[str, Reply], message: Any = N
         refused=dict(refused),
         message=message,
     )
+
+
+def failed_result(envelope: Envelope, error: MailError, message: Any = None) -> SendResult:
+    """The result of a mail that *error* kept from being sent."""
+    refused: dict[str, Reply] = {}
+    if isinstance(error, RecipientsRefused):
+        refused = {address: Reply(code, _text(text)) for address, (code, text) in error.recipients.items()}
+    elif isinstance(error, ReplyError) and not error.of_transport:
+        refused = dict.fromkeys(envelope.recipients, Reply(error.smtp_code, error.text))
+    return SendResult(message_id=envelope.message_id, refused=refused, error=error, message=message)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
 def checked_addresses(addresses: Iterable[Any], field_name: str) -> tuple[str, ...]:
@@ -304,7 +329,7 @@ __all__ = [
     "check_characters",
     "check_presence",
     "checked_addresses",
-    "endings",
+    "failed_result",
     "prepare",
     "result_of",
     "writes_itself",

@@ -51,6 +51,9 @@ def _rebuild(cls: type[MailError], args: tuple[object, ...], state: dict[str, ob
 class MailError(TaskWorkerError, smtplib.SMTPException):
     """A mail could not be sent."""
 
+    of_transport: bool = False
+    """Whether it is about the way to the server, not about one mail: no other mail would have fared better."""
+
     def __init__(self, message: str | None = None) -> None:
         # The bases' initialisers want different arguments; none of them does more than to keep them.
         self.message = message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0]

@@ -160,7 +160,7 @@ def _encode_long(raw: bytes) -> tuple[str, bytes]:
 
 def _from_mime_text(part: MIMEText) -> _Part:
     encoded = part["Content-Transfer-Encoding"] in ("base64", "quoted-printable")
-    payload = part.get_payload(decode=not encoded)
+    payload = part.get_payload() if encoded else part.get_payload(decode=True)
     body = crlf(payload if isinstance(payload, bytes) else str(payload).encode("ascii", "surrogateescape"))
     if max(map(len, body.split(b"\r\n"))) > MAX_LINE:
         del part["Content-Transfer-Encoding"]

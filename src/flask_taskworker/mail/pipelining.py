@@ -30,7 +30,7 @@ _ATTRIBUTES = frozenset({"_buffer", "_response_pending", "_response_waiter", "_c
 
 def _is_possible() -> bool:
     methods = all(hasattr(owner, name) for owner, names in _METHODS.items() for name in names)
-    return methods and _ATTRIBUTES <= set(SMTPProtocol.__init__.__code__.co_names)
+    return methods and _ATTRIBUTES.issubset(SMTPProtocol.__init__.__code__.co_names)
 
 
 POSSIBLE = _is_possible()
@@ -81,13 +81,17 @@ class PipeliningProtocol(SMTPProtocol):
         if self._command_lock is None:
             raise DialogueBroken([])
         async with self._command_lock:
-            group = self._group = self._loop.create_future()
+            group: asyncio.Future[list[SMTPResponse]] = self._loop.create_future()
+            self._group = group
             self._replies, self._missing, self._progress = [], count, 0
             self._timer = self._loop.call_later(timeout, self._expire, timeout, 0)
             try:
                 await self._write_all(data)
                 return await group
             except (aiosmtplib.SMTPException, OSError):
+                # The server may have refused a large message before all of it was sent, and closed the connection.
+                if group.done() and group.exception() is None:
+                    return group.result()
                 raise DialogueBroken(self._replies) from None
             finally:
                 self._timer.cancel()
@@ -141,11 +145,10 @@ class PipeliningProtocol(SMTPProtocol):
         except aiosmtplib.SMTPResponseException:
             self._break()
             return
+        hung_up = bool(self._replies) and self._replies[-1].code == _CLOSING
         if not self._missing and not self._buffer:
             self._end_group()
-        elif not self._missing or self._replies[-1:] and self._replies[-1].code == _CLOSING:
-            self._break()
-        elif len(self._buffer) > MAX_RESPONSE_LENGTH:
+        elif not self._missing or hung_up or len(self._buffer) > MAX_RESPONSE_LENGTH:
             self._break()
 
     def _end_group(self) -> None:
@@ -197,7 +200,7 @@ class PipeliningProtocol(SMTPProtocol):
         super().write(data)
 
     def _log_command(self, data: bytes) -> None:
-        if self._group is not None and self._missing == 1 and len(data) > 512:
+        if data.endswith(b"\r\n.\r\n"):  # the message itself, which may hold a reset link
             wire.debug("send: a message of %d octets", len(data))
             return
         for line in data.splitlines():

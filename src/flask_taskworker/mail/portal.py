@@ -94,7 +94,9 @@ class Portal:
         with self._lock:
             if self._loop is None or self._thread is None or not self._thread.is_alive():
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="flask-taskworker-mail", daemon=True)
+                self._thread = threading.Thread(
+                    target=_serve, args=(self._loop,), name="flask-taskworker-mail", daemon=True
+                )
                 self._thread.start()
             return self._loop
 

@@ -1,0 +1,90 @@
+"""``flask mail …``: the commands. They reach the app's mail settings through ``app.extensions``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from .addresses import parse_mailbox
+from .envelope import SendResult
+from .errors import BadHeaderError, MailError
+from .message import Message
+
+mail_commands = AppGroup("mail", help="Look after mail.")
+
+
+@mail_commands.command("send-test", context_settings={"auto_envvar_prefix": "TASKER_CLI_SEND_TEST"})
+@click.argument("address")
+@click.option("--from", "sender", metavar="ADDRESS", help="The sender, instead of MAIL_DEFAULT_SENDER.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many mails to send.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each mail.")
+def send_test(address: str, sender: str | None, count: int, as_json: bool) -> None:
+    """Send a test mail to ADDRESS as the app is configured, and say what the server said.
+
+    Exits with 0 if every mail was accepted, 1 if one was not, 2 for a wrong ADDRESS.
+    """
+    state = current_app.extensions["mail"]
+    messages = [_test_message(_valid("ADDRESS", address), sender or state.default_sender, i) for i in range(count)]
+    results = list(_send(state, messages))
+    for result in results:
+        click.echo(json.dumps(_as_dict(result)) if as_json else _as_text(result))
+    if state.suppress:
+        click.echo("MAIL_SUPPRESS_SEND or TESTING is on: nothing left this machine.", err=True)
+    sys.exit(0 if all(results) else 1)
+
+
+def _valid(name: str, address: str) -> str:
+    try:
+        return parse_mailbox(address, name).address
+    except BadHeaderError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _test_message(address: str, sender: Any, number: int) -> Message:
+    if not sender:
+        raise click.UsageError("There is no sender. Give --from ADDRESS, or set MAIL_DEFAULT_SENDER.")
+    return Message(
+        f"Test mail {number + 1} of {current_app.name}",
+        sender=sender,
+        recipients=[address],
+        body=f"This is a test mail of {current_app.name}. If you can read it, mail works.\n",
+    )
+
+
+def _send(state: Any, messages: list[Message]) -> Iterator[SendResult]:
+    try:
+        if len(messages) == 1:
+            yield state.send(messages[0])
+            return
+        # On a terminal only: click writes nothing but the label elsewhere.
+        with click.progressbar(messages, label="Sending", file=sys.stderr) as shown:
+            yield from state.send_many(shown)
+    except MailError as error:
+        yield SendResult(message_id=messages[0].msgId, error=error, message=messages[0])
+
+
+def _as_dict(result: SendResult) -> dict[str, Any]:
+    return {
+        "message_id": result.message_id,
+        "accepted": list(result.accepted),
+        "refused": {address: {"code": reply.code, "text": reply.text} for address, reply in result.refused.items()},
+        "error": None if result.error is None else {"type": type(result.error).__name__, "text": str(result.error)},
+    }
+
+
+def _as_text(result: SendResult) -> str:
+    if result.error is not None:
+        return f"failed: {_printable(str(result.error))}"
+    refused = "".join(f"; refused for {address}: {_printable(str(reply))}" for address, reply in result.refused.items())
+    return f"sent to {', '.join(result.accepted) or 'nobody'} as {result.message_id}{refused}"
+
+
+def _printable(text: str) -> str:
+    """What a server said, without the control characters that would act on a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)

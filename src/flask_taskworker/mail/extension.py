@@ -1,0 +1,502 @@
+"""Mail and Connection: Flask-Mail's interface."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+from flask import Flask, current_app, has_app_context
+
+from ..errors import AppError
+from ..mail_config import MailConfig
+from .addresses import sanitize_address, sanitize_addresses
+from .bulk import CHUNK, BulkRun, Numbered
+from .cli import mail_commands
+from .envelope import Prepared, Reply, SendResult, prepare, result_of
+from .errors import BadHeaderError, MailError
+from .hosts import ConsoleHost, FileHost, Host, KeptHost, MemoryHost, PooledHost, SMTPHost, aside, refused_replies
+from .message import Defaults, Message, use_defaults
+from .portal import portal
+from .signals import dispatched, email_dispatched, foreign_module
+from .smtp import Server, pool_for
+
+log = logging.getLogger(__name__)
+
+_NOT_CONFIGURED = "The current application was not configured with Flask-Mail. Call Mail(app) or mail.init_app(app)."
+_ASIDE_ABOVE = 256 * 1024
+"""Octets of attachments above which a message is written in a thread, not on the caller's loop."""
+
+_FLUSH_AFTER_S = 0.02
+
+
+class Connection:
+    """One connection to the mail host, for several mails: ``with mail.connect() as conn``, or ``async with``.
+
+    ``host`` is None until it is entered and where the app suppresses mail; else it has ``sendmail`` and ``quit``.
+    Override :meth:`configure_host` to talk to something else.
+    """
+
+    def __init__(self, mail: Any) -> None:
+        self.mail = mail
+        self.host: Any = None
+        self.num_emails = 0
+        self._app: Flask | None = None
+        self._is_pooled = False
+        self._is_worn = False
+
+    def __enter__(self) -> Self:
+        self.host = None if self.mail.suppress else self.configure_host()
+        self.num_emails = 0
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.host is not None and not self._is_worn:
+            self._quit()
+
+    async def __aenter__(self) -> Self:
+        if self.mail.suppress:
+            self.host = None
+        else:
+            await self._aconfigure()
+        self.num_emails = 0
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(self.host, SMTPHost) and not self._is_worn:
+            await self.host.aquit()
+        elif self.host is not None and not self._is_worn:
+            await aside(self._quit)
+
+    def configure_host(self) -> Host:
+        """Connect to the mail host. Raises what :mod:`smtplib` and the system would: see ``mail.errors``."""
+        host = self._make_host()
+        if isinstance(host, SMTPHost):
+            host.open()
+        return host
+
+    def send(self, message: Any, envelope_from: Any = None) -> SendResult:
+        """Check *message* and send it. ``envelope_from`` is the address for MAIL FROM, where bounces go.
+
+        Raises AssertionError without recipients or sender, BadHeaderError for a field that would break a header,
+        and the kinds of smtplib.SMTPException, which are OSErrors too, where the server does not take it for
+        anybody. Where it takes it for some, the others are in the result's ``refused``.
+        """
+        app = self._find_app()
+        prepared = self._prepare(message, envelope_from)
+        if self._is_worn:
+            self.host, self._is_worn = self.configure_host(), False
+        refused = {} if self.host is None else refused_replies(self.host.sendmail(*_five(prepared, message)))
+        self._after_send()
+        return _announced(app, message, result_of(prepared.envelope, refused, message))
+
+    async def asend(self, message: Any, envelope_from: Any = None) -> SendResult:
+        """:meth:`send`, without blocking the event loop."""
+        app = self._find_app()
+        if _is_large(message):
+            prepared = await aside(self._prepare, message, envelope_from)
+        else:
+            prepared = self._prepare(message, envelope_from)
+        if self._is_worn:
+            await self._aconfigure()
+        refused = await self._ahand_over(prepared, message)
+        self._after_send()
+        return _announced(app, message, result_of(prepared.envelope, refused, message))
+
+    def send_message(self, *args: Any, **kwargs: Any) -> SendResult:
+        """``send(Message(…))``."""
+        return self.send(Message(*args, **kwargs))
+
+    async def _ahand_over(self, prepared: Prepared, message: Any) -> dict[str, Reply]:
+        if isinstance(self.host, SMTPHost):
+            return dict(await self.host.asend(prepared.envelope))
+        if self.host is None:
+            return {}
+        return refused_replies(await aside(self.host.sendmail, *_five(prepared, message)))
+
+    async def _aconfigure(self) -> None:
+        if type(self).configure_host is not Connection.configure_host:
+            self.host = await aside(self.configure_host)
+        else:
+            self.host = self._make_host()
+            if isinstance(self.host, SMTPHost):
+                await self.host.aopen()
+        self._is_worn = False
+
+    def _prepare(self, message: Any, envelope_from: Any) -> Prepared:
+        state = self.mail
+        try:
+            return prepare(
+                message,
+                now=time.time(),
+                ascii_attachments=bool(state.ascii_attachments),
+                envelope_from=envelope_from,
+                redirect_to=state.config.redirect_to,
+            )
+        except BadHeaderError as error:
+            theirs = foreign_module(message)
+            if theirs is None:
+                raise
+            raise _as_foreign(error, theirs) from error
+
+    def _find_app(self) -> Flask:
+        if self._app is not None:
+            return self._app
+        if not has_app_context():
+            raise AppError("Mail is sent for an app, and none is current. Push its context: with app.app_context(): …")
+        return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
+
+    def _after_send(self) -> None:
+        self.num_emails += 1
+        if self.num_emails == self.mail.max_emails:
+            self.num_emails = 0
+            # A new connection is made when another mail follows, not before.
+            if self.host is not None and not self._is_pooled:
+                self._is_worn = True
+                self._quit()
+
+    def _quit(self) -> None:
+        try:
+            self.host.quit()
+        except (MailError, OSError) as error:
+            log.debug("the mail host did not say goodbye: %s", error)
+
+    def _make_host(self) -> Host:
+        state, config = self.mail, self.mail.config
+        match config.backend:
+            case "console":
+                return ConsoleHost()
+            case "file":
+                return FileHost(Path(config.file_path or Path(self._find_app().instance_path) / "mail"))
+            case "memory":
+                return MemoryHost(state.outbox)
+        server = server_of(state)
+        return PooledHost(server, config.pool_size, state.max_emails) if self._is_pooled else KeptHost(server)
+
+
+def server_of(state: Any) -> Server:
+    """The server as the state's attributes say now: they may be changed at any time."""
+    config = state.config
+    return Server(
+        hostname=state.server or "127.0.0.1",
+        port=int(state.port or 25),
+        use_tls=bool(state.use_tls),
+        use_ssl=bool(state.use_ssl),
+        username=state.username,
+        password=state.password,
+        timeout=config.timeout,
+        data_timeout=config.data_timeout,
+        verify=config.tls_verify,
+        cafile=config.cafile,
+        ssl_context=config.ssl_context,
+        trace=bool(state.debug),
+    )
+
+
+def _five(prepared: Prepared, message: Any) -> tuple[Any, ...]:
+    """The arguments of ``sendmail``, by position, as Flask-Mail gave them."""
+    sender = sanitize_address(prepared.sender) if prepared.envelope.sender else "<>"
+    recipients = sanitize_addresses(prepared.send_to)
+    return sender, recipients, prepared.envelope.data, message.mail_options, message.rcpt_options
+
+
+def _announced(app: Flask, message: Any, result: SendResult) -> SendResult:
+    if result.refused:
+        log.warning("mail %s was refused for %s", result.message_id, ", ".join(result.refused))
+    dispatched(app, message)
+    return result
+
+
+def _as_foreign(error: BadHeaderError, theirs: ModuleType) -> BadHeaderError:
+    """The same error, which code written for Flask-Mail catches too."""
+    both = type(type(error).__name__, (type(error), theirs.BadHeaderError), {})
+    return both(str(error))  # type: ignore[no-any-return]
+
+
+def _is_large(message: Any) -> bool:
+    attachments = getattr(message, "attachments", None) or ()
+    return sum(len(attachment.data) for attachment in attachments) > _ASIDE_ABOVE
+
+
+class _MailMixin:
+    """What ``Mail`` and the state in ``app.extensions["mail"]`` have in common."""
+
+    @contextmanager
+    def record_messages(self) -> Iterator[list[Any]]:
+        """Record the messages that are sent, or would be, in the whole process::
+
+        with mail.record_messages() as outbox:
+            mail.send(message)
+        assert outbox[0].subject == "testing"
+        """
+        outbox: list[Any] = []
+
+        def record(app: Flask, message: Any) -> None:
+            outbox.append(message)
+
+        with email_dispatched.connected_to(record):
+            yield outbox
+
+    def send(self, message: Any) -> SendResult:
+        """Send *message* now, over a kept connection. Raises as :meth:`Connection.send` and when it cannot connect."""
+        connection = self._connect_for_one()
+        with connection:
+            result = message.send(connection)
+        # Flask-Mail's own messages, and overriding ones, return nothing.
+        return result if isinstance(result, SendResult) else SendResult(message_id=str(message.msgId), message=message)
+
+    async def asend(self, message: Any) -> SendResult:
+        """:meth:`send`, from any event loop, without blocking it."""
+        async with self._connect_for_one() as connection:
+            return await connection.asend(message)
+
+    def send_message(self, *args: Any, **kwargs: Any) -> SendResult:
+        """``send(Message(…))``."""
+        return self.send(Message(*args, **kwargs))
+
+    def connect(self) -> Connection:
+        """One connection for several mails. Raises RuntimeError where the app has no Mail, or no app is current."""
+        app = getattr(self, "app", None) or _current_app()
+        try:
+            connection = Connection(app.extensions["mail"])
+        except KeyError:
+            raise AppError(_NOT_CONFIGURED) from None
+        connection._app = app
+        return connection
+
+    def send_many(self, messages: Iterable[Any]) -> list[SendResult]:
+        """Send many messages now, over MAIL_POOL_SIZE connections at once; results in the order given.
+
+        A message that cannot be sent has its error in its result. Raises only if the server cannot be reached for
+        the first one.
+        """
+        batch = _Batch(self._connect_for_one())
+        if not batch.is_bulk:
+            return [result for message in messages for result in batch.send_one(message)]
+        run = portal.run(batch.begin())
+        try:
+            for message in messages:
+                if batch.add(message):
+                    batch.settle(portal.run(run.step(batch.take())))
+            batch.settle(portal.run(run.step(batch.take())))
+            batch.settle(portal.run(run.finish()))
+        finally:
+            batch.settle(portal.run(run.stop()))
+        return batch.in_order()
+
+    async def asend_many(self, messages: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[SendResult]:
+        """Send many messages over MAIL_POOL_SIZE connections at once; results as they come.
+
+        ``messages`` may be a generator of a million: only some hundred are held at a time. Leaving the loop stops
+        after the mails that are on their way.
+        """
+        batch = _Batch(self._connect_for_one())
+        if not batch.is_bulk:
+            async for message in _each(messages):
+                for result in await aside(batch.send_one, message):
+                    yield result
+            return
+        run = await portal.arun(batch.begin())
+        try:
+            async for message in _each(messages):
+                if batch.add(message):
+                    batch.settle(await portal.arun(run.step(batch.take())))
+                for result in batch.take_results():
+                    yield result
+            batch.settle(await portal.arun(run.step(batch.take())))
+            batch.settle(await portal.arun(run.finish()))
+        finally:
+            batch.settle(await portal.arun(run.stop()))
+        for result in batch.take_results():
+            yield result
+
+    def _connect_for_one(self) -> Connection:
+        connection = self.connect()
+        connection._is_pooled = True
+        return connection
+
+
+async def _each(messages: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(messages, AsyncIterable):
+        async for message in messages:
+            yield message
+    else:
+        for message in messages:
+            yield message
+
+
+class _Batch:
+    """The caller's side of a bulk run: prepares messages in chunks, and keeps whose result is whose."""
+
+    def __init__(self, connection: Connection) -> None:
+        state = connection.mail
+        self._connection = connection
+        self._app = connection._find_app()
+        self._chunk: list[Numbered] = []
+        self._results: dict[int, SendResult] = {}
+        self._count = 0
+        self._flushed_at = time.monotonic()
+        own_host = type(connection).configure_host is Connection.configure_host
+        self.is_bulk = own_host and state.config.backend == "smtp" and not state.suppress
+
+    async def begin(self) -> BulkRun:
+        """Make the run, on the loop that it will stay on."""
+        state = self._connection.mail
+        pool = pool_for(server_of(state), state.config.pool_size, state.max_emails)
+        return BulkRun(pool, state.config.pool_size)
+
+    def add(self, message: Any) -> bool:
+        """Prepare *message*; whether it is time to hand the chunk over."""
+        number = self._count
+        self._count += 1
+        try:
+            prepared = self._connection._prepare(message, None)
+        except (MailError, UnicodeError) as error:
+            self._results[number] = _unsendable(message, error)
+            return False
+        self._chunk.append(Numbered(number, message, prepared.envelope, None))
+        # A slow generator's messages are not held back for a full chunk.
+        return len(self._chunk) >= CHUNK or time.monotonic() - self._flushed_at > _FLUSH_AFTER_S
+
+    def take(self) -> list[Numbered]:
+        """The chunk, which begins anew."""
+        chunk, self._chunk = self._chunk, []
+        return chunk
+
+    def settle(self, ended: list[Numbered]) -> None:
+        """Note how mails ended, and announce those that were sent."""
+        self._flushed_at = time.monotonic()
+        for number, message, _, result in ended:
+            assert result is not None
+            self._results[number] = result
+            if result.error is None:
+                _announced(self._app, message, result)
+
+    def take_results(self) -> list[SendResult]:
+        """What is known by now, in no order."""
+        results, self._results = self._results, {}
+        return list(results.values())
+
+    def in_order(self) -> list[SendResult]:
+        """Everything, in the order given."""
+        return [self._results[number] for number in range(self._count)]
+
+    def send_one(self, message: Any) -> list[SendResult]:
+        """Where there is no bulk: suppressed, another backend, or a host of the user's own."""
+        try:
+            with self._connection as connection:
+                return [connection.send(message)]
+        except (MailError, UnicodeError) as error:
+            return [_unsendable(message, error)]
+
+
+def _unsendable(message: Any, error: Exception) -> SendResult:
+    known = error if isinstance(error, MailError) else MailError(str(error))
+    return SendResult(message_id=str(getattr(message, "msgId", "")), error=known, message=message)
+
+
+class _Mail(_MailMixin):
+    """One app's mail settings, in ``app.extensions["mail"]``.
+
+    The attributes may be changed at any time; the next connection and message follow them.
+    """
+
+    def __init__(self, config: MailConfig) -> None:
+        self.server = config.server
+        self.username = config.username
+        self.password = config.password
+        self.port = config.port
+        self.use_tls = config.use_tls
+        self.use_ssl = config.use_ssl
+        self.default_sender = config.default_sender
+        self.debug = config.debug
+        self.max_emails = config.max_emails
+        self.suppress = config.suppress
+        self.ascii_attachments = config.ascii_attachments
+        self.config = config
+        self.outbox: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<mail settings for {self.server} port {self.port}>"
+
+
+class Mail(_MailMixin):
+    """The extension: ``Mail(app)``, or ``mail = Mail()`` and ``mail.init_app(app)``."""
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self.app = app
+        self.state: _Mail | None = self.init_app(app) if app is not None else None
+
+    def init_mail(self, config: Any, debug: bool | int = False, testing: bool = False) -> _Mail:
+        """The settings that *config*, a mapping with ``MAIL_*`` keys, gives. Raises ConfigError."""
+        return _Mail(MailConfig.from_mapping(config, debug=debug, testing=testing))
+
+    def init_app(self, app: Flask) -> _Mail:
+        """Read the app's ``MAIL_*`` configuration and register the settings, which are returned, with it."""
+        state = self.init_mail(app.config, app.debug, app.testing)
+        _warn_of_flask_mail(app)
+        app.extensions["mail"] = state
+        app.cli.add_command(mail_commands)
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        # As in Flask-Mail: the state's attributes, and None for any other name. Dunders are for Python, not for us.
+        if name.startswith("__") or name in ("state", "app"):
+            raise AttributeError(name)
+        return getattr(self.state, name, None)
+
+
+def _warn_of_flask_mail(app: Flask) -> None:
+    earlier = app.extensions.get("mail")
+    if earlier is not None and not isinstance(earlier, _Mail):
+        warnings.warn(
+            f"The app {app.name!r} has a {type(earlier).__module__} Mail already; both want app.extensions['mail']. "
+            "Remove one: the later takes over.",
+            stacklevel=4,
+        )
+
+
+def _current_app() -> Flask:
+    if not has_app_context():
+        raise AppError("Mail without an app needs the current one. Push its context: with app.app_context(): …")
+    return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
+
+
+def _defaults(required: bool) -> Defaults | None:
+    if has_app_context() and "mail" in current_app.extensions:
+        return current_app.extensions["mail"]  # type: ignore[no-any-return]
+    if not required:
+        return None
+    raise AppError(
+        _NOT_CONFIGURED
+        if has_app_context()
+        else "A message without a sender takes MAIL_DEFAULT_SENDER of the current app, and none is current. "
+        "Give sender=…, or push a context: with app.app_context(): …"
+    )
+
+
+use_defaults(_defaults)
+
+
+def install_as_flask_mail() -> None:
+    """Let ``import flask_mail`` give this package, for code that cannot be changed. Call it before that import.
+
+    Raises AppError if the real Flask-Mail is imported already: then two kinds of messages would be about.
+    """
+    ours = sys.modules["flask_taskworker.mail"]
+    if sys.modules.get("flask_mail", ours) is not ours:
+        raise AppError("flask_mail is imported already. Call install_as_flask_mail() before anything imports it.")
+    sys.modules["flask_mail"] = ours
+
+
+__all__ = ["Connection", "Mail", "_Mail", "_MailMixin", "install_as_flask_mail", "server_of"]

@@ -1,0 +1,121 @@
+"""``email_dispatched``, for receivers of both orders.
+
+Flask-Mail's documentation shows ``def receiver(message, app)``, its code since 0.10 sends ``(app, message=message)``.
+Both are served: which one a receiver wants is told by the names of its parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from blinker import NamedSignal, Namespace
+
+log = logging.getLogger(__name__)
+
+Receiver = Callable[..., Any]
+Caller = Callable[[Receiver, Any, Any], Any]
+
+_MESSAGE_NAMES = frozenset({"message", "msg"})
+
+
+class DispatchSignal(NamedSignal):
+    """A signal whose receivers take ``(app, message=…)`` or ``(message, app=…)``. One that raises is logged."""
+
+    def send(self, sender: Any = None, /, *_: Any, **kwargs: Any) -> list[tuple[Receiver, Any]]:
+        """Call each receiver in the order it wants; *sender* is the app, ``message=`` the message."""
+        if self.is_muted:
+            return []
+        message = kwargs.pop("message", None)
+        answers = []
+        for receiver in self.receivers_for(sender):
+            try:
+                answers.append((receiver, _caller(receiver)(receiver, sender, message)))
+            except Exception:
+                log.exception("a receiver of email_dispatched raised: %r", receiver)
+        return answers
+
+
+_callers: WeakKeyDictionary[Any, Caller] = WeakKeyDictionary()
+
+
+def _caller(receiver: Receiver) -> Caller:
+    # A bound method is a new object each time it is looked at; its function is not.
+    function = getattr(receiver, "__func__", receiver)
+    caller = _callers.get(function)
+    if caller is None:
+        caller = _callers[function] = _choose(receiver)
+    return caller
+
+
+def _choose(receiver: Receiver) -> Caller:
+    order = _order(receiver)
+    if not iscoroutinefunction(receiver):
+        return order
+    return lambda receiver, app, message: async_to_sync(order)(receiver, app, message)
+
+
+def _order(receiver: Receiver) -> Caller:
+    try:
+        parameters = inspect.signature(receiver).parameters
+    except (TypeError, ValueError):
+        return _new_order
+    positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    first = positional[0] if positional else ""
+    is_old = first in _MESSAGE_NAMES or ("app" in parameters and first != "app" and "message" not in parameters)
+    if not is_old:
+        return _new_order
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "app" in parameters or takes_any:
+        return _old_order
+    return _old_order_by_position if len(positional) > 1 else _message_only
+
+
+def _new_order(receiver: Receiver, app: Any, message: Any) -> Any:
+    return receiver(app, message=message)
+
+
+def _old_order(receiver: Receiver, app: Any, message: Any) -> Any:
+    return receiver(message, app=app)
+
+
+def _old_order_by_position(receiver: Receiver, app: Any, message: Any) -> Any:
+    return receiver(message, app)
+
+
+def _message_only(receiver: Receiver, app: Any, message: Any) -> Any:
+    return receiver(message)
+
+
+signals = Namespace()
+
+email_dispatched = DispatchSignal(
+    "email-dispatched",
+    "A message was sent, or recorded by an app that does not send. The sender is the app. Keyword: message.",
+)
+signals["email-dispatched"] = email_dispatched
+
+
+def dispatched(app: Any, message: Any) -> None:
+    """Tell everybody, the real Flask-Mail's receivers too if *message* is its own."""
+    if email_dispatched.receivers:
+        email_dispatched.send(app, message=message)
+    theirs = foreign_module(message)
+    if theirs is not None and theirs.email_dispatched is not email_dispatched:
+        theirs.email_dispatched.send(app, message=message)
+
+
+def foreign_module(message: Any) -> Any:
+    """The real ``flask_mail`` module if *message* is of its class, else None."""
+    module = sys.modules.get("flask_mail")
+    theirs = getattr(module, "Message", None)
+    return module if theirs is not None and isinstance(message, theirs) and not _is_ours(theirs) else None
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("flask_taskworker.")

@@ -1,0 +1,524 @@
+"""SMTP: one connection that can deliver mails, and a pool of them for each event loop.
+
+Everything here is a coroutine and stays on the loop on which its pool was made; :mod:`.portal` is the way there from
+threads without one. A mail goes out in two round trips where the server offers PIPELINING (``RSET`` where needed,
+``MAIL``, all ``RCPT``, ``DATA``; then the message), else command by command.
+
+A connection whose replies are not all paired with their commands, after a time-out, a cancellation, an unasked line
+or a drop, is closed and never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import re
+import socket
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import aiosmtplib
+from aiosmtplib.response import SMTPResponse
+
+from ..errors import ConfigError
+from . import pipelining
+from .envelope import Envelope, Reply
+from .errors import (
+    AuthenticationFailed,
+    CertificateError,
+    ConnectError,
+    ConnectionRefused,
+    ConnectTimeout,
+    DataRefused,
+    DeliveryUnknown,
+    HeloRefused,
+    HostNotFound,
+    MailError,
+    NotOffered,
+    RecipientsRefused,
+    SenderRefused,
+    ServerDisconnected,
+    ServerTimeout,
+)
+from .mime import to_seven_bit, wire_form
+from .pipelining import DialogueBroken, PipeliningProtocol, PipeliningSMTP
+from .portal import portal
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 30.0
+"""Seconds that an unused connection is kept. Servers hang up after some minutes at the earliest."""
+
+POOLED_MAILS = 100
+"""Mails in one pooled connection where MAIL_MAX_EMAILS does not say."""
+
+_QUIT_S = 2.0
+_RSET_AFTER_S = 1.0
+_GO_AHEAD = 354
+_CLOSING = 421
+
+BeforeDot = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """How to reach the mail server and who we are there."""
+
+    hostname: str
+    port: int
+    use_tls: bool = False
+    """Require STARTTLS."""
+
+    use_ssl: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    timeout: float = 30.0
+    data_timeout: float = 600.0
+    verify: bool = True
+    cafile: str | None = None
+    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
+    trace: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.hostname} port {self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What the server said to a mail that it took for at least one recipient."""
+
+    refused: Mapping[str, Reply]
+    reply: Reply
+
+
+class SMTPConnection:
+    """A connection to one server: :meth:`open` it, :meth:`deliver` mails one after the other, :meth:`quit`."""
+
+    def __init__(self, server: Server, client: aiosmtplib.SMTP) -> None:
+        self.server = server
+        self.mails = 0
+        self._client = client
+        self._reset_first = False
+        self._used_at = 0.0
+
+    @classmethod
+    async def open(cls, server: Server) -> SMTPConnection:
+        """Connect, start TLS and log in as *server* says. Raises ConnectError and its kinds, NotOffered,
+        HeloRefused or AuthenticationFailed."""
+        self = cls(server, await _client(server))
+        try:
+            await self._guarded(self._client.connect(), "connect to", _connect_error)
+            await self._guarded(self._greet(), "greet", _dialogue_error)
+            if server.username and server.password:
+                await self._log_in(server.username, server.password)
+        except BaseException as error:
+            self.abort()
+            if isinstance(error, MailError):
+                error.of_transport = True
+            raise
+        self._used_at = asyncio.get_running_loop().time()
+        return self
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is still there and every reply was paired."""
+        return self._client.is_connected
+
+    def idle_since(self) -> float:
+        """The loop's time of its last use."""
+        return self._used_at
+
+    async def deliver(self, envelope: Envelope, before_dot: BeforeDot | None = None) -> Receipt:
+        """Hand *envelope* to the server.
+
+        ``before_dot`` is awaited when recipients were accepted, before the message is sent. Raises SenderRefused,
+        RecipientsRefused or DataRefused, after which the connection can be used; ServerDisconnected or ServerTimeout
+        where nothing was sent; DeliveryUnknown where the message was sent and the reply did not come.
+        """
+        commands, data = self._commands(envelope)
+        if self._reset_first or asyncio.get_running_loop().time() - self._used_at > _RSET_AFTER_S:
+            commands.insert(0, b"RSET\r\n")
+        self._reset_first = True
+        replies = await self._converse(commands)
+        if commands[0] == b"RSET\r\n":
+            del replies[0]
+        refused = await self._judge(envelope, replies)
+        if before_dot is not None:
+            await before_dot()
+        reply = await self._send_message(wire_form(data))
+        self.mails += 1
+        self._used_at = asyncio.get_running_loop().time()
+        self._reset_first = not 200 <= reply.code < 300
+        if self._reset_first:
+            raise DataRefused(reply.code, reply.message)
+        return Receipt(refused=refused, reply=_reply(reply))
+
+    def expect_reset(self) -> None:
+        """Begin the next mail with RSET, in the same round trip: nobody knows what the server made of the pause."""
+        self._reset_first = True
+
+    async def quit(self) -> None:
+        """Say goodbye and close; never raises, and takes at most two seconds."""
+        try:
+            if self.is_usable:
+                await self._client.quit(timeout=_QUIT_S)
+        except (aiosmtplib.SMTPException, OSError) as error:
+            log.debug("goodbye to %s was not answered: %s", self.server, error)
+        finally:
+            self._client.close()
+
+    def abort(self) -> None:
+        """Close at once, without goodbye."""
+        if isinstance(self._client.protocol, PipeliningProtocol):
+            self._client.protocol.abort()
+        self._client.close()
+
+    # ------------------------------------------------------------ one mail
+
+    def _commands(self, envelope: Envelope) -> tuple[list[bytes], bytes]:
+        """MAIL, RCPT…, DATA, each with its line end, and the message as this server can take it."""
+        data, options = envelope.data, list(envelope.mail_options)
+        utf8 = envelope.needs_smtputf8 or not data[: data.find(b"\r\n\r\n")].isascii()
+        if utf8 and not self._client.supports_extension("smtputf8"):
+            raise NotOffered(f"{self.server} does not offer SMTPUTF8, which an address beyond ASCII needs.")
+        if not data.isascii():
+            if self._client.supports_extension("8bitmime"):
+                _add_option(options, "BODY=8BITMIME")
+            elif not utf8:
+                data = to_seven_bit(data)
+        if utf8:
+            _add_option(options, "SMTPUTF8")
+        if self._client.supports_extension("size"):
+            _add_option(options, f"SIZE={len(data)}")
+        mail = " ".join([f"MAIL FROM:<{envelope.sender}>", *options])
+        rcpt_options = "".join(f" {option}" for option in envelope.rcpt_options)
+        lines = [mail, *(f"RCPT TO:<{address}>{rcpt_options}" for address in envelope.recipients), "DATA"]
+        return [f"{line}\r\n".encode() for line in lines], data
+
+    async def _converse(self, commands: list[bytes]) -> list[SMTPResponse]:
+        if self._client.supports_extension("pipelining") and isinstance(self._client.protocol, PipeliningProtocol):
+            return await self._exchange(b"".join(commands), len(commands))
+        return await self._in_lock_step(commands)
+
+    async def _in_lock_step(self, commands: list[bytes]) -> list[SMTPResponse]:
+        """One command at a time, and none after one that has made the rest useless."""
+        replies: list[SMTPResponse] = []
+        accepted = False
+        for command in commands:
+            if command == b"DATA\r\n" and not accepted:
+                replies.append(SMTPResponse(503, "no valid recipients"))
+                break
+            replies += await self._exchange(command, 1)
+            if command.startswith(b"MAIL") and not _is_ok(replies[-1]):
+                return [*replies, *[SMTPResponse(503, "no sender")] * (len(commands) - len(replies))]
+            accepted = accepted or (command.startswith(b"RCPT") and _is_ok(replies[-1]))
+        return replies
+
+    async def _judge(self, envelope: Envelope, replies: list[SMTPResponse]) -> dict[str, Reply]:
+        """The refused recipients, if at least one was accepted and the server waits for the message."""
+        sender, *recipients, data = replies
+        pairs = zip(envelope.recipients, recipients, strict=True)
+        refused = {address: _reply(reply) for address, reply in pairs if not _is_ok(reply)}
+        nobody = not _is_ok(sender) or len(refused) == len(recipients)
+        if nobody and data.code == _GO_AHEAD:
+            await self._exchange(b".\r\n", 1)  # a pipelined DATA was let through for nobody; RFC 2920, 3.1
+        if not _is_ok(sender):
+            raise SenderRefused(sender.code, sender.message, envelope.sender)
+        if nobody:
+            raise RecipientsRefused({address: (reply.code, reply.text) for address, reply in refused.items()})
+        if data.code != _GO_AHEAD:
+            raise DataRefused(data.code, data.message)
+        return refused
+
+    async def _exchange(self, data: bytes, count: int) -> list[SMTPResponse]:
+        """Send what is not the message. Raises ServerDisconnected or ServerTimeout: nothing was delivered."""
+        try:
+            return await self._talk(data, count, self.server.timeout)
+        except DialogueBroken as broken:
+            self.abort()
+            farewell = next((reply for reply in broken.replies if reply.code == _CLOSING), None)
+            timed_out = broken.timed_out
+        if farewell is not None:
+            raise ServerDisconnected(None, farewell.code, farewell.message)
+        raise ServerTimeout if timed_out else ServerDisconnected
+
+    async def _send_message(self, data: bytes) -> SMTPResponse:
+        try:
+            return (await self._talk(data, 1, self.server.data_timeout))[0]
+        except DialogueBroken:
+            self.abort()
+        raise DeliveryUnknown
+
+    async def _talk(self, data: bytes, count: int, timeout: float) -> list[SMTPResponse]:
+        protocol = self._client.protocol
+        if isinstance(protocol, PipeliningProtocol):
+            return await protocol.exchange(data, count, timeout)
+        if protocol is None:
+            raise DialogueBroken([])
+        try:
+            protocol.write(data)
+            return [await protocol.read_response(timeout)]
+        except aiosmtplib.SMTPTimeoutError:
+            raise DialogueBroken([], timed_out=True) from None
+        except (aiosmtplib.SMTPException, OSError):
+            raise DialogueBroken([]) from None
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    # ------------------------------------------------------------ opening
+
+    async def _greet(self) -> None:
+        if self._client.is_ehlo_or_helo_needed:
+            try:
+                await self._client.ehlo()
+            except aiosmtplib.SMTPHeloError:
+                await self._client.helo()
+
+    async def _log_in(self, username: str, password: str) -> None:
+        if self._client.get_transport_info("sslcontext") is None and not _is_loopback(self.server.hostname):
+            log.warning("logging in to %s without TLS: anybody on the way can read the password", self.server)
+        await self._guarded(self._client.login(username, password), "log in to", _dialogue_error)
+
+    async def _guarded(
+        self, work: Awaitable[object], act: str, translate: Callable[[Exception, Server, str], MailError]
+    ) -> None:
+        failure = None
+        try:
+            await work
+        except (aiosmtplib.SMTPException, OSError, ssl.SSLError, ValueError) as error:
+            failure = translate(error, self.server, act)
+        # Raised here, without the cause: the frames of its traceback hold the password.
+        if failure is not None:
+            raise failure
+
+
+def _add_option(options: list[str], option: str) -> None:
+    keyword = option.partition("=")[0].upper()
+    if not any(given.upper().partition("=")[0] == keyword for given in options):
+        options.append(option)
+
+
+def _is_ok(reply: SMTPResponse) -> bool:
+    return 200 <= reply.code < 300
+
+
+def _reply(reply: SMTPResponse) -> Reply:
+    return Reply(reply.code, reply.message)
+
+
+def _is_loopback(hostname: str) -> bool:
+    try:
+        return ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return hostname == "localhost"
+
+
+# ---------------------------------------------------------------- opening: parts and errors
+
+_contexts: dict[Server, ssl.SSLContext] = {}
+_own_name: str | None = None
+
+
+async def _client(server: Server) -> aiosmtplib.SMTP:
+    if server.use_tls and server.use_ssl:
+        raise ConfigError("MAIL_USE_TLS (STARTTLS) and MAIL_USE_SSL exclude each other. Set one of them.")
+    options: dict[str, Any] = {
+        "hostname": server.hostname,
+        "port": server.port,
+        "timeout": server.timeout,
+        "use_tls": server.use_ssl,
+        # Never None: aiosmtplib would then start TLS by itself, and fail for a self-signed server nobody asked about.
+        "start_tls": server.use_tls,
+        "local_hostname": await _local_hostname(),
+        "tls_context": await _tls_context(server) if server.use_tls or server.use_ssl else None,
+    }
+    return PipeliningSMTP(trace=server.trace, **options) if pipelining.POSSIBLE else aiosmtplib.SMTP(**options)
+
+
+async def _tls_context(server: Server) -> ssl.SSLContext:
+    if server.ssl_context is not None:
+        return server.ssl_context
+    if server not in _contexts:
+        _contexts[server] = await asyncio.to_thread(_make_context, server)  # reads the system's certificates
+    return _contexts[server]
+
+
+def _make_context(server: Server) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=server.cafile)
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+    if not server.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _local_hostname() -> str:
+    """This machine's name for EHLO; asked for once, since DNS may take its time."""
+    global _own_name
+    if _own_name is None:
+        name = await asyncio.to_thread(socket.getfqdn)
+        _own_name = name if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name) else "[127.0.0.1]"
+    return _own_name
+
+
+def _connect_error(error: Exception, server: Server, act: str) -> MailError:
+    cause = error.__cause__ or error
+    shown = f"Cannot {act} {server}: {cause}."
+    if isinstance(error, aiosmtplib.SMTPConnectResponseError):
+        return ConnectError(
+            f"{server} refused the connection: {error.code} {error.message}.", error.code, error.message
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return CertificateError(f"{shown} {CertificateError.__doc__}")
+    if isinstance(error, TimeoutError):
+        return ConnectTimeout(f"{server} did not answer within {server.timeout:g} s (MAIL_TIMEOUT).")
+    if isinstance(cause, socket.gaierror):
+        return _with_errno(HostNotFound(shown), cause)
+    if isinstance(cause, OSError) and _is_refused(cause):
+        return _with_errno(ConnectionRefused(f"{shown} {ConnectionRefused.__doc__}"), cause)
+    if isinstance(error, aiosmtplib.SMTPResponseException | aiosmtplib.SMTPConnectError | OSError):
+        return ConnectError(shown)
+    return _dialogue_error(error, server, act)
+
+
+def _is_refused(error: OSError) -> bool:
+    # asyncio joins the errors of several addresses into one without a number.
+    return error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error)
+
+
+def _with_errno(error: ConnectError, cause: OSError) -> ConnectError:
+    error.errno, error.strerror = cause.errno or errno.ECONNREFUSED, cause.strerror
+    return error
+
+
+def _dialogue_error(error: Exception, server: Server, act: str) -> MailError:
+    match error:
+        case aiosmtplib.SMTPAuthenticationError():
+            return AuthenticationFailed(
+                error.code, error.message, f"{server} refused to log us in: {error.code} {error.message}."
+            )
+        case aiosmtplib.SMTPHeloError():
+            return HeloRefused(error.code, error.message)
+        case aiosmtplib.SMTPResponseException():
+            return ConnectError(f"Cannot {act} {server}: {error.code} {error.message}.", error.code, error.message)
+        case aiosmtplib.SMTPTimeoutError():
+            return ServerTimeout(f"{server} did not answer within {server.timeout:g} s (MAIL_TIMEOUT).")
+        case aiosmtplib.SMTPServerDisconnected() | OSError():
+            return ServerDisconnected(f"{server} closed the connection before it let us in.")
+    return NotOffered(f"Cannot {act} {server}: {error}")
+
+
+# ---------------------------------------------------------------- the pool
+
+
+class Pool:
+    """Up to *size* kept connections to one server, on one loop. Who waits for one is served in turn."""
+
+    def __init__(self, server: Server, size: int, max_mails: int) -> None:
+        self.server = server
+        self._max_mails = max_mails
+        self._free = asyncio.Semaphore(size)
+        self._idle: deque[SMTPConnection] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._goodbyes: set[asyncio.Task[None]] = set()
+
+    async def deliver(self, envelope: Envelope, before_dot: BeforeDot | None = None) -> Receipt:
+        """Deliver through any connection, through another one where it broke before the message was sent.
+
+        Raises what :meth:`SMTPConnection.open` and :meth:`SMTPConnection.deliver` raise.
+        """
+        for last in (False, False, True):
+            connection = await self.acquire()
+            try:
+                return await connection.deliver(envelope, before_dot)
+            except (DeliveryUnknown, ServerTimeout):
+                raise
+            except ServerDisconnected as error:
+                if last:
+                    raise
+                log.debug("%s closed the connection before the message (%s); trying another", self.server, error)
+            finally:
+                self.release(connection)
+        raise AssertionError("unreachable")
+
+    async def acquire(self) -> SMTPConnection:
+        """A connection for the caller alone, to be given back with :meth:`release`."""
+        await self._free.acquire()
+        try:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.is_usable:
+                    return connection
+                connection.abort()
+            return await SMTPConnection.open(self.server)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def release(self, connection: SMTPConnection) -> None:
+        """Give *connection* back; one that is worn out or broken is closed."""
+        if connection.is_usable and connection.mails < self._max_mails:
+            self._idle.append(connection)
+            self._watch()
+        else:
+            self._say_goodbye(connection)
+        self._free.release()
+
+    async def close(self) -> None:
+        """Close what is idle."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._idle:
+            self._say_goodbye(self._idle.pop())
+        if self._goodbyes:
+            await asyncio.wait(self._goodbyes)
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        # The left end was given back longest ago.
+        while self._idle and (now - self._idle[0].idle_since() >= IDLE_S or not self._idle[0].is_usable):
+            self._say_goodbye(self._idle.popleft())
+        if self._idle:
+            self._watch()
+
+    def _say_goodbye(self, connection: SMTPConnection) -> None:
+        if not connection.is_usable:
+            connection.abort()
+            return
+        goodbye = asyncio.get_running_loop().create_task(connection.quit())
+        self._goodbyes.add(goodbye)
+        goodbye.add_done_callback(self._goodbyes.discard)
+
+
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Server, int, int], Pool]] = WeakKeyDictionary()
+
+
+def pool_for(server: Server, size: int, max_mails: int | None) -> Pool:
+    """The running loop's pool of *size* connections to *server*, made when it is first asked for."""
+    pools = _pools.setdefault(asyncio.get_running_loop(), {})
+    key = (server, size, max_mails or POOLED_MAILS)
+    if key not in pools:
+        pools[key] = Pool(*key)
+    return pools[key]
+
+
+async def close_pools() -> None:
+    """Close the idle connections of the running loop."""
+    for pool in _pools.pop(asyncio.get_running_loop(), {}).values():
+        await pool.close()
+
+
+portal.at_close(close_pools)

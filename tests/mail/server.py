@@ -1,0 +1,229 @@
+"""A real SMTP server on loopback whose replies a test can script, in a thread of its own.
+
+It keeps what it was told: every command, every mail byte for byte, and every line that a clean client would not send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+EXTENSIONS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 33554432")
+VERBS = {"EHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "AUTH", "STARTTLS"}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Close the connection, after *say* (which may be half a reply)."""
+
+    say: str = ""
+
+
+class Silence:
+    """Say nothing, and go on reading."""
+
+
+@dataclass
+class Delivered:
+    sender: str
+    recipients: list[str]
+    data: bytes
+    options: str
+
+
+@dataclass
+class Session:
+    """One connection."""
+
+    number: int
+    tls: bool = False
+    user: str | None = None
+    commands: list[str] = field(default_factory=list)
+    sender: str | None = None
+    options: str = ""
+    recipients: list[str] = field(default_factory=list)
+    mails: int = 0
+    ended: bool = False
+
+    @property
+    def verbs(self) -> list[str]:
+        return [command.split(" ")[0].split(":")[0] for command in self.commands]
+
+
+Script = Callable[[Session, str, str], Any]
+
+
+class SMTPServer:
+    """``script(session, verb, line)`` is asked before each command, with verb "." for the end of a message: None lets
+    the server answer by itself, a string is the reply, bytes go out as they are; or :class:`Drop`, :class:`Silence`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.extensions: tuple[str, ...] = options.pop("extensions", EXTENSIONS)
+        self.script: Script | None = options.pop("script", None)
+        self.greeting: Any = options.pop("greeting", "220 ready")
+        self.implicit_tls: ssl.SSLContext | None = options.pop("implicit_tls", None)
+        self.starttls: ssl.SSLContext | None = options.pop("starttls", None)
+        self.users: dict[str, str] = options.pop("users", {})
+        assert not options
+        self.sessions: list[Session] = []
+        self.mails: list[Delivered] = []
+        self.bad_lines: list[bytes] = []
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.port = 0
+
+    def __enter__(self) -> SMTPServer:
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def open_sessions(self) -> int:
+        return sum(not session.ended for session in self.sessions)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._start())
+        self._ready.set()
+        self._loop.run_forever()
+
+    async def _start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.implicit_tls, limit=2**26)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _stop(self) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        session = Session(len(self.sessions) + 1, tls=self.implicit_tls is not None)
+        self.sessions.append(session)
+        try:
+            await self._talk(session, reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, asyncio.CancelledError):
+            pass
+        finally:
+            session.ended = True
+            self._tasks.discard(task)
+            if writer.transport is not None:
+                writer.transport.abort()
+
+    async def _talk(self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not await self._answer(writer, self.greeting):
+            return
+        while line := await reader.readline():
+            if not line.endswith(b"\r\n"):
+                self.bad_lines.append(line)
+            text = line.decode("utf-8", "replace").strip("\r\n")
+            session.commands.append(text)
+            verb = text.split(" ")[0].upper()
+            if verb not in VERBS:
+                self.bad_lines.append(line)
+            scripted = self.script(session, verb, text) if self.script else None
+            reply = scripted if scripted is not None else await self._own_reply(session, verb, text, reader, writer)
+            if not await self._answer(writer, reply):
+                return
+            if verb == "STARTTLS" and str(reply).startswith("220"):
+                assert self.starttls is not None
+                await writer.start_tls(self.starttls)
+                session.tls = True
+            if verb == "DATA" and str(reply).startswith("354") and not await self._take(session, reader, writer):
+                return
+            if verb == "QUIT":
+                return
+
+    async def _take(self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        lines: list[bytes] = []
+        while (line := await reader.readline()) != b".\r\n":
+            if not line:
+                return False
+            if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
+                self.bad_lines.append(line)
+            lines.append(line[1:] if line.startswith(b".") else line)
+        reply = self.script(session, ".", "") if self.script else None
+        reply = reply if reply is not None else ("250 2.0.0 queued" if session.recipients else "554 5.5.1 nobody")
+        taken = str(reply.say if isinstance(reply, Drop) else reply)
+        if taken.startswith("2") and session.recipients:
+            session.mails += 1
+            self.mails.append(
+                Delivered(str(session.sender), list(session.recipients), b"".join(lines), session.options)
+            )
+        session.sender, session.recipients = None, []
+        return await self._answer(writer, reply)
+
+    async def _answer(self, writer: asyncio.StreamWriter, reply: Any) -> bool:
+        if isinstance(reply, Drop):
+            writer.write(reply.say.encode())
+            await writer.drain()
+            return False
+        if not isinstance(reply, Silence):
+            writer.write(reply if isinstance(reply, bytes) else f"{reply}\r\n".encode())
+            await writer.drain()
+        return True
+
+    async def _own_reply(
+        self, session: Session, verb: str, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> str:
+        match verb:
+            case "EHLO":
+                names = [*self.extensions]
+                if self.starttls and not session.tls:
+                    names.append("STARTTLS")
+                if self.users:
+                    names.append("AUTH PLAIN LOGIN")
+                lines = ["test.example greets you", *names]
+                return "\r\n".join(f"250{' ' if i == len(lines) - 1 else '-'}{line}" for i, line in enumerate(lines))
+            case "HELO" | "NOOP":
+                return "250 ok"
+            case "STARTTLS":
+                return "220 go ahead" if self.starttls else "502 no"
+            case "AUTH":
+                return self._log_in(session, text)
+            case "MAIL":
+                if session.sender is not None:
+                    return "503 5.5.1 nested MAIL command"
+                inside, _, session.options = text.partition(":")[2].partition(">")
+                session.sender = inside.lstrip("<")
+                return "250 2.1.0 ok"
+            case "RCPT":
+                if session.sender is None:
+                    return "503 5.5.1 need MAIL"
+                session.recipients.append(text.partition(":<")[2].partition(">")[0])
+                return "250 2.1.5 ok"
+            case "DATA":
+                return "354 go ahead" if session.recipients else "554 5.5.1 no valid recipients"
+            case "RSET":
+                session.sender, session.recipients = None, []
+                return "250 2.0.0 ok"
+            case "QUIT":
+                return "221 bye"
+        return "500 5.5.2 what?"
+
+    def _log_in(self, session: Session, text: str) -> str:
+        method, _, argument = text.partition(" ")[2].partition(" ")
+        if method.upper() != "PLAIN":
+            return "504 5.5.4 only PLAIN"
+        _, user, password = base64.b64decode(argument).decode().split("\0")
+        if self.users.get(user) != password:
+            return "535 5.7.8 authentication failed"
+        session.user = user
+        return "235 2.7.0 welcome"
