@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from flask import Flask
 
@@ -176,7 +177,12 @@ class Crew:
 
     def _report(self, job: RunningJob, progress: Progress) -> None:
         """From any thread: one assignment, which the interpreter does not cut in two."""
+        is_first = not self._reports
         self._reports[job] = progress
+        if is_first:
+            # The loop may sleep. It may have ended, too, where a thread outlives it.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_change)
 
     def _note(self, ended: Ended) -> None:
         if not self.ended:

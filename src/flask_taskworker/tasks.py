@@ -119,17 +119,19 @@ class Call(Generic[P, R]):
 
     def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
         """Store many jobs in one transaction: all or none. Each call is a tuple of arguments or a dict of keywords."""
-        task = self._task
-        encoded = task.encode_many(calls)
-        if (self._options.uid or self._options.unique) and len(encoded) > 1:
-            raise ArgumentsError("uid and unique belong to one job. Enqueue the jobs one by one to give each its own.")
-        return task.client().enqueue(task, encoded, self._options) if encoded else []
+        encoded = self._encode_many(calls)
+        return self._task.client().enqueue(self._task, encoded, self._options) if encoded else []
 
     async def aenqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
         """As :meth:`enqueue_many`, without blocking the event loop."""
-        task = self._task
-        encoded = task.encode_many(calls)
-        return await task.client().aenqueue(task, encoded, self._options) if encoded else []
+        encoded = self._encode_many(calls)
+        return await self._task.client().aenqueue(self._task, encoded, self._options) if encoded else []
+
+    def _encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
+        encoded = self._task.encode_many(calls)
+        if (self._options.uid or self._options.unique) and len(encoded) > 1:
+            raise ArgumentsError("uid and unique belong to one job. Enqueue the jobs one by one to give each its own.")
+        return encoded
 
 
 class Task(Generic[P, R, Returned]):
