@@ -36,6 +36,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         "durability": "full",
         "keep_succeeded": timedelta(days=1),
         "keep_failed": timedelta(days=14),
+        "listen": True,
     }
 
 
@@ -60,6 +61,7 @@ def test_every_value_is_read() -> None:
         TASKER_DURABILITY="normal",
         TASKER_KEEP_SUCCEEDED=3600,
         TASKER_KEEP_FAILED=timedelta(days=2),
+        TASKER_LISTEN=False,
     )
     assert dataclasses.asdict(config) == {
         "engine": "sqlalchemy",
@@ -75,6 +77,7 @@ def test_every_value_is_read() -> None:
         "durability": "normal",
         "keep_succeeded": timedelta(hours=1),
         "keep_failed": timedelta(days=2),
+        "listen": False,
     }
 
 

@@ -69,6 +69,10 @@ class TaskWorkerConfig:
     keep_failed: timedelta
     """How long a failed job is kept. Defaults to 14 days."""
 
+    listen: bool
+    """PostgreSQL: wake workers by LISTEN and NOTIFY, and use prepared statements. False for PgBouncer in transaction
+    mode, which has neither: workers then look every loop_interval. Defaults to True."""
+
     def is_debug(self, app_debug: bool) -> bool:
         """Whether to log every step, given what ``app.debug`` is now."""
         return app_debug if self.debug is None else self.debug
@@ -91,6 +95,7 @@ class TaskWorkerConfig:
             durability=cast(Durability, _choice(config, "TASKER_DURABILITY", "full", ("full", "normal"))),
             keep_succeeded=_period(config, "TASKER_KEEP_SUCCEEDED", timedelta(days=1)),
             keep_failed=_period(config, "TASKER_KEEP_FAILED", timedelta(days=14)),
+            listen=_flag(config, "TASKER_LISTEN", default=True),
         )
 
 
@@ -117,6 +122,13 @@ def _count(config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError.of(key, value, "a whole number, at least 1")
+    return value
+
+
+def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError.of(key, value, "True or False")
     return value
 
 

@@ -15,6 +15,7 @@
     ├── StoreError                           the database said no
     │   ├── NotAccepted                      the job was not stored; enqueue again
     │   ├── OutcomeUnknown                   the commit got no answer; repeat with the same uid
+    │   ├── ConnectionLost                   the server went away while it was asked
     │   └── SchemaError                      the tables are missing, too new or damaged
     ├── JobError
     │   ├── JobFailed                        the job ended with an exception
@@ -107,6 +108,10 @@ class OutcomeUnknown(StoreError):
     def uid(self) -> str | None:
         """The uid of the only job, or of the first of several."""
         return self.uids[0] if self.uids else None
+
+
+class ConnectionLost(StoreError):
+    """The connection to the database server broke, so what was asked may or may not have been done."""
 
 
 class SchemaError(StoreError):

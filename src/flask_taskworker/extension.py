@@ -365,7 +365,13 @@ def make_driver(config: TaskWorkerConfig) -> Driver:
     if config.driver == "sqlite":
         path = Path(config.database_uri.database or "")
         return SqliteDriver(path, durability=config.durability, lock_timeout=config.lock_timeout)
-    raise ConfigError(f"TASKER_DRIVER = {config.driver!r} is not available in this version. Allowed: 'sqlite'.")
+    try:
+        from .store.postgresql import PostgresqlDriver
+    except ImportError as error:
+        raise ConfigError(
+            "TASKER_DRIVER = 'postgresql' needs psycopg 3. Install it: pip install 'Flask-TaskWorker[postgres]'."
+        ) from error
+    return PostgresqlDriver(config.database_uri, listen=config.listen)
 
 
 # -- one database, one app ---------------------------------------------------------------------------------------------

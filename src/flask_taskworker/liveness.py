@@ -26,7 +26,7 @@ from typing import Any
 from .errors import StoreError
 from .jobs import JobRecord
 from .store import statements
-from .store.driver import Presence, SyncLink
+from .store.driver import Other, Presence, SyncLink
 from .store.sql import Store, to_duration_ms
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,6 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._seen: dict[str, _Seen] = {}
         self._failing = False
-        # A rescuer may have died, or lost the database, between declaring a death and handing the jobs back.
-        self._unswept = True
         self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)
 
     def start(self) -> None:
@@ -87,7 +85,7 @@ class Heartbeat:
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "now": self._store.clock(),
-                "server_started_at": None,
+                "server_started_at": self._presence.server_started_at,
                 "info": json.dumps(self._info()),
             },
         )
@@ -125,7 +123,13 @@ class Heartbeat:
 
     def _beat(self) -> bool:
         """One beat; False for a worker that was declared dead."""
-        parameters = {"id": self._id, "now": self._store.clock(), "info": json.dumps(self._info())}
+        self._presence.renew()
+        parameters = {
+            "id": self._id,
+            "now": self._store.clock(),
+            "info": json.dumps(self._info()),
+            "server_started_at": self._presence.server_started_at,
+        }
         if not self._link.write(statements.beat(), parameters):
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
@@ -140,34 +144,25 @@ class Heartbeat:
 
     def _observe(self) -> None:
         """Look at the other workers and rescue the jobs of those that died."""
-        others = self._link.read(statements.other_workers(), {"id": self._id})
-        seen: dict[str, _Seen] = {}
-        deaths = 0
-        for worker_id, beat, _host, _server_started_at in others:
-            seen[worker_id] = self._look(worker_id, beat)
-            if self._is_dead(worker_id, seen[worker_id]):
-                deaths += self._declare_dead(worker_id, beat)
-        self._seen = seen
-        self._unswept |= deaths > 0
-        if self._unswept:
+        others = [Other._make(row) for row in self._link.read(statements.other_workers(), {"id": self._id})]
+        self._seen = {other.id: self._look(other) for other in others}
+        for other in others:
+            if self._presence.is_dead(other) or self._seen[other.id].missed >= LEASE_BEATS:
+                self._declare_dead(other)
+        if self._link.read(statements.held_by_the_dead(), {}):
             self._sweep()
-            self._unswept = False
 
-    def _look(self, worker_id: str, beat: int) -> _Seen:
-        before = self._seen.get(worker_id)
-        if before is None or before.beat != beat:
-            return _Seen(beat)
-        return _Seen(beat, before.missed + 1)
+    def _look(self, other: Other) -> _Seen:
+        before = self._seen.get(other.id)
+        if before is None or before.beat != other.beat:
+            return _Seen(other.beat)
+        return _Seen(other.beat, before.missed + 1)
 
-    def _is_dead(self, worker_id: str, seen: _Seen) -> bool:
-        return bool(self._presence.seems_dead(worker_id)) or seen.missed >= LEASE_BEATS
-
-    def _declare_dead(self, worker_id: str, beat: int) -> bool:
-        rows = self._link.write(statements.declare_dead(), {"id": worker_id, "beat": beat})
+    def _declare_dead(self, other: Other) -> None:
+        rows = self._link.write(statements.declare_dead(), {"id": other.id, "beat": other.beat})
         if rows:
-            log.warning("worker %s is %s", worker_id, "dead" if rows[0][0] == "dead" else "gone")
-            self._presence.forget(worker_id)
-        return bool(rows)
+            log.warning("worker %s %s", other.id, "is dead" if rows[0][0] == "dead" else "has left")
+            self._presence.forget(other.id)
 
     def _sweep(self) -> None:
         """Hand back the jobs of all dead workers, those of earlier deaths included that raced with a claim."""

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from .clock import as_timedelta, require_aware
 from .codec import Codec
 from .errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
+from .hints import importable_name
 from .jobs import Job, Kind
 from .retry import Retry
 from .triggers import At, Cron, Every, Trigger
@@ -383,17 +383,7 @@ def task_name(function: Callable[..., Any]) -> str:
 
     So ``python app.py``, ``python -m app`` and ``flask --app app tasks run`` agree.
     """
-    module = function.__module__
-    return f"{_main_module_name() if module == '__main__' else module}.{function.__qualname__}"
-
-
-def _main_module_name() -> str:
-    main = sys.modules["__main__"]
-    if spec := getattr(main, "__spec__", None):
-        name: str = spec.name
-        return name.removesuffix(".__main__")
-    file = getattr(main, "__file__", None)
-    return Path(file).stem if file else "__main__"
+    return f"{importable_name(function.__module__)}.{function.__qualname__}"
 
 
 def _check_function(function: object) -> None:

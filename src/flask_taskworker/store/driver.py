@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+from ..jobs import NewJob
 from .statements import Dialect
 
 T = TypeVar("T")
@@ -16,6 +17,14 @@ Row = tuple[Any, ...]
 Parameters = Mapping[str, Any]
 Run = Callable[[str, Parameters], list[Row]]
 AsyncRun = Callable[[str, Parameters], Awaitable[list[Row]]]
+
+
+class Other(NamedTuple):
+    """Another worker's row, as far as the question whether it lives goes."""
+
+    id: str
+    beat: int
+    server_started_at: int | None
 
 
 class AsyncLink(Protocol):
@@ -53,8 +62,14 @@ class Presence(Protocol):
     def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
         """Call *on_wake* on *loop* when another process has news."""
 
-    def seems_dead(self, worker_id: str) -> bool | None:
-        """Whether the lock of that worker is free; None where that cannot be told."""
+    server_started_at: int | None
+    """When the server started that holds the lock, in epoch milliseconds; None where there is no server."""
+
+    def renew(self) -> None:
+        """Take the lock again if the server lost it. Called with each beat. Raises StoreError."""
+
+    def is_dead(self, other: Other) -> bool:
+        """Whether it is proven that the process of that worker has ended. False where that cannot be told."""
 
     def forget(self, worker_id: str) -> None:
         """Clear away what a dead worker left behind."""
@@ -85,8 +100,8 @@ class Driver(Protocol):
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
 
-    def add_batch(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[int]:
-        """Insert many rows in one transaction and return their ids in order."""
+    def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
+        """Insert many jobs without unique keys in one transaction and return their ids in order."""
 
     def upkeep(self) -> None:
         """What the database needs from time to time; called once a second from a thread of each worker."""

@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import NotSupported
+from .driver import Other
 
 try:
     import fcntl
@@ -122,6 +123,8 @@ class LiveDirectory:
 class LivePresence:
     """One worker's lock and socket. Made before the worker's row is inserted, so that no row lacks its lock."""
 
+    server_started_at: int | None = None
+
     def __init__(self, directory: LiveDirectory, worker_id: str) -> None:
         supported()
         directory.make()
@@ -156,12 +159,15 @@ class LivePresence:
                 self._socket.recv(16)
         on_wake()
 
-    def seems_dead(self, worker_id: str) -> bool | None:
-        """Whether the lock of that worker is free; None if its file is missing, which proves nothing."""
+    def renew(self) -> None:
+        """Nothing: the kernel loses no locks."""
+
+    def is_dead(self, other: Other) -> bool:
+        """Whether the lock of that worker can be taken. A missing file proves nothing."""
         try:
-            descriptor = os.open(self._directory.path / worker_id, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._directory.path / other.id, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            return None
+            return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,15 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from ..clock import MILLISECOND, to_ms
-from ..errors import DeclarationError, JobNotFound, NotAccepted, SchemaError, StoreError
+from ..errors import (
+    ConnectionLost,
+    DeclarationError,
+    JobNotFound,
+    NotAccepted,
+    OutcomeUnknown,
+    SchemaError,
+    StoreError,
+)
 from ..jobs import JobRecord, JobState, NewJob
 from ..tasks import DeclaredSchedule
 from ..triggers import trigger_to_text
@@ -89,11 +96,12 @@ class Counts:
 
 
 class QueueRow(NamedTuple):
-    """A queue that has ready jobs. ``oldest_at`` is in epoch milliseconds."""
+    """A queue that has ready jobs, counted up to :data:`MOST`."""
 
     name: str
     ready: int
     oldest_at: int
+    """Since when the oldest of those is due, in epoch milliseconds."""
 
 
 class Store:
@@ -111,8 +119,7 @@ class Store:
         self.clock = clock
         self.keep_succeeded = keep_succeeded
         self.keep_failed = keep_failed
-        self._add = statements.add_job()
-        self._add_plainly = _positional(statements.add_job_plainly(), len(NewJob._fields) + 1)
+        self._add_job = statements.add_job()
 
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
@@ -123,19 +130,36 @@ class Store:
         """
         try:
             self.driver.prepare()
-            if len(jobs) == 1:
-                return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
-            if all(job.unique_key is None for job in jobs):
-                return self._add_batch(jobs)
-            return self.driver.transaction(lambda run: [self._add_one(job, run, run) for job in jobs])
-        except SchemaError:
+            try:
+                return self._add(jobs)
+            except ConnectionLost as lost:
+                return self._add_again(jobs, lost)
+        except (SchemaError, OutcomeUnknown):
             raise
         except StoreError as error:
             raise NotAccepted(f"The job was not accepted. {error}") from error
 
+    def _add(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        if len(jobs) == 1:
+            return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
+        if all(job.unique_key is None for job in jobs):
+            return self._add_batch(jobs)
+        return self.driver.transaction(lambda run: [self._add_one(job, run, run) for job in jobs])
+
+    def _add_again(self, jobs: Sequence[NewJob], lost: ConnectionLost) -> list[JobRecord]:
+        """The same uids on a new connection: what the first try may have stored is found, not doubled."""
+        try:
+            return self._add(jobs)
+        except StoreError as error:
+            raise OutcomeUnknown(
+                f"The connection broke while the job was being stored, so it may or may not be accepted. {lost} "
+                "Look it up by its uid, or enqueue again with using(uid=error.uid), which never doubles it.",
+                uids=tuple(job.uid for job in jobs),
+            ) from error
+
     def _add_one(self, job: NewJob, write: Run, read: Run) -> JobRecord:
         for _ in range(_ADD_TRIES):
-            rows = write(self._add, {**job._asdict(), "state": job.state})
+            rows = write(self._add_job, {**job._asdict(), "state": job.state})
             if rows:
                 return record_of(job, rows[0][0])
             # The row in the way may finish, and leave the way free, before we look at it: then try again.
@@ -145,7 +169,7 @@ class Store:
         raise NotAccepted(f"The unique key {job.unique_key!r} changed hands {_ADD_TRIES} times. Enqueue the job again.")
 
     def _add_batch(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        ids = self.driver.add_batch(self._add_plainly, [(*job, job.state) for job in jobs])
+        ids = self.driver.add_batch(jobs)
         return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -183,6 +207,11 @@ class Store:
         """The queues that have ready jobs."""
         return [QueueRow._make(row) for row in self._read(statements.waiting_by_queue(), most=MOST)]
 
+    def next_due(self) -> int | None:
+        """When the next scheduled job is due, in epoch milliseconds; None if there is none."""
+        due: int | None = self._read(statements.next_due())[0][0]
+        return due
+
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
         return [WorkerRow._make(row) for row in self._read(statements.workers())]
@@ -218,7 +247,7 @@ class Store:
 
     def retry(self, job_id: int) -> bool:
         """Put a failed or cancelled job back into its queue. Raises JobNotFound."""
-        rows = self._write(statements.retry(), id=job_id)
+        rows = self._write(statements.retry(), id=job_id, now=self.clock())
         if not rows:
             self.record(job_id)
         return bool(rows)
@@ -286,14 +315,3 @@ def next_fire_ms(schedule: DeclaredSchedule, now: Any) -> int | None:
 def to_duration_ms(period: timedelta) -> int:
     """A period in whole milliseconds, rounded up: never early."""
     return -(-period // MILLISECOND)
-
-
-def batch_of(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as the JSON text in which a batch travels."""
-    return json.dumps(rows, separators=(",", ":"))
-
-
-def _positional(sql: str, count: int) -> str:
-    """*sql* with question marks for its *count* named parameters, which stand in the order of the values."""
-    head, _, tail = sql.partition("VALUES (")
-    return f"{head}VALUES ({', '.join('?' * count)}){tail.partition(')')[2]}"

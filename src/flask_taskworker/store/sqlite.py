@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -25,10 +26,11 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from ..errors import NotSupported, SchemaError, StoreError
+from ..jobs import NewJob
 from .driver import AsyncRun, Parameters, Row, Run
 from .live import LiveDirectory, LivePresence
 from .migrations import prepare_schema
-from .statements import SQLITE
+from .statements import SQLITE, add_job_plainly
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -137,17 +139,17 @@ class SqliteDriver:
             with Transaction(connection, self._lock_timeout) as run:
                 return body(run)
 
-    def add_batch(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[int]:
-        """Insert many rows in one transaction and return their ids in order.
+    def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
+        """Insert many jobs in one transaction and return their ids in order.
 
         The write lock is held from the first row to the last, so AUTOINCREMENT numbers them without a gap.
         """
         with translated(self.path), self._commits.alone(), _Lent(self.engine) as connection:
             with Transaction(connection, self._lock_timeout):
-                connection.executemany(sql, rows)
+                connection.executemany(_ADD_BATCH, [(*job, job.state) for job in jobs])
                 ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
         self._look_after_log()
-        return list(range(last - len(rows) + 1, last + 1))
+        return list(range(last - len(jobs) + 1, last + 1))
 
     def _look_after_log(self) -> None:
         """With no worker alive nobody else keeps the write-ahead log short."""
@@ -399,6 +401,10 @@ class ThreadLink:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+_ADD_BATCH = re.sub(r":\w+", "?", add_job_plainly())
+"""Positional parameters, which executemany takes twice as fast; they stand in the order of a NewJob and its state."""
 
 
 # -- connections -----------------------------------------------------------------------------------------------------

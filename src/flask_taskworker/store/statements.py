@@ -8,9 +8,10 @@ its RETURNING says who won.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..jobs import Claim, JobRecord, NewJob
 from .schema import FINISHED, UNFINISHED
@@ -50,13 +51,20 @@ class Dialect:
         return f"{column} = ANY(ARRAY({select} FOR UPDATE SKIP LOCKED))"
 
 
+def batch_of(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as the JSON text in which a batch travels."""
+    return json.dumps(rows, separators=(",", ":"))
+
+
 SQLITE = Dialect("sqlite")
 POSTGRESQL = Dialect("postgresql")
 
 RECORD = ", ".join(JobRecord._fields)
 CLAIM = ", ".join(Claim._fields)
 
+_INTEGERS = frozenset({"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at"})
 _NEW = (*NewJob._fields, "state")
+_NEW_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _NEW}
 _NEW_COLUMNS = ", ".join(_NEW)
 _NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
 
@@ -74,10 +82,27 @@ def add_job_plainly() -> str:
     return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES})"
 
 
+def add_jobs(dialect: Dialect) -> str:
+    """Store the jobs of a batch, but for those whose uid is taken."""
+    return (
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM {dialect.batch(_NEW_TYPES)} AS e "
+        "WHERE true ON CONFLICT DO NOTHING RETURNING id, uid"
+    )
+
+
+def jobs_by_uid(dialect: Dialect) -> str:
+    """The ids of the jobs with the uids of a batch."""
+    return f"SELECT id, uid FROM taskworker_job WHERE uid IN (SELECT uid FROM {dialect.batch({'uid': 'text'})} AS e)"
+
+
 def add_job_unless_running() -> str:
     """Store a schedule's job, unless an earlier job of that schedule is unfinished."""
+    # In a SELECT PostgreSQL takes the type of a parameter from its value, and None has none.
+    values = ", ".join(
+        f"CAST(:{name} AS bigint)" if kind == "integer" else f":{name}" for name, kind in _NEW_TYPES.items()
+    )
     return (
-        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_VALUES} WHERE NOT EXISTS "
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {values} WHERE NOT EXISTS "
         f"(SELECT 1 FROM taskworker_job WHERE schedule = :schedule AND {UNFINISHED}) "
         "ON CONFLICT DO NOTHING RETURNING id"
     )
@@ -123,12 +148,23 @@ def count_state(state: str) -> str:
 
 
 def waiting_by_queue() -> str:
-    """Ready jobs a queue, counted up to ``:most`` in all, and the age of the oldest among them."""
+    """Ready jobs of each queue, counted up to ``:most``, and since when the oldest of those is due.
+
+    As :func:`peek` it jumps from queue to queue, so that a long queue hides no other.
+    """
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready'"
+    since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
+    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.queue = q.name LIMIT :most"
     return (
-        "SELECT queue, count(*), min(created_at) FROM "
-        "(SELECT queue, CASE WHEN run_at > 0 THEN run_at ELSE created_at END AS created_at FROM taskworker_job "
-        "WHERE state = 'ready' LIMIT :most) AS ready GROUP BY queue ORDER BY queue"
+        f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
+        f"WHERE q.name IS NOT NULL) SELECT name, (SELECT count(*) FROM (SELECT 1 {ready}) AS counted), "
+        f"(SELECT min(since) FROM (SELECT {since} AS since {ready}) AS dated) FROM q WHERE name IS NOT NULL"
     )
+
+
+def next_due() -> str:
+    """When the next scheduled job is due."""
+    return "SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled'"
 
 
 def workers() -> str:
@@ -164,9 +200,12 @@ def cancel() -> str:
 
 
 def retry() -> str:
-    """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced."""
+    """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
+
+    It is due from now, not since it was first enqueued, which may be long ago.
+    """
     return (
-        "UPDATE taskworker_job SET state = 'ready', run_at = 0, failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
+        "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
         "cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, started_at = NULL, "
         "finished_at = NULL, expires_at = NULL WHERE id = :id AND state IN ('failed', 'cancelled') RETURNING id"
     )
@@ -380,16 +419,24 @@ def add_worker() -> str:
 def beat() -> str:
     """One heartbeat. No row comes back to a worker that was declared dead."""
     return (
-        "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info "
+        "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info, "
+        "server_started_at = :server_started_at "
         "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat"
     )
 
 
 def other_workers() -> str:
-    """Id, beat and host of the other workers that count as living, and when the server started that they saw."""
+    """The other workers that count as living."""
     return (
-        "SELECT id, beat, host, server_started_at FROM taskworker_worker "
-        "WHERE id <> :id AND state IN ('alive', 'draining')"
+        "SELECT id, beat, server_started_at FROM taskworker_worker WHERE id <> :id AND state IN ('alive', 'draining')"
+    )
+
+
+def held_by_the_dead() -> str:
+    """Whether a dead worker still holds a job: for a claim and a death may race, and a rescuer may die, too."""
+    return (
+        "SELECT 1 FROM taskworker_worker WHERE state IN ('dead', 'left') AND EXISTS "
+        "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running') LIMIT 1"
     )
 
 

@@ -10,7 +10,8 @@ from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
 from ..tasks import DeclaredSchedule
 from . import statements
 from .driver import AsyncLink, AsyncRun
-from .sql import Store, batch_of, next_fire_ms, record_of, schedule_row, to_duration_ms
+from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
+from .statements import batch_of
 
 PRUNE_BATCH = 500
 PROMOTE_BATCH = 500
