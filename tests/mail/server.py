@@ -9,6 +9,7 @@ import asyncio
 import base64
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +140,7 @@ class SMTPServer:
             if verb not in VERBS:
                 self.bad_lines.append(line)
             scripted = self.script(session, verb, text) if self.script else None
-            reply = scripted if scripted is not None else await self._own_reply(session, verb, text, reader, writer)
+            reply = scripted if scripted is not None else self._own_reply(session, verb, text)
             if not await self._answer(writer, reply):
                 return
             if verb == "STARTTLS" and str(reply).startswith("220"):
@@ -180,43 +181,45 @@ class SMTPServer:
             await writer.drain()
         return True
 
-    async def _own_reply(
-        self, session: Session, verb: str, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> str:
-        match verb:
-            case "EHLO":
-                names = [*self.extensions]
-                if self.starttls and not session.tls:
-                    names.append("STARTTLS")
-                if self.users:
-                    names.append("AUTH PLAIN LOGIN")
-                lines = ["test.example greets you", *names]
-                return "\r\n".join(f"250{' ' if i == len(lines) - 1 else '-'}{line}" for i, line in enumerate(lines))
-            case "HELO" | "NOOP":
-                return "250 ok"
-            case "STARTTLS":
-                return "220 go ahead" if self.starttls else "502 no"
-            case "AUTH":
-                return self._log_in(session, text)
-            case "MAIL":
-                if session.sender is not None:
-                    return "503 5.5.1 nested MAIL command"
-                inside, _, session.options = text.partition(":")[2].partition(">")
-                session.sender = inside.lstrip("<")
-                return "250 2.1.0 ok"
-            case "RCPT":
-                if session.sender is None:
-                    return "503 5.5.1 need MAIL"
-                session.recipients.append(text.partition(":<")[2].partition(">")[0])
-                return "250 2.1.5 ok"
-            case "DATA":
-                return "354 go ahead" if session.recipients else "554 5.5.1 no valid recipients"
-            case "RSET":
-                session.sender, session.recipients = None, []
-                return "250 2.0.0 ok"
-            case "QUIT":
-                return "221 bye"
-        return "500 5.5.2 what?"
+    def _own_reply(self, session: Session, verb: str, text: str) -> str:
+        replies: dict[str, Callable[[], str]] = {
+            "EHLO": lambda: self._extensions(session),
+            "STARTTLS": lambda: "220 go ahead" if self.starttls else "502 no",
+            "AUTH": lambda: self._log_in(session, text),
+            "MAIL": lambda: self._begin(session, text),
+            "RCPT": lambda: self._add_recipient(session, text),
+            "DATA": lambda: "354 go ahead" if session.recipients else "554 5.5.1 no valid recipients",
+            "RSET": lambda: self._reset(session),
+            "HELO": lambda: "250 ok",
+            "NOOP": lambda: "250 ok",
+            "QUIT": lambda: "221 bye",
+        }
+        return replies.get(verb, lambda: "500 5.5.2 what?")()
+
+    def _extensions(self, session: Session) -> str:
+        lines = ["test.example greets you", *self.extensions]
+        if self.starttls and not session.tls:
+            lines.append("STARTTLS")
+        if self.users:
+            lines.append("AUTH PLAIN")
+        return "\r\n".join(f"250{' ' if line is lines[-1] else '-'}{line}" for line in lines)
+
+    def _begin(self, session: Session, text: str) -> str:
+        if session.sender is not None:
+            return "503 5.5.1 nested MAIL command"
+        inside, _, session.options = text.partition(":")[2].partition(">")
+        session.sender = inside.lstrip("<")
+        return "250 2.1.0 ok"
+
+    def _add_recipient(self, session: Session, text: str) -> str:
+        if session.sender is None:
+            return "503 5.5.1 need MAIL"
+        session.recipients.append(text.partition(":<")[2].partition(">")[0])
+        return "250 2.1.5 ok"
+
+    def _reset(self, session: Session) -> str:
+        session.sender, session.recipients = None, []
+        return "250 2.0.0 ok"
 
     def _log_in(self, session: Session, text: str) -> str:
         method, _, argument = text.partition(" ")[2].partition(" ")
@@ -227,3 +230,11 @@ class SMTPServer:
             return "535 5.7.8 authentication failed"
         session.user = user
         return "235 2.7.0 welcome"
+
+
+def wait_until(is_so: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for a state that another thread brings about."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.002)

@@ -146,14 +146,19 @@ class PipeliningProtocol(SMTPProtocol):
             self._break()
             return
         hung_up = bool(self._replies) and self._replies[-1].code == _CLOSING
-        if not self._missing and not self._buffer:
+        if not self._missing:
             self._end_group()
-        elif not self._missing or hung_up or len(self._buffer) > MAX_RESPONSE_LENGTH:
+        elif hung_up or len(self._buffer) > MAX_RESPONSE_LENGTH:
             self._break()
 
     def _end_group(self) -> None:
-        if self._group is not None and not self._group.done():
+        goodbye = self._buffer.startswith(str(_CLOSING).encode())
+        if self._buffer and not goodbye:
+            self._break()  # a line too many: nobody knows which one answers what
+        elif self._group is not None and not self._group.done():
             self._group.set_result(self._replies)
+        if goodbye:
+            self.abort()
 
     def _receive_single(self, data: bytes) -> None:
         """For aiosmtplib's own commands; it would drop what nobody asked for, or keep it for the next command."""

@@ -238,17 +238,22 @@ class SMTPConnection:
 
     async def _exchange(self, data: bytes, count: int) -> list[SMTPResponse]:
         """Send what is not the message. Raises ServerDisconnected or ServerTimeout: nothing was delivered."""
+        timed_out = False
         try:
-            return await self._talk(data, count, self.server.timeout)
+            replies = await self._talk(data, count, self.server.timeout)
         except DialogueBroken as broken:
-            self.abort()
-            farewell = next((reply for reply in broken.replies if reply.code == _CLOSING), None)
-            timed_out = broken.timed_out
+            replies, timed_out = broken.replies[: count - 1], broken.timed_out
+        farewell = next((reply for reply in replies if reply.code == _CLOSING), None)
+        if farewell is None and len(replies) == count:
+            return replies
+        self.abort()
         if farewell is not None:
             raise ServerDisconnected(None, farewell.code, farewell.message)
         raise ServerTimeout if timed_out else ServerDisconnected
 
     async def _send_message(self, data: bytes) -> SMTPResponse:
+        if not self.is_usable:
+            raise ServerDisconnected
         try:
             return (await self._talk(data, 1, self.server.data_timeout))[0]
         except DialogueBroken:
