@@ -79,10 +79,12 @@ def program(text: str) -> str:
 def run_page(text: str, name: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """Import the page's program as module *name* with *directory* as the working directory."""
     (directory / f"{name}.py").write_text(program(text))
+    # A page that hangs shows where each of its threads stands.
+    code = f"import faulthandler; faulthandler.dump_traceback_later(40, exit=True); import {name}"
     paths = os.pathsep.join([str(directory), str(SOURCE.parent)])
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("FLASK_", "WERKZEUG_"))}
     return subprocess.run(
-        [sys.executable, "-W", "always::ResourceWarning", "-c", f"import {name}"],
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
         cwd=directory,
         env=kept | {"PYTHONPATH": paths},
         capture_output=True,
