@@ -436,7 +436,10 @@ class CurrentJob:
 
     @property
     def claim(self) -> int:
-        """The number of this claim: grows with every execution, whatever the reason for it."""
+        """The number of this claim: grows with every execution, whatever the reason for it.
+
+        Only a power cut may take back the latest claims of SQLite, and their numbers are then given again.
+        """
         return self._job().claim.claim
 
     @property

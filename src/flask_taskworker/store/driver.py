@@ -33,8 +33,12 @@ class AsyncLink(Protocol):
     async def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
 
-    async def write(self, sql: str, parameters: Parameters) -> list[Row]:
-        """One statement in a transaction of its own, committed when this returns."""
+    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
+        """One statement in a transaction of its own, committed when this returns.
+
+        Without *durable* a power cut may undo it, together with all that was committed after it; the death of a
+        process does not. Enough for a claim: after a power cut nobody runs the job, and it is claimed again.
+        """
 
     async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         """Run *body* in one write transaction, which a cancellation of the caller does not cut in two."""

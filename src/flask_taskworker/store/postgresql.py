@@ -235,7 +235,7 @@ class PostgresqlLink:
         """One SELECT."""
         return await self.write(sql, parameters)
 
-    async def write(self, sql: str, parameters: Parameters) -> list[Row]:
+    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own, which a cancellation of the caller does not interrupt."""
         return await _shielded(self._write(sql, parameters))
 

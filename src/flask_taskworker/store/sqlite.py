@@ -9,6 +9,7 @@ beside a busy worker for a second and more.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -175,12 +176,25 @@ class SqliteDriver:
     # -- the worker's faces -----------------------------------------------------------------------------------------
 
     async def connect(self) -> SqliteLink:
-        """A connection for a worker's loop, in a thread of its own."""
+        """A link for a worker's loop, its connections in threads of their own."""
         with translated(self.path):
-            connection = await aiosqlite.connect(_uri(self.path), uri=True, isolation_level=None, timeout=0)
-            for pragma in _pragmas(self._synchronous):
+            durable = await self._connect_async(self._synchronous)
+            try:
+                light = await self._connect_async("NORMAL")
+            except BaseException:
+                await durable.close()
+                raise
+        return SqliteLink(durable, light, self.path, self._lock_timeout)
+
+    async def _connect_async(self, synchronous: str) -> aiosqlite.Connection:
+        connection = await aiosqlite.connect(_uri(self.path), uri=True, isolation_level=None, timeout=0)
+        try:
+            for pragma in _pragmas(synchronous):
                 await connection.execute_fetchall(pragma)
-        return SqliteLink(connection, self.path, self._lock_timeout)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     def connect_thread(self) -> ThreadLink:
         """A connection for a heartbeat thread. Beats need no fsync: after a power cut nobody is alive."""
@@ -324,10 +338,16 @@ class _Lent:
 
 
 class SqliteLink:
-    """The worker's connection. One statement at a time; only ``execute_fetchall``, which never leaves the lock held."""
+    """The worker's connections. One statement at a time; only ``execute_fetchall``, which never leaves the lock held.
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path, lock_timeout: float) -> None:
-        self._connection = connection
+    ``synchronous`` belongs to a connection, so there are two: the light one commits without waiting for the disk.
+    """
+
+    def __init__(
+        self, durable: aiosqlite.Connection, light: aiosqlite.Connection, path: Path, lock_timeout: float
+    ) -> None:
+        self._durable = durable
+        self._light = light
         self._path = path
         self._lock_timeout = lock_timeout
         self._one_at_a_time = asyncio.Lock()
@@ -336,13 +356,14 @@ class SqliteLink:
         """One SELECT."""
         with translated(self._path):
             async with self._one_at_a_time:
-                return await self._fetch(sql, parameters)
+                return await _fetch(self._light, sql, parameters)
 
-    async def write(self, sql: str, parameters: Parameters) -> list[Row]:
+    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own, waiting for the lock."""
+        connection = self._durable if durable else self._light
         with translated(self._path):
             async with self._one_at_a_time:
-                return await self._patiently(sql, parameters)
+                return await self._patiently(connection, sql, parameters)
 
     async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         """Run *body* in ``BEGIN IMMEDIATE … COMMIT``; a cancellation of the caller is looked at afterwards."""
@@ -356,29 +377,34 @@ class SqliteLink:
     async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         with translated(self._path):
             async with self._one_at_a_time:
-                await self._patiently("BEGIN IMMEDIATE", {})
+                await self._patiently(self._durable, "BEGIN IMMEDIATE", {})
+                run = functools.partial(_fetch, self._durable)
                 try:
-                    result = await body(self._fetch)
-                    await self._fetch("COMMIT", {})
+                    result = await body(run)
+                    await run("COMMIT", {})
                     return result
                 finally:
-                    if self._connection.in_transaction:
-                        await self._fetch("ROLLBACK", {})
+                    if self._durable.in_transaction:
+                        await run("ROLLBACK", {})
 
-    async def _patiently(self, sql: str, parameters: Parameters) -> list[Row]:
+    async def _patiently(self, connection: aiosqlite.Connection, sql: str, parameters: Parameters) -> list[Row]:
         started = time.monotonic()
         while True:
             try:
-                return await self._fetch(sql, parameters)
+                return await _fetch(connection, sql, parameters)
             except sqlite3.OperationalError as error:
                 await asyncio.sleep(_next_step(error, started, self._lock_timeout))
 
-    async def _fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        return cast(list[Row], await self._connection.execute_fetchall(sql, cast(Any, parameters)))
-
     async def close(self) -> None:
-        """Close the connection and end its thread."""
-        await self._connection.close()
+        """Close the connections and end their threads."""
+        try:
+            await self._light.close()
+        finally:
+            await self._durable.close()
+
+
+async def _fetch(connection: aiosqlite.Connection, sql: str, parameters: Parameters) -> list[Row]:
+    return cast(list[Row], await connection.execute_fetchall(sql, cast(Any, parameters)))
 
 
 class ThreadLink:

@@ -205,7 +205,8 @@ def retry() -> str:
     It is due from now, not since it was first enqueued, which may be long ago.
     """
     return (
-        "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
+        "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
+        "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
         "cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, started_at = NULL, "
         "finished_at = NULL, expires_at = NULL WHERE id = :id AND state IN ('failed', 'cancelled') RETURNING id"
     )

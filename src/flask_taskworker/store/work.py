@@ -99,7 +99,7 @@ class WorkerStore:
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
         parameters = {"worker_id": worker_id, "queue": queue, "number": number, "now": self._store.clock()}
-        claims = [Claim._make(row) for row in await self._link.write(self._claim[kind], parameters)]
+        claims = [Claim._make(row) for row in await self._link.write(self._claim[kind], parameters, durable=False)]
         # RETURNING promises no order.
         claims.sort(key=_turn)
         return claims
@@ -107,7 +107,7 @@ class WorkerStore:
     async def promote(self) -> int:
         """Make due jobs ready; how many there were."""
         parameters = {"now": self._store.clock(), "number": PROMOTE_BATCH}
-        return len(await self._link.write(self._promote, parameters))
+        return len(await self._link.write(self._promote, parameters, durable=False))
 
     # -- finishing --------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class WorkerStore:
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
         """Write what running jobs tell of themselves."""
         batch = batch_of([(claim.id, claim.claim, progress.to_text()) for claim, progress in reports])
-        await self._link.write(self._report, {"batch": batch})
+        await self._link.write(self._report, {"batch": batch}, durable=False)
 
     # -- schedules --------------------------------------------------------------------------------------------------
 
