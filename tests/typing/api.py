@@ -1,0 +1,74 @@
+"""What a type checker must make of the public API. Checked by ``mypy --strict``; never run.
+
+``assert_type`` says what a name must be; a ``type: ignore`` with its code says what must be an error, for mypy
+complains about one that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from flask import Flask
+
+from flask_taskworker import At, BackgroundTaskWorker, BlockingTaskWorker, Cron, Every, Job, Retry, current_job
+
+app = Flask(__name__)
+task_worker = BackgroundTaskWorker(app)
+blocking = BlockingTaskWorker()
+
+
+@task_worker.task
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+@task_worker.task(queue="web", priority=1, retry=Retry(max_attempts=5), timeout=30, keep=timedelta(days=1))
+async def crawl(url: str, *, depth: int) -> list[str]:
+    current_job.progress(1, 2, url)
+    return [url] * depth
+
+
+@blocking.task(schedule=[Cron("0 3 * * *"), Every(minutes=5), At(datetime(2030, 1, 1, tzinfo=UTC))])
+def nightly() -> None: ...
+
+
+# A plain call is a plain call.
+assert_type(add(1, 2), int)
+coroutine = crawl("u", depth=1)
+typed: Coroutine[Any, Any, list[str]] = coroutine
+
+# A job knows what its result is.
+assert_type(add.enqueue(1), Job[int])
+assert_type(add.enqueue(1, y=2).result(timeout=5), int)
+assert_type(crawl.enqueue("u", depth=2).result(), list[str])
+assert_type(nightly.enqueue(), Job[None])
+assert_type(add.using(delay=60, unique="k").enqueue(1), Job[int])
+assert_type(crawl.using(run_at=datetime.now(UTC)).enqueue("u", depth=1), Job[list[str]])
+assert_type(add.enqueue_many([(1, 2), {"x": 3}]), list[Job[int]])
+
+
+async def view() -> None:
+    job = await crawl.aenqueue("u", depth=2)
+    assert_type(job, Job[list[str]])
+    assert_type(await job.aresult(timeout=1), list[str])
+    assert_type(await add.using(priority=3).aenqueue(1), Job[int])
+    assert_type(await add.aenqueue_many([(1,)]), list[Job[int]])
+    await add.aenqueue("1")  # type: ignore[arg-type]
+
+
+# Wrong arguments are errors.
+add.enqueue("1")  # type: ignore[arg-type]
+add.enqueue()  # type: ignore[call-arg]
+add.enqueue(1, 2, 3)  # type: ignore[call-arg]
+add.enqueue(1, z=2)  # type: ignore[call-arg]
+crawl.enqueue("u")  # type: ignore[call-arg]
+crawl.using(delay=1).enqueue(1, depth=1)  # type: ignore[arg-type]
+add.using(delay="soon")  # type: ignore[arg-type]
+task_worker.task(retry="always")(add.function)  # type: ignore[call-overload]
+
+# Jobs as they are found.
+assert_type(task_worker.get_job(1), Job[Any])
+assert_type(add.enqueue(1).cancel(), bool)
+assert_type(current_job.attempt, int)
