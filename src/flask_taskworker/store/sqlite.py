@@ -81,7 +81,7 @@ class SqliteDriver:
         )
 
     def _open(self) -> sqlite3.Connection:
-        return _connect(self.path, self._synchronous)
+        return _connect(self.path, self._synchronous, self._lock_timeout)
 
     # -- the sync face ----------------------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class SqliteDriver:
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
         with translated(self.path), _Lent(self.engine) as connection:
-            return connection.execute(sql, parameters).fetchall()
+            return _patiently(connection, sql, parameters, self._lock_timeout)
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns; threads that write at once share a commit."""
@@ -156,7 +156,11 @@ class SqliteDriver:
         """With no worker alive nobody else keeps the write-ahead log short."""
         self._writes += 1
         if self._writes % CHECKPOINT_ENQUEUES == 1:
-            self.upkeep()
+            try:
+                self.upkeep()
+            except StoreError as error:
+                # What was written stands; its caller must not be told otherwise.
+                log.warning("the write-ahead log could not be shortened: %s", error)
 
     def upkeep(self) -> None:
         """Copy a long write-ahead log back into the database.
@@ -190,7 +194,7 @@ class SqliteDriver:
         connection = await aiosqlite.connect(_uri(self.path), uri=True, isolation_level=None, timeout=0)
         try:
             for pragma in _pragmas(synchronous):
-                await connection.execute_fetchall(pragma)
+                await _patiently_async(connection, pragma, {}, self._lock_timeout)
         except BaseException:
             await connection.close()
             raise
@@ -199,11 +203,12 @@ class SqliteDriver:
     def connect_thread(self) -> ThreadLink:
         """A connection for a heartbeat thread. Beats need no fsync: after a power cut nobody is alive."""
         with translated(self.path):
-            return ThreadLink(_connect(self.path, "NORMAL"), self.path)
+            return ThreadLink(_connect(self.path, "NORMAL", self._lock_timeout), self.path)
 
     def presence(self, worker_id: str) -> LivePresence:
         """Take the lock of a new worker and open its ear."""
-        return LivePresence(self._live, worker_id)
+        with translated(self._live.path):
+            return LivePresence(self._live, worker_id)
 
     def wake_others(self) -> None:
         """Tell the workers of other processes that there is news."""
@@ -356,14 +361,14 @@ class SqliteLink:
         """One SELECT."""
         with translated(self._path):
             async with self._one_at_a_time:
-                return await _fetch(self._light, sql, parameters)
+                return await _patiently_async(self._light, sql, parameters, self._lock_timeout)
 
     async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own, waiting for the lock."""
         connection = self._durable if durable else self._light
         with translated(self._path):
             async with self._one_at_a_time:
-                return await self._patiently(connection, sql, parameters)
+                return await _patiently_async(connection, sql, parameters, self._lock_timeout)
 
     async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         """Run *body* in ``BEGIN IMMEDIATE … COMMIT``; a cancellation of the caller is looked at afterwards."""
@@ -377,7 +382,7 @@ class SqliteLink:
     async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         with translated(self._path):
             async with self._one_at_a_time:
-                await self._patiently(self._durable, "BEGIN IMMEDIATE", {})
+                await _patiently_async(self._durable, "BEGIN IMMEDIATE", {}, self._lock_timeout)
                 run = functools.partial(_fetch, self._durable)
                 try:
                     result = await body(run)
@@ -386,14 +391,6 @@ class SqliteLink:
                 finally:
                     if self._durable.in_transaction:
                         await run("ROLLBACK", {})
-
-    async def _patiently(self, connection: aiosqlite.Connection, sql: str, parameters: Parameters) -> list[Row]:
-        started = time.monotonic()
-        while True:
-            try:
-                return await _fetch(connection, sql, parameters)
-            except sqlite3.OperationalError as error:
-                await asyncio.sleep(_next_step(error, started, self._lock_timeout))
 
     async def close(self) -> None:
         """Close the connections and end their threads."""
@@ -417,7 +414,7 @@ class ThreadLink:
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
         with translated(self._path):
-            return self._connection.execute(sql, parameters).fetchall()
+            return _patiently(self._connection, sql, parameters, lock_timeout=1.0)
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement in a transaction of its own."""
@@ -436,10 +433,16 @@ _ADD_BATCH = re.sub(r":\w+", "?", add_job_plainly())
 # -- connections -----------------------------------------------------------------------------------------------------
 
 
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
+def _connect(path: Path, synchronous: str, lock_timeout: float) -> sqlite3.Connection:
     connection = sqlite3.connect(_uri(path), uri=True, isolation_level=None, timeout=0, check_same_thread=False)
-    for pragma in _pragmas(synchronous):
-        connection.execute(pragma).fetchall()
+    try:
+        # The first of them reads the file, which is locked while another process opens it after a crash, or was the
+        # last to close it.
+        for pragma in _pragmas(synchronous):
+            _patiently(connection, pragma, {}, lock_timeout)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -492,6 +495,17 @@ def _patiently(connection: sqlite3.Connection, sql: str, parameters: Parameters,
             return connection.execute(sql, parameters).fetchall()
         except sqlite3.OperationalError as error:
             time.sleep(_next_step(error, started, lock_timeout))
+
+
+async def _patiently_async(
+    connection: aiosqlite.Connection, sql: str, parameters: Parameters, lock_timeout: float
+) -> list[Row]:
+    started = time.monotonic()
+    while True:
+        try:
+            return await _fetch(connection, sql, parameters)
+        except sqlite3.OperationalError as error:
+            await asyncio.sleep(_next_step(error, started, lock_timeout))
 
 
 def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:
