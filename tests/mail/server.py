@@ -75,6 +75,7 @@ class SMTPServer:
         self.sessions: list[Session] = []
         self.mails: list[Delivered] = []
         self.bad_lines: list[bytes] = []
+        self._writers: dict[int, asyncio.StreamWriter] = {}
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready = threading.Event()
@@ -95,6 +96,11 @@ class SMTPServer:
     @property
     def open_sessions(self) -> int:
         return sum(not session.ended for session in self.sessions)
+
+    def hang_up(self, session: Session) -> None:
+        """Close the connection of *session*, and wait until its client must have noticed."""
+        self._loop.call_soon_threadsafe(self._writers[session.number].transport.abort)
+        wait_until(lambda: session.ended)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -118,6 +124,7 @@ class SMTPServer:
         self._tasks.add(task)
         session = Session(len(self.sessions) + 1, tls=self.implicit_tls is not None)
         self.sessions.append(session)
+        self._writers[session.number] = writer
         try:
             await self._talk(session, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, asyncio.CancelledError):

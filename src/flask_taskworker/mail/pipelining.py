@@ -224,6 +224,8 @@ class PipeliningSMTP(aiosmtplib.SMTP):
     def __init__(self, *, trace: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trace = trace
+        if trace:
+            _show_wire()
 
     async def _create_connection(self, timeout: float | None) -> SMTPResponse:
         greeting = await super()._create_connection(timeout)
@@ -233,3 +235,12 @@ class PipeliningSMTP(aiosmtplib.SMTP):
             new.take_over(old)
             self.protocol = new
         return greeting
+
+
+def _show_wire() -> None:
+    """MAIL_DEBUG shows the dialogue on standard error, as Flask-Mail did, where logging is not set up otherwise."""
+    wire.setLevel(logging.DEBUG)
+    if not wire.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        wire.addHandler(handler)

@@ -6,10 +6,11 @@ Both are served: which one a receiver wants is told by the names of its paramete
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -57,7 +58,29 @@ def _choose(receiver: Receiver) -> Caller:
     order = _order(receiver)
     if not iscoroutinefunction(receiver):
         return order
-    return lambda receiver, app, message: async_to_sync(order)(receiver, app, message)
+    return lambda receiver, app, message: _run(receiver, order(receiver, app, message))
+
+
+_running: set[asyncio.Task[Any]] = set()
+
+
+def _run(receiver: Receiver, call: Coroutine[Any, Any, Any]) -> Any:
+    """Run an async receiver: to its end where that is possible, as a task where a loop is running."""
+
+    async def guarded() -> Any:
+        try:
+            return await call
+        except Exception:
+            log.exception("a receiver of email_dispatched raised: %r", receiver)
+
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return async_to_sync(guarded)()
+    task = loop.create_task(guarded())
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return task
 
 
 def _order(receiver: Receiver) -> Caller:

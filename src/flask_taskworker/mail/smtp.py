@@ -116,7 +116,7 @@ class SMTPConnection:
             await self._guarded(self._client.connect(), "connect to", _connect_error)
             await self._guarded(self._greet(), "greet", _dialogue_error)
             if server.username and server.password:
-                await self._log_in(server.username, server.password)
+                await self._log_in()
         except BaseException as error:
             self.abort()
             if isinstance(error, MailError):
@@ -286,10 +286,12 @@ class SMTPConnection:
             except aiosmtplib.SMTPHeloError:
                 await self._client.helo()
 
-    async def _log_in(self, username: str, password: str) -> None:
-        if self._client.get_transport_info("sslcontext") is None and not _is_loopback(self.server.hostname):
-            log.warning("logging in to %s without TLS: anybody on the way can read the password", self.server)
-        await self._guarded(self._client.login(username, password), "log in to", _dialogue_error)
+    async def _log_in(self) -> None:
+        server = self.server
+        if self._client.get_transport_info("sslcontext") is None and not _is_loopback(server.hostname):
+            log.warning("logging in to %s without TLS: anybody on the way can read the password", server)
+        login = self._client.login(server.username or "", server.password or "")
+        await self._guarded(login, "log in to", _dialogue_error)
 
     async def _guarded(
         self, work: Awaitable[object], act: str, translate: Callable[[Exception, Server, str], MailError]
@@ -376,7 +378,7 @@ async def _local_hostname() -> str:
 def _connect_error(error: Exception, server: Server, act: str) -> MailError:
     cause = error.__cause__ or error
     shown = f"Cannot {act} {server}: {cause}."
-    if isinstance(error, aiosmtplib.SMTPConnectResponseError):
+    if isinstance(error, aiosmtplib.SMTPResponseException):
         return ConnectError(
             f"{server} refused the connection: {error.code} {error.message}.", error.code, error.message
         )
@@ -388,7 +390,7 @@ def _connect_error(error: Exception, server: Server, act: str) -> MailError:
         return _with_errno(HostNotFound(shown), cause)
     if isinstance(cause, OSError) and _is_refused(cause):
         return _with_errno(ConnectionRefused(f"{shown} {ConnectionRefused.__doc__}"), cause)
-    if isinstance(error, aiosmtplib.SMTPResponseException | aiosmtplib.SMTPConnectError | OSError):
+    if isinstance(error, aiosmtplib.SMTPConnectError | OSError):
         return ConnectError(shown)
     return _dialogue_error(error, server, act)
 
