@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL = 60.0
 PROGRESS_INTERVAL = 0.5
+WEIGHING_INTERVAL = 1.0
 FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""
 FLUSH_AT = 64
@@ -58,6 +59,8 @@ class Limits:
     """After so many jobs."""
     max_idle: float | None = None
     """After so many seconds without a job."""
+    max_memory_mb: float | None = None
+    """Once the process holds more than so many MB of memory, but not before its first job. Linux only."""
 
 
 NO_LIMITS = Limits()
@@ -98,6 +101,7 @@ class Worker:
         self._next_look = 0.0
         self._next_upkeep = 0.0
         self._next_report = 0.0
+        self._next_weighing = 0.0
         self._idle_since = 0.0
         self._back_off = _IMMEDIATE
         # What was heard and is to be acted on.
@@ -160,7 +164,13 @@ class Worker:
     async def _begin(self) -> None:
         await self._in_thread(self._store.driver.prepare)
         self._crew = Crew(
-            executor=Executor(self._find_app, self._registry, threads=self.config.threads, clock=self._store.clock),
+            executor=Executor(
+                self._find_app,
+                self._registry,
+                threads=self.config.threads,
+                clock=self._store.clock,
+                run_atomically=self.client.run_atomically,
+            ),
             config=self.config,
             clock=self._store.clock,
             find_app=self._find_app,
@@ -260,6 +270,8 @@ class Worker:
     def _delay(self) -> float:
         """How long there is nothing to do, as far as this worker knows."""
         if self._awake or any(names and self._room(kind) > 0 for kind, names in self._ready.items()):
+            return _IMMEDIATE
+        if self._limits.drain and not (self._crew.busy or self._crew.ended):
             return _IMMEDIATE
         delays = [self._next_look - self._loop.time()]
         if self._limits.max_idle is not None:
@@ -406,10 +418,23 @@ class Worker:
         limits, crew = self._limits, self._crew
         if limits.max_jobs is not None and crew.jobs_done >= limits.max_jobs:
             return True
+        if limits.max_memory_mb is not None and self._is_heavier_than(limits.max_memory_mb):
+            return True
         if crew.busy or crew.ended or any(self._ready.values()) or self._awake or not self._next_look:
             self._idle_since = self._loop.time()
             return False
         return limits.drain or (limits.max_idle is not None and self._loop.time() - self._idle_since >= limits.max_idle)
+
+    def _is_heavier_than(self, limit_mb: float) -> bool:
+        """Looks once a second. Without a job done it is never: under a supervisor that would be an endless restart."""
+        if not self._crew.jobs_done or self._loop.time() < self._next_weighing:
+            return False
+        self._next_weighing = self._loop.time() + WEIGHING_INTERVAL
+        resident = resident_mb()
+        if resident is None or resident <= limit_mb:
+            return False
+        log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", self.id, resident, limit_mb)
+        return True
 
     def _is_reloader_parent(self) -> bool:
         """Whether this process is the parent of werkzeug's reloader, which would keep stale code for ever.

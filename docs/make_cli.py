@@ -1,0 +1,46 @@
+"""Writes the help of every command into docs/cli.md, below its ``<!-- help: COMMAND -->``.
+
+Run it after a change of a command: ``python docs/make_cli.py``. A test compares the page with the commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+PAGE = Path(__file__).parent / "cli.md"
+PLACE = re.compile(r"(<!-- help: (?P<command>[^>]+) -->\n)```text\n.*?```\n", re.DOTALL)
+WIDTH = 100
+
+
+def helps() -> dict[str, str]:
+    """The help of each command by the words to type for it."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+    group = importlib.import_module("flask_taskworker.cli").tasks_command
+    return dict(helps_of(group, click.Context(group, info_name=f"flask {group.name}")))
+
+
+def helps_of(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    """The words to type and the help, for *command* and what is below it."""
+    context.terminal_width = WIDTH
+    context.max_content_width = WIDTH
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.commands[name]
+            yield from helps_of(inner, click.Context(inner, info_name=name, parent=context))
+
+
+def filled(page: str) -> str:
+    """*page* with every help block as it is now. Raises KeyError for a command that does not exist."""
+    known = helps()
+    return PLACE.sub(lambda match: f"{match[1]}```text\n{known[match['command']]}\n```\n", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))

@@ -1,0 +1,8 @@
+"""``flask tasks …``: the commands. They reach the TaskWorker through ``app.extensions``."""
+
+from __future__ import annotations
+
+from . import acting, looking, running, status
+from .group import tasks_command
+
+__all__ = ["acting", "looking", "running", "status", "tasks_command"]

@@ -1,0 +1,74 @@
+"""Where the log of ``flask tasks run`` goes: to stderr, as text or as JSON, unless the application has set it up."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+from flask import Flask
+from flask.logging import default_handler
+
+from .text import safe_lines, to_json
+
+Format = Literal["text", "json"]
+
+PACKAGE = "flask_taskworker"
+
+_JOB = {"taskworker_job": "job_id", "taskworker_task": "task", "taskworker_attempt": "attempt"}
+_KNOWN = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName", *_JOB}
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record, with the job's number where there is one, and the traceback below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = super().formatMessage(record)
+        job_id = getattr(record, "taskworker_job", None)
+        return line if job_id is None else f"{line} [job {job_id}]"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record; control characters in it are escaped."""
+        return safe_lines(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the job if there is one, and what ``extra=`` gave."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        known = {
+            "time": moment,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{name: getattr(record, attribute, None) for attribute, name in _JOB.items()},
+            "exception": self.formatException(record.exc_info) if record.exc_info else None,
+            **{name: value for name, value in vars(record).items() if name not in _KNOWN},
+        }
+        return to_json({name: value for name, value in known.items() if value is not None})
+
+
+def set_up_log(app: Flask, *, form: Format | None, verbose: bool, quiet: bool) -> None:
+    """Send the log to stderr, unless the application has set up logging. Options that were given always count."""
+    root = logging.getLogger()
+    formatter = JsonFormatter() if form == "json" else TextFormatter()
+    is_ours = not root.handlers
+    if is_ours:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+        # Flask gave its own one when nobody had set up logging; each of the app's lines would come twice.
+        app.logger.removeHandler(default_handler)
+    elif form is not None:
+        for existing in (*root.handlers, default_handler):
+            existing.setFormatter(formatter)
+    if is_ours or verbose or quiet:
+        level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+        logging.getLogger(PACKAGE).setLevel(level)

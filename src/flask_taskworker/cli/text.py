@@ -1,0 +1,99 @@
+"""Words for a terminal, and JSON for programs. What came from a database or an exception is escaped in both."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import json
+from collections.abc import Mapping, Sequence, Set
+from datetime import date, datetime, time
+from typing import Any
+
+from ..clock import from_ms
+
+
+def safe(text: object) -> str:
+    r"""*text* as one line in which nothing steers a terminal: control characters are written as escapes (``\x1b``)."""
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_visible, line))
+
+
+def safe_lines(text: str) -> str:
+    """As :func:`safe`, but line by line: for tracebacks."""
+    return "\n".join(safe(line.expandtabs()) for line in text.splitlines())
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def shortened(text: str, most: int) -> str:
+    """The beginning of *text* if it is too long to be read."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters; --json shows all)"
+
+
+def to_json(value: Any) -> str:
+    """*value* as one line of JSON; what JSON does not know becomes the nearest that it does."""
+    line = json.dumps(_plain(value), ensure_ascii=False)
+    return line if line.isprintable() else "".join(map(_visible_in_json, line))
+
+
+def _visible_in_json(character: str) -> str:
+    # A control character can only stand inside a string here, where this escape means the same.
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case enum.Enum():
+            return _plain(value.value)
+        case None | bool() | int() | float() | str():
+            return value
+        case Mapping():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case bytes():
+            return base64.b64encode(value).decode("ascii")
+        case datetime() | date() | time():
+            return value.isoformat()
+        case Sequence() | Set():
+            return [_plain(inner) for inner in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return str(value)
+
+
+def moment(milliseconds: int | None) -> str | None:
+    """A stored moment for people: "2026-05-01 12:00:00 UTC"."""
+    return f"{from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC" if milliseconds else None
+
+
+def iso(milliseconds: int | None) -> str | None:
+    """A stored moment for programs: ISO 8601 in UTC."""
+    return from_ms(milliseconds).isoformat(timespec="milliseconds") if milliseconds else None
+
+
+def plural(number: int, noun: str, nouns: str = "") -> str:
+    """ "1 job", "2 jobs"; *nouns* where an s is not enough."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Set[str] = frozenset()) -> list[str]:
+    """Lines with aligned columns, indented by two; the columns named in *right* are aligned on the right."""
+    cells = [list(headers), *([safe(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if header in right else cell.ljust(width)
+            for cell, width, header in zip(row, widths, headers, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def pairs(rows: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Lines of "name  value", indented by two; those without a value are left out."""
+    known = [(name, value) for name, value in rows if value is not None]
+    width = max((len(name) for name, _ in known), default=0)
+    return [f"  {name.ljust(width)}  {value}" for name, value in known]

@@ -1,0 +1,135 @@
+"""How it stands: the workers, queues, counts and schedules of one store at one moment, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from .store.sql import MOST, Counts, QueueRow, ScheduleRow, Store, WorkerRow
+
+SILENT_MS = 30_000
+"""A worker that has not checked in for so long is frozen, cut off or dead."""
+
+LONG_WAIT_MS = 300_000
+"""A ready job that waits longer than this waits too long."""
+
+LATE_MS = 60_000
+"""What is due for longer than this, with no worker to take it, is late."""
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The state of one store. Times are epoch milliseconds."""
+
+    now: int
+    workers: tuple[WorkerRow, ...]
+    """Every worker that the store knows, the dead of the last hour included."""
+    queues: tuple[QueueRow, ...]
+    """The queues that have ready jobs."""
+    counts: Counts
+    schedules: tuple[ScheduleRow, ...]
+    next_due: int | None
+    """When the next scheduled job is due."""
+
+    @classmethod
+    def take(cls, store: Store) -> Snapshot:
+        """Look now. Reads only, each bounded. Raises StoreError."""
+        return cls(
+            workers=tuple(store.workers()),
+            queues=tuple(store.queues()),
+            counts=store.counts(),
+            schedules=tuple(store.schedules()),
+            next_due=store.next_due(),
+            now=store.clock(),
+        )
+
+    def problems(self) -> list[str]:
+        """What is wrong, a sentence each; empty when all is well."""
+        taken = self._not_taken_by_all() if self.claiming else self._not_taken()
+        return [*self._silent(), *taken, *self._slow()]
+
+    @property
+    def claiming(self) -> list[WorkerRow]:
+        """The living workers that take jobs; one that drains takes none."""
+        return [worker for worker in self.workers if worker.state == "alive" and not self.is_silent(worker)]
+
+    def is_silent(self, worker: WorkerRow) -> bool:
+        """Whether the worker should have checked in and has not."""
+        return worker.state in ("alive", "draining") and self.now - worker.beat_at > SILENT_MS
+
+    def _silent(self) -> Iterator[str]:
+        for worker in self.workers:
+            if self.is_silent(worker):
+                yield (
+                    f"Worker {worker.host}:{worker.pid} has not checked in for {spoken(self.now - worker.beat_at)}: "
+                    "frozen, cut off or dead. Another worker takes its jobs over."
+                )
+
+    def _not_taken(self) -> Iterator[str]:
+        remedy = "and no living worker takes them. Start one: flask tasks run"
+        if self.counts.ready == 1:
+            yield "1 job is ready and no living worker takes it. Start one: flask tasks run"
+        elif self.counts.ready:
+            yield f"{counted(self.counts.ready)} jobs are ready {remedy}"
+        elif self.next_due is not None and self.now - self.next_due > LATE_MS:
+            yield f"Jobs have been due for {spoken(self.now - self.next_due)} {remedy}"
+        if any(self.is_late(schedule) for schedule in self.schedules):
+            yield "Schedules are due and no living worker fires them. Start one: flask tasks run"
+
+    def is_late(self, schedule: ScheduleRow) -> bool:
+        """Whether a fire time has passed by and nobody has fired it."""
+        return not schedule.paused and schedule.next_at is not None and self.now - schedule.next_at > LATE_MS
+
+    def _not_taken_by_all(self) -> Iterator[str]:
+        covered: set[str] = set()
+        for worker in self.claiming:
+            names = info_of(worker).get("queues")
+            if not isinstance(names, list):
+                # It works on all queues.
+                return
+            covered.update(names)
+        for queue in self.queues:
+            if queue.name not in covered:
+                yield (
+                    f"Queue {queue.name!r} has jobs that are ready ({counted(queue.ready)}) and no living worker works "
+                    f"on it. Start one: flask tasks run {queue.name}"
+                )
+
+    def _slow(self) -> Iterator[str]:
+        for queue in self.queues:
+            if self.now - queue.oldest_at > LONG_WAIT_MS:
+                yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
+
+
+def info_of(worker: WorkerRow) -> dict[str, Any]:
+    """What the worker told about itself; nothing where that cannot be read."""
+    try:
+        info = json.loads(worker.info)
+    except ValueError:
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def counted(number: int) -> str:
+    """A count that stops at the most: "1,234", "10,000+"."""
+    return f"{number:,}+" if number >= MOST else f"{number:,}"
+
+
+def spoken(milliseconds: int) -> str:
+    """A period in its two largest units: "5 ms", "0.4 s", "12 s", "3 min", "3 h 5 min", "2 d 3 h"."""
+    if 0 < milliseconds < 100:
+        return f"{milliseconds} ms"
+    if milliseconds < 10_000:
+        return f"{max(0, milliseconds) / 1000:.1f}".removesuffix(".0") + " s"
+    seconds = milliseconds // 1000
+    for (size, unit), (smaller, smaller_unit) in pairwise(_UNITS):
+        if seconds >= size:
+            rest = seconds % size // smaller
+            # Nobody needs the seconds of half an hour.
+            return f"{seconds // size} {unit}" + (f" {rest} {smaller_unit}" if rest and smaller > 1 else "")
+    return f"{seconds} s"
