@@ -11,18 +11,22 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask
+from sqlalchemy import Engine
 
 from . import announce, signals
 from .clock import from_ms, to_ms
 from .codec import Codec
-from .errors import JobCancelled, JobFailed, JobTimeout
-from .jobs import Failure, Job, JobRecord, JobState, NewJob
-from .store.sql import JobEnding, Store, next_fire_ms, to_duration_ms
+from .errors import ArgumentsError, JobCancelled, JobFailed, JobTimeout, LeaseLost
+from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
+from .sessions import CallerTransaction, CommitGuard, is_async
+from .store.sql import JobEnding, Store, next_fire_ms, record_of, to_duration_ms
 from .tasks import DeclaredSchedule, EnqueueOptions, Task
 from .threads import PoolClosed, ThreadPool
 
@@ -45,6 +49,7 @@ class Client:
         """The thread of this process's event loop, where waiting for a result would wait for ever."""
         self._codec = codec
         self._find_app = find_app
+        self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
         self._threads = ThreadPool(_THREADS, "taskworker-client")
 
@@ -53,20 +58,63 @@ class Client:
     def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
         now = self.store.clock()
-        jobs: list[Job[Any]] = [
-            Job(record, self) for record in self.store.add([new_job(task, args, options, now) for args in calls])
-        ]
-        if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
-            for job in jobs:
-                announce.send(signals.job_enqueued, app, job=job)
-        self.wake()
+        rows = [new_job(task, args, options, now) for args in calls]
+        if options.session is not None:
+            return self._enqueue_within(CallerTransaction(options.session), rows)
+        jobs: list[Job[Any]] = [Job(record, self) for record in self.store.add(rows)]
+        self._announce_enqueued(jobs)
         return jobs
+
+    def _announce_enqueued(self, jobs: Sequence[Job[Any]]) -> None:
+        try:
+            if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
+                for job in jobs:
+                    announce.send(signals.job_enqueued, app, job=job)
+        finally:
+            self.wake()
 
     async def aenqueue(
         self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
     ) -> list[Job[Any]]:
-        """As :meth:`enqueue`, in a thread."""
-        return await self._aside(self.enqueue, task, calls, options)
+        """As :meth:`enqueue`, in a thread; with a session where the session is."""
+        session = options.session
+        if session is None:
+            return await self._aside(self.enqueue, task, calls, options)
+        if is_async(session):
+            found: list[Job[Any]] = await session.run_sync(
+                lambda inner: self.enqueue(task, calls, replace(options, session=inner))
+            )
+            return found
+        return self.enqueue(task, calls, options)
+
+    # -- in the caller's own transaction ----------------------------------------------------------------------------
+
+    def shares_database(self, transaction: CallerTransaction) -> bool:
+        """Whether the jobs lie in the database of the caller's session; asked once an engine."""
+        engine = transaction.engine
+        if engine not in self._engines:
+            self._engines[engine] = transaction.store_id() == self.store.store_id()
+        return self._engines[engine]
+
+    def _enqueue_within(self, transaction: CallerTransaction, rows: Sequence[NewJob]) -> list[Job[Any]]:
+        if self.shares_database(transaction):
+            records = self.store.add_within(transaction.run, rows)
+        elif transaction.session is None:
+            raise ArgumentsError(
+                "The connection given as session=… is in another database than the jobs, and a connection does not say "
+                "when it has committed. Give a Session, or enqueue after the commit without session=…."
+            )
+        else:
+            records = [record_of(row, 0) for row in rows]
+        jobs: list[Job[Any]] = [Job(record._replace(state=JobState.PENDING.value), self) for record in records]
+        transaction.after_commit(lambda: self._on_commit(jobs, records, rows))
+        return jobs
+
+    def _on_commit(self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]) -> None:
+        stored = records if records[0].id else self.store.add(rows)
+        for job, record in zip(jobs, stored, strict=True):
+            job.become(record)
+        self._announce_enqueued(jobs)
 
     async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
@@ -83,9 +131,37 @@ class Client:
 
     def wake(self) -> None:
         """Tell all workers of this database that there is news."""
-        if self.on_news is not None:
-            self.on_news()
+        # Looked up once: the worker may end, and clear it, at any moment.
+        if (on_news := self.on_news) is not None:
+            on_news()
         self.store.driver.wake_others()
+
+    def run_atomically(self, task: Task[..., Any, Any], claim: Claim, work: Callable[[], Outcome]) -> Outcome:
+        """Run an atomic task's work and commit its writes and its success together, or neither. In a worker thread.
+
+        Raises ArgumentsError when the session is in another database than the jobs, or when the task commits itself.
+        """
+        assert task.options.atomic is not None
+        transaction = CallerTransaction(task.options.atomic())
+        session = transaction.session
+        if session is None or not self.shares_database(transaction):
+            raise ArgumentsError(
+                f"{task.name} is atomic, so the jobs must lie in the database of its session. Set TASKER_DATABASE_URI "
+                "to the session's database, or declare the task without atomic=…."
+            )
+        try:
+            with CommitGuard(session, task.name):
+                outcome = work()
+                run = CallerTransaction(session).run
+                succeeded = outcome.ending is Ending.SUCCEEDED
+                if succeeded and not self.store.finish_within(run, claim, outcome.result, outcome.keep):
+                    raise LeaseLost
+            if succeeded:
+                session.commit()
+        finally:
+            # After the commit there is nothing to roll back.
+            session.rollback()
+        return replace(outcome, recorded=succeeded)
 
     # -- looking and waiting ----------------------------------------------------------------------------------------
 

@@ -48,8 +48,15 @@ class Executor:
     """Runs jobs of one app. For one event loop only."""
 
     def __init__(
-        self, find_app: Callable[[], Flask | None], registry: TaskRegistry, *, threads: int, clock: Callable[[], int]
+        self,
+        find_app: Callable[[], Flask | None],
+        registry: TaskRegistry,
+        *,
+        threads: int,
+        clock: Callable[[], int],
+        run_atomically: Callable[[Task[..., Any, Any], Claim, Callable[[], Outcome]], Outcome],
     ) -> None:
+        self._run_atomically = run_atomically
         self._find_app = find_app
         self._clock = clock
         self._registry = registry
@@ -104,7 +111,12 @@ class Executor:
             value: Any = _NOTHING
             try:
                 with app.app_context():
-                    value = task.function(*args, **kwargs)
+                    if task.options.atomic is None:
+                        value = task.function(*args, **kwargs)
+                    else:
+                        return self._run_atomically(
+                            task, job.claim, lambda: self._succeeded(task, task.function(*args, **kwargs))
+                        )
                 return self._succeeded(task, value)
             except BaseException as error:  # noqa: BLE001 - as above
                 if value is not _NOTHING:
@@ -177,7 +189,7 @@ class Executor:
                 return _cancelled(task, "Stopped on request.")
             case asyncio.CancelledError() if job.releasing or job.lost:
                 return Outcome(Ending.RELEASED)
-            case LeaseLost() if job.lost:
+            case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
                 return Outcome(Ending.RELEASED)
             case RetryJob():
                 return _asked_to_retry(task, job.claim, error)

@@ -135,6 +135,7 @@ class TaskWorker:
         schedule: Trigger | Sequence[Trigger] | None = None,
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
+        atomic: Any = None,
     ) -> _Decorator: ...
     def task(
         self,
@@ -150,6 +151,7 @@ class TaskWorker:
         schedule: Trigger | Sequence[Trigger] | None = None,
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
+        atomic: Any = None,
     ) -> Any:
         """Make a task of a function, as ``@task_worker.task`` or ``@task_worker.task(…)``.
 
@@ -157,6 +159,8 @@ class TaskWorker:
         ``retry``: a ``Retry`` or a number of attempts; without one a task that raises fails at once. ``timeout``:
         seconds or timedelta for one try. ``keep``: how long a finished job and its result are kept, instead of the
         configured time. ``schedule``: a trigger, or a list of them, with ``schedule_args`` and ``schedule_kwargs``.
+        ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
+        the job's success are committed together, or not at all. It needs the jobs in the session's own database.
 
         Raises DeclarationError, TaskExists, ArgumentsError or NotEncodable.
         """
@@ -169,6 +173,7 @@ class TaskWorker:
             schedule=schedule,
             schedule_args=schedule_args,
             schedule_kwargs=schedule_kwargs,
+            atomic=atomic,
         )
 
         def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:

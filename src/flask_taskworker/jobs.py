@@ -24,6 +24,8 @@ Kind = Literal["sync", "async"]
 class JobState(StrEnum):
     """Where a job is on its way."""
 
+    PENDING = "pending"
+    """Enqueued with ``session=``, and that session has not committed yet. Never a state of a stored job."""
     SCHEDULED = "scheduled"
     """Not due yet: delayed, or waiting for its next try."""
     READY = "ready"
@@ -40,6 +42,7 @@ class JobState(StrEnum):
         return self in _FINISHED
 
 
+STORED = tuple(state for state in JobState if state is not JobState.PENDING)
 _FINISHED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 
@@ -154,6 +157,8 @@ class Outcome:
     """Retrying, snoozed, released: how long to wait."""
     failure: Failure | None = None
     exception: BaseException | None = field(default=None, repr=False, compare=False)
+    recorded: bool = False
+    """The store knows already: an atomic job committed its ending together with its own writes."""
     keep: timedelta | None = None
     """How long the finished job is kept; None takes the configuration's."""
 
@@ -229,7 +234,10 @@ class Job(Generic[R]):
 
     @property
     def id(self) -> int:
-        """The store's number of the job; never used again for another."""
+        """The store's number of the job; never used again for another.
+
+        0 for a pending job whose session is in another database than the jobs: it is stored after the commit.
+        """
         return self._record.id
 
     @property
@@ -307,8 +315,12 @@ class Job(Generic[R]):
         """What the job last told of its progress, or None."""
         return Progress.from_text(self._record.progress)
 
+    def become(self, record: JobRecord) -> None:
+        """Told by the client: the session in which the job was enqueued has committed."""
+        self._record = record
+
     def refresh(self) -> Job[R]:
-        """Look again and return this job. Raises JobNotFound when it was pruned."""
+        """Look again and return this job. Raises JobNotFound when it was pruned, or never committed."""
         self._record = self._client.record(self.id)
         return self
 

@@ -37,6 +37,9 @@ BEAT = 1.0
 LEASE_BEATS = 30
 """A worker that did not beat during so many beats of an observer is frozen, and as good as dead."""
 
+CLEAN_BEATS = 600
+"""Once in so many beats the rows of the long dead are deleted."""
+
 KEEP_DEAD_MS = 3_600_000
 """The row of a dead worker is shown for an hour."""
 
@@ -74,6 +77,7 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._seen: dict[str, _Seen] = {}
         self._failing = False
+        self._beats = 0
         self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)
 
     def start(self) -> None:
@@ -138,6 +142,9 @@ class Heartbeat:
             self._news.cancel(requests)
         self._observe()
         self._store.driver.upkeep()
+        self._beats += 1
+        if self._beats % CLEAN_BEATS == 0:
+            self._link.write(statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
         return True
 
     # -- the others -------------------------------------------------------------------------------------------------
@@ -171,7 +178,6 @@ class Heartbeat:
         rescued: list[JobRecord] = []
         for sql in (statements.sweep("dead"), statements.sweep("left")):
             rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
-        self._link.write(statements.remove_dead_workers(), {"before": now - KEEP_DEAD_MS})
         for job in rescued:
             log.warning("rescued job %s (%s): its worker died; crashes: %s", job.id, job.task, job.crashes)
         if rescued:

@@ -42,6 +42,8 @@ class TaskOptions:
     schedules: tuple[Trigger, ...] = ()
     schedule_args: tuple[Any, ...] = ()
     schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    atomic: Callable[[], Any] | None = None
+    """Gives the session whose commit records the job's success, too."""
 
     def __post_init__(self) -> None:
         check_name("queue", self.queue)
@@ -60,6 +62,7 @@ class EnqueueOptions:
     queue: str | None = None
     unique: str | None = None
     uid: str | None = None
+    session: Any = None
 
     def __post_init__(self) -> None:
         if self.delay is not None and self.run_at is not None:
@@ -197,12 +200,15 @@ class Task(Generic[P, R, Returned]):
         queue: str | None = None,
         unique: str | None = None,
         uid: str | None = None,
+        session: Any = None,
     ) -> Call[P, R]:
         """This task with options for its next calls.
 
         ``delay`` (seconds or timedelta) or ``run_at`` (aware datetime) say when; ``priority`` and ``queue`` override
         the task's. ``unique``: at most one unfinished job of this task with that key; enqueueing again returns it.
         ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
+        ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
+        exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
         """
         options = EnqueueOptions(
             delay=None if delay is None else as_timedelta(delay, "delay"),
@@ -211,6 +217,7 @@ class Task(Generic[P, R, Returned]):
             queue=queue,
             unique=unique,
             uid=uid,
+            session=session,
         )
         return Call(self, options)
 
@@ -286,6 +293,8 @@ class TaskRegistry:
     ) -> Task[P, Any, Returned]:
         """Make a task of *function*. The same place declared again replaces the task."""
         _check_function(function)
+        if options.atomic is not None and inspect.iscoroutinefunction(function):
+            raise DeclarationError(f"{function.__qualname__} is async, and atomic=… takes sync tasks only. Use def.")
         if name is not None:
             check_name("name", name)
         task: Task[P, Any, Returned] = Task(
@@ -335,6 +344,7 @@ def make_options(
     schedule: Trigger | Sequence[Trigger] | None,
     schedule_args: Sequence[Any],
     schedule_kwargs: Mapping[str, Any] | None,
+    atomic: Any,
 ) -> TaskOptions:
     """Check what the decorator was given. Raises DeclarationError."""
     return TaskOptions(
@@ -346,7 +356,20 @@ def make_options(
         schedules=_triggers(schedule),
         schedule_args=tuple(schedule_args),
         schedule_kwargs=dict(schedule_kwargs or {}),
+        atomic=_session_source(atomic),
     )
+
+
+def _session_source(atomic: Any) -> Callable[[], Any] | None:
+    if atomic is None:
+        return None
+    session = getattr(atomic, "session", atomic)
+    if not callable(session):
+        raise DeclarationError(
+            f"atomic = {atomic!r:.100} is not allowed. Allowed: Flask-SQLAlchemy's db, or a callable that gives a "
+            "session."
+        )
+    return cast(Callable[[], Any], session)
 
 
 def _triggers(schedule: Trigger | Sequence[Trigger] | None) -> tuple[Trigger, ...]:

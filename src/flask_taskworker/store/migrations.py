@@ -22,7 +22,7 @@ def prepare_schema(dialect: Dialect, run: Run) -> None:
 
     Must run inside a write transaction: processes that start at once then come one after the other.
     """
-    if not _has_meta(dialect, run):
+    if not has_schema(dialect, run):
         for statement in ddl(dialect):
             run(statement, {})
         run(_WRITE_META, {"name": "schema_version", "value": str(VERSION)})
@@ -54,7 +54,8 @@ def ddl(dialect: Dialect) -> list[str]:
     return statements
 
 
-def _has_meta(dialect: Dialect, run: Run) -> bool:
+def has_schema(dialect: Dialect, run: Run) -> bool:
+    """Whether there are tables of ours, of whatever version."""
     if dialect.name == "sqlite":
         return bool(run("SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'", {}))
     return bool(run("SELECT 1 WHERE to_regclass('taskworker_meta') IS NOT NULL", {}))

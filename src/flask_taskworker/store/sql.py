@@ -18,7 +18,7 @@ from ..errors import (
     SchemaError,
     StoreError,
 )
-from ..jobs import JobRecord, JobState, NewJob
+from ..jobs import STORED, Claim, JobRecord, JobState, NewJob
 from ..tasks import DeclaredSchedule
 from ..triggers import trigger_to_text
 from . import statements
@@ -146,6 +146,17 @@ class Store:
             return self._add_batch(jobs)
         return self.driver.transaction(lambda run: [self._add_one(job, run, run) for job in jobs])
 
+    def add_within(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        """Store jobs inside a transaction of the caller's, through *run*."""
+        return [self._add_one(job, run, run) for job in jobs]
+
+    def finish_within(self, run: Run, claim: Claim, result: str | None, keep: timedelta | None) -> bool:
+        """Record a success inside a transaction of the caller's; False if the claim was lost."""
+        now = self.clock()
+        expires_at = now + to_duration_ms(self.keep_succeeded if keep is None else keep)
+        values = {"id": claim.id, "claim": claim.claim, "result": result, "now": now, "expires_at": expires_at}
+        return bool(run(statements.finish_one(), values))
+
     def _add_again(self, jobs: Sequence[NewJob], lost: ConnectionLost) -> list[JobRecord]:
         """The same uids on a new connection: what the first try may have stored is found, not doubled."""
         try:
@@ -165,7 +176,7 @@ class Store:
             # The row in the way may finish, and leave the way free, before we look at it: then try again.
             found = read(statements.existing_job(), {"uid": job.uid, "unique_key": job.unique_key})
             if found:
-                return JobRecord._make(found[0])
+                return _checked(JobRecord._make(found[0]), job)
         raise NotAccepted(f"The unique key {job.unique_key!r} changed hands {_ADD_TRIES} times. Enqueue the job again.")
 
     def _add_batch(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
@@ -201,7 +212,7 @@ class Store:
 
     def counts(self) -> Counts:
         """How many jobs there are in each state, each counted up to :data:`MOST`."""
-        return Counts(**{s.value: self._read(statements.count_state(s.value), most=MOST)[0][0] for s in JobState})
+        return Counts(**{s.value: self._read(statements.count_state(s.value), most=MOST)[0][0] for s in STORED})
 
     def queues(self) -> list[QueueRow]:
         """The queues that have ready jobs."""
@@ -246,11 +257,23 @@ class Store:
         return JobState(rows[0][0])
 
     def retry(self, job_id: int) -> bool:
-        """Put a failed or cancelled job back into its queue. Raises JobNotFound."""
+        """Put a failed or cancelled job back into its queue.
+
+        Raises JobNotFound, or NotAccepted while another unfinished job has its unique key.
+        """
         rows = self._write(statements.retry(), id=job_id, now=self.clock())
         if not rows:
-            self.record(job_id)
+            self._refuse_taken_key(self.record(job_id))
         return bool(rows)
+
+    def _refuse_taken_key(self, job: JobRecord) -> None:
+        if job.unique_key is None or job.state not in (JobState.FAILED, JobState.CANCELLED):
+            return
+        for row in self._read(statements.existing_job(), uid=None, unique_key=job.unique_key):
+            raise NotAccepted(
+                f"Job {job.id} cannot run again: job {JobRecord._make(row).id} has the same unique key and is "
+                "unfinished. Wait for its end, or cancel it."
+            )
 
     def put_schedule(self, schedule: DeclaredSchedule, next_at: int | None) -> None:
         """Store a schedule made at run time. Raises DeclarationError when the name belongs to one in code."""
@@ -291,6 +314,15 @@ def record_of(job: NewJob, job_id: int) -> JobRecord:
         unique_key=job.unique_key,
         created_at=job.created_at,
     )
+
+
+def _checked(found: JobRecord, wanted: NewJob) -> JobRecord:
+    """The row in the way, if it may stand for the job that was to be stored."""
+    if found.task != wanted.task:
+        raise NotAccepted(
+            f"The uid {wanted.uid!r} belongs to job {found.id} of the task {found.task!r}. Give each job its own uid."
+        )
+    return found
 
 
 def schedule_row(schedule: DeclaredSchedule, next_at: int | None, source: str, now: int) -> dict[str, Any]:

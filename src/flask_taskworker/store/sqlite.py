@@ -30,7 +30,7 @@ from ..errors import NotSupported, SchemaError, StoreError
 from ..jobs import NewJob
 from .driver import AsyncRun, Parameters, Row, Run
 from .live import LiveDirectory, LivePresence
-from .migrations import prepare_schema
+from .migrations import check_version, has_schema, prepare_schema
 from .statements import SQLITE, add_job_plainly
 
 T = TypeVar("T")
@@ -99,12 +99,24 @@ class SqliteDriver:
         _create_file(self.path)
         connection = self._open()
         try:
-            _enter_wal(connection, self._lock_timeout)
-            self._make_schema(connection)
+            if not self._is_ready(connection):
+                _enter_wal(connection, self._lock_timeout)
+                self._make_schema(connection)
         finally:
             connection.close()
         self._identity = _identity(self.path)
         self._prepared = True
+
+    def _is_ready(self, connection: sqlite3.Connection) -> bool:
+        """Looks only: the caller's own transaction may hold the write lock, and would wait for itself."""
+
+        def run(sql: str, parameters: Parameters) -> list[Row]:
+            return connection.execute(sql, parameters).fetchall()
+
+        if run("PRAGMA journal_mode", {}) != [("wal",)] or not has_schema(SQLITE, run):
+            return False
+        check_version(run)
+        return True
 
     def _make_schema(self, connection: sqlite3.Connection) -> None:
         with Transaction(connection, self._lock_timeout) as run:

@@ -202,13 +202,15 @@ def cancel() -> str:
 def retry() -> str:
     """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
 
-    It is due from now, not since it was first enqueued, which may be long ago.
+    It is due from now, not since it was first enqueued, which may be long ago. Its unique key must be free.
     """
     return (
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
         "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
         "cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, started_at = NULL, "
-        "finished_at = NULL, expires_at = NULL WHERE id = :id AND state IN ('failed', 'cancelled') RETURNING id"
+        "finished_at = NULL, expires_at = NULL WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
+        "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
+        f"AND other.{UNFINISHED}) RETURNING id"
     )
 
 
@@ -299,6 +301,15 @@ def finish(dialect: Dialect) -> str:
         "expires_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.new_expires_at END "
         f"FROM {dialect.batch(FINISH_COLUMNS)} AS e WHERE taskworker_job.id = e.id "
         f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+    )
+
+
+def finish_one() -> str:
+    """Record the success of one job, inside the transaction of its own writes; fenced by the claim number."""
+    return (
+        "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, result = :result, error = NULL, "
+        "failure_kind = NULL, finished_at = :now, expires_at = :expires_at "
+        f"WHERE id = :id AND claim = :claim AND {UNFINISHED} RETURNING id"
     )
 
 

@@ -113,9 +113,9 @@ class WorkerStore:
 
     async def finish(self, worker_id: str, ended: Sequence[Ended]) -> dict[int, str]:
         """Record endings. Returns the state of each job that took its ending; the others were fenced."""
+        states = {e.claim.id: e.outcome.ending.value for e in ended if e.outcome.recorded}
         plain = [e for e in ended if _is_plain(e)]
-        special = [e for e in ended if not _is_plain(e)]
-        states: dict[int, str] = {}
+        special = [e for e in ended if not _is_plain(e) and not e.outcome.recorded]
         if plain:
             states.update(await self._record_plain(plain))
         if special:
@@ -254,6 +254,7 @@ def _is_plain(ended: Ended) -> bool:
         outcome.ending is Ending.SUCCEEDED
         and outcome.result is None
         and outcome.keep is None
+        and not outcome.recorded
         and ended.progress is None
         and not ended.claim.failures
     )
