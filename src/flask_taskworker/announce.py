@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import functools
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
@@ -18,10 +23,24 @@ def send(signal: Signal, app: Flask, **values: Any) -> None:
     """Call each receiver here and now; one that raises is logged. Receivers may be coroutine functions."""
     for receiver in signal.receivers_for(app):
         try:
-            call = async_to_sync(receiver) if iscoroutinefunction(receiver) else receiver
-            call(app, **values)
-        except Exception:
+            if iscoroutinefunction(receiver):
+                _await(receiver, app, values)
+            else:
+                receiver(app, **values)
+        except (Exception, asyncio.CancelledError):
             log.exception("a receiver of %s raised: %r", signal, receiver)
+
+
+def _await(receiver: Callable[..., Any], app: Flask, values: dict[str, Any]) -> None:
+    """Run a coroutine to its end. Where this thread runs an event loop already, in another thread."""
+    call = async_to_sync(receiver)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        call(app, **values)
+        return
+    with ThreadPoolExecutor(1, "taskworker-receiver") as beside:
+        beside.submit(functools.partial(contextvars.copy_context().run, call, app, **values)).result()
 
 
 class Announcer:

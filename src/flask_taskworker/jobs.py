@@ -348,7 +348,10 @@ class Job(Generic[R]):
         return self._client.cancel(self.id)
 
     def retry(self) -> bool:
-        """Put a failed or cancelled job back into its queue with its counters at zero; False if it is neither."""
+        """Put a failed or cancelled job back into its queue with its counters at zero; False if it is neither.
+
+        Raises NotAccepted while another unfinished job has its unique key.
+        """
         return self._client.retry(self.id)
 
 
