@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .envelope import Envelope, SendResult, failed_result, result_of
-from .errors import MailError
-from .smtp import Pool
+from .errors import DeliveryUnknown, MailError, ServerDisconnected, ServerTimeout
+from .smtp import Opened, Pool, Receipt, SMTPConnection
 
 CHUNK = 64
 """Mails handed over at once."""
 
 _GIVE_UP_AFTER = 3
+_TRIES = 3
 
 
 class Numbered(NamedTuple):
@@ -23,7 +24,8 @@ class Numbered(NamedTuple):
     number: int
     message: Any
     envelope: Envelope | None
-    result: SendResult | None
+    result: SendResult | None = None
+    tries: int = 1
 
 
 class BulkRun:
@@ -94,11 +96,7 @@ class BulkRun:
     async def _lane(self) -> None:
         try:
             while self._waiting:
-                mail = self._waiting.popleft()
-                if len(self._waiting) == CHUNK // 2:
-                    self._changed.set()
-                result = await self._send(mail)
-                self._ended.append(Numbered(mail.number, mail.message, None, result))
+                await self._take_turn()
         except BaseException as error:
             self._crash = error
             raise
@@ -107,17 +105,75 @@ class BulkRun:
             self._busy -= 1
             self._changed.set()
 
-    async def _send(self, mail: Numbered) -> SendResult:
-        assert mail.envelope is not None
+    async def _take_turn(self) -> None:
+        """Send mails over one connection, until it is worn out, breaks, or somebody else waits for it."""
         if self._broken is not None:
-            return failed_result(mail.envelope, self._broken, mail.message)
+            self._end(self._next(), self._broken)
+            return
         try:
-            receipt = await self._pool.deliver(mail.envelope)
+            connection = await self._pool.acquire()
         except MailError as error:
-            self._count(error)
-            return failed_result(mail.envelope, error, mail.message)
-        self._failed_connects, self._any_sent = 0, True
-        return result_of(mail.envelope, receipt.refused, mail.message)
+            if self._waiting:
+                self._end(self._next(), error)
+            return
+        try:
+            await self._use(connection)
+        finally:
+            self._pool.release(connection)
+
+    async def _use(self, connection: SMTPConnection) -> None:
+        on_its_way: tuple[Numbered, Opened] | None = None
+        is_first = True
+        while on_its_way is not None or connection.is_usable:
+            following = self._following(connection, on_its_way is not None, is_first)
+            is_first = False
+            if on_its_way is not None:
+                mail, opened = on_its_way
+                ended, begun = await connection.conclude(opened, following.envelope if following else None)
+                self._settle(mail, ended)
+            elif following is not None:
+                begun = await _begin(connection, following)
+            else:
+                return
+            on_its_way = self._opened(following, begun)
+
+    def _following(self, connection: SMTPConnection, is_one_on_its_way: bool, is_first: bool) -> Numbered | None:
+        if not self._waiting or connection.mails + is_one_on_its_way >= self._pool.max_mails:
+            return None
+        if self._pool.is_wanted and not is_first:
+            return None  # others wait for a connection: one mail a turn
+        return self._next() if connection.can_overlap or not is_one_on_its_way else None
+
+    def _opened(self, mail: Numbered | None, begun: Opened | MailError | None) -> tuple[Numbered, Opened] | None:
+        if mail is None or begun is None:
+            return None
+        if isinstance(begun, Opened):
+            return mail, begun
+        self._settle(mail, begun)
+        return None
+
+    def _settle(self, mail: Numbered, ended: Receipt | MailError) -> None:
+        never_again = isinstance(ended, DeliveryUnknown | ServerTimeout) or mail.tries >= _TRIES
+        if isinstance(ended, ServerDisconnected) and not never_again:
+            self._waiting.appendleft(mail._replace(tries=mail.tries + 1))
+        else:
+            self._end(mail, ended)
+
+    def _next(self) -> Numbered:
+        mail = self._waiting.popleft()
+        if len(self._waiting) == CHUNK // 2:
+            self._changed.set()
+        return mail
+
+    def _end(self, mail: Numbered, ended: Receipt | MailError) -> None:
+        assert mail.envelope is not None
+        if isinstance(ended, Receipt):
+            self._failed_connects, self._any_sent = 0, True
+            result = result_of(mail.envelope, ended.refused, mail.message)
+        else:
+            self._count(ended)
+            result = failed_result(mail.envelope, ended, mail.message)
+        self._ended.append(mail._replace(envelope=None, result=result))
 
     def _count(self, error: MailError) -> None:
         if not error.of_transport:
@@ -126,3 +182,11 @@ class BulkRun:
         self._failed_connects += 1
         if not self._any_sent or self._failed_connects >= _GIVE_UP_AFTER:
             self._broken = error
+
+
+async def _begin(connection: SMTPConnection, mail: Numbered) -> Opened | MailError:
+    assert mail.envelope is not None
+    try:
+        return await connection.begin(mail.envelope)
+    except MailError as error:
+        return error

@@ -364,7 +364,7 @@ class _Batch:
         except (MailError, UnicodeError) as error:
             self._results[number] = _unsendable(message, error)
             return False
-        self._chunk.append(Numbered(number, message, prepared.envelope, None))
+        self._chunk.append(Numbered(number, message, prepared.envelope))
         # A slow generator's messages are not held back for a full chunk.
         return len(self._chunk) >= CHUNK or time.monotonic() - self._flushed_at > _FLUSH_AFTER_S
 
@@ -376,7 +376,7 @@ class _Batch:
     def settle(self, ended: list[Numbered]) -> None:
         """Note how mails ended, and announce those that were sent."""
         self._flushed_at = time.monotonic()
-        for number, message, _, result in ended:
+        for number, message, _, result, _ in ended:
             assert result is not None
             self._results[number] = result
             if result.error is None:

@@ -48,6 +48,10 @@ class DialogueBroken(Exception):
         self.replies = replies
         self.timed_out = timed_out
 
+    def certain(self, count: int) -> list[SMTPResponse]:
+        """The replies that surely belong to their commands: none where more came than the *count* asked for."""
+        return self.replies if len(self.replies) < count else []
+
 
 class PipeliningProtocol(SMTPProtocol):
     """aiosmtplib's protocol, and :meth:`exchange`."""
@@ -62,6 +66,7 @@ class PipeliningProtocol(SMTPProtocol):
         self._missing = 0
         self._timer: asyncio.TimerHandle | None = None
         self._progress = 0
+        self._rest_timeout = 0.0
 
     def take_over(self, old: SMTPProtocol) -> None:
         """Continue the connection of *old*, whose greeting has been read."""
@@ -72,8 +77,12 @@ class PipeliningProtocol(SMTPProtocol):
         if old._buffer:
             self._stray(bytes(old._buffer))
 
-    async def exchange(self, data: bytes, count: int, timeout: float) -> list[SMTPResponse]:
+    async def exchange(
+        self, data: bytes, count: int, timeout: float, first_timeout: float | None = None
+    ) -> list[SMTPResponse]:
         """Write *data* and return the *count* replies to it, each due *timeout* seconds after the one before.
+
+        ``first_timeout`` is for the first, where that one answers a whole message.
 
         Raises DialogueBroken when they do not come, or others do; the connection is then closed, as it is when the
         caller is cancelled: a late reply would be taken for the next command's.
@@ -84,7 +93,8 @@ class PipeliningProtocol(SMTPProtocol):
             group: asyncio.Future[list[SMTPResponse]] = self._loop.create_future()
             self._group = group
             self._replies, self._missing, self._progress = [], count, 0
-            self._timer = self._loop.call_later(timeout, self._expire, timeout, 0)
+            self._rest_timeout = timeout
+            self._watch(first_timeout or timeout)
             try:
                 await self._write_all(data)
                 return await group
@@ -94,7 +104,7 @@ class PipeliningProtocol(SMTPProtocol):
                     return group.result()
                 raise DialogueBroken(self._replies) from None
             finally:
-                self._timer.cancel()
+                self._unwatch()
                 self._group = None
                 if self._missing:
                     self.abort()
@@ -113,10 +123,18 @@ class PipeliningProtocol(SMTPProtocol):
             await self._drain_helper()
             self._progress += 1
 
+    def _watch(self, timeout: float) -> None:
+        self._unwatch()
+        self._timer = self._loop.call_later(timeout, self._expire, timeout, self._progress + len(self._replies))
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _expire(self, timeout: float, progress: int) -> None:
-        now = self._progress + len(self._replies)
-        if now > progress:
-            self._timer = self._loop.call_later(timeout, self._expire, timeout, now)
+        if self._progress + len(self._replies) > progress:
+            self._watch(timeout)
         else:
             self._break(timed_out=True)
 
@@ -140,6 +158,8 @@ class PipeliningProtocol(SMTPProtocol):
                     break
                 self._replies.append(reply)
                 self._missing -= 1
+                if len(self._replies) == 1 and self._missing:
+                    self._watch(self._rest_timeout)
                 if reply.code == _CLOSING:
                     break
         except aiosmtplib.SMTPResponseException:
@@ -205,10 +225,10 @@ class PipeliningProtocol(SMTPProtocol):
         super().write(data)
 
     def _log_command(self, data: bytes) -> None:
-        if data.endswith(b"\r\n.\r\n"):  # the message itself, which may hold a reset link
-            wire.debug("send: a message of %d octets", len(data))
-            return
-        for line in data.splitlines():
+        end = data.rfind(b"\r\n.\r\n")
+        if end >= 0:  # the message itself, which may hold a reset link; the next mail's commands may follow
+            wire.debug("send: a message of %d octets", end + 5)
+        for line in data[end + 5 if end >= 0 else 0 :].splitlines():
             hidden = self._secret or line[:4].upper() == b"AUTH"
             wire.debug("send: %s", "AUTH ***" if hidden else line.decode("utf-8", "backslashreplace"))
 

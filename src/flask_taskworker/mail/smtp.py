@@ -97,6 +97,15 @@ class Receipt:
     reply: Reply
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A mail whose sender and recipients the server has taken, and whose message it waits for."""
+
+    envelope: Envelope
+    data: bytes
+    refused: Mapping[str, Reply]
+
+
 class SMTPConnection:
     """A connection to one server: :meth:`open` it, :meth:`deliver` mails one after the other, :meth:`quit`."""
 
@@ -141,6 +150,21 @@ class SMTPConnection:
         RecipientsRefused or DataRefused, after which the connection can be used; ServerDisconnected or ServerTimeout
         where nothing was sent; DeliveryUnknown where the message was sent and the reply did not come.
         """
+        opened = await self.begin(envelope)
+        if before_dot is not None:
+            await before_dot()
+        receipt, _ = await self.conclude(opened)
+        if isinstance(receipt, MailError):
+            raise receipt
+        return receipt
+
+    @property
+    def can_overlap(self) -> bool:
+        """Whether the next mail may be begun together with the message of the one before."""
+        return self._client.supports_extension("pipelining") and isinstance(self._client.protocol, PipeliningProtocol)
+
+    async def begin(self, envelope: Envelope) -> Opened:
+        """MAIL, RCPT and DATA. Raises as :meth:`deliver`, but never DeliveryUnknown."""
         commands, data = self._commands(envelope)
         if self._reset_first or asyncio.get_running_loop().time() - self._used_at > _RSET_AFTER_S:
             commands.insert(0, b"RSET\r\n")
@@ -148,20 +172,48 @@ class SMTPConnection:
         replies = await self._converse(commands)
         if commands[0] == b"RSET\r\n":
             del replies[0]
-        refused = await self._judge(envelope, replies)
-        if before_dot is not None:
-            await before_dot()
-        reply = await self._send_message(wire_form(data))
+        return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies))
+
+    async def conclude(
+        self, opened: Opened, following: Envelope | None = None
+    ) -> tuple[Receipt | MailError, Opened | MailError | None]:
+        """The message of *opened*, and in the same round trip the beginning of *following*: how both went.
+
+        The errors are returned, since one mail's may come with the other's success. Only the first can be
+        DeliveryUnknown: *following* has no message yet. Give one only if :attr:`can_overlap`.
+        """
+        try:
+            commands, data = self._commands(following) if following is not None else ([], b"")
+        except MailError as error:
+            receipt, _ = await self.conclude(opened)
+            return receipt, error
+        if not self.is_usable:
+            return ServerDisconnected(), ServerDisconnected() if following is not None else None
+        replies = await self._send_message(wire_form(opened.data), commands)
+        receipt = self._concluded(opened, replies[:1])
+        if following is None:
+            return receipt, None
+        return receipt, await self._begun(following, data, replies[1:], len(commands))
+
+    def _concluded(self, opened: Opened, replies: list[SMTPResponse]) -> Receipt | MailError:
+        if not replies:
+            return DeliveryUnknown()
         self.mails += 1
         self._used_at = asyncio.get_running_loop().time()
-        self._reset_first = not 200 <= reply.code < 300
+        self._reset_first = not _is_ok(replies[0])
         if self._reset_first:
-            raise DataRefused(reply.code, reply.message)
-        return Receipt(refused=refused, reply=_reply(reply))
+            return DataRefused(replies[0].code, replies[0].message)
+        return Receipt(refused=opened.refused, reply=_reply(replies[0]))
 
-    def expect_reset(self) -> None:
-        """Begin the next mail with RSET, in the same round trip: nobody knows what the server made of the pause."""
+    async def _begun(
+        self, envelope: Envelope, data: bytes, replies: list[SMTPResponse], count: int
+    ) -> Opened | MailError:
         self._reset_first = True
+        try:
+            self._check_complete(replies, count)
+            return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies))
+        except MailError as error:
+            return error
 
     async def quit(self) -> None:
         """Say goodbye and close; never raises, and takes at most two seconds."""
@@ -202,7 +254,7 @@ class SMTPConnection:
         return [f"{line}\r\n".encode() for line in lines], data
 
     async def _converse(self, commands: list[bytes]) -> list[SMTPResponse]:
-        if self._client.supports_extension("pipelining") and isinstance(self._client.protocol, PipeliningProtocol):
+        if self.can_overlap:
             return await self._exchange(b"".join(commands), len(commands))
         return await self._in_lock_step(commands)
 
@@ -242,33 +294,39 @@ class SMTPConnection:
         try:
             replies = await self._talk(data, count, self.server.timeout)
         except DialogueBroken as broken:
-            replies, timed_out = broken.replies[: count - 1], broken.timed_out
+            replies, timed_out = broken.certain(count), broken.timed_out
+        self._check_complete(replies, count, timed_out=timed_out)
+        return replies
+
+    def _check_complete(self, replies: list[SMTPResponse], count: int, *, timed_out: bool = False) -> None:
         farewell = next((reply for reply in replies if reply.code == _CLOSING), None)
         if farewell is None and len(replies) == count:
-            return replies
+            return
         self.abort()
         if farewell is not None:
             raise ServerDisconnected(None, farewell.code, farewell.message)
         raise ServerTimeout if timed_out else ServerDisconnected
 
-    async def _send_message(self, data: bytes) -> SMTPResponse:
-        if not self.is_usable:
-            raise ServerDisconnected
+    async def _send_message(self, data: bytes, commands: list[bytes]) -> list[SMTPResponse]:
+        """Send a message, and *commands* behind it; as many replies as came, none if it is unknown how it went."""
+        count = 1 + len(commands)
         try:
-            return (await self._talk(data, 1, self.server.data_timeout))[0]
-        except DialogueBroken:
+            return await self._talk(data + b"".join(commands), count, self.server.timeout, self.server.data_timeout)
+        except DialogueBroken as broken:
             self.abort()
-        raise DeliveryUnknown
+            return broken.certain(count)
 
-    async def _talk(self, data: bytes, count: int, timeout: float) -> list[SMTPResponse]:
+    async def _talk(
+        self, data: bytes, count: int, timeout: float, first_timeout: float | None = None
+    ) -> list[SMTPResponse]:
         protocol = self._client.protocol
         if isinstance(protocol, PipeliningProtocol):
-            return await protocol.exchange(data, count, timeout)
+            return await protocol.exchange(data, count, timeout, first_timeout)
         if protocol is None:
             raise DialogueBroken([])
         try:
             protocol.write(data)
-            return [await protocol.read_response(timeout)]
+            return [await protocol.read_response(first_timeout or timeout)]
         except aiosmtplib.SMTPTimeoutError:
             raise DialogueBroken([], timed_out=True) from None
         except (aiosmtplib.SMTPException, OSError):
@@ -430,7 +488,8 @@ class Pool:
 
     def __init__(self, server: Server, size: int, max_mails: int) -> None:
         self.server = server
-        self._max_mails = max_mails
+        self.max_mails = max_mails
+        self._waiters = 0
         self._free = asyncio.Semaphore(size)
         self._idle: deque[SMTPConnection] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -457,7 +516,11 @@ class Pool:
 
     async def acquire(self) -> SMTPConnection:
         """A connection for the caller alone, to be given back with :meth:`release`."""
-        await self._free.acquire()
+        self._waiters += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiters -= 1
         try:
             while self._idle:
                 connection = self._idle.pop()
@@ -469,9 +532,14 @@ class Pool:
             self._free.release()
             raise
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return self._waiters > 0
+
     def release(self, connection: SMTPConnection) -> None:
         """Give *connection* back; one that is worn out or broken is closed."""
-        if connection.is_usable and connection.mails < self._max_mails:
+        if connection.is_usable and connection.mails < self.max_mails:
             self._idle.append(connection)
             self._watch()
         else:
