@@ -18,6 +18,9 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from .errors import ArgumentsError
 from .store.driver import Parameters, Row
 
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
+
 _AFTER_COMMIT = 0.02
 """Seconds after a bare connection's "about to commit" at which the commit is taken for done."""
 
@@ -26,12 +29,11 @@ class CallerTransaction:
     """The transaction in which the caller is. For the caller's thread."""
 
     def __init__(self, given: object) -> None:
-        session = given() if isinstance(given, scoped_session) else given
-        if isinstance(session, Session):
-            self.session: Session | None = session
-            self.connection: Connection = session.connection()
-        elif isinstance(session, Connection):
-            self.session, self.connection = None, session
+        self.session = _session_of(given)
+        if self.session is not None:
+            self.connection: Connection = self.session.connection()
+        elif isinstance(given, Connection):
+            self.connection = given
         else:
             raise ArgumentsError(_wrong_session(given))
 
@@ -59,6 +61,15 @@ class CallerTransaction:
             _watch(self.session).add(call)
         else:
             event.listen(self.connection, "commit", functools.partial(_soon, call), once=True)
+
+
+def _session_of(given: object) -> Session | None:
+    # Whoever has a session has imported the ORM. An app without one need not pay for it: it takes 6 MB.
+    orm = sys.modules.get("sqlalchemy.orm")
+    if orm is None:
+        return None
+    session = given() if isinstance(given, orm.scoped_session) else given
+    return session if isinstance(session, orm.Session) else None
 
 
 # A missing table must not be asked for by its name: the error would end a PostgreSQL transaction.
