@@ -8,12 +8,13 @@ it is about to commit.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, TextClause, event, text
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from .errors import ArgumentsError
 from .store.driver import Parameters, Row
