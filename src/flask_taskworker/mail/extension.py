@@ -346,6 +346,7 @@ class _Batch:
         self._results: dict[int, SendResult] = {}
         self._count = 0
         self._flushed_at = time.monotonic()
+        self._chunk_size = 1
         own_host = type(connection).configure_host is Connection.configure_host
         self.is_bulk = own_host and state.config.backend == "smtp" and not state.suppress
 
@@ -365,12 +366,13 @@ class _Batch:
             self._results[number] = _unsendable(message, error)
             return False
         self._chunk.append(Numbered(number, message, prepared.envelope))
-        # A slow generator's messages are not held back for a full chunk.
-        return len(self._chunk) >= CHUNK or time.monotonic() - self._flushed_at > _FLUSH_AFTER_S
+        # The first goes alone, so that a server that is away is noticed; a slow generator's wait for no full chunk.
+        return len(self._chunk) >= self._chunk_size or time.monotonic() - self._flushed_at > _FLUSH_AFTER_S
 
     def take(self) -> list[Numbered]:
         """The chunk, which begins anew."""
         chunk, self._chunk = self._chunk, []
+        self._chunk_size = min(2 * self._chunk_size, CHUNK)
         return chunk
 
     def settle(self, ended: list[Numbered]) -> None:
