@@ -127,6 +127,11 @@ def test_links_of_the_readme_lead_to_files() -> None:
     none_of(link for link in links if not (ROOT / link).is_file())
 
 
+def test_first_program_of_the_readme_is_the_example() -> None:
+    first = next(blocks((ROOT / "README.md").read_text()))
+    assert first.code == (ROOT / "examples/hello.py").read_text().rstrip("\n")
+
+
 # --- What the code has, the pages name ----------------------------------------------------------------------------
 
 
