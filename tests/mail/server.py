@@ -156,7 +156,7 @@ class SMTPServer:
                 session.tls = True
             if verb == "DATA" and str(reply).startswith("354") and not await self._take(session, reader, writer):
                 return
-            if verb == "QUIT":
+            if verb == "QUIT" and not isinstance(reply, Silence):
                 return
 
     async def _take(self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -58,7 +58,7 @@ IDLE_S = 30.0
 POOLED_MAILS = 100
 """Mails in one pooled connection where MAIL_MAX_EMAILS does not say."""
 
-_QUIT_S = 2.0
+_QUIT_S = 1.0
 _RSET_AFTER_S = 1.0
 _GO_AHEAD = 354
 _CLOSING = 421
@@ -131,7 +131,9 @@ class SMTPConnection:
             if isinstance(error, MailError):
                 error.of_transport = True
             raise
-        self._used_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._used_at = loop.time()
+        _connections.setdefault(loop, set()).add(self)
         return self
 
     @property
@@ -216,20 +218,24 @@ class SMTPConnection:
             return error
 
     async def quit(self) -> None:
-        """Say goodbye and close; never raises, and takes at most two seconds."""
+        """Say goodbye and close; never raises, and takes a second at most."""
         try:
             if self.is_usable:
                 await self._client.quit(timeout=_QUIT_S)
         except (aiosmtplib.SMTPException, OSError) as error:
             log.debug("goodbye to %s was not answered: %s", self.server, error)
         finally:
-            self._client.close()
+            self._close()
 
     def abort(self) -> None:
         """Close at once, without goodbye."""
         if isinstance(self._client.protocol, PipeliningProtocol):
             self._client.protocol.abort()
+        self._close()
+
+    def _close(self) -> None:
         self._client.close()
+        _connections.get(asyncio.get_running_loop(), set()).discard(self)
 
     # ------------------------------------------------------------ one mail
 
@@ -578,6 +584,7 @@ class Pool:
         goodbye.add_done_callback(self._goodbyes.discard)
 
 
+_connections: WeakKeyDictionary[asyncio.AbstractEventLoop, set[SMTPConnection]] = WeakKeyDictionary()
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Server, int, int], Pool]] = WeakKeyDictionary()
 
 
@@ -591,9 +598,11 @@ def pool_for(server: Server, size: int, max_mails: int | None) -> Pool:
 
 
 async def close_pools() -> None:
-    """Close the idle connections of the running loop."""
-    for pool in _pools.pop(asyncio.get_running_loop(), {}).values():
+    """Close the connections of the running loop, those in use too: for when it ends."""
+    loop = asyncio.get_running_loop()
+    for pool in _pools.pop(loop, {}).values():
         await pool.close()
+    await asyncio.gather(*(connection.quit() for connection in _connections.pop(loop, ())))
 
 
 portal.at_close(close_pools)
