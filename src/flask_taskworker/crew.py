@@ -16,7 +16,7 @@ from flask import Flask
 from . import signals
 from .config import TaskWorkerConfig
 from .executor import Executor
-from .jobs import Claim, Ending, Outcome, Progress, RunningJob
+from .jobs import Claim, Ending, Failure, Outcome, Progress, RunningJob
 from .slots import Slots
 from .store.work import Ended
 
@@ -27,6 +27,8 @@ WAIT_FOR_SLOT = 0.25
 """Jobs that were claimed ahead go back for others to take when none could start in that time. Seconds."""
 CANCEL_GRACE = 1.0
 """Seconds that a cancelled coroutine has to end at shutdown."""
+MAX_LOGGED = 16_000
+"""Characters of a traceback up to which the exception itself is given to the log."""
 
 
 class Crew:
@@ -127,6 +129,7 @@ class Crew:
         outcome = await self._executor.execute(job)
         seconds = self._loop.time() - started
         self._slots[job.claim.kind].learn(seconds)
+        job.ended = True
         self._note(Ended(job.claim, outcome, started_at, self._clock(), self._reports.pop(job, None)))
         self._log(job.claim, outcome, seconds)
 
@@ -137,7 +140,8 @@ class Crew:
         slots.running -= 1
         self.jobs_done += 1
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:
+        # A coroutine that cancels its own task and awaits no more ends well and cancelled at once.
+        if error is not None and not job.ended:
             now = self._clock()
             self._note(Ended(job.claim, self._executor.ending_of(job, error), now, now))
         if slots.waiting and slots.free > 0:
@@ -146,12 +150,8 @@ class Crew:
         self._on_change()
 
     def _log(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
-        if outcome.ending in (Ending.FAILED, Ending.RETRYING):
-            failure = outcome.failure
-            words = f"{failure.type}: {failure.message[:200]}" if failure else ""
-            again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
-            error = outcome.exception
-            log.warning("%s %s after %.3f s%s: %r", claim, outcome.ending, seconds, again, words, exc_info=error)
+        if outcome.failure is not None and outcome.ending in (Ending.FAILED, Ending.RETRYING):
+            _log_failure(claim, outcome, outcome.failure, seconds)
         elif log.isEnabledFor(level := logging.INFO if self._is_debug() else logging.DEBUG):
             log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
 
@@ -262,3 +262,13 @@ class Crew:
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._executor.close()
+
+
+def _log_failure(claim: Claim, outcome: Outcome, failure: Failure, seconds: float) -> None:
+    again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
+    words = f"{failure.type}: {failure.message[:200]}"
+    # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
+    is_long = len(failure.traceback) > MAX_LOGGED
+    text = f"\n{failure.traceback}" if is_long else ""
+    error = None if is_long else outcome.exception
+    log.warning("%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)

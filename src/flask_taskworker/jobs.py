@@ -7,7 +7,9 @@ Pure: nothing here reads a clock or touches a database. A :class:`Job` is a hand
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,10 +17,13 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from .clock import from_ms
-from .errors import JobCancelled, LeaseLost
+from .errors import ArgumentsError, JobCancelled, LeaseLost
 
 R = TypeVar("R")
 Kind = Literal["sync", "async"]
+
+MAX_PROGRESS_TEXT = 500
+"""Characters."""
 
 
 class JobState(StrEnum):
@@ -391,6 +396,8 @@ class RunningJob:
     lost: bool = False
     releasing: bool = False
     """The worker shuts down: a cancelled await means hand back, not cancel."""
+    ended: bool = False
+    """Its ending is known."""
 
 
 _running: ContextVar[RunningJob | None] = ContextVar("flask_taskworker.running_job", default=None)
@@ -473,9 +480,14 @@ class CurrentJob:
         return self._job().cancelled
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
-        """Tell how far the job is. Cheap: it is written at most twice a second, and once at the end."""
+        """Tell how far the job is. Cheap: it is written at most twice a second, and once at the end.
+
+        Of *text* the first 500 characters are kept. Raises ArgumentsError for what is no finite number.
+        """
         job = self._job()
-        job.report(job, Progress(done, total, text))
+        # The worker writes it later, together with other jobs' news: nothing that it cannot write may get there.
+        total = None if total is None else _number("total", total)
+        job.report(job, Progress(_number("done", done), total, _plain(text)))
 
     def check(self) -> None:
         """Raise JobCancelled if the job was asked to stop, LeaseLost if another worker owns it now."""
@@ -484,6 +496,19 @@ class CurrentJob:
             raise LeaseLost
         if job.cancelled:
             raise JobCancelled
+
+
+def _number(what: str, value: Any) -> float:
+    """An int or a finite float of whatever behaves like one, a Decimal for example."""
+    with suppress(TypeError, ValueError, OverflowError):
+        number = value if type(value) is int else float(value)
+        if not isinstance(value, str | bytes) and math.isfinite(number):
+            return number
+    raise ArgumentsError(f"progress: {what} is {value!r:.100}. Give a finite number.")
+
+
+def _plain(text: object) -> str:
+    return str(text)[:MAX_PROGRESS_TEXT].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 current_job = CurrentJob()
