@@ -117,7 +117,7 @@ class Crew:
         slots = self._slots[kind]
         slots.running += 1
         slots.moved_at = self._loop.time()
-        task = self._loop.create_task(self._execute(job))
+        task = self._loop.create_task(self._execute(job), name=f"taskworker-job-{claim.id}")
         # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
         self._tasks[task] = job
         task.add_done_callback(self._on_done)
@@ -235,7 +235,10 @@ class Crew:
         hurried.cancel()
 
     async def hand_back(self, *, abandon_threads: bool) -> None:
-        """Cancel coroutines; they end as released. Sync jobs are released only where the process ends at once."""
+        """Cancel coroutines; they end as released. Sync jobs are released only where the process ends at once.
+
+        What does not end keeps its claim until the process does; then another worker takes it over.
+        """
         for task, job in list(self._tasks.items()):
             job.releasing = True
             if job.claim.kind == "async":
@@ -245,6 +248,8 @@ class Crew:
         coroutines = [task for task, job in self._tasks.items() if job.claim.kind == "async"]
         if coroutines:
             await asyncio.wait(coroutines, timeout=CANCEL_GRACE)
+        for job in self._tasks.values():
+            log.warning("%s did not end in time; it is run again when this process has ended", job.claim)
 
     def _abandon(self, task: asyncio.Task[None], job: RunningJob) -> None:
         """Hand back a sync job whose thread runs on: the process ends at once, and the thread with it."""

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import random
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
@@ -130,7 +131,7 @@ class Executor:
         try:
             if limit is None:
                 return await hop()
-            return await self._limited(job, asyncio.ensure_future(hop()), limit / 1000)
+            return await self._limited(job, asyncio.create_task(hop(), name="taskworker-hop"), limit / 1000)
         except PoolClosed:
             return Outcome(Ending.RELEASED)
 
@@ -188,6 +189,9 @@ class Executor:
             case asyncio.CancelledError() if job.cancelled:
                 return _cancelled(task, "Stopped on request.")
             case asyncio.CancelledError() if job.releasing or job.lost:
+                return Outcome(Ending.RELEASED)
+            case RuntimeError() if "shutdown" in str(error) and not threading.main_thread().is_alive():
+                # Python refuses new threads once the main thread has ended. That is no fault of the job.
                 return Outcome(Ending.RELEASED)
             case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
                 return Outcome(Ending.RELEASED)

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,18 +81,23 @@ class Heartbeat:
 
     def start(self) -> None:
         """Register the worker, rescue what is to be rescued now, and begin to beat. Raises StoreError."""
-        self._link.write(
-            statements.add_worker(),
-            {
-                "id": self._id,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "now": self._store.clock(),
-                "server_started_at": self._presence.server_started_at,
-                "info": json.dumps(self._info()),
-            },
-        )
-        self._observe()
+        row = {
+            "id": self._id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "now": self._store.clock(),
+            "server_started_at": self._presence.server_started_at,
+            "info": json.dumps(self._info()),
+        }
+        try:
+            self._link.write(statements.add_worker(), row)
+        except BaseException:
+            self._link.close()
+            raise
+        try:
+            self._observe()
+        except StoreError as error:
+            self._note_failure(error)
         self._thread.start()
 
     def stop(self, *, holding: bool) -> None:
@@ -118,6 +122,9 @@ class Heartbeat:
                 self._failing = False
             except StoreError as error:
                 self._note_failure(error)
+            except Exception:
+                # Without this thread the worker would be taken for dead and never learn of it.
+                log.exception("worker %s: this should not happen; please report it", self._id)
 
     def _note_failure(self, error: StoreError) -> None:
         """A beat that failed is not counted, ours or theirs. Said once, not once a second."""
@@ -186,7 +193,8 @@ class Heartbeat:
 
 def resident_mb() -> float | None:
     """This process's resident memory in MB, where the system tells."""
-    if sys.platform != "linux":
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:  # no Linux, or no descriptor left
         return None
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

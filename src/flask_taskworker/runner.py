@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
+import os
 import signal
 import threading
 
 from . import logs
+from .threads import LoopThreads
 from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
+"""The terminal is gone, or somebody wants the process to quit now."""
 _LAST_TASKS = 0.2
 """Seconds that coroutines which jobs have started beside themselves get at the end."""
 
@@ -23,12 +28,17 @@ class Runner:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        # asyncio's own threads refuse work once the main thread has ended, when jobs may still need them: to look up
+        # a host's address, for example. See test_coroutine_may_use_threads_and_the_network_while_the_process_ends.
+        self.loop.set_default_executor(LoopThreads("taskworker-default"))
         self._lock = threading.Lock()
-        self._workers: list[Worker] = []
+        self._workers: set[Worker] = set()
         self._runs: set[asyncio.Task[bool]] = set()
         self._stopping = False
+        self._closed = False
         self._thread: threading.Thread | None = None
         self._all_ended = asyncio.Event()
+        self._ended = threading.Event()
         self.error: BaseException | None = None
         """What ended a worker that should have gone on."""
         self.handed_back = True
@@ -36,31 +46,43 @@ class Runner:
 
     @property
     def alive(self) -> bool:
-        """Whether the loop runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether the loop runs, and takes more workers."""
+        return self._thread is not None and self._thread.is_alive() and not self._closed
 
-    def serve(self, worker: Worker) -> None:
-        """Run one more worker. Safe from any thread. Raises RuntimeError when the loop has ended."""
+    def serve(self, worker: Worker) -> bool:
+        """Run one more worker; False when it is too late for that, since all others have ended. From any thread."""
         with self._lock:
-            self._workers.append(worker)
+            if self._closed:
+                return False
+            self._workers.add(worker)
         # An empty context: jobs must not see the request in which somebody has called start(). See
         # test_job_sees_nothing_of_the_request_that_started_the_worker.
         self.loop.call_soon_threadsafe(self._launch, worker, context=contextvars.Context())
+        return True
 
     def _launch(self, worker: Worker) -> None:
-        run = self.loop.create_task(worker.run())
+        run = self.loop.create_task(worker.run(), name=f"taskworker-{worker.id}")
         self._runs.add(run)
-        run.add_done_callback(self._on_run_end)
+        run.add_done_callback(functools.partial(self._on_run_end, worker))
+        if self._stopping:
+            worker.stop()
 
-    def _on_run_end(self, run: asyncio.Task[bool]) -> None:
+    def _on_run_end(self, worker: Worker, run: asyncio.Task[bool]) -> None:
         self._runs.discard(run)
         if run.cancelled() or run.exception() is not None:
             self.error = None if run.cancelled() else run.exception()
             log.critical("a worker could not go on", exc_info=self.error)
         else:
             self.handed_back &= run.result()
-        if not self._runs:
+        with self._lock:
+            self._workers.discard(worker)
+            self._closed = not self._workers
+        if self._closed:
             self._all_ended.set()
+
+    def abandon(self) -> None:
+        """After a fork, in the child: this loop is the parent's."""
+        _watched.discard(self)
 
     # -- in a thread ------------------------------------------------------------------------------------------------
 
@@ -70,33 +92,36 @@ class Runner:
         # Not a daemon: the interpreter waits for it, so that it can drain; the watcher tells it when to.
         self._thread.daemon = False
         self._thread.start()
-        threading.Thread(target=self._watch_main_thread, name="taskworker-watch", daemon=True).start()
+        _watch(self)
 
-    def _watch_main_thread(self) -> None:
-        threading.main_thread().join()
-        self.stop(None)
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for the end of the loop's thread. Returns at once on that thread itself."""
-        if self._thread is not None and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+    def join(self) -> None:
+        """Wait for the end. Returns at once on the loop's own thread."""
+        if threading.current_thread() is not self._thread:
+            self._ended.wait()
 
     # -- in the main thread -----------------------------------------------------------------------------------------
 
     def run_here(self, debug: bool) -> None:
-        """Run in this thread, the main one, until SIGTERM or SIGINT. A second signal ends at once."""
+        """Run in this thread, the main one, until SIGTERM or SIGINT. A second signal ends at once, as SIGHUP does."""
         for number in _SIGNALS:
             self.loop.add_signal_handler(number, self._on_signal, number)
+        for number in _AT_ONCE:
+            # Ignored under nohup, and another's where somebody has set a handler.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self.loop.add_signal_handler(number, self._on_urgent_signal, number)
         self._thread = threading.current_thread()
         self._run(debug)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stopping:
-            log.warning("%s again: running jobs go back to their queues now", number.name)
-            self._stop(0.0)
+            self._on_urgent_signal(number)
         else:
             log.info("%s: no more claims; waiting for running jobs", number.name)
             self._stop(None)
+
+    def _on_urgent_signal(self, number: signal.Signals) -> None:
+        log.warning("%s: running jobs go back to their queues now", number.name)
+        self._stop(0.0)
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -109,10 +134,10 @@ class Runner:
 
     def _stop(self, timeout: float | None) -> None:
         self._stopping = True
-        for worker in self._workers:
+        with self._lock:
+            workers = list(self._workers)
+        for worker in workers:
             worker.stop(timeout)
-        if not self._runs:
-            self._all_ended.set()
 
     def _run(self, debug: bool) -> None:
         logs.install()
@@ -126,6 +151,8 @@ class Runner:
         finally:
             asyncio.set_event_loop(None)
             self.loop.close()
+            _watched.discard(self)
+            self._ended.set()
 
     async def _until_ended(self) -> None:
         await self._all_ended.wait()
@@ -141,8 +168,33 @@ class Runner:
     async def _end_stray_tasks(self) -> None:
         strays = asyncio.all_tasks() - {asyncio.current_task()}
         for stray in strays:
-            log.warning("a job left this coroutine behind, it is cancelled: %r", stray)
+            if not stray.get_name().startswith("taskworker-"):
+                log.warning("a job left this coroutine behind, it is cancelled: %r", stray)
             stray.cancel()
         if strays:
             await asyncio.wait(strays, timeout=_LAST_TASKS)
         await self.loop.shutdown_asyncgens()
+
+
+# -- the end of the main thread ----------------------------------------------------------------------------------------
+
+_watched: set[Runner] = set()
+_watching: int | None = None
+"""The process in which a thread waits for the end of the main thread. A fork does not copy that thread."""
+
+
+def _watch(runner: Runner) -> None:
+    """Have *runner* stop when the main thread ends: the interpreter then waits for the runner's thread."""
+    global _watching
+    _watched.add(runner)
+    if _watching != os.getpid():
+        _watching = os.getpid()
+        threading.Thread(target=_stop_after_main_thread, name="taskworker-watch", daemon=True).start()
+    elif not threading.main_thread().is_alive():
+        runner.stop(None)
+
+
+def _stop_after_main_thread() -> None:
+    threading.main_thread().join()
+    for runner in _watched.copy():
+        runner.stop(None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -70,3 +71,18 @@ class ThreadPool(Executor):
         self._closed = True
         for _ in self._threads:
             self._calls.put(None)
+
+
+class LoopThreads(ThreadPoolExecutor):
+    """The threads behind ``asyncio.to_thread`` on our event loop: daemons too. asyncio insists on this base class."""
+
+    def __init__(self, name: str) -> None:
+        self._daemons = ThreadPool(min(32, (os.cpu_count() or 1) + 4), name)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call in a thread."""
+        return self._daemons.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work and let idle threads end. Never waits."""
+        self._daemons.shutdown()

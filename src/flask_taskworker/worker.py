@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import sys
@@ -25,7 +26,7 @@ from .announce import Announcer
 from .client import Client
 from .config import TaskWorkerConfig
 from .crew import KINDS, WAIT_FOR_SLOT, Crew
-from .errors import StoreError
+from .errors import SchemaError, StoreError
 from .executor import Executor
 from .jobs import Claim, Ending, Job, JobRecord, Outcome
 from .liveness import Heartbeat, News, resident_mb
@@ -109,7 +110,7 @@ class Worker:
         self._declared_dead = False
         self._must_reconcile = False
         self._stopping = False
-        self._drain_timeout: float | None = None
+        self._deadline = math.inf
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -127,7 +128,7 @@ class Worker:
     def stop(self, timeout: float | None = None) -> None:
         """Stop claiming, let jobs end for *timeout* seconds (default: ``TASKER_SHUTDOWN_TIMEOUT``), then hand back.
 
-        A second call takes its own timeout, and does not wait any longer than that. Safe from any thread.
+        A second call can only shorten the time. Safe from any thread.
         """
         self._call(self._stop, timeout)
 
@@ -143,17 +144,18 @@ class Worker:
             log.debug("worker %s: its loop has ended", self.id)
 
     def _stop(self, timeout: float | None) -> None:
-        self._drain_timeout = self.config.shutdown_timeout if timeout is None else timeout
-        if self._stopping:
-            self._hurry.set()
+        seconds = self.config.shutdown_timeout if timeout is None else timeout
+        self._deadline = min(self._deadline, self._loop.time() + seconds)
         self._stopping = True
+        self._hurry.set()
         self._news.set()
 
     # -- the life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> bool:
         """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job."""
-        await self._begin()
+        if not await self._begin():
+            return True
         try:
             while not self._stopping:
                 await self._sleep(await self._guarded_turn())
@@ -161,7 +163,29 @@ class Worker:
             handed_back = await self._end()
         return handed_back
 
-    async def _begin(self) -> None:
+    async def _begin(self) -> bool:
+        """Connect and register. Where another process keeps the database locked, until it works, or we are stopped."""
+        while True:
+            try:
+                await self._connect()
+            except SchemaError:
+                raise
+            except StoreError as error:
+                pause = self._longer_back_off()
+                log.warning("worker %s cannot start: %s Next try in %.1f s.", self.id, error, pause)
+                await self._sleep(pause)
+                if self._stopping:
+                    self._aside.shutdown()
+                    return False
+            else:
+                break
+        self.client.worker_thread = threading.current_thread()
+        self.client.on_news = self.wake
+        log.info("worker %s works on %s", self.id, ", ".join(self.config.queues or ("all queues",)))
+        self._announcer.announce(signals.worker_started, self._find_app(), worker=self)
+        return True
+
+    async def _connect(self) -> None:
         await self._in_thread(self._store.driver.prepare)
         self._crew = Crew(
             executor=Executor(
@@ -183,10 +207,6 @@ class Worker:
         except BaseException:
             await self._work.close()
             raise
-        self.client.worker_thread = threading.current_thread()
-        self.client.on_news = self.wake
-        log.info("worker %s works on %s", self.id, ", ".join(self.config.queues or ("all queues",)))
-        self._announcer.announce(signals.worker_started, self._find_app(), worker=self)
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
         """Not asyncio.to_thread: its threads refuse work once the main thread has ended, which is when we stop."""
@@ -194,6 +214,7 @@ class Worker:
 
     async def _join(self) -> None:
         """Take a lock, then register: so no registered worker lacks its lock."""
+        self.id = secrets.token_hex(6)
         presence = self._presence = self._store.driver.presence(self.id)
         presence.listen(self._loop, self.wake)
         news = News(
@@ -208,9 +229,9 @@ class Worker:
             self._leave()
             raise
 
-    def _leave(self) -> None:
+    def _leave(self, *, holding: bool = False) -> None:
         if self._presence is not None:
-            self._presence.close()
+            self._presence.close(keep_lock=holding)
             self._presence = None
 
     def _info(self) -> dict[str, object]:
@@ -228,8 +249,7 @@ class Worker:
         try:
             delay = await self._turn()
         except StoreError as error:
-            self._back_off = min(LONGEST_BACK_OFF, max(0.05, self._back_off * 2))
-            log.warning("worker %s: %s Next try in %.1f s.", self.id, error, self._back_off)
+            log.warning("worker %s: %s Next try in %.1f s.", self.id, error, self._longer_back_off())
         except Exception:
             self._back_off = LONGEST_BACK_OFF
             log.exception("worker %s: this should not happen; please report it. Next try in 5 s.", self.id)
@@ -238,6 +258,10 @@ class Worker:
             return delay
         self._must_reconcile = True
         return self._back_off * random.uniform(0.8, 1.2)
+
+    def _longer_back_off(self) -> float:
+        self._back_off = min(LONGEST_BACK_OFF, max(0.05, self._back_off * 2))
+        return self._back_off
 
     async def _turn(self) -> float:
         """One round of all that there is to do. Returns the seconds until the next."""
@@ -466,7 +490,6 @@ class Worker:
         """Register anew, under a new id: the old one's claims are void."""
         await self._in_thread(lambda: self._heartbeat.stop(holding=True))
         self._leave()
-        self.id = secrets.token_hex(6)
         await self._join()
         self._declared_dead = False
         log.warning("worker %s is back under this new id", self.id)
@@ -477,18 +500,26 @@ class Worker:
         """Let jobs end, hand back the others, deregister. Returns whether no thread runs a job any more."""
         self.client.on_news = None
         self.client.worker_thread = None
-        recorded = await self._drain()
-        holding = self._crew.busy or not recorded
+        self._deadline = min(self._deadline, self._loop.time() + self.config.shutdown_timeout)
+        holding = True
+        try:
+            recorded = await self._drain()
+            holding = self._crew.busy or not recorded
+        finally:
+            # Whatever happened: the connections' threads would keep the process.
+            await self._close(holding)
+        log.info("worker %s has stopped", self.id)
+        return not holding and not self._crew.has_abandoned
+
+    async def _close(self, holding: bool) -> None:
         self._crew.close()
         await self._in_thread(lambda: self._heartbeat.stop(holding=holding))
-        if not holding:
-            self._leave()
+        # A lock that is free would tell the others that they may run the jobs which a thread still runs here.
+        self._leave(holding=holding)
         await self._work.close()
         self._announcer.announce(signals.worker_stopped, self._find_app(), worker=self)
         await self._in_thread(lambda: self._announcer.close(timeout=1.0))
         self._aside.shutdown()
-        log.info("worker %s has stopped", self.id)
-        return not holding and not self._crew.has_abandoned
 
     async def _drain(self) -> bool:
         """Returns whether all endings are recorded."""
@@ -503,9 +534,8 @@ class Worker:
         return await self._flush_all()
 
     async def _await_running(self) -> None:
-        timeout = self.config.shutdown_timeout if self._drain_timeout is None else self._drain_timeout
-        deadline = self._loop.time() + timeout
-        while self._crew.busy and not self._hurry.is_set() and (left := deadline - self._loop.time()) > 0:
+        while self._crew.busy and (left := self._deadline - self._loop.time()) > 0:
+            self._hurry.clear()
             await self._crew.wait_for_one(self._hurry, left)
             await self._flush_all()
 

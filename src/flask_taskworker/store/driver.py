@@ -78,8 +78,8 @@ class Presence(Protocol):
     def forget(self, worker_id: str) -> None:
         """Clear away what a dead worker left behind."""
 
-    def close(self) -> None:
-        """Give up the lock and stop listening."""
+    def close(self, *, keep_lock: bool = False) -> None:
+        """Stop listening and give up the lock; or keep it until the process ends."""
 
     def abandon(self) -> None:
         """After a fork, in the child: close descriptors without giving up the parent's lock."""
@@ -109,6 +109,9 @@ class Driver(Protocol):
 
     def upkeep(self) -> None:
         """What the database needs from time to time; called once a second from a thread of each worker."""
+
+    def check_platform(self) -> None:
+        """Raise NotSupported, with the reason, where no worker of this database can run."""
 
     async def connect(self) -> AsyncLink:
         """A connection for a worker's loop."""

@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,6 +61,8 @@ class LiveDirectory:
         self._sender: socket.socket | None = None
         self._listed_at = -1
         self._sockets: tuple[str, ...] = ()
+        self._opening = threading.Lock()
+        self._kept: list[int] = []
         self.own: frozenset[str] = frozenset()
         """The ids of this process's workers: they are woken by a call, not by a datagram."""
 
@@ -68,26 +71,42 @@ class LiveDirectory:
         self.path.mkdir(mode=0o700, exist_ok=True)
 
     def wake_others(self) -> None:
-        """Send a datagram to each worker of another process. Costs one stat call when nobody listens."""
-        try:
-            changed_at = os.stat(self.path).st_mtime_ns
-        except OSError:
+        """Send a datagram to each worker of another process. Costs one stat call when nobody listens. Never raises:
+        the caller's job is stored, and workers look by themselves soon."""
+        if not _CAN_LOCK:
             return
-        if changed_at != self._listed_at:
-            self._sockets = tuple(name for name in os.listdir(self.path) if name.endswith(SOCKET))
-            # File systems stamp changes in ticks: a socket added within the tick of this listing must not be missed.
-            self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
-        for name in self._sockets:
-            if name.removesuffix(SOCKET) not in self.own:
-                self._send(name)
+        with suppress(OSError, NotSupported):
+            changed_at = os.stat(self.path).st_mtime_ns
+            if changed_at != self._listed_at:
+                self._list(changed_at)
+            for name in self._sockets:
+                if name.removesuffix(SOCKET) not in self.own:
+                    self._send(name)
+
+    def _list(self, changed_at: int) -> None:
+        self._forget_replaced()
+        self._sockets = tuple(name for name in os.listdir(self.path) if name.endswith(SOCKET))
+        # File systems stamp changes in ticks: a socket added within the tick of this listing must not be missed.
+        self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
+
+    def _forget_replaced(self) -> None:
+        """Somebody may have removed the directory, and a worker have made it again."""
+        with self._opening:
+            if self._descriptor is not None and not os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def _send(self, name: str) -> None:
-        if self._sender is None:
-            self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._sender.setblocking(False)
         # Full: already awake. Refused or gone: a dead worker's socket, which its rescuer clears away.
         with suppress(OSError):
-            self._sender.sendto(b"", self.address(name))
+            self._outlet().sendto(b"", self.address(name))
+
+    def _outlet(self) -> socket.socket:
+        with self._opening:
+            if self._sender is None:
+                self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._sender.setblocking(False)
+            return self._sender
 
     def address(self, name: str) -> str:
         """A name for the socket that fits into the 107 bytes which a UNIX socket's path may have."""
@@ -96,9 +115,10 @@ class LiveDirectory:
         return str(self._short_directory() / name)
 
     def _open(self) -> int:
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self._descriptor
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return self._descriptor
 
     def _short_directory(self) -> Path:
         """A private directory with a short name, to which the sockets of the long one are linked."""
@@ -119,6 +139,18 @@ class LiveDirectory:
         self._sender = self._descriptor = None
         self._listed_at = -1
 
+    def keep(self, lock: int) -> None:
+        """A descriptor that stays open, and so locked, until the process ends."""
+        self._kept.append(lock)
+
+    def abandon(self) -> None:
+        """Close the descriptors in a forked child. Closing keeps the parent's locks; unlocking would free them."""
+        for lock in self._kept:
+            os.close(lock)
+        self._kept.clear()
+        self._opening = threading.Lock()
+        self.close()
+
 
 class LivePresence:
     """One worker's lock and socket. Made before the worker's row is inserted, so that no row lacks its lock."""
@@ -130,23 +162,32 @@ class LivePresence:
         directory.make()
         self._directory = directory
         self._id = worker_id
-        self._lock_path = directory.path / worker_id
-        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
         self._name = worker_id + SOCKET
-        directory.own |= {worker_id}
-        self._bind()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = os.open(directory.path / worker_id, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._socket = self._bound()
+        except BaseException:
+            self._unlink(worker_id)
+            os.close(self._lock)
+            raise
+        directory.own |= {worker_id}
 
-    def _bind(self) -> None:
-        address = self._directory.address(self._name)
-        self._socket.bind(address)
-        os.chmod(address, 0o600)
-        if not _LINUX:
-            # The listing is of the long directory; a marker there announces the socket in the short one.
-            (self._directory.path / self._name).touch(mode=0o600)
+    def _bound(self) -> socket.socket:
+        ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            ear.setblocking(False)
+            address = self._directory.address(self._name)
+            ear.bind(address)
+            os.chmod(address, 0o600)
+            if not _LINUX:
+                # The listing is of the long directory; a marker there announces the socket in the short one.
+                (self._directory.path / self._name).touch(mode=0o600)
+        except BaseException:
+            ear.close()
+            raise
+        return ear
 
     def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
         """Call *on_wake* on *loop* when a datagram comes."""
@@ -181,13 +222,18 @@ class LivePresence:
         """Remove the lock file and the socket of a dead worker."""
         self._unlink(worker_id)
 
-    def close(self) -> None:
-        """Remove the files, then free the lock: in the other order a rescuer could find a free lock."""
+    def close(self, *, keep_lock: bool = False) -> None:
+        """Stop listening and free the lock; or keep it until the process ends."""
         self._stop_listening()
-        self._unlink(self._id)
         self._socket.close()
-        os.close(self._lock)
         self._directory.own -= {self._id}
+        if keep_lock:
+            self._remove(self._name)
+            self._directory.keep(self._lock)
+        else:
+            # In this order: in the other one a rescuer could find a free lock.
+            self._unlink(self._id)
+            os.close(self._lock)
 
     def abandon(self) -> None:
         """Close the descriptors in a forked child. Closing keeps the parent's lock; unlocking would free it."""
@@ -200,9 +246,12 @@ class LivePresence:
             self._loop.remove_reader(self._socket)
 
     def _unlink(self, worker_id: str) -> None:
-        paths = [self._directory.path / worker_id, self._directory.path / (worker_id + SOCKET)]
+        self._remove(worker_id)
+        self._remove(worker_id + SOCKET)
+
+    def _remove(self, name: str) -> None:
+        with suppress(OSError):
+            (self._directory.path / name).unlink()
         if not _LINUX:
-            paths.append(Path(self._directory.address(worker_id + SOCKET)))
-        for path in paths:
-            with suppress(OSError):
-                path.unlink()
+            with suppress(OSError, NotSupported):
+                Path(self._directory.address(name)).unlink()

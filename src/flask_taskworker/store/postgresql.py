@@ -12,6 +12,7 @@ import functools
 import logging
 import random
 import re
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -121,6 +122,11 @@ class PostgresqlDriver:
         """Nothing: the server looks after itself."""
 
     # -- the worker's faces -----------------------------------------------------------------------------------------
+
+    def check_platform(self) -> None:
+        """Raise NotSupported on Windows: psycopg cannot use the event loop there, which knows no signals either."""
+        if sys.platform == "win32":
+            raise NotSupported("Workers do not run on Windows. Enqueueing works here; run the worker on UNIX or WSL 2.")
 
     async def connect(self) -> PostgresqlLink:
         """A connection for a worker's loop."""
@@ -378,16 +384,22 @@ class PostgresqlPresence:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, longest)
 
-    def close(self) -> None:
-        """Stop listening and free the lock."""
+    def close(self, *, keep_lock: bool = False) -> None:
+        """Stop listening and free the lock; or keep it until the process ends."""
         if self._ear is not None:
             self._ear.cancel()
-        self._link.close()
+        if keep_lock:
+            _kept.append(self)
+        else:
+            self._link.close()
 
     def abandon(self) -> None:
         """After a fork, in the child: the connections are the parent's, kept so that nothing closes them."""
         _inherited.append(self)
 
+
+_kept: list[PostgresqlPresence] = []
+"""Sessions whose locks must last as long as this process."""
 
 _WHO = (
     "SELECT pid, (extract(epoch FROM backend_start) * 1000)::bigint, "

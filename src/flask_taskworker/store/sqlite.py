@@ -29,7 +29,7 @@ from sqlalchemy.pool import QueuePool
 from ..errors import NotSupported, SchemaError, StoreError
 from ..jobs import NewJob
 from .driver import AsyncRun, Parameters, Row, Run
-from .live import LiveDirectory, LivePresence
+from .live import LiveDirectory, LivePresence, supported
 from .migrations import check_version, has_schema, prepare_schema
 from .statements import SQLITE, add_job_plainly
 
@@ -191,6 +191,10 @@ class SqliteDriver:
 
     # -- the worker's faces -----------------------------------------------------------------------------------------
 
+    def check_platform(self) -> None:
+        """Raise NotSupported, with the reason, where workers cannot run."""
+        supported()
+
     async def connect(self) -> SqliteLink:
         """A link for a worker's loop, its connections in threads of their own."""
         with translated(self.path):
@@ -235,7 +239,7 @@ class SqliteDriver:
         """After a fork: SQLite handles must not be used, nor closed, in the child (sqlite.org/howtocorrupt.html)."""
         _inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
-        self._live.close()
+        self._live.abandon()
         self._preparing = threading.Lock()
         self._fresh()
 
