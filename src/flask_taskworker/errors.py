@@ -181,7 +181,10 @@ class RetryJob(Steering):
 
 
 class SnoozeJob(Steering):
-    """The task asked to be run again later. ``delay`` is in seconds or a timedelta. Counts no attempt."""
+    """The task asked to be run again later.
+
+    ``delay`` is in seconds or a timedelta. Counts no attempt.
+    """
 
     def __init__(self, delay: float | timedelta, message: str | None = None) -> None:
         super().__init__(message)
@@ -189,7 +192,10 @@ class SnoozeJob(Steering):
 
 
 class CancelJob(Steering):
-    """The task cancelled its own job. ``reason`` is kept with the job."""
+    """The task cancelled its own job.
+
+    ``reason`` is kept with the job.
+    """
 
     def __init__(self, reason: str | None = None) -> None:
         super().__init__(reason)

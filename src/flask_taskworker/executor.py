@@ -29,7 +29,7 @@ from .errors import (
     RetryJob,
     SnoozeJob,
 )
-from .failures import failure_of
+from .failures import failure_of, message_of
 from .jobs import SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
 from .retry import Retry
 from .tasks import Task, TaskRegistry
@@ -183,7 +183,7 @@ class Executor:
             case SnoozeJob():
                 return _later(task, job.claim, Ending.SNOOZED, error.delay)
             case CancelJob():
-                return _cancelled(task, str(error))
+                return _cancelled(task, message_of(error))
             case JobCancelled() if job.cancelled:
                 return _cancelled(task, "Stopped on request.")
             case asyncio.CancelledError() if job.cancelled:

@@ -23,7 +23,7 @@ _BRIDGE = "asgiref"
 
 def failure_of(error: BaseException, kind: str = "exception") -> Failure:
     """The stored form of *error*. Never raises, whatever ``str(error)`` does."""
-    return Failure(kind=kind, type=_type_name(error), message=_message(error), traceback=_traceback(error))
+    return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=_traceback(error))
 
 
 def _type_name(error: BaseException) -> str:
@@ -31,7 +31,8 @@ def _type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What *error* says, of bounded size. Never raises."""
     try:
         text = str(error)
     except BaseException as second:  # noqa: BLE001 - foreign code
@@ -66,10 +67,10 @@ def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
 
 
 def _block(error: BaseException, words: str) -> str:
-    message = _message(error)[: MAX_TEXT // 4]
+    message = message_of(error)[: MAX_TEXT // 4]
     lines = ["Traceback (most recent call last):\n", *_frames(error.__traceback__), f"{_type_name(error)}: {message}\n"]
     if isinstance(error, BaseExceptionGroup):
-        lines += [f"  + {_type_name(part)}: {_message(part)[:500]}\n" for part in error.exceptions[:20]]
+        lines += [f"  + {_type_name(part)}: {message_of(part)[:500]}\n" for part in error.exceptions[:20]]
     return "".join(lines) + words
 
 
