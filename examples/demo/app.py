@@ -1,0 +1,34 @@
+"""The application factory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flask import Flask
+
+from . import index
+from .tasks import task_worker
+
+
+def create_app(data: str | Path) -> Flask:
+    """The demo's application, with everything it writes in the directory *data*.
+
+    Another process that calls it with the same directory works on the same jobs.
+    """
+    directory = Path(data).resolve()
+    app = Flask(__name__, instance_path=str(directory))
+    app.config["INDEX"] = directory / "index.db"
+    if not app.config["INDEX"].exists():
+        index.create(app.config["INDEX"])
+    task_worker.init_app(app)  # its database is taskworker.db in the instance folder, unless configured
+    return app
+
+
+def log_to(file: Path) -> None:
+    """Send the whole log to *file*: the worker logs each failed try with its traceback, and the screen shows more."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    words = "%(asctime)s %(levelname)-7s %(name)s [job %(taskworker_job)s] %(message)s"
+    # The worker gives every record its job, or None; the default is for what is logged before it starts.
+    handler.setFormatter(logging.Formatter(words, defaults={"taskworker_job": None}))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
