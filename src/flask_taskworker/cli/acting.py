@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..errors import JobNotFound
+from ..errors import JobNotFound, NotAccepted
 from ..health import Snapshot
 from ..jobs import Job, JobState
 from ..tasks import Task
@@ -157,18 +157,20 @@ def _for_each(job_ids: tuple[int, ...], act: Callable[[Job[Any]], bool], refusal
     done = 0
     for job_id in dict.fromkeys(job_ids):
         try:
-            job = state.client.job(job_id)
-        except JobNotFound as error:
+            done += _do(state.client.job(job_id), act, refusal)
+        except (JobNotFound, NotAccepted) as error:
             tell(str(error))
-            continue
-        if act(job):
-            done += 1
-            click.echo(job_id)
-            tell(f"Job {job_id} is {_new_state(job.refresh())}.")
-        else:
-            tell(f"Job {job_id} is {job.refresh().state}: {refusal}.")
     if done < len(set(job_ids)):
         sys.exit(FAILED if done else NOTHING)
+
+
+def _do(job: Job[Any], act: Callable[[Job[Any]], bool], refusal: str) -> bool:
+    if act(job):
+        click.echo(job.id)
+        tell(f"Job {job.id} is {_new_state(job.refresh())}.")
+        return True
+    tell(f"Job {job.id} is {job.refresh().state}: {refusal}.")
+    return False
 
 
 def _new_state(job: Job[Any]) -> str:
