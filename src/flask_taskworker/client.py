@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,7 +43,7 @@ class Client:
 
     def __init__(self, store: Store, codec: Codec, find_app: Callable[[], Flask | None]) -> None:
         self.store = store
-        self.on_news: Callable[[], None] | None = None
+        self.on_news: Callable[[Collection[tuple[str, str]]], None] | None = None
         """Wakes the worker of this process, if there is one."""
         self.worker_thread: threading.Thread | None = None
         """The thread of this process's event loop, where waiting for a result would wait for ever."""
@@ -71,7 +71,7 @@ class Client:
                 for job in jobs:
                     announce.send(signals.job_enqueued, app, job=job)
         finally:
-            self.wake()
+            self.wake(frozenset((job.queue, job.kind) for job in jobs if job.state is JobState.READY))
 
     async def aenqueue(
         self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
@@ -129,11 +129,11 @@ class Client:
         self.store.put_schedule(schedule, next_fire_ms(schedule, from_ms(self.store.clock())))
         self.wake()
 
-    def wake(self) -> None:
-        """Tell all workers of this database that there is news."""
+    def wake(self, ready: Collection[tuple[str, str]] = ()) -> None:
+        """Tell all workers of this database that there is news; *ready* says which queues have jobs of which kind."""
         # Looked up once: the worker may end, and clear it, at any moment.
         if (on_news := self.on_news) is not None:
-            on_news()
+            on_news(ready)
         self.store.driver.wake_others()
 
     def run_atomically(self, task: Task[..., Any, Any], claim: Claim, work: Callable[[], Outcome]) -> Outcome:

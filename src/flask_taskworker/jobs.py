@@ -261,6 +261,11 @@ class Job(Generic[R]):
         return self._record.queue
 
     @property
+    def kind(self) -> str:
+        """Whether the task is "sync" or "async"."""
+        return self._record.kind
+
+    @property
     def priority(self) -> int:
         """Higher goes first within its queue."""
         return self._record.priority

@@ -13,11 +13,10 @@ import logging
 import math
 import random
 import secrets
-import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from types import FrameType
 
 from flask import Flask
 
@@ -29,6 +28,7 @@ from .crew import KINDS, WAIT_FOR_SLOT, Crew
 from .errors import SchemaError, StoreError
 from .executor import Executor
 from .jobs import Claim, Ending, Job, JobRecord, Outcome
+from .launch import is_reloader_parent
 from .liveness import Heartbeat, News, resident_mb
 from .scheduling import Scheduler
 from .store.driver import Presence
@@ -107,6 +107,8 @@ class Worker:
         self._back_off = _IMMEDIATE
         # What was heard and is to be acted on.
         self._awake = False
+        self._hinted = False
+        self._hints: deque[tuple[str, str]] = deque()
         self._declared_dead = False
         self._must_reconcile = False
         self._stopping = False
@@ -119,9 +121,17 @@ class Worker:
 
     # -- from any thread --------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """There is news: look at the database soon. Safe from any thread; repeated calls cost nothing."""
-        if not self._awake:
+    def wake(self, ready: Collection[tuple[str, str]] = ()) -> None:
+        """There is news: look at the database soon. Safe from any thread; repeated calls cost nothing.
+
+        *ready* names (queue, kind) where jobs are ready; where that is all there is to know, no look is needed.
+        """
+        if ready:
+            self._hints.extend(ready)
+            if not self._hinted:
+                self._hinted = True
+                self._call(self._news.set)
+        elif not self._awake:
             self._awake = True
             self._call(self._news.set)
 
@@ -265,7 +275,7 @@ class Worker:
 
     async def _turn(self) -> float:
         """One round of all that there is to do. Returns the seconds until the next."""
-        if self._is_reloader_parent() or self._is_at_limit():
+        if is_reloader_parent() or self._is_at_limit():
             self._stop(None)
             return _IMMEDIATE
         if self._declared_dead:
@@ -293,7 +303,9 @@ class Worker:
 
     def _delay(self) -> float:
         """How long there is nothing to do, as far as this worker knows."""
-        if self._awake or any(names and self._room(kind) > 0 for kind, names in self._ready.items()):
+        if self._awake or self._hinted:
+            return _IMMEDIATE
+        if any(names and self._room(kind) > 0 for kind, names in self._ready.items()):
             return _IMMEDIATE
         if self._limits.drain and not (self._crew.busy or self._crew.ended):
             return _IMMEDIATE
@@ -319,15 +331,26 @@ class Worker:
         """Peek where there is a reason to; make due jobs ready and fire due schedules."""
         if self._awake or self._loop.time() >= self._next_look:
             await self._peek()
+        elif self._hinted:
+            self._take_hints()
         if await self._act_on_time():
             await self._peek()
 
     async def _peek(self) -> None:
         # Before the peek: news that come during it must wake the loop again.
-        self._awake = False
+        self._awake = self._hinted = False
+        self._hints.clear()
         self._next_look = self._loop.time() + self.config.loop_interval
         await self._scheduler.declare(self._work)
         self._take(await self._work.peek(self._scheduler.task_names))
+
+    def _take_hints(self) -> None:
+        # Before the hints are read: one that comes later must wake the loop again.
+        self._hinted = False
+        while self._hints:
+            name, kind = self._hints.popleft()
+            if name not in self._ready[kind]:
+                self._ready[kind] = self._in_order([*self._ready[kind], name])
 
     def _take(self, peek: Peek) -> None:
         self._next_due, self._next_fire = peek.next_due, peek.next_fire
@@ -444,7 +467,7 @@ class Worker:
             return True
         if limits.max_memory_mb is not None and self._is_heavier_than(limits.max_memory_mb):
             return True
-        if crew.busy or crew.ended or any(self._ready.values()) or self._awake or not self._next_look:
+        if crew.busy or crew.ended or any(self._ready.values()) or self._awake or self._hinted or not self._next_look:
             self._idle_since = self._loop.time()
             return False
         return limits.drain or (limits.max_idle is not None and self._loop.time() - self._idle_since >= limits.max_idle)
@@ -459,20 +482,6 @@ class Worker:
             return False
         log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", self.id, resident, limit_mb)
         return True
-
-    def _is_reloader_parent(self) -> bool:
-        """Whether this process is the parent of werkzeug's reloader, which would keep stale code for ever.
-
-        Looking at the environment instead (WERKZEUG_RUN_MAIN) stops workers under servers that never set it.
-        """
-        if "werkzeug._reloader" not in sys.modules:
-            return False
-        frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
-        while frame is not None:
-            if frame.f_code.co_name == "restart_with_reloader" and frame.f_globals["__name__"] == "werkzeug._reloader":
-                return True
-            frame = frame.f_back
-        return False
 
     # -- news from the heartbeat's thread ---------------------------------------------------------------------------
 
