@@ -45,6 +45,7 @@ class Crew:
         on_start: Callable[[Claim], None],
     ) -> None:
         self._executor = executor
+        executor.on_overdue = self._on_overdue
         self._config = config
         self._clock = clock
         self._find_app = find_app
@@ -80,10 +81,7 @@ class Crew:
 
     def room(self, kind: str) -> int:
         """How many jobs of that kind to claim now."""
-        slots = self._slots[kind]
-        if kind == "sync":
-            slots.overdue = self._executor.overdue
-        return slots.room
+        return self._slots[kind].room
 
     def claims(self) -> set[tuple[int, int]]:
         """(id, claim) of all that is in hand."""
@@ -107,10 +105,20 @@ class Crew:
     def start_waiting(self) -> None:
         """Start what waits and finds a slot; what waited too long goes back."""
         for kind, slots in self._slots.items():
-            while slots.waiting and slots.free > 0:
-                self._start(kind, slots.waiting.popleft())
+            self._fill(kind)
             if slots.waiting and self._loop.time() - slots.moved_at > WAIT_FOR_SLOT:
                 self._give_back(slots)
+
+    def _fill(self, kind: str) -> None:
+        slots = self._slots[kind]
+        while slots.waiting and slots.free > 0:
+            self._start(kind, slots.waiting.popleft())
+
+    def _on_overdue(self, change: int) -> None:
+        """A timed-out sync job keeps its thread, or has given it back."""
+        self._slots["sync"].overdue += change
+        self._fill("sync")
+        self._on_change()
 
     def _start(self, kind: str, claim: Claim) -> None:
         job = RunningJob(claim, self._report)
@@ -144,9 +152,8 @@ class Crew:
         if error is not None and not job.ended:
             now = self._clock()
             self._note(Ended(job.claim, self._executor.ending_of(job, error), now, now))
-        if slots.waiting and slots.free > 0:
-            # Here and now: the worker may be waiting for the database.
-            self._start(job.claim.kind, slots.waiting.popleft())
+        # Here and now: the worker may be waiting for the database.
+        self._fill(job.claim.kind)
         self._on_change()
 
     def _log(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
@@ -224,7 +231,7 @@ class Crew:
 
     def _give_back(self, slots: Slots) -> None:
         """Jobs that were claimed ahead and that others could start sooner: claim none ahead for a while."""
-        slots.seconds = max(slots.seconds, 1.0)
+        slots.claim_none_ahead()
         self.release(slots.waiting)
         slots.waiting.clear()
 

@@ -41,6 +41,7 @@ ASKED_RETRY = Retry(max_attempts=10)
 """The policy of a task without one that raises RetryJob."""
 
 _NOTHING = object()
+_TOO_LONG = "The task did not end within {:g} s."
 _SHORTEST_RELEASE = timedelta(seconds=2)
 _LONGEST_RELEASE = timedelta(minutes=10)
 
@@ -63,8 +64,8 @@ class Executor:
         self._registry = registry
         self._codec = registry.codec
         self._pool = ThreadPool(threads, "taskworker-job")
-        self.overdue = 0
-        """Threads that timed-out jobs still use: such a function runs on, and keeps its thread."""
+        self.on_overdue: Callable[[int], None] = _ignore
+        """Told 1 when a timed-out job keeps its thread, since its function runs on, and -1 when that returns."""
 
     async def execute(self, job: RunningJob) -> Outcome:
         """Run one job to its ending. Never raises but CancelledError before it began."""
@@ -98,8 +99,10 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - foreign code; whatever it raises ends its job alone
             if value is not _NOTHING:
                 return self._teardown_raised(task, job, value, error)
-            timed_out = scope is not None and scope.expired() and isinstance(error, TimeoutError)
-            return self.ending_of(job, error, "timeout" if timed_out else "exception")
+            if limit is not None and scope is not None and scope.expired() and isinstance(error, TimeoutError):
+                error.args = (_TOO_LONG.format(limit / 1000),)
+                return self.ending_of(job, error, "timeout")
+            return self.ending_of(job, error)
         finally:
             set_running(None)
 
@@ -141,15 +144,15 @@ class Executor:
         if done:
             return thread.result()
         job.cancelled = True
-        self.overdue += 1
+        self.on_overdue(1)
         thread.add_done_callback(self._on_overdue_end)
         log.warning(
             "%s exceeded its timeout of %g s; its thread is in use until the function returns", job.claim, limit
         )
-        return self.ending_of(job, TimeoutError(f"The task did not end within {limit:g} s."), "timeout")
+        return self.ending_of(job, TimeoutError(_TOO_LONG.format(limit)), "timeout")
 
     def _on_overdue_end(self, thread: asyncio.Future[Outcome]) -> None:
-        self.overdue -= 1
+        self.on_overdue(-1)
         if not thread.cancelled() and thread.exception() is None:
             log.info("a timed-out sync job has returned (%s); its thread is free again", thread.result().ending)
 
@@ -203,6 +206,10 @@ class Executor:
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._pool.shutdown()
+
+
+def _ignore(_: int) -> None:
+    """Nobody counts the threads."""
 
 
 def _released_unknown(claim: Claim, now: int) -> Outcome:

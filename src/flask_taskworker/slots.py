@@ -41,6 +41,10 @@ class Slots:
     def _ahead(self) -> int:
         return min(AHEAD_MOST, int(self.size * AHEAD_SECONDS / max(self.seconds, 1e-5)))
 
+    def claim_none_ahead(self) -> None:
+        """What was claimed ahead did not start soon: for a while claim only for free slots."""
+        self.seconds = max(self.seconds, 1.0 + self.size * AHEAD_SECONDS)
+
     def learn(self, seconds: float) -> None:
         """Note how long a job took."""
         self.seconds += (seconds - self.seconds) * _SMOOTHING

@@ -408,6 +408,9 @@ class Worker:
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
             self._awake = True
+        if any(e.outcome.ending is Ending.RELEASED for e in ended):
+            # Another worker may have a slot for them now.
+            self.client.wake()
         self._announce_endings(ended, states)
 
     def _is_company_expected(self) -> bool:
