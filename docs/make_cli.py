@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from flask import Flask
 
 PAGE = Path(__file__).parent / "cli.md"
 PLACE = re.compile(r"(<!-- help: (?P<command>[^>]+) -->\n)```text\n.*?```\n", re.DOTALL)
@@ -19,10 +20,14 @@ WIDTH = 100
 
 
 def helps() -> dict[str, str]:
-    """The help of each command by the words to type for it."""
+    """The help of each command that an app gets, by the words to type for it."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
-    group = importlib.import_module("flask_taskworker.cli").tasks_command
-    return dict(helps_of(group, click.Context(group, info_name=f"flask {group.name}")))
+    package = importlib.import_module("flask_taskworker")
+    app = Flask("shop")
+    package.BackgroundTaskWorker(app)
+    importlib.import_module("flask_taskworker.mail").Mail(app)
+    groups = app.cli.commands.values()
+    return dict(pair for g in groups for pair in helps_of(g, click.Context(g, info_name=f"flask {g.name}")))
 
 
 def helps_of(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
