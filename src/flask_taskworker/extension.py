@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +20,9 @@ from .cli import tasks_command
 from .client import Client
 from .codec import Codec
 from .config import TaskWorkerConfig
-from .errors import AppError, ConfigError
-from .jobs import Job
-from .launch import flask_command
+from .errors import AppError, ConfigError, TaskWorkerError
+from .jobs import Job, running_job
+from .launch import after_uwsgi_fork, check_server, flask_command, forks_later, when_serving
 from .retry import Retry
 from .runner import Runner
 from .store.driver import Driver
@@ -93,8 +95,9 @@ class TaskWorker:
             app.cli.add_command(tasks_command)
             request_started.connect(self._on_request, app)
             weakref.finalize(app, _let_go, state)
-            if self._runner is not None and self._runner.alive:
-                self._serve(state)
+            if self._runner is not None and not self._serve(state):
+                # All other apps were gone, and the runner with them.
+                self._restart()
 
     def _find_client(self) -> TaskClient:
         return self.state().client
@@ -208,14 +211,15 @@ class TaskWorker:
     def stop(self, timeout: float | None = None) -> None:
         """Stop claiming, let running jobs end, hand back the others, and return when all is done.
 
-        ``timeout`` is in seconds and defaults to ``TASKER_SHUTDOWN_TIMEOUT``. Harmless when nothing runs. Called on
-        the worker's own event loop it does not wait.
+        ``timeout`` is in seconds and defaults to ``TASKER_SHUTDOWN_TIMEOUT``. Harmless when nothing runs. Called by a
+        job, or on the worker's own event loop, it does not wait.
         """
         runner = self._runner
         self._start_again = False
         if runner is not None:
             runner.stop(timeout)
-            runner.join()
+            if running_job() is None:
+                runner.join()
             self._forget_runner()
 
     def _forget_runner(self) -> None:
@@ -242,8 +246,7 @@ class TaskWorker:
         if runner.error is not None:
             raise runner.error
         if not runner.handed_back:
-            logging.shutdown()
-            os._exit(0)
+            _leave_at_once()
 
     def _begin(self, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> Runner:
         """A runner that serves every app. The databases are opened here, so that errors reach the caller."""
@@ -252,13 +255,14 @@ class TaskWorker:
             if not states:
                 raise AppError
             for state in states:
+                state.store.driver.check_platform()
                 state.store.driver.prepare()
             self._runner = Runner()
             for state in states:
                 self._serve(state, settings, **options)
             return self._runner
 
-    def _serve(self, state: AppState, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> None:
+    def _serve(self, state: AppState, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> bool:
         assert self._runner is not None
         config = replace(state.config, **settings)
         state.worker = Worker(
@@ -269,7 +273,7 @@ class TaskWorker:
             find_app=state.find_app,
             **options,
         )
-        self._runner.serve(state.worker)
+        return self._runner.serve(state.worker)
 
     def _is_debug(self) -> bool:
         apps = [(state.config, state.find_app()) for state in self._states.values()]
@@ -288,36 +292,42 @@ class TaskWorker:
     # -- processes --------------------------------------------------------------------------------------------------
 
     def _after_fork(self) -> None:
-        """In the child: the loop's thread is gone. It starts again with this process's first request, not before.
+        """In the child: the loop's thread is gone. It starts again where this process serves requests, and only there.
 
-        A child that serves requests is a web process, as under ``gunicorn --preload``; any other child is somebody
-        else's helper and must not claim jobs.
+        Such a child is a web process, as under ``gunicorn --preload``; any other child is somebody else's helper and
+        must not claim jobs.
         """
         self._lock = threading.RLock()
-        _inherited.append(self._runner)
-        self._start_again = self._runner is not None or self._start_again
-        self._runner = None
+        if self._runner is not None:
+            self._runner.abandon()
+            _inherited.append(self._runner)
+            self._runner = None
+            self._start_again = True
         for state in list(self._states.values()):
             if state.worker is not None:
                 state.worker.abandon()
                 _inherited.append(state.worker)
                 state.worker = None
             state.client.abandon()
+        if self._start_again:
+            when_serving(self._restart)
 
     def _on_request(self, app: Flask, **_: Any) -> None:
         if self._start_again:
-            self._restart()
+            # In a thread: a request must not wait for the database, nor fail with it.
+            threading.Thread(target=self._restart, name="taskworker-boot", daemon=True).start()
 
     def _restart(self) -> None:
-        """Become a worker again, once, after a fork."""
+        """Become a worker again, once."""
 
 
 class BackgroundTaskWorker(TaskWorker):
     """Runs jobs in a thread with an event loop, beside the web application.
 
-    Several processes may each run one: every job is claimed once. When the main thread ends, the worker stops by
-    itself. A sync job that does not end within ``TASKER_SHUTDOWN_TIMEOUT`` keeps its claim until the process dies; then
-    another worker takes it over.
+    Several processes may each run one: every job is claimed once. Where a server imports the application only to fork
+    the processes that serve it (``gunicorn --preload``), the worker starts in each of those, as soon as it serves.
+    When the main thread ends, the worker stops by itself. A sync job that does not end within
+    ``TASKER_SHUTDOWN_TIMEOUT`` keeps its claim until the process dies; then another worker takes it over.
     """
 
     _STARTS_UNDER = frozenset({"run"})
@@ -326,20 +336,31 @@ class BackgroundTaskWorker(TaskWorker):
         """Start the thread, for all apps given to ``init_app`` and those given later. Harmless when repeated.
 
         Under the ``flask`` command it starts only for ``flask run``. Raises AppError without an app, StoreError when
-        the database cannot be opened.
+        the database cannot be opened, NotSupported where no worker can run.
         """
-        if self._is_meant():
+        if not self._is_meant():
+            return
+        check_server()
+        if forks_later():
+            log.info("not started in this process, which only forks others: it starts in each of those")
+            self._start_again = True
+            after_uwsgi_fork(self._restart)
+        else:
             self._start_thread()
 
     def _start_thread(self) -> None:
         with self._lock:
-            if self._runner is not None and self._runner.alive:
-                return
+            if self._runner is None or not self._runner.alive:
+                self._begin().start_thread(self._is_debug())
             self._start_again = False
-            self._begin().start_thread(self._is_debug())
 
     def _restart(self) -> None:
-        self._start_thread()
+        self._start_again = False
+        try:
+            self._start_thread()
+        except (TaskWorkerError, OSError, RuntimeError) as error:
+            log.error("no worker runs in this process; the next request tries again: %s", error)  # noqa: TRY400
+            self._start_again = True
 
 
 class BlockingTaskWorker(TaskWorker):
@@ -414,6 +435,15 @@ def _let_go(state: AppState) -> None:
     if state.worker is not None:
         state.worker.stop()
     state.client.close()
+
+
+def _leave_at_once() -> None:
+    """End the process although threads run that cannot be stopped."""
+    logging.shutdown()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 # -- fork --------------------------------------------------------------------------------------------------------------

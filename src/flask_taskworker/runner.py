@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import functools
 import logging
@@ -198,3 +199,12 @@ def _stop_after_main_thread() -> None:
     threading.main_thread().join()
     for runner in _watched.copy():
         runner.stop(None)
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    """Elsewhere all have ended before; not so under uWSGI, nor after a second Ctrl-C, which means at once."""
+    timeout = None if threading.main_thread().is_alive() else 0.0
+    for runner in _watched.copy():
+        runner.stop(timeout)
+        runner.join()

@@ -10,7 +10,8 @@ import sys
 import textwrap
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,8 @@ class Child:
 
     def end(self) -> None:
         """Kill it and what it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(parts.PATIENCE)
 
 
@@ -99,15 +98,16 @@ class Lab:
 
     def start(self, *argv: str, **environment: str) -> Child:
         """Start a program; "python" is the interpreter of the tests."""
-        program = [sys.executable, *argv[1:]] if argv[0] == "python" else [str(Path(sys.executable).parent / argv[0]), *argv[1:]]
-        variables = {key: value for key, value in os.environ.items() if not key.startswith(("FLASK", "PYTEST", "WERKZEUG"))}
+        program = sys.executable if argv[0] == "python" else str(Path(sys.executable).parent / argv[0])
+        foreign = ("FLASK", "PYTEST", "WERKZEUG", "GUNICORN")
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         variables |= {
             "LAB": str(self.folder),
             "PYTHONPATH": os.pathsep.join(map(str, (SOURCES, HERE, self.folder))),
             "PYTHONUNBUFFERED": "1",
             **environment,
         }
-        child = Child(program, self.folder, variables, len(self._children))
+        child = Child([program, *argv[1:]], self.folder, variables, len(self._children))
         self._children.append(child)
         return child
 
@@ -131,6 +131,7 @@ class Lab:
 
     def await_evidence(self, what: str, number: int = 1) -> list[dict[str, Any]]:
         """Wait until at least *number* lines say *what*."""
+
         def enough() -> list[dict[str, Any]] | None:
             found = self.evidence(what)
             return found if len(found) >= number else None
@@ -141,6 +142,14 @@ class Lab:
         except TimeoutError:
             said = "\n".join(f"--- {child.pid}:\n{child.output}" for child in self._children)
             pytest.fail(f"no {number} × {what!r} in {self.evidence()}; the processes said:\n{said}")
+
+    def await_state(self, condition: Callable[[], Any]) -> None:
+        """Wait until *condition* holds. Fails with what the processes have said."""
+        try:
+            parts.until(condition)
+        except TimeoutError:
+            said = "\n".join(f"--- {child.pid}:\n{child.output}" for child in self._children)
+            pytest.fail(f"it never held; evidence: {self.evidence()}; the processes said:\n{said}")
 
     def workers(self) -> list[Any]:
         """The rows of the workers that count as living."""
@@ -169,6 +178,7 @@ def free_port() -> int:
 
 def get(port: int, path: str = "/") -> str:
     """The body of a page, as soon as the server answers."""
+
     def answer() -> str | None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=parts.PATIENCE) as response:

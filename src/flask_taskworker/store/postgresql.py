@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import random
 import re
 import sys
@@ -61,6 +62,7 @@ class PostgresqlDriver:
         self._fresh()
 
     def _fresh(self) -> None:
+        self._pid = os.getpid()
         self.engine = self._engine()
         self._notifier = Notifier(self._notify)
 
@@ -83,6 +85,9 @@ class PostgresqlDriver:
 
     def prepare(self) -> None:
         """Create the tables or check them. Many processes may do so at once."""
+        if self._pid != os.getpid():
+            # uWSGI forks without Python's hooks.
+            self.abandon()
         if not self._prepared:
             with self._preparing:
                 self._prepare_once()

@@ -65,6 +65,7 @@ class SqliteDriver:
         self._fresh()
 
     def _fresh(self) -> None:
+        self._pid = os.getpid()
         self.engine = self._engine()
         self._commits = SharedCommit(self._lock_timeout)
         self._writes = 0
@@ -87,6 +88,9 @@ class SqliteDriver:
 
     def prepare(self) -> None:
         """Create the file and its tables, or check them. Many processes may do so at once."""
+        if self._pid != os.getpid():
+            # uWSGI forks without Python's hooks.
+            self.abandon()
         if self._prepared:
             self._check_identity()
         else:
