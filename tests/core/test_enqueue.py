@@ -479,6 +479,7 @@ def test_app_takes_one_task_worker(app: Flask, idle_worker: BackgroundTaskWorker
             another.init_app(app)
 
 
+@pytest.mark.sqlite_only
 def test_two_apps_on_one_database_are_refused_naming_both(make_app: Callable[..., Flask], tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/one.db"
     one, two = make_app(TASKER_DATABASE_URI=uri), make_app(TASKER_DATABASE_URI=uri)
@@ -488,6 +489,7 @@ def test_two_apps_on_one_database_are_refused_naming_both(make_app: Callable[...
     assert "taskworker" not in two.extensions
 
 
+@pytest.mark.sqlite_only
 def test_a_symbolic_link_is_the_same_database(make_app: Callable[..., Flask], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     one = make_app(TASKER_DATABASE_URI=f"sqlite:///{tmp_path}/one.db")
@@ -528,6 +530,7 @@ def test_factory_with_a_worker_of_its_own_replaces_its_app(
         make_add(workers[0]).enqueue(1)
 
 
+@pytest.mark.sqlite_only
 def test_database_of_a_collected_app_is_free(make_app: Callable[..., Flask], tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/one.db"
     BackgroundTaskWorker(make_app(TASKER_DATABASE_URI=uri))
@@ -564,12 +567,14 @@ def test_worker_of_a_collected_app_stops(
     store.driver.close()
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
 def test_memory_is_refused_with_the_remedy(make_app: Callable[..., Flask], uri: str) -> None:
     with pytest.raises(ConfigError, match="in-memory database.*no restart would survive.*in tests one in a temporary"):
         BackgroundTaskWorker(make_app(TASKER_DATABASE_URI=uri))
 
 
+@pytest.mark.sqlite_only
 def test_relative_path_is_relative_to_the_instance_folder(make_app: Callable[..., Flask], tmp_path: Path) -> None:
     app = make_app(TASKER_DATABASE_URI="sqlite:///deeper/jobs.db")
     make_add(BackgroundTaskWorker(app)).enqueue(1)
