@@ -511,7 +511,6 @@ class Worker:
     async def _end(self) -> bool:
         """Let jobs end, hand back the others, deregister. Returns whether no thread runs a job any more."""
         self.client.on_news = None
-        self.client.worker_thread = None
         self._deadline = min(self._deadline, self._loop.time() + self.config.shutdown_timeout)
         holding = True
         try:
@@ -524,6 +523,8 @@ class Worker:
         return not holding and not self._crew.has_abandoned
 
     async def _close(self, holding: bool) -> None:
+        # Not before: one of the last jobs, waiting for a result, would still block the loop.
+        self.client.worker_thread = None
         self._crew.close()
         await self._in_thread(lambda: self._heartbeat.stop(holding=holding))
         # A lock that is free would tell the others that they may run the jobs which a thread still runs here.

@@ -27,6 +27,7 @@ from .driver import Driver, Run
 MOST = 10_000
 """Counts stop here: nobody needs to know how far beyond it a queue is."""
 
+MAX_ID = 2**63 - 1
 _ADD_TRIES = 5
 
 
@@ -199,11 +200,10 @@ class Store:
         return args
 
     def _one(self, sql: str, job_id: int) -> tuple[Any, ...]:
+        _check_id(job_id)
         rows = self._read(sql, id=job_id)
         if not rows:
-            raise JobNotFound(
-                f"There is no job {job_id}: it never existed, or it was pruned after its time in TASKER_KEEP_*."
-            )
+            raise _not_found(job_id)
         return rows[0]
 
     def attempts(self, job_id: int) -> list[Attempt]:
@@ -247,6 +247,7 @@ class Store:
 
         Raises JobNotFound.
         """
+        _check_id(job_id)
         now = self.clock()
         rows = self._write(
             statements.cancel(), id=job_id, now=now, expires_at=now + to_duration_ms(self.keep_succeeded)
@@ -261,6 +262,7 @@ class Store:
 
         Raises JobNotFound, or NotAccepted while another unfinished job has its unique key.
         """
+        _check_id(job_id)
         rows = self._write(statements.retry(), id=job_id, now=self.clock())
         if not rows:
             self._refuse_taken_key(self.record(job_id))
@@ -294,6 +296,16 @@ class Store:
     def _write(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         self.driver.prepare()
         return self.driver.write(sql, parameters)
+
+
+def _check_id(job_id: int) -> None:
+    """No database holds a greater number; it would raise an error of its own."""
+    if not 0 < job_id <= MAX_ID:
+        raise _not_found(job_id)
+
+
+def _not_found(job_id: int) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id}: it never existed, or it was pruned after its time in TASKER_KEEP_*.")
 
 
 def record_of(job: NewJob, job_id: int) -> JobRecord:
