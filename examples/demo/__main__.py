@@ -135,8 +135,9 @@ def greet(stage: Stage, address: str | None, *, temporary: bool) -> None:
 def run_steps(stage: Stage) -> None:
     for step in STEPS:
         begun = time.perf_counter()
+        before = len(stage.broken_promises())
         done = run_step(step, stage)
-        good = not stage.broken_promises()
+        good = len(stage.broken_promises()) == before
         seconds = time.perf_counter() - begun
         stage.screen.line(f"  {step.title:<10}{stage.screen.mark(good)} {done}  {seconds:.1f} s")
 

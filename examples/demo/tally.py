@@ -29,8 +29,8 @@ class Tally:
     """How often each event happened to the jobs of each task, in this process. Safe from any thread."""
 
     def __init__(self, app: Flask) -> None:
-        self.starts: Counter[int] = Counter()
-        """How often each job was begun, by its id."""
+        self.endings: Counter[int] = Counter()
+        """How often each job has ended, by its id: once."""
         self.last_end = 0.0
         """When the latest job ended."""
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -43,9 +43,8 @@ class Tally:
         def count(app: Flask, *, job: Job[Any], **_: Any) -> None:
             with self._lock:
                 self._counts[job.task][event] += 1
-                if event == "started":
-                    self.starts[job.id] += 1
-                elif event in FINAL:
+                if event in FINAL:
+                    self.endings[job.id] += 1
                     self.last_end = time.perf_counter()
 
         return count

@@ -23,9 +23,10 @@ BATCH = 25
 # --- Indexing -----------------------------------------------------------------------------------------------------
 
 
-@task_worker.task(queue="parse")
+# Before Python 3.13 threads that parse at once may get a SystemError, for no fault of the file: python/cpython#106905.
+@task_worker.task(queue="parse", retry=Retry(max_attempts=10, base=0.1, on=SystemError))
 def parse_file(name: str, path: str) -> FileFacts:
-    """A sync job: it runs in a thread. For a file that is not Python it raises, and so the job fails."""
+    """A sync job: it runs in a thread. For a file that is not Python it raises, which is not retried: the job fails."""
     return examine(name, Path(path).read_bytes())
 
 

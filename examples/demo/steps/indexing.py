@@ -69,8 +69,8 @@ def check_files(stage: Stage, sources: list[Source], jobs: Jobs) -> None:
     states = {source: jobs[source.name].refresh().state for source in sources}
     unfinished = [source.name for source, state in states.items() if not state.finished]
     stage.check("each file's job has finished", not unfinished, unfinished)
-    repeated = [name for name, job in jobs.items() if stage.tally.starts[job.id] != 1]
-    stage.check("each file was parsed exactly once", not repeated, repeated)
+    repeated = [name for name, job in jobs.items() if stage.tally.endings[job.id] != 1]
+    stage.check("each file's job ended exactly once", not repeated, repeated)
     stage.check("each file is in the index", sorted(index.file_names()) == sorted(jobs))
     survived = [source.name for source, state in states.items() if source.planted and state != JobState.FAILED]
     stage.check("each file that was made to be broken has failed", not survived, survived)
