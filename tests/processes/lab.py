@@ -25,8 +25,12 @@ PATIENCE = 30.0
 
 
 def make_app(task_worker: TaskWorker, folder: str | Path | None = None, name: str = "lab", **config: Any) -> Flask:
-    """An app whose task database is in *folder*, by default the one that the test gave this process."""
+    """An app whose task database is in *folder*, by default the one that the test gave this process.
+
+    The variable LAB_TASKER_THREADS=1, for example, sets that key.
+    """
     app = Flask(name, instance_path=str(folder or os.environ["LAB"]), root_path=str(folder or os.environ["LAB"]))
+    app.config.from_prefixed_env("LAB")
     app.config.update(config)
     task_worker.init_app(app)
     return app

@@ -117,9 +117,9 @@ class Lab:
         child.wait()
         return child
 
-    def strict(self, path: Path) -> Child:
+    def strict(self, path: Path, **environment: str) -> Child:
         """Run a module in Python's development mode with every ResourceWarning an error."""
-        return self.start("python", "-X", "dev", "-W", "error::ResourceWarning", str(path))
+        return self.start("python", "-X", "dev", "-W", "error::ResourceWarning", str(path), **environment)
 
     def open_gate(self, name: str) -> None:
         """Let the jobs behind that gate end."""
@@ -131,25 +131,26 @@ class Lab:
 
     def await_evidence(self, what: str, number: int = 1) -> list[dict[str, Any]]:
         """Wait until at least *number* lines say *what*."""
-
-        def enough() -> list[dict[str, Any]] | None:
-            found = self.evidence(what)
-            return found if len(found) >= number else None
-
-        try:
-            found: list[dict[str, Any]] = parts.until(enough)
-            return found
-        except TimeoutError:
-            said = "\n".join(f"--- {child.pid}:\n{child.output}" for child in self._children)
-            pytest.fail(f"no {number} × {what!r} in {self.evidence()}; the processes said:\n{said}")
+        self.await_state(lambda: len(self.evidence(what)) >= number)
+        return self.evidence(what)
 
     def await_state(self, condition: Callable[[], Any]) -> None:
-        """Wait until *condition* holds. Fails with what the processes have said."""
+        """Wait until *condition* holds. Fails with what the processes have said, at once when one of them failed."""
         try:
-            parts.until(condition)
+            parts.until(lambda: condition() or self._failed())
         except TimeoutError:
-            said = "\n".join(f"--- {child.pid}:\n{child.output}" for child in self._children)
-            pytest.fail(f"it never held; evidence: {self.evidence()}; the processes said:\n{said}")
+            pytest.fail(f"it never held. {self._account()}")
+        if not condition():
+            pytest.fail(f"a process failed. {self._account()}")
+
+    def _failed(self) -> bool:
+        return any((child.process.poll() or 0) > 0 for child in self._children)
+
+    def _account(self) -> str:
+        said = "\n".join(
+            f"--- {child.pid}, exit code {child.process.poll()}:\n{child.output}" for child in self._children
+        )
+        return f"Evidence: {self.evidence()}; the processes said:\n{said}"
 
     def workers(self) -> list[Any]:
         """The rows of the workers that count as living."""

@@ -12,6 +12,7 @@ AT_ONCE = 5.0
 """Seconds that "at once" may take on a busy machine; what it took is printed."""
 
 
+SHORT = {"LAB_TASKER_SHUTDOWN_TIMEOUT": "0.2"}
 STILL_RUNS = "did not end in time; it is run again when this process has ended"
 
 
@@ -202,28 +203,28 @@ def test_jobs_that_run_when_the_main_thread_ends_may_end_too(lab: Lab) -> None:
 
 def test_coroutines_that_run_too_long_after_the_main_thread_are_handed_back(lab: Lab) -> None:
     path = lab.write(
-        "app", BACKGROUND.replace("make_app(task_worker)", "make_app(task_worker, TASKER_SHUTDOWN_TIMEOUT=0.2)"), """
+        "app", BACKGROUND, """
         task_worker.start()
         job = tasks.ahold.enqueue("never")
         until(lambda: evidence(os.environ["LAB"], "start"), "it runs")
         record("ending", job_id=job.id)
         """,
     )  # fmt: skip
-    ended_cleanly(lab, lab.strict(path))
+    ended_cleanly(lab, lab.strict(path, **SHORT))
     row = lab.task_worker.get_job(lab.evidence("ending")[0]["job_id"])._record
     assert (row.state, row.failures, row.crashes) == ("ready", 0, 0)
 
 
 def test_hanging_sync_job_keeps_the_process_no_longer_than_the_timeout(lab: Lab) -> None:
     path = lab.write(
-        "app", BACKGROUND.replace("make_app(task_worker)", "make_app(task_worker, TASKER_SHUTDOWN_TIMEOUT=0.2)"), """
+        "app", BACKGROUND, """
         task_worker.start()
         job = tasks.hang.enqueue()
         until(lambda: evidence(os.environ["LAB"], "start"), "it runs")
         record("ending", job_id=job.id)
         """,
     )  # fmt: skip
-    ended_cleanly(lab, lab.strict(path), says=STILL_RUNS)
+    ended_cleanly(lab, lab.strict(path, **SHORT), says=STILL_RUNS)
     job = lab.task_worker.get_job(lab.evidence("ending")[0]["job_id"])
     assert job.state == "running", "it keeps its claim until the process is dead"
     # The next worker takes it over at once. It left in order, so no crash is counted.

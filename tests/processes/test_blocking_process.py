@@ -1,0 +1,189 @@
+"""A blocking worker in a process of its own: signals, hand-back, and a web process that never starts it."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from parent import BLOCKING, Lab
+
+AT_ONCE = 5.0
+"""Seconds that "at once" may take on a busy machine; what it took is printed."""
+
+WORKER = """
+record("started")
+task_worker.start()
+record("returned")
+"""
+SHORT = {"LAB_TASKER_SHUTDOWN_TIMEOUT": "0.3"}
+
+
+def blocking(lab: Lab, *body: str) -> str:
+    """A module that runs a blocking worker, at once or after *body*."""
+    return str(lab.write("app", BLOCKING, *body, WORKER))
+
+
+def states(lab: Lab, *jobs: object) -> list[tuple[str, int, int]]:
+    rows = [lab.row(job) for job in jobs]
+    return [(row.state, row.failures, row.crashes) for row in rows]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_lets_running_jobs_end(lab: Lab, number: signal.Signals) -> None:
+    child = lab.strict(lab.write("app", BLOCKING, WORKER))
+    jobs = [lab.tasks.hold.enqueue("g"), lab.tasks.ahold.enqueue("g")]
+    lab.await_evidence("start", 2)
+    child.send(number)
+    lab.await_state(lambda: [row.state for row in lab.workers()] == ["draining"])
+    later = lab.tasks.add.enqueue(1, 2)
+    lab.open_gate("g")
+    child.went_well()
+    assert states(lab, *jobs) == [("succeeded", 0, 0)] * 2
+    assert states(lab, later) == [("ready", 0, 0)], "a draining worker claims nothing"
+    assert lab.evidence("returned"), "start() has returned"
+    assert lab.workers() == []
+
+
+def test_idle_worker_ends_soon_after_the_signal(lab: Lab) -> None:
+    child = lab.strict(lab.write("app", BLOCKING, WORKER))
+    lab.await_workers(1)
+    assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
+    begun = time.monotonic()
+    child.send(signal.SIGTERM)
+    child.went_well()
+    print(f"the process ended {time.monotonic() - begun:.2f} s after SIGTERM")
+    assert time.monotonic() - begun < AT_ONCE
+
+
+def test_jobs_that_run_longer_than_the_timeout_are_handed_back(lab: Lab) -> None:
+    child = lab.start("python", blocking(lab), **SHORT)
+    jobs = [lab.tasks.hold.enqueue("never"), lab.tasks.ahold.enqueue("never"), lab.tasks.hang.enqueue()]
+    lab.await_evidence("start", 3)
+    begun = time.monotonic()
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.output
+    print(f"the process ended {time.monotonic() - begun:.2f} s after SIGTERM, with a timeout of 0.3 s")
+    assert time.monotonic() - begun < AT_ONCE
+    assert states(lab, *jobs) == [("ready", 0, 0)] * 3
+    assert lab.workers() == []
+    # The next worker runs them again as what they are: the first try.
+    lab.open_gate("never")
+    lab.start("python", blocking(lab), **SHORT)
+    again = [line for line in lab.await_evidence("start", 6) if line["claim"] == 2]
+    assert [line["attempt"] for line in again] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGHUP,), (signal.SIGQUIT,)],
+    ids=lambda numbers: "+".join(number.name for number in numbers),
+)
+def test_second_signal_hands_back_at_once(lab: Lab, numbers: tuple[signal.Signals, ...]) -> None:
+    child = lab.start("python", blocking(lab))
+    jobs = [lab.tasks.hold.enqueue("never"), lab.tasks.ahold.enqueue("never")]
+    lab.await_evidence("start", 2)
+    for number in numbers[:-1]:
+        child.send(number)
+        lab.await_state(lambda: [row.state for row in lab.workers()] == ["draining"])
+    begun = time.monotonic()
+    child.send(numbers[-1])
+    assert child.wait() == 0, child.output
+    print(f"the process ended {time.monotonic() - begun:.2f} s later")
+    assert time.monotonic() - begun < AT_ONCE
+    assert states(lab, *jobs) == [("ready", 0, 0)] * 2
+
+
+def test_ignored_hangup_stays_ignored(lab: Lab) -> None:
+    child = lab.start("python", blocking(lab, "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"))
+    lab.await_workers(1)
+    child.send(signal.SIGHUP)
+    assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
+    child.send(signal.SIGTERM)
+    child.went_well()
+
+
+def test_coroutine_that_will_not_be_cancelled_does_not_keep_the_process(lab: Lab) -> None:
+    stubborn = """
+    @task_worker.task(name="stubborn")
+    async def stubborn():
+        record("start")
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                record("cancelled")
+
+    stubborn.enqueue()
+    """
+    child = lab.start("python", blocking(lab, stubborn), **SHORT)
+    lab.await_evidence("start")
+    begun = time.monotonic()
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.output
+    assert lab.evidence("cancelled")
+    assert time.monotonic() - begun < AT_ONCE
+
+
+def test_what_a_handed_back_job_has_printed_is_not_lost(lab: Lab) -> None:
+    loud = """
+    @task_worker.task(name="loud")
+    def loud():
+        print("said before the end")
+        record("start")
+        threading.Event().wait()
+
+    loud.enqueue()
+    """
+    child = lab.start("python", blocking(lab, loud), PYTHONUNBUFFERED="", **SHORT)
+    lab.await_evidence("start")
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.output
+    assert "said before the end" in child.output
+
+
+def test_web_process_that_never_starts_it_gets_results(lab: Lab) -> None:
+    """The process of this test is that web process; jobs wait until there is a worker, and come at once afterwards."""
+    early = lab.tasks.add.enqueue(1, 2)
+    child = lab.start("python", blocking(lab))
+    assert early.result(timeout=30) == 3
+    assert [lab.tasks.add.enqueue(i, 1).result(timeout=30) for i in range(5)] == [1, 2, 3, 4, 5]
+    assert {line["pid"] for line in lab.evidence("end")} == {child.pid}
+
+
+def test_stop_from_another_thread_ends_start(lab: Lab) -> None:
+    path = lab.write(
+        "app", BLOCKING, """
+        def stop_soon():
+            assert tasks.add.enqueue(1, 2).result(timeout=PATIENCE) == 3
+            task_worker.stop()
+            record("stopped")
+
+        stopper = threading.Thread(target=stop_soon)
+        stopper.start()
+        task_worker.start()
+        record("returned")
+        stopper.join()
+        """,
+    )  # fmt: skip
+    lab.strict(path).went_well()
+    assert lab.evidence("returned")
+    assert lab.evidence("stopped")
+
+
+def test_start_outside_of_the_main_thread_is_refused(lab: Lab) -> None:
+    path = lab.write(
+        "app", BLOCKING, """
+        def start():
+            try:
+                task_worker.start()
+            except RuntimeError as error:
+                record("refused", words=str(error))
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+        """,
+    )  # fmt: skip
+    lab.strict(path).went_well()
+    assert "main thread" in lab.evidence("refused")[0]["words"]
