@@ -20,14 +20,23 @@ log = logging.getLogger(__name__)
 
 
 def send(signal: Signal, app: Flask, **values: Any) -> None:
-    """Call each receiver here and now; one that raises is logged. Receivers may be coroutine functions."""
+    """Call each receiver here and now; one that raises is logged. Receivers may be coroutine functions.
+
+    SystemExit and KeyboardInterrupt end the thread that calls this, as they should.
+    """
+    _send(signal, app, values, (Exception, asyncio.CancelledError))
+
+
+def _send(
+    signal: Signal, app: Flask, values: dict[str, Any], harmless: type[BaseException] | tuple[type[BaseException], ...]
+) -> None:
     for receiver in signal.receivers_for(app):
         try:
             if iscoroutinefunction(receiver):
                 _await(receiver, app, values)
             else:
                 receiver(app, **values)
-        except (Exception, asyncio.CancelledError):
+        except harmless:
             log.exception("a receiver of %s raised: %r", signal, receiver)
 
 
@@ -70,8 +79,11 @@ class Announcer:
     def _work(self) -> None:
         while (pending := self._pending.get()) is not None:
             signal, app, values = pending
-            with app.app_context():
-                send(signal, app, **values)
+            try:
+                with app.app_context():
+                    _send(signal, app, values, BaseException)
+            except BaseException:  # whoever raised it, later signals are sent
+                log.exception("the app's context around %s raised", signal)
             del pending, app, values
 
     def close(self, timeout: float) -> None:

@@ -150,6 +150,11 @@ class Ending(StrEnum):
         """The state that follows."""
         return JobState(self.value) if self.value in _FINISHED else JobState.SCHEDULED
 
+    @property
+    def failures(self) -> int:
+        """How many failures this ending adds to the job's: 1 or 0."""
+        return int(self in (Ending.FAILED, Ending.RETRYING))
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -431,7 +431,7 @@ class Worker:
                 log.warning("fenced: the ending of %s, claim %s, came too late and is dropped", e.claim, e.claim.claim)
             elif (signal := _SIGNALS.get(_ending_of(state, e.outcome))) is not None and signal.receivers:
                 extra = {"exception": e.outcome.exception} if e.outcome.exception is not None else {}
-                job = self._job(e.claim, state)
+                job = self._job(e.claim, state, e.outcome.ending.failures)
                 self._announcer.announce(signal, self._find_app(), job=job, outcome=e.outcome, **extra)
 
     def _announce_fired(self, fired: Iterable[tuple[str, JobRecord]]) -> None:
@@ -440,8 +440,8 @@ class Worker:
             app = self._find_app()
             self._announcer.announce(signals.schedule_fired, app, job=job, schedule=name, fire_at=job.fire_at)
 
-    def _job(self, claim: Claim, state: str) -> Job[object]:
-        known = claim._asdict()
+    def _job(self, claim: Claim, state: str, failures: int = 0) -> Job[object]:
+        known = claim._asdict() | {"failures": claim.failures + failures}
         del known["args"]
         return Job(JobRecord(**known, state=state), self.client)
 

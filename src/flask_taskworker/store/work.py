@@ -154,7 +154,7 @@ class WorkerStore:
             state,
             int(again),
             run_at if again else claim.run_at,
-            int(outcome.ending in _COUNTED),
+            outcome.ending.failures,
             outcome.result,
             outcome.failure.to_text() if outcome.failure else None,
             outcome.failure.kind if outcome.failure else None,
@@ -243,9 +243,6 @@ class WorkerStore:
     async def held(self, worker_id: str) -> set[tuple[int, int]]:
         """(id, claim) of the jobs that the worker holds according to the store."""
         return {(row[0], row[1]) for row in await self._link.read(statements.held_jobs(), {"id": worker_id})}
-
-
-_COUNTED = frozenset({Ending.FAILED, Ending.RETRYING})
 
 
 def _is_plain(ended: Ended) -> bool:
