@@ -19,6 +19,8 @@ def create_app(data: str | Path) -> Flask:
     directory = Path(data).resolve()
     app = Flask(__name__, instance_path=str(directory))
     app.config["INDEX"] = directory / "index.db"
+    # Parsing keeps the interpreter busy: more threads would only make each other, and the event loop, wait longer.
+    app.config["TASKER_THREADS"] = 2
     if not app.config["INDEX"].exists():
         index.create(app.config["INDEX"])
     task_worker.init_app(app)  # its database is taskworker.db in the instance folder, unless configured

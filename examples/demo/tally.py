@@ -29,6 +29,8 @@ class Tally:
     """How often each event happened to the jobs of each task, in this process. Safe from any thread."""
 
     def __init__(self, app: Flask) -> None:
+        self.begun: list[int] = []
+        """The ids of the jobs that were begun, in order; a job that is tried again comes again."""
         self.endings: Counter[int] = Counter()
         """How often each job has ended, by its id: once."""
         self.last_end = 0.0
@@ -43,7 +45,9 @@ class Tally:
         def count(app: Flask, *, job: Job[Any], **_: Any) -> None:
             with self._lock:
                 self._counts[job.task][event] += 1
-                if event in FINAL:
+                if event == "started":
+                    self.begun.append(job.id)
+                elif event in FINAL:
                     self.endings[job.id] += 1
                     self.last_end = time.perf_counter()
 

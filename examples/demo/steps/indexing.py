@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from datetime import datetime
 
 from flask_taskworker import Job, JobState
 
@@ -80,15 +79,10 @@ def check_files(stage: Stage, sources: list[Source], jobs: Jobs) -> None:
 
 def check_urgent(stage: Stage, jobs: Jobs) -> None:
     """A higher priority goes first."""
-    [urgent] = [job for job in jobs.values() if job.priority == URGENT]
-    earlier = [job for job in jobs.values() if start_of(job) < start_of(urgent)]
-    stage.check("the urgent job, enqueued last, began first", not earlier, earlier)
+    names = {job.id: name for name, job in jobs.items()}
+    first = next(jobs[names[job_id]] for job_id in stage.tally.begun if job_id in names)
+    stage.check("the urgent job, enqueued last, began first", first.priority == URGENT, first)
     stage.tell("priority", f"the urgent job, enqueued last, began before {len(jobs) - 1:,} others")
-
-
-def start_of(job: Job[FileFacts]) -> datetime:
-    assert job.started_at is not None
-    return job.started_at
 
 
 def tell_index(stage: Stage, seconds: float) -> None:
