@@ -197,7 +197,7 @@ import sys
 from examples.demo import sources
 from examples.demo.__main__ import main
 sources.BROKEN["sound.py"] = b"x = 1"
-sys.exit(main(["--once", "--limit", "10"]))
+sys.exit(main(["--limit", "10"]))
 """
 
 
