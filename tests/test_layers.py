@@ -38,6 +38,8 @@ FLOORS = [
     "store.live",
     "store.migrations",
     "store.sqlite",
+    "store.libpq",
+    "store.advisory",
     "store.postgresql",
     "store.sql",
     "store.work",
@@ -100,7 +102,7 @@ IMPURE_CALLS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today
 # What is not installed with the package: only these may be imported inside a function.
 OPTIONAL = {"psycopg", "flask_sqlalchemy", "pytest"}
 # What stands on them, and so is imported only by those who need it.
-ON_OPTIONAL = {"store.postgresql"}
+ON_OPTIONAL = {"store.libpq", "store.advisory", "store.postgresql"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

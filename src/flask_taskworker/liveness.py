@@ -53,6 +53,8 @@ class News:
     """These jobs, (id, claim), were asked to stop."""
     rescued: Callable[[list[JobRecord]], None]
     """These jobs went back to their queues."""
+    reached: Callable[[], None]
+    """The database answers again."""
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ class Heartbeat:
                 if not self._beat():
                     self._news.lost()
                     return
-                self._failing = False
+                self._note_success()
             except StoreError as error:
                 self._note_failure(error)
             except Exception:
@@ -131,6 +133,12 @@ class Heartbeat:
         if not self._failing:
             log.warning("worker %s cannot beat: %s", self._id, error)
         self._failing = True
+
+    def _note_success(self) -> None:
+        if self._failing:
+            log.info("worker %s beats again", self._id)
+            self._news.reached()
+        self._failing = False
 
     def _beat(self) -> bool:
         """One beat; False for a worker that was declared dead."""

@@ -225,12 +225,16 @@ class Worker:
     async def _join(self) -> None:
         """Take a lock, then register: so no registered worker lacks its lock."""
         self.id = secrets.token_hex(6)
-        presence = self._presence = self._store.driver.presence(self.id)
+        # A server may take its time.
+        await self._in_thread(self._take_presence)
+        presence = self._presence
+        assert presence is not None
         presence.listen(self._loop, self.wake)
         news = News(
             lost=lambda: self._call(self._on_lost),
             cancel=lambda jobs: self._call(self._crew.cancel, jobs),
             rescued=lambda records: self._call(self._on_rescued, records),
+            reached=self.wake,
         )
         try:
             self._heartbeat = Heartbeat(self._store, presence, self.id, news, self._info)
@@ -238,6 +242,9 @@ class Worker:
         except BaseException:
             self._leave()
             raise
+
+    def _take_presence(self) -> None:
+        self._presence = self._store.driver.presence(self.id)
 
     def _leave(self, *, holding: bool = False) -> None:
         if self._presence is not None:

@@ -421,10 +421,10 @@ def see_schedules(dialect: Dialect) -> str:
 
 
 def add_worker() -> str:
-    """Register a worker."""
+    """Register a worker. May be said twice, where the first answer was lost."""
     return (
         "INSERT INTO taskworker_worker (id, host, pid, started_at, server_started_at, beat_at, state, info) "
-        "VALUES (:id, :host, :pid, :now, :server_started_at, :now, 'alive', :info)"
+        "VALUES (:id, :host, :pid, :now, :server_started_at, :now, 'alive', :info) ON CONFLICT (id) DO NOTHING"
     )
 
 

@@ -1,0 +1,289 @@
+"""Connections to PostgreSQL over psycopg 3: how they are opened, their errors in our words, the links of a worker.
+
+Connections come and go. What could not be asked is a :class:`StoreError`; what was asked, and may or may not have been
+committed when the connection broke, is a :class:`ConnectionLost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+import select
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import ConnStatus
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.engine import URL
+
+from ..errors import ConfigError, ConnectionLost, StoreError
+from .driver import AsyncRun, Parameters, Row
+
+T = TypeVar("T")
+
+_PREPARE_AFTER = 5
+"""A statement that one connection has run so often is prepared."""
+
+
+class Server:
+    """Where a database is and how to connect to it. Safe from any thread."""
+
+    def __init__(self, url: URL, *, prepares: bool) -> None:
+        parts = _connect_arguments(url)
+        self._conninfo = _conninfo(parts)
+        # Prepared statements need a session of one's own, which PgBouncer in transaction mode does not give.
+        self._prepare_threshold = _PREPARE_AFTER if prepares else None
+        self.place = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+        known = sorted((name, str(value)) for name, value in parts.items() if "pass" not in name)
+        self.key = f"{self.place} {dict(known)}"
+        """Tells one database from another, and holds no password."""
+
+    def open(self) -> psycopg.Connection[Any]:
+        """A connection in autocommit mode. Raises StoreError."""
+        with self._connecting():
+            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold)
+
+    async def open_async(self) -> psycopg.AsyncConnection[Any]:
+        """A connection in autocommit mode for the running loop. Raises StoreError."""
+        with self._connecting():
+            return await psycopg.AsyncConnection.connect(
+                self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold
+            )
+
+    def _connecting(self) -> Unreachable:
+        return Unreachable(self.place)
+
+
+def _connect_arguments(url: URL) -> dict[str, Any]:
+    dialect: Any = PGDialect_psycopg
+    _, arguments = dialect().create_connect_args(url)
+    return dict(arguments)
+
+
+def _conninfo(parts: dict[str, Any]) -> str:
+    # A peer that vanished without a word must be noticed before its lease ends.
+    keepalive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+    defaults = {"connect_timeout": 10, "application_name": "Flask-TaskWorker"}
+    try:
+        return make_conninfo(**{**defaults, **keepalive, **parts})
+    except (psycopg.Error, TypeError) as error:
+        raise ConfigError(
+            f"TASKER_DATABASE_URI: {in_words(error)}. After the question mark stand libpq's parameters, such as "
+            "sslmode=require."
+        ) from None
+
+
+# -- errors in our words -----------------------------------------------------------------------------------------------
+
+
+class Unreachable:
+    """Turns the errors of connecting into ours. Nothing was asked yet, so nothing is in doubt."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, psycopg.Error | OSError):
+            # psycopg knows no codes here: the server's words are all there is, and they may be in any language.
+            words = in_words(error)
+            remedy = next((remedy for said, remedy in _CONNECT_REMEDIES if said in words), _CHECK_SERVER)
+            raise StoreError(f"PostgreSQL at {self._place}: {words}. {remedy}") from error
+
+
+_CHECK_SERVER = "Check TASKER_DATABASE_URI, and that the server runs and lets this machine in."
+_CONNECT_REMEDIES = (
+    ("authentication failed", "Check the user and the password in TASKER_DATABASE_URI."),
+    ("no password supplied", "Give the password in TASKER_DATABASE_URI, or in a password file (PGPASSFILE)."),
+    ("no pg_hba.conf entry", "Let this machine and user in: in the server's pg_hba.conf, or its firewall rules."),
+    ("too many clients", "Raise max_connections, run fewer processes, or put a pooler before the server."),
+    ("connection slots", "Raise max_connections, run fewer processes, or put a pooler before the server."),
+    ("starting up", "The server is starting: try again."),
+    ("shutting down", "The server is shutting down: try again."),
+    ('role "', "Create the user, or correct its name in TASKER_DATABASE_URI."),
+    ('database "', "Create the database, or correct its name in TASKER_DATABASE_URI."),
+)
+
+
+class translated:
+    """Turns the errors of statements into ours, with what to do about them."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, psycopg.Error):
+            return
+        words, state = in_words(error), error.sqlstate or ""
+        if isinstance(error, psycopg.OperationalError) and error.sqlstate in _LOST:
+            raise ConnectionLost(f"PostgreSQL: {words}. The connection was lost; try again.") from error
+        remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "See the server's log."
+        raise StoreError(f"PostgreSQL: {words}. {remedy}") from error
+
+
+# None: libpq noticed the loss itself. 57P01 to 57P03: the server shuts down, crashed, or starts.
+_LOST = frozenset({None, "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
+
+_TABLES = "The tables are not those of this version. See: flask tasks db check"
+_REMEDIES = {
+    "25": "The server is read-only, perhaps a standby: give TASKER_DATABASE_URI the primary's address.",
+    "40": "Another transaction was in the way: try again.",
+    "42501": "Give this user the right to use the tables, and to create them or let another do so: flask tasks db sql",
+    "42P01": _TABLES,
+    "42703": _TABLES,
+    "3F": "The search_path in TASKER_DATABASE_URI names no schema that exists: create it, or correct the name.",
+    "53": "The server is out of disk space, memory or connections: free some.",
+    "57014": "Raise statement_timeout for this user, or find what was in the way.",
+    "55P03": "Raise lock_timeout for this user, or find what was in the way.",
+}
+
+
+def in_words(error: BaseException) -> str:
+    """What the error says, in one line."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+# -- statements --------------------------------------------------------------------------------------------------------
+
+
+def fetch(connection: psycopg.Connection[Any], sql: str, parameters: Parameters) -> list[Row]:
+    """Run one statement, and return its rows if it has any."""
+    cursor = connection.execute(cast(Any, _in_psycopg(sql)), parameters)
+    return cursor.fetchall() if cursor.description else []
+
+
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
+
+
+@functools.lru_cache(maxsize=256)
+def _in_psycopg(sql: str) -> str:
+    """``:name`` in psycopg's words."""
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
+
+
+def has_ended(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has closed this idle connection.
+
+    Then there is something to be read: looking costs a microsecond, where asking would cost a round trip, and using the
+    connection would leave it open whether the statement was run.
+    """
+    while not connection.closed and _is_readable(connection.fileno()):
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.Error:
+            return True
+        if connection.pgconn.status != ConnStatus.OK:
+            return True
+    return connection.closed
+
+
+def _is_readable(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class LoopLink:
+    """The connection of a worker's loop. One statement at a time; it reconnects when it is used after a loss."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def open(self) -> LoopLink:
+        """Connect. Raises StoreError."""
+        await self._connected()
+        return self
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await self._server.open_async()
+        return self._connection
+
+    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        return await self.write(sql, parameters)
+
+    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
+        """One statement in a transaction of its own, which a cancellation of the caller does not interrupt."""
+        return await _shielded(self._write(sql, parameters))
+
+    async def _write(self, sql: str, parameters: Parameters) -> list[Row]:
+        with translated():
+            async with self._one_at_a_time:
+                return await _fetch_async(await self._connected(), sql, parameters)
+
+    async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
+        """Run *body* in one transaction, which a cancellation of the caller does not interrupt."""
+        return await _shielded(self._transaction(body))
+
+    async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
+        with translated():
+            async with self._one_at_a_time:
+                connection = await self._connected()
+                async with connection.transaction():
+                    return await body(functools.partial(_fetch_async, connection))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+
+
+async def _fetch_async(connection: psycopg.AsyncConnection[Any], sql: str, parameters: Parameters) -> list[Row]:
+    cursor = await connection.execute(cast(Any, _in_psycopg(sql)), parameters)
+    return await cursor.fetchall() if cursor.description else []
+
+
+async def _shielded(call: Awaitable[T]) -> T:
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            # Looked at, or asyncio would complain that nobody has.
+            task.exception()
+        raise
+
+
+class ThreadLink:
+    """A heartbeat thread's connection. All that goes over it may be said twice, so a loss is made up for at once."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._connection: psycopg.Connection[Any] | None = None
+        self.sessions = 0
+        """How many times it has connected."""
+
+    def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        return self.write(sql, parameters)
+
+    def write(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in a transaction of its own."""
+        try:
+            return self._write(sql, parameters)
+        except ConnectionLost:
+            return self._write(sql, parameters)
+
+    def _write(self, sql: str, parameters: Parameters) -> list[Row]:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._server.open()
+            self.sessions += 1
+        with translated():
+            return fetch(self._connection, sql, parameters)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
