@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,13 +20,15 @@ from .codec import Codec
 from .config import TaskWorkerConfig
 from .errors import AppError, ConfigError, TaskWorkerError
 from .jobs import Job, running_job
-from .launch import after_uwsgi_fork, check_server, flask_command, forks_later, when_serving
+from .launch import after_uwsgi_fork, check_server, flask_command, forks_later, is_spawning, when_serving
+from .mail.delivery import register_mail
 from .retry import Retry
 from .runner import Runner
 from .store.driver import Driver
 from .store.sql import Store
 from .store.sqlite import SqliteDriver
 from .tasks import Task, TaskClient, TaskRegistry, make_options
+from .threads import end_process
 from .triggers import Trigger
 from .worker import NO_LIMITS, Limits, Worker
 
@@ -66,6 +66,7 @@ class TaskWorker:
 
     def __init__(self, app: Flask | None = None) -> None:
         self.registry = TaskRegistry(self._find_client, Codec())
+        register_mail(self.registry)
         self._states: weakref.WeakKeyDictionary[Flask, AppState] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
         self._runner: Runner | None = None
@@ -246,7 +247,7 @@ class TaskWorker:
         if runner.error is not None:
             raise runner.error
         if not runner.handed_back:
-            _leave_at_once()
+            end_process(0)
 
     def _begin(self, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> Runner:
         """A runner that serves every app. The databases are opened here, so that errors reach the caller."""
@@ -280,7 +281,10 @@ class TaskWorker:
         return any(config.is_debug(bool(app and app.debug)) for config, app in apps)
 
     def _is_meant(self) -> bool:
-        """Whether a ``start()`` at import is meant, given the ``flask`` command that imports the app."""
+        """Whether a ``start()`` at import is meant, given what imports the app."""
+        if is_spawning():
+            log.info("not started in a process of multiprocessing, which only imports the main module")
+            return False
         command = flask_command()
         if command is None or command in self._STARTS_UNDER:
             return True
@@ -435,15 +439,6 @@ def _let_go(state: AppState) -> None:
     if state.worker is not None:
         state.worker.stop()
     state.client.close()
-
-
-def _leave_at_once() -> None:
-    """End the process although threads run that cannot be stopped."""
-    logging.shutdown()
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(0)
 
 
 # -- fork --------------------------------------------------------------------------------------------------------------

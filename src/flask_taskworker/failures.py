@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from .errors import TaskWorkerError
 from .jobs import Failure
 
 MAX_TEXT = 64 * 1024
@@ -22,7 +23,11 @@ _BRIDGE = "asgiref"
 
 
 def failure_of(error: BaseException, kind: str = "exception") -> Failure:
-    """The stored form of *error*. Never raises, whatever ``str(error)`` does."""
+    """The stored form of *error*. Never raises, whatever ``str(error)`` does.
+
+    An exception of ours may name its own kind: a mail of which nobody knows whether it arrived is "unknown".
+    """
+    kind = getattr(error, "failure_kind", kind) if kind == "exception" and isinstance(error, TaskWorkerError) else kind
     return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=_traceback(error))
 
 

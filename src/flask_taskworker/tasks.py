@@ -287,6 +287,13 @@ class TaskRegistry:
         """Grows with every registration, so that a running worker notices new schedules."""
         self._find_client = find_client
         self._tasks: dict[str, Task[..., Any, Any]] = {}
+        self._built_in: dict[str, Task[..., Any, Any]] = {}
+
+    def register_built_in(self, function: Callable[..., Any], options: TaskOptions, name: str) -> None:
+        """Make a task of a function of this package. It runs as any other, and is not listed among the user's."""
+        self._built_in[name] = Task(
+            function, name=name, options=options, codec=self.codec, find_client=self._find_client
+        )
 
     def register(
         self, function: Callable[P, Returned], options: TaskOptions, name: str | None
@@ -308,7 +315,7 @@ class TaskRegistry:
         return task
 
     def _refuse_another(self, task: Task[..., Any, Any]) -> None:
-        known = self._tasks.get(task.name)
+        known = self.get(task.name)
         if known is not None and known.place != task.place:
             raise TaskExists(
                 f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
@@ -317,11 +324,11 @@ class TaskRegistry:
 
     def get(self, name: str) -> Task[..., Any, Any] | None:
         """The task of that name, or None."""
-        return self._tasks.get(name)
+        return self._tasks.get(name) or self._built_in.get(name)
 
     def find(self, name: str) -> Task[..., Any, Any]:
         """The task of that name. Raises TaskNotFound with the names that exist."""
-        task = self._tasks.get(name)
+        task = self.get(name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
             raise TaskNotFound(f"No task is registered as {name!r}. Registered: {known}.")

@@ -15,7 +15,7 @@ import aiosmtplib
 import pytest
 from tests.mail.server import EXTENSIONS, Drop, Session, Silence, SMTPServer, wait_until
 
-from flask_taskworker.mail import Mail, MailError, Message, Reply, pipelining, smtp
+from flask_taskworker.mail import Mail, MailError, Message, Reply, pipelining, pool, smtp
 from flask_taskworker.mail.errors import (
     ConnectError,
     ConnectTimeout,
@@ -470,7 +470,7 @@ def test_pooled_connection_is_renewed_after_its_mails(serve: Serve, make_mail: M
 
 
 def test_idle_connection_is_closed(serve: Serve, make_mail: MakeMail, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smtp, "IDLE_S", 0.05)
+    monkeypatch.setattr(pool, "IDLE_S", 0.05)
     server = serve()
     mail = make_mail(server)
     mail.send(message())

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from .envelope import Envelope, SendResult, failed_result, result_of
 from .errors import DeliveryUnknown, MailError, ServerDisconnected, ServerTimeout
-from .smtp import Opened, Pool, Receipt, SMTPConnection
+from .pool import Pool
+from .smtp import Opened, Receipt, SMTPConnection
 
 CHUNK = 64
 """Mails handed over at once."""

@@ -34,6 +34,7 @@ import smtplib
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import aiosmtplib
@@ -50,6 +51,9 @@ def _rebuild(cls: type[MailError], args: tuple[object, ...], state: dict[str, ob
 
 class MailError(TaskWorkerError, smtplib.SMTPException):
     """A mail could not be sent."""
+
+    failure_kind: str = "exception"
+    """The ``kind`` of the JobFailed of a queued mail that ends with this error."""
 
     of_transport: bool = False
     """Whether it is about the way to the server, not about one mail: no other mail would have fared better."""
@@ -184,5 +188,8 @@ class ServerTimeout(ServerDisconnected, aiosmtplib.SMTPReadTimeoutError):
 class DeliveryUnknown(ServerDisconnected):
     """The connection broke off after the message was handed over and before the server said that it has it.
 
-    The message may or may not arrive; sending it again may deliver it twice.
+    The message may or may not arrive; sending it again may deliver it twice. ``refused`` maps the recipients that the
+    server had refused before, who do not get it, to its replies.
     """
+
+    refused: Mapping[str, Any] = MappingProxyType({})

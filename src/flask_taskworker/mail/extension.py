@@ -8,24 +8,30 @@ import time
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import timedelta
+from functools import partial
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from flask import Flask, current_app, has_app_context
 
+from ..clock import as_timedelta
 from ..errors import AppError
 from ..mail_config import MailConfig
+from ..sessions import CallerTransaction, is_async
+from ..tasks import EnqueueOptions
 from .addresses import sanitize_address, sanitize_addresses
 from .bulk import CHUNK, BulkRun, Numbered
 from .cli import mail_commands
+from .delivery import is_workers_loop, join_loop
 from .envelope import Prepared, Reply, SendResult, prepare, result_of
 from .errors import BadHeaderError, MailError
-from .hosts import ConsoleHost, FileHost, Host, KeptHost, MemoryHost, PooledHost, SMTPHost, aside, refused_replies
+from .hosts import Host, KeptHost, PooledHost, SMTPHost, aside, local_host, refused_replies, server_of
 from .message import Defaults, Message, use_defaults
+from .pool import pool_for
 from .portal import portal
+from .queue import QUEUE, MailJob, MailQueue, QueueOptions, SuppressedMails
 from .signals import dispatched, email_dispatched, foreign_module
-from .smtp import Server, pool_for
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +69,8 @@ class Connection:
             self._quit()
 
     async def __aenter__(self) -> Self:
+        if is_workers_loop(self._find_app()):
+            join_loop()
         if self.mail.suppress:
             self.host = None
         else:
@@ -172,35 +180,11 @@ class Connection:
             log.debug("the mail host did not say goodbye: %s", error)
 
     def _make_host(self) -> Host:
-        state, config = self.mail, self.mail.config
-        match config.backend:
-            case "console":
-                return ConsoleHost()
-            case "file":
-                return FileHost(Path(config.file_path or Path(self._find_app().instance_path) / "mail"))
-            case "memory":
-                return MemoryHost(state.outbox)
+        state = self.mail
+        if (local := local_host(state, self._find_app())) is not None:
+            return local
         server = server_of(state)
-        return PooledHost(server, config.pool_size, state.max_emails) if self._is_pooled else KeptHost(server)
-
-
-def server_of(state: Any) -> Server:
-    """The server as the state's attributes say now: they may be changed at any time."""
-    config = state.config
-    return Server(
-        hostname=state.server or "127.0.0.1",
-        port=int(state.port or 25),
-        use_tls=bool(state.use_tls),
-        use_ssl=bool(state.use_ssl),
-        username=state.username,
-        password=state.password,
-        timeout=config.timeout,
-        data_timeout=config.data_timeout,
-        verify=config.tls_verify,
-        cafile=config.cafile,
-        ssl_context=config.ssl_context,
-        trace=bool(state.debug),
-    )
+        return PooledHost(server, state.config.pool_size, state.max_emails) if self._is_pooled else KeptHost(server)
 
 
 def _five(prepared: Prepared, message: Any) -> tuple[Any, ...]:
@@ -306,6 +290,8 @@ class _MailMixin:
                 for result in await aside(batch.send_one, message):
                     yield result
             return
+        if is_workers_loop(batch.app):
+            join_loop()
         run = await portal.arun(batch.begin())
         try:
             async for message in _each(messages):
@@ -320,10 +306,97 @@ class _MailMixin:
         for result in batch.take_results():
             yield result
 
+    def send_later(
+        self,
+        message: Any,
+        *,
+        delay: float | timedelta | None = None,
+        queue: str = QUEUE,
+        priority: int = 0,
+        session: Any = None,
+        once: bool = False,
+        uid: str | None = None,
+    ) -> MailJob:
+        """Store *message* as a job, which the app's worker sends; durable when it returns.
+
+        The message is checked and written now, so that errors come here and every try sends the same bytes.
+        ``delay``: seconds or a timedelta. ``priority``: higher goes first. ``session``: an SQLAlchemy session, whose
+        commit decides. ``once``: never hand it over a second time; where it is unknown whether it arrived, hold it.
+        ``uid``: the job's own name, so that a repeat never doubles the mail.
+
+        Raises what :meth:`send` raises for a message that is wrong; AppError without a TaskWorker on the app;
+        MessageTooLarge, NotAccepted, or OutcomeUnknown when the commit got no answer.
+        """
+        options = _queue_options(delay, queue, priority, session, once, uid)
+        return self._put([message], options)[0]
+
+    async def asend_later(self, message: Any, **options: Any) -> MailJob:
+        """:meth:`send_later`, without blocking the event loop. ``session`` may be an AsyncSession."""
+        session = options.get("session")
+        if session is None:
+            return cast(MailJob, await aside(partial(self.send_later, message, **options)))
+        if is_async(session):
+            return cast(
+                MailJob, await session.run_sync(lambda inner: self.send_later(message, **{**options, "session": inner}))
+            )
+        return self.send_later(message, **options)
+
+    def send_later_many(
+        self,
+        messages: Iterable[Any],
+        *,
+        delay: float | timedelta | None = None,
+        queue: str = QUEUE,
+        priority: int = 0,
+        session: Any = None,
+        once: bool = False,
+    ) -> list[MailJob]:
+        """Store many messages in one transaction: all or none. An attachment that they share is stored once.
+
+        Options and errors as for :meth:`send_later`.
+        """
+        return self._put(messages, _queue_options(delay, queue, priority, session, once, None))
+
+    def get_job(self, job_id: int) -> MailJob:
+        """The job of a queued mail by its number. Raises JobNotFound, also for the jobs of other tasks."""
+        connection = self.connect()
+        return MailQueue(connection._find_app(), connection.mail.config).job(job_id)
+
+    def _put(self, messages: Iterable[Any], options: QueueOptions) -> list[MailJob]:
+        connection = self.connect()
+        app, state = connection._find_app(), connection.mail
+        mails = [(message, connection._prepare(message, None)) for message in messages]
+        if state.suppress:
+            return _recorded(app, mails, options.enqueue)
+        return MailQueue(app, state.config).put(mails, options) if mails else []
+
     def _connect_for_one(self) -> Connection:
         connection = self.connect()
         connection._is_pooled = True
         return connection
+
+
+def _queue_options(
+    delay: float | timedelta | None, queue: str, priority: int, session: Any, once: bool, uid: str | None
+) -> QueueOptions:
+    period = None if delay is None else as_timedelta(delay, "delay")
+    enqueue = EnqueueOptions(delay=period, queue=queue, priority=priority, session=session, uid=uid)
+    return QueueOptions(enqueue=enqueue, once=once)
+
+
+def _recorded(app: Flask, mails: list[tuple[Any, Prepared]], options: EnqueueOptions) -> list[MailJob]:
+    """An app that suppresses mail records it: at once, or when the session commits. It needs no database."""
+
+    def record() -> None:
+        for message, _ in mails:
+            dispatched(app, message)
+
+    if options.session is None:
+        record()
+    else:
+        CallerTransaction(options.session).after_commit(record)
+    now = int(time.time() * 1000)
+    return [SuppressedMails(prepared.envelope.recipients, now, options).job() for _, prepared in mails]
 
 
 async def _each(messages: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -341,7 +414,7 @@ class _Batch:
     def __init__(self, connection: Connection) -> None:
         state = connection.mail
         self._connection = connection
-        self._app = connection._find_app()
+        self.app = connection._find_app()
         self._chunk: list[Numbered] = []
         self._results: dict[int, SendResult] = {}
         self._count = 0
@@ -382,7 +455,7 @@ class _Batch:
             assert result is not None
             self._results[number] = result
             if result.error is None:
-                _announced(self._app, message, result)
+                _announced(self.app, message, result)
 
     def take_results(self) -> list[SendResult]:
         """What is known by now, in no order."""
@@ -501,4 +574,4 @@ def install_as_flask_mail() -> None:
     sys.modules["flask_mail"] = ours
 
 
-__all__ = ["Connection", "Mail", "_Mail", "_MailMixin", "install_as_flask_mail", "server_of"]
+__all__ = ["Connection", "Mail", "_Mail", "_MailMixin", "install_as_flask_mail"]

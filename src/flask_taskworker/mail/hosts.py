@@ -15,12 +15,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from flask import Flask
+
 from .addresses import parse_mailbox
 from .envelope import Envelope, Reply
 from .errors import DeliveryUnknown, ServerDisconnected, ServerTimeout
 from .mime import crlf
+from .pool import pool_for
 from .portal import portal
-from .smtp import Receipt, Server, SMTPConnection, pool_for
+from .smtp import Receipt, Server, SMTPConnection
 
 Refused = Mapping[str, tuple[int, bytes]]
 
@@ -203,6 +206,52 @@ class MemoryHost:
 
     def quit(self) -> None:
         """Nothing to end."""
+
+
+class NullHost:
+    """Takes mails and does nothing: for apps that suppress them."""
+
+    def sendmail(
+        self, from_addr: str, to_addrs: Sequence[str], msg: bytes, mail_options: Any = (), rcpt_options: Any = ()
+    ) -> Refused:
+        """Nobody is refused."""
+        return {}
+
+    def quit(self) -> None:
+        """Nothing to end."""
+
+
+def local_host(state: Any, app: Flask) -> Host | None:
+    """Where mails go instead of a server, as the app's mail settings say; None for a server."""
+    if state.suppress:
+        return NullHost()
+    match state.config.backend:
+        case "console":
+            return ConsoleHost()
+        case "file":
+            return FileHost(Path(state.config.file_path or Path(app.instance_path) / "mail"))
+        case "memory":
+            return MemoryHost(state.outbox)
+    return None
+
+
+def server_of(state: Any) -> Server:
+    """The server as the state's attributes say now: they may be changed at any time."""
+    config = state.config
+    return Server(
+        hostname=state.server or "127.0.0.1",
+        port=int(state.port or 25),
+        use_tls=bool(state.use_tls),
+        use_ssl=bool(state.use_ssl),
+        username=state.username,
+        password=state.password,
+        timeout=config.timeout,
+        data_timeout=config.data_timeout,
+        verify=config.tls_verify,
+        cafile=config.cafile,
+        ssl_context=config.ssl_context,
+        trace=bool(state.debug),
+    )
 
 
 def envelope_of(

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -135,6 +136,52 @@ attempt = Table(
     Column("finished_at", BigInteger, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("error", Text),
+)
+
+# A queued mail. Its id is the uid of its job. The bytes are those of `body`, with shared blobs between them as
+# `layout` says: a JSON list of lengths and hashes, or NULL where there are none. `phase` is "dot" from just before the
+# message of a mail that must never go out twice.
+mail = Table(
+    "taskworker_mail",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("message_id", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("once", Integer, nullable=False, server_default=text("0")),
+    Column("phase", Text),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("size", Integer, nullable=False),
+    Column("layout", Text),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("give_up_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("taskworker_mail_gone", "expires_at"),
+)
+
+recipient = Table(
+    "taskworker_recipient",
+    metadata,
+    Column("mail_id", Text, primary_key=True),
+    Column("address", Text, primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("ending", Text, nullable=False),
+    Column("code", Integer),
+    Column("text", Text),
+    Column("next_try", BigInteger),
+    CheckConstraint(
+        "ending IN ('waiting', 'accepted', 'deferred', 'rejected', 'unknown')", name="taskworker_recipient_ending"
+    ),
+)
+
+blob = Table(
+    "taskworker_blob",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("uses", BigInteger, nullable=False),
+    Column("bytes", LargeBinary, nullable=False),
 )
 
 meta = Table(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
 from ..tasks import DeclaredSchedule
-from . import statements
+from . import mail_statements, statements
 from .driver import AsyncLink, AsyncRun
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
-from .statements import batch_of
+from .statements import Dialect, batch_of
 
 PRUNE_BATCH = 500
 PROMOTE_BATCH = 500
@@ -225,14 +227,14 @@ class WorkerStore:
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
     async def prune(self) -> int:
-        """Delete one small batch of jobs whose time is over; how many there were."""
+        """Delete one small batch of jobs whose time is over, and one of queued mails; the size of the larger."""
         parameters = {"now": self._store.clock(), "number": PRUNE_BATCH}
 
         async def body(run: AsyncRun) -> int:
             gone = await run(self._expired, parameters)
             if gone:
                 await run(self._expired_attempts, {"batch": batch_of(gone)})
-            return len(gone)
+            return max(len(gone), await prune_mails(self._store.driver.dialect, run, parameters))
 
         return await self._link.transaction(body)
 
@@ -243,6 +245,19 @@ class WorkerStore:
     async def held(self, worker_id: str) -> set[tuple[int, int]]:
         """(id, claim) of the jobs that the worker holds according to the store."""
         return {(row[0], row[1]) for row in await self._link.read(statements.held_jobs(), {"id": worker_id})}
+
+
+async def prune_mails(dialect: Dialect, run: AsyncRun, parameters: Mapping[str, Any]) -> int:
+    """Delete one batch of queued mails whose time is over, and the blobs that no other mail uses."""
+    gone = await run(mail_statements.expired_mails(dialect), parameters)
+    if gone:
+        await run(mail_statements.remove_recipients(dialect), {"ids": json.dumps([row[0] for row in gone])})
+        # A layout is a list of lengths and of the hashes of blobs.
+        released = Counter(part for _, layout in gone for part in json.loads(layout or "[]") if isinstance(part, str))
+        if released:
+            await run(mail_statements.release_blobs(dialect), {"batch": batch_of(list(released.items()))})
+            await run(mail_statements.remove_unused_blobs(dialect), {"hashes": json.dumps(list(released))})
+    return len(gone)
 
 
 def _is_plain(ended: Ended) -> bool:

@@ -1,0 +1,360 @@
+"""Sending queued mail: the built-in task, and what it needs on the worker's loop.
+
+:func:`deliver` is the task; its argument is the mail's id. It loads the mail, hands it to the server over the loop's
+pool, records what became of each recipient, and steers its own job: done, failed, or again later. A server that
+cannot be reached, or does not let us in, parks the whole :class:`Transport` and counts against no mail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from email import message_from_bytes, policy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from flask import Flask, current_app
+
+from .. import announce
+from ..errors import SnoozeJob, StoreError
+from ..jobs import running_job
+from ..signals import email_failed
+from ..store.sql import Store, to_duration_ms
+from ..tasks import TaskOptions, TaskRegistry
+from .envelope import Ending, Envelope
+from .errors import AuthenticationFailed, DeliveryUnknown, MailError, RecipientsRefused
+from .hosts import Host, local_host, server_of
+from .message import Message
+from .pool import close_pools, pool_for
+from .portal import portal
+from .queue import DELIVER, QUEUE, MailQueue
+from .signals import dispatched, email_dispatched
+from .smtp import Receipt, Server, SMTPConnection
+from .stored import MailRoom, Settlement, StoredMail, Verdict, verdicts
+
+log = logging.getLogger(__name__)
+
+FIRST_PARKING_S = 2.0
+LONGEST_PARKING_S = 50.0
+LOGIN_PARKING_S = 60.0
+"""A wrong password does not mend itself, and servers lock accounts out: at most one login a minute."""
+
+_AGAIN_AFTER_STORE_ERROR_S = 1.0
+_SPREAD = 0.1
+_LONGEST_SPREAD_S = 5.0
+_LOADED_PER_CONNECTION = 4
+_TOO_MANY_RECIPIENTS = 452
+
+
+class MailHeld(MailError):
+    """The connection broke off after the mail was handed over; nobody knows if it arrived, and it must not go twice.
+
+    Look for it in the log of the mail server; ``job.retry()`` sends it again.
+    """
+
+    failure_kind = "unknown"
+
+
+async def deliver(mail_id: str) -> dict[str, str]:
+    """Send one queued mail. Returns what the server said to each refused recipient.
+
+    Raises RecipientsRefused when nobody was accepted, MailHeld when that is unknown and must not be tried again.
+    """
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    if "mail" not in app.extensions:
+        log.error("a queued mail waits: the app %r has no Mail. Call Mail(app) where the worker runs too.", app.name)
+        raise SnoozeJob(60)
+    return await _postman(app).deliver(app, mail_id)
+
+
+def register_mail(registry: TaskRegistry) -> None:
+    """Make the built-in task known to a TaskWorker."""
+    registry.register_built_in(deliver, TaskOptions(queue=QUEUE), DELIVER)
+
+
+# ---------------------------------------------------------------- the transport
+
+
+class Transport:
+    """The way to the server: who opens a connection, and when there is no point in it. On the loop's clock."""
+
+    def __init__(self) -> None:
+        self._opening = asyncio.Lock()
+        self._pause = 0.0
+        self._parked_until = 0.0
+
+    def check(self) -> None:
+        """Raise SnoozeJob while the server is left alone. No mail's tries are counted."""
+        left = self._parked_until - _loop_time()
+        if left > 0:
+            raise SnoozeJob(left + random.uniform(0, min(self._pause, _LONGEST_SPREAD_S)))
+
+    async def open(self, server: Server) -> SMTPConnection:
+        """Open a connection, one at a time: after a failure the others need not find out for themselves.
+
+        Raises SnoozeJob where the server cannot be reached, or does not let us in.
+        """
+        async with self._opening:
+            self.check()
+            try:
+                connection = await SMTPConnection.open(server)
+            except MailError as error:
+                self._park(error)
+                self.check()
+                raise
+            self._is_back()
+            return connection
+
+    def _park(self, error: MailError) -> None:
+        if not self._pause:
+            # The one alarm of this outage.
+            log.error("queued mail waits, and none is lost: %s", error)
+        self._pause = min(max(FIRST_PARKING_S, self._pause * 3), LONGEST_PARKING_S)
+        if isinstance(error, AuthenticationFailed):
+            self._pause = LOGIN_PARKING_S
+        self._parked_until = _loop_time() + self._pause
+        log.info("the mail server is tried again in %.0f s", self._pause)
+
+    def _is_back(self) -> None:
+        if self._pause:
+            log.warning("the mail server is back; queued mail goes out again")
+        self._pause = self._parked_until = 0.0
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# ---------------------------------------------------------------- the postman
+
+
+class Postman:
+    """Delivers the queued mails of one app, on one loop."""
+
+    def __init__(self, app: Flask) -> None:
+        config = app.extensions["mail"].config
+        self._store: Store = app.extensions["taskworker"].client.store
+        self.room = MailRoom(self._store)
+        self._transport = Transport()
+        # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
+        self._loaded = asyncio.Semaphore(config.pool_size * _LOADED_PER_CONNECTION)
+
+    async def deliver(self, app: Flask, mail_id: str) -> dict[str, str]:
+        """One try of one mail, and what follows from it."""
+        self._transport.check()
+        async with self._loaded:
+            mail = await self._load(app, mail_id)
+            if mail.finished_at is not None:
+                return _ended(mail)
+            while True:
+                news = await self._try(app, mail)
+                before, mail = mail, mail.after(news, _again_at(app, mail, self._store.clock()), self._store.clock())
+                await self._record(mail.settlement(news, self._keep_ms(app)))
+                await _announce(app, before, mail)
+                if not _may_go_on_at_once(news):
+                    break
+        if mail.finished_at is None:
+            raise SnoozeJob(max(0.0, (mail.next_try_ms - self._store.clock()) / 1000))
+        return _ended(mail)
+
+    async def _load(self, app: Flask, mail_id: str) -> StoredMail:
+        try:
+            mail = await self.room.load(mail_id)
+            if not _is_asked_for_again(mail):
+                return mail
+            now, config = self._store.clock(), app.extensions["mail"].config
+            give_up_at = now + to_duration_ms(config.expires)
+            await self.room.reopen(mail_id, give_up_at, give_up_at + to_duration_ms(config.keep))
+            return await self.room.load(mail_id)
+        except StoreError as error:
+            log.warning("a queued mail waits: %s", error)
+            raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
+
+    async def _try(self, app: Flask, mail: StoredMail) -> dict[str, Verdict]:
+        envelope = replace(mail.envelope, recipients=mail.open)
+        if mail.phase == "dot":
+            return verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
+        state = app.extensions["mail"]
+        host = local_host(state, app)
+        if host is not None:
+            return await _give_to(host, envelope)
+        server = server_of(state)
+        pool = pool_for(server, state.config.pool_size, state.max_emails)
+        before_dot = (lambda: self._enter_dot(mail.id)) if mail.once else None
+        try:
+            outcome: Receipt | MailError = await pool.deliver(
+                envelope, before_dot, lambda: self._transport.open(server)
+            )
+        except MailError as error:
+            outcome = error
+        return verdicts(envelope, outcome)
+
+    async def _enter_dot(self, mail_id: str) -> None:
+        """Before the message of a mail that must not go out twice. Raises SnoozeJob where it may have gone already."""
+        try:
+            entered = await self.room.enter_dot(mail_id)
+        except StoreError as error:
+            raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
+        if not entered:
+            raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S)
+
+    async def _record(self, settlement: Settlement) -> None:
+        """What was sent must be known, or it would be sent again: so until the database takes it."""
+        pause = 0.1
+        while True:
+            try:
+                return await self.room.settle(settlement)
+            except StoreError as error:
+                log.warning("a sent mail could not be recorded; next try in %.1f s: %s", pause, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    @staticmethod
+    def _keep_ms(app: Flask) -> int:
+        return to_duration_ms(app.extensions["mail"].config.keep)
+
+
+def _again_at(app: Flask, mail: StoredMail, now: int) -> int:
+    """When the mail is tried again, in epoch milliseconds."""
+    config = app.extensions["mail"].config
+    delay = min(config.retry_base * 2 ** min(mail.tries, 30), config.retry_cap) * random.uniform(
+        1 - _SPREAD, 1 + _SPREAD
+    )
+    return now + int(delay * 1000)
+
+
+def _may_go_on_at_once(news: Mapping[str, Verdict]) -> bool:
+    """The server took some recipients, and wants the others in another mail."""
+    accepted = any(verdict.ending is Ending.ACCEPTED for verdict in news.values())
+    return accepted and any(verdict.code == _TOO_MANY_RECIPIENTS for verdict in news.values())
+
+
+def _is_asked_for_again(mail: StoredMail) -> bool:
+    """Whether the job of a mail that ended in vain was put back into its queue by a person, not by a crash.
+
+    Never for a mail that must not go out twice: there only MailJob.retry() says so clearly enough.
+    """
+    job = running_job()
+    in_vain = mail.finished_at is not None and not mail.once and not mail.is_accepted_by_anybody
+    return in_vain and job is not None and not job.claim.crashes and not job.claim.failures
+
+
+def _ended(mail: StoredMail) -> dict[str, str]:
+    """The result of the job of a mail that is decided. Raises MailHeld or RecipientsRefused."""
+    if any(state.ending is Ending.UNKNOWN for state in mail.recipients):
+        raise MailHeld
+    if not mail.is_accepted_by_anybody:
+        raise RecipientsRefused({state.address: (state.code or -1, state.text) for state in mail.recipients})
+    return mail.refused
+
+
+async def _give_to(host: Host, envelope: Envelope) -> dict[str, Verdict]:
+    arguments = (
+        envelope.sender or "<>",
+        list(envelope.recipients),
+        envelope.data,
+        envelope.mail_options,
+        envelope.rcpt_options,
+    )
+    await asyncio.to_thread(host.sendmail, *arguments)
+    return dict.fromkeys(envelope.recipients, Verdict(Ending.ACCEPTED, 250, ""))
+
+
+# ---------------------------------------------------------------- signals
+
+
+class SentMessage(Message):
+    """A queued mail as the receivers of ``email_dispatched`` see it: read from the bytes that were sent."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        parsed = message_from_bytes(envelope.data, policy=policy.default)
+        texts = {kind: part for kind in ("plain", "html") if (part := parsed.get_body((kind,))) is not None}
+        super().__init__(
+            subject=str(parsed["Subject"] or ""),
+            recipients=list(envelope.recipients),
+            body=_content(texts.get("plain")),
+            html=_content(texts.get("html")),
+            sender=str(parsed["From"] or envelope.sender),
+            mail_options=list(envelope.mail_options),
+            rcpt_options=list(envelope.rcpt_options),
+        )
+        self.msgId = envelope.message_id
+        self._data = envelope.data
+
+    def as_bytes(self) -> bytes:
+        """What was sent."""
+        return self._data
+
+
+def _content(part: Any) -> str | None:
+    return None if part is None else str(part.get_content())
+
+
+async def _announce(app: Flask, before: StoredMail, after: StoredMail) -> None:
+    """Tell the listeners, in a thread: the first acceptance, and the end of those who were given up."""
+    sent = after.is_accepted_by_anybody and not before.is_accepted_by_anybody and email_dispatched.receivers
+    failed = after.finished_at is not None and after.refused and email_failed.receivers
+    job = running_job()
+    if not sent and not failed:
+        return
+
+    def tell() -> None:
+        with app.app_context():
+            if sent:
+                dispatched(app, SentMessage(after.envelope))
+            if failed and job is not None:
+                queued = MailQueue(app, app.extensions["mail"].config).job(job.claim.id)
+                recipients = {s.address: s for s in after.recipients if s.ending is not Ending.ACCEPTED}
+                announce.send(email_failed, app, job=queued, recipients=recipients)
+
+    await asyncio.to_thread(tell)
+
+
+# ---------------------------------------------------------------- the worker's loop
+
+_postmen: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Flask, Postman]] = WeakKeyDictionary()
+
+
+def _postman(app: Flask) -> Postman:
+    loop = asyncio.get_running_loop()
+    join_loop()
+    postmen = _postmen[loop]
+    if app not in postmen:
+        postmen[app] = Postman(app)
+    return postmen[app]
+
+
+def join_loop() -> None:
+    """Let mail that is sent on the running loop, a worker's, use connections of its own, closed when it ends."""
+    loop = asyncio.get_running_loop()
+    if loop in _postmen:
+        return
+    _postmen[loop] = WeakKeyDictionary()
+    portal.adopt(loop)
+    # The name tells the worker that no job has left this task behind.
+    keeper = loop.create_task(_keep_house(), name="taskworker-mail")
+    _keepers.add(keeper)
+    keeper.add_done_callback(_keepers.discard)
+
+
+def is_workers_loop(app: Flask) -> bool:
+    """Whether the running loop is that of the app's worker."""
+    state = app.extensions.get("taskworker")
+    return state is not None and state.client.worker_thread is threading.current_thread()
+
+
+_keepers: set[asyncio.Task[None]] = set()
+
+
+async def _keep_house() -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        for postman in _postmen.pop(loop, {}).values():
+            postman.room.close()
+        await close_pools()

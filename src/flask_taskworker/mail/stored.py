@@ -1,0 +1,258 @@
+"""Queued mails as the worker's loop sees them: loading them, judging a try, and recording it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from ..clock import from_ms, to_ms
+from ..errors import JobNotFound, StoreError
+from ..store import mail_statements
+from ..store.driver import Run
+from ..store.sql import Store
+from ..store.statements import batch_of
+from ..threads import ThreadPool
+from .envelope import Ending, Envelope, Reply
+from .errors import DeliveryUnknown, MailError, RecipientsRefused, ReplyError, ServerDisconnected
+from .queue import RecipientState, blobs_in, joined, load_recipients
+from .smtp import Receipt
+
+T = TypeVar("T")
+
+
+class Verdict(NamedTuple):
+    """What one try came to for one recipient."""
+
+    ending: Ending
+    code: int
+    text: str
+
+
+def verdicts(envelope: Envelope, outcome: Receipt | MailError) -> dict[str, Verdict]:
+    """What a try came to for each recipient of *envelope*."""
+    replies: Mapping[str, Reply] = {}
+    match outcome:
+        case Receipt():
+            replies, rest = outcome.refused, _verdict(outcome.reply)
+        case RecipientsRefused():
+            replies = {address: Reply(code, _text(text)) for address, (code, text) in outcome.recipients.items()}
+            rest = Verdict(Ending.DEFERRED, -1, str(outcome))
+        case ReplyError():
+            rest = _verdict(Reply(outcome.smtp_code, outcome.text))
+        case DeliveryUnknown():
+            replies, rest = outcome.refused, Verdict(Ending.UNKNOWN, -1, str(outcome))
+        case ServerDisconnected():
+            rest = Verdict(Ending.DEFERRED, outcome.code, outcome.text or str(outcome))
+        case _:
+            rest = Verdict(Ending.REJECTED, -1, str(outcome))
+    known = {address: _verdict(reply) for address, reply in replies.items()}
+    return {address: known.get(address, rest) for address in envelope.recipients}
+
+
+def _verdict(reply: Reply) -> Verdict:
+    return Verdict(reply.ending, reply.code, reply.text)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMail:
+    """A queued mail as it was loaded, and as a try leaves it. Times are epoch milliseconds."""
+
+    envelope: Envelope
+    id: str
+    once: bool
+    phase: str | None
+    tries: int
+    give_up_at: int
+    finished_at: int | None
+    recipients: tuple[RecipientState, ...]
+    next_try_ms: int = 0
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The addresses that are to be tried."""
+        return tuple(state.address for state in self.recipients if self._is_open(state))
+
+    def _is_open(self, state: RecipientState) -> bool:
+        return state.ending in (None, Ending.DEFERRED) or (state.ending is Ending.UNKNOWN and not self.once)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """What the server said to those who were not accepted."""
+        return {state.address: str(state) for state in self.recipients if state.ending is not Ending.ACCEPTED}
+
+    @property
+    def is_accepted_by_anybody(self) -> bool:
+        """Whether at least one recipient was accepted."""
+        return any(state.ending is Ending.ACCEPTED for state in self.recipients)
+
+    def after(self, news: Mapping[str, Verdict], again_at: int, now: int) -> StoredMail:
+        """The mail after a try that came to *news*: open recipients are tried again, or given up if it is late."""
+        is_late = now >= self.give_up_at
+        next_try = min(again_at, self.give_up_at)
+        states = [self._state_after(state, news.get(state.address), next_try, is_late) for state in self.recipients]
+        mail = replace(self, recipients=tuple(states), tries=self.tries + 1, phase=None, next_try_ms=next_try)
+        return mail if mail.open and not is_late else replace(mail, finished_at=now)
+
+    def _state_after(
+        self, state: RecipientState, verdict: Verdict | None, next_try: int, is_late: bool
+    ) -> RecipientState:
+        if verdict is None:
+            return state
+        found = RecipientState(address=state.address, ending=verdict.ending, code=verdict.code, text=verdict.text)
+        if not self._is_open(found):
+            return found
+        if not is_late:
+            return replace(found, next_try=from_ms(next_try))
+        if found.ending is Ending.UNKNOWN:
+            return found
+        return replace(
+            found, ending=Ending.REJECTED, text=f"given up after MAIL_EXPIRES; the last reply was: {found.text}"
+        )
+
+    def settlement(self, news: Mapping[str, Verdict], keep_ms: int) -> Settlement:
+        """What the store must learn of the try."""
+        changed = [state for state in self.recipients if state.address in news]
+        expires_at = None if self.finished_at is None else self.finished_at + keep_ms
+        return Settlement(self.id, self.phase, self.finished_at, expires_at, changed)
+
+
+class Settlement(NamedTuple):
+    """What a try of a mail came to, as it goes into the store."""
+
+    mail_id: str
+    phase: str | None
+    finished_at: int | None
+    expires_at: int | None
+    recipients: Sequence[RecipientState]
+
+
+class MailRoom:
+    """Queued mails as one worker's loop sees them. What many jobs ask for at once goes to the database in one hop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPool(1, "taskworker-mail")
+        self._waiting: list[tuple[str, Any, asyncio.Future[Any]]] = []
+        self._hop: asyncio.Task[None] | None = None
+
+    async def load(self, mail_id: str) -> StoredMail:
+        """One mail. Raises JobNotFound, StoreError."""
+        mail: StoredMail | None = await self._ask("load", mail_id)
+        if mail is None:
+            raise JobNotFound(f"The mail {mail_id} is not in the store any more: it was pruned after MAIL_KEEP.")
+        return mail
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Record a try. Raises StoreError."""
+        await self._ask("settle", settlement)
+
+    async def enter_dot(self, mail_id: str) -> bool:
+        """Note that the message is about to go out; False if that was noted before. Raises StoreError."""
+        entered: bool = await self._ask("dot", mail_id)
+        return entered
+
+    async def _ask(self, what: str, subject: Any) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((what, subject, answer))
+        if self._hop is None or self._hop.done():
+            self._hop = asyncio.get_running_loop().create_task(self._work_off(), name="taskworker-mail-hop")
+        return await answer
+
+    async def _work_off(self) -> None:
+        # While one hop is under way, others gather for the next.
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                answers = await _in(self._thread, partial(self._serve, batch))
+            except StoreError as error:
+                answers = [error] * len(batch)
+            for (_, _, answer), value in zip(batch, answers, strict=True):
+                if not answer.done():
+                    answer.set_exception(value) if isinstance(value, StoreError) else answer.set_result(value)
+
+    def _serve(self, batch: Sequence[tuple[str, Any, object]]) -> list[Any]:
+        wanted = [subject for what, subject, _ in batch if what == "load"]
+        loaded = self._load(wanted) if wanted else {}
+        settlements = [subject for what, subject, _ in batch if what == "settle"]
+        dots = [subject for what, subject, _ in batch if what == "dot"]
+        entered: set[str] = set()
+        if settlements or dots:
+            entered = self._store.driver.transaction(lambda run: self._write(run, settlements, dots))
+        return [
+            loaded.get(subject) if what == "load" else what == "dot" and subject in entered
+            for what, subject, _ in batch
+        ]
+
+    def _load(self, ids: Sequence[str]) -> dict[str, StoredMail]:
+        driver = self._store.driver
+        rows = driver.read(mail_statements.mails(driver.dialect), {"ids": json.dumps(ids)})
+        recipients = load_recipients(driver.read, driver.dialect, ids)
+        digests = list(blobs_in([row[7] for row in rows]))
+        blobs = driver.read(mail_statements.blobs(driver.dialect), {"hashes": json.dumps(digests)}) if digests else []
+        shared = {digest: bytes(content) for digest, content in blobs}
+        return {row[0]: _stored(row, shared, recipients.get(row[0], [])) for row in rows}
+
+    def _write(self, run: Run, settlements: Sequence[Settlement], dots: Sequence[str]) -> set[str]:
+        dialect = self._store.driver.dialect
+        if settlements:
+            recipients = [_recipient_row(s.mail_id, state) for s in settlements for state in s.recipients]
+            mails = [(s.mail_id, s.phase, s.finished_at, s.expires_at) for s in settlements]
+            run(mail_statements.settle_recipients(dialect), {"batch": batch_of(recipients)})
+            run(mail_statements.settle_mails(dialect), {"batch": batch_of(mails)})
+        return {mail_id for mail_id in dots if run(mail_statements.enter_dot(), {"id": mail_id})}
+
+    async def reopen(self, mail_id: str, give_up_at: int, expires_at: int) -> None:
+        """Try a mail again that had ended: a person has asked for it. Raises StoreError."""
+        values = {"id": mail_id, "give_up_at": give_up_at, "expires_at": expires_at}
+
+        def body(run: Run) -> None:
+            run(mail_statements.reopen_mail(), values)
+            run(mail_statements.reopen_recipients(), {"id": mail_id})
+
+        await _in(self._thread, lambda: self._store.driver.transaction(body))
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown()
+
+
+def _stored(row: Sequence[Any], shared: dict[str, bytes], recipients: Sequence[RecipientState]) -> StoredMail:
+    mail_id, message_id, sender, options, once, phase, tries, layout, give_up_at, finished_at, body = row
+    mail_options, rcpt_options = json.loads(options)
+    envelope = Envelope(
+        sender=sender,
+        recipients=tuple(state.address for state in recipients),
+        data=joined(layout, bytes(body), shared),
+        message_id=message_id,
+        mail_options=tuple(mail_options),
+        rcpt_options=tuple(rcpt_options),
+    )
+    return StoredMail(
+        envelope=envelope,
+        id=mail_id,
+        once=bool(once),
+        phase=phase,
+        tries=tries,
+        give_up_at=give_up_at,
+        finished_at=finished_at,
+        recipients=tuple(recipients),
+    )
+
+
+def _recipient_row(mail_id: str, state: RecipientState) -> tuple[object, ...]:
+    next_try = None if state.next_try is None else to_ms(state.next_try)
+    return mail_id, state.address, str(state.ending), state.code, state.text[:2000], next_try
+
+
+async def _in(threads: ThreadPool, call: Callable[[], T]) -> T:
+    future: Future[T] = threads.submit(call)
+    return await asyncio.wrap_future(future)
