@@ -23,12 +23,13 @@ from sqlalchemy import Engine
 from . import announce, signals
 from .clock import from_ms, to_ms
 from .codec import Codec
-from .errors import ArgumentsError, JobCancelled, JobFailed, JobTimeout, LeaseLost
+from .errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
 from .sessions import CallerTransaction, CommitGuard, is_async
 from .store.sql import JobEnding, Store, next_fire_ms, record_of, to_duration_ms
 from .tasks import DeclaredSchedule, EnqueueOptions, Task
 from .threads import PoolClosed, ThreadPool
+from .triggers import describe
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,7 +127,13 @@ class Client:
 
     def put_schedule(self, schedule: DeclaredSchedule) -> None:
         """Store a schedule made at run time, or change the one of that name."""
-        self.store.put_schedule(schedule, next_fire_ms(schedule, from_ms(self.store.clock())))
+        next_at = next_fire_ms(schedule, from_ms(self.store.clock()))
+        if next_at is None:
+            raise DeclarationError(
+                f"The schedule {schedule.name!r} would never fire: {describe(schedule.trigger)} has no time left. "
+                "Give a later moment, or enqueue the job now."
+            )
+        self.store.put_schedule(schedule, next_at)
         self.wake()
 
     def wake(self, ready: Collection[tuple[str, str]] = ()) -> None:

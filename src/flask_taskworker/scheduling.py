@@ -44,7 +44,13 @@ class Scheduler:
         version = self._registry.version
         if version != self._declared_version:
             declared = [schedule for task in self._registry for schedule in task.declared_schedules()]
-            await work.declare_schedules(declared, from_ms)
+            for name in await work.declare_schedules(declared, from_ms):
+                log.error(
+                    "schedule %r is not stored: another of that name was made at run time; "
+                    "task_worker.unschedule(%r) ends that one",
+                    name,
+                    name,
+                )
             self.task_names = json.dumps([task.name for task in self._registry])
             self._declared_version = version
 

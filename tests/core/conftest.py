@@ -133,9 +133,9 @@ def alarms() -> Iterator[list[str]]:
 @pytest.fixture
 def rows(app: Flask) -> Callable[..., list[tuple[Any, ...]]]:
     """Run SQL on the app's database behind the package's back; parameters are written ``?``."""
-    url = app.extensions["taskworker"].config.database_uri
 
     def run(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        url = app.extensions["taskworker"].config.database_uri
         if url.get_backend_name() == "postgresql":
             return run_sql(url.render_as_string(hide_password=False), sql.replace("?", "%s"), parameters)
         with closing(sqlite3.connect(url.database, timeout=20, isolation_level=None)) as connection:

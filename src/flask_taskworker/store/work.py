@@ -177,17 +177,18 @@ class WorkerStore:
 
     # -- schedules --------------------------------------------------------------------------------------------------
 
-    async def declare_schedules(self, schedules: Iterable[DeclaredSchedule], now: Callable[[int], Any]) -> None:
-        """Store the schedules that code declares. *now* turns the clock's milliseconds into a moment."""
+    async def declare_schedules(self, schedules: Iterable[DeclaredSchedule], now: Callable[[int], Any]) -> list[str]:
+        """Store the schedules that code declares. *now* turns the clock's milliseconds into a moment.
+
+        Returns the names that belong to schedules made at run time: those are not stored.
+        """
         ms = self._store.clock()
         rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in schedules]
 
-        async def body(run: AsyncRun) -> None:
-            for row in rows:
-                await run(statements.declare_schedule(), row)
+        async def body(run: AsyncRun) -> list[str]:
+            return [row["name"] for row in rows if not await run(statements.declare_schedule(), row)]
 
-        if rows:
-            await self._link.transaction(body)
+        return await self._link.transaction(body) if rows else []
 
     async def due_schedules(self, tasks: str) -> list[DueSchedule]:
         """The schedules of *tasks* (a JSON list of names) whose time has come."""
