@@ -15,4 +15,6 @@ def twin_of(app: Flask, **config: Any) -> Flask:
     twin.config.update({key: value for key, value in app.config.items() if key.startswith("TASKER_")} | config)
     # The guard against two apps on one database within a process looks here.
     extension._databases.pop(app.extensions["taskworker"].store.driver.key, None)
+    # Task workers hold their apps weakly.
+    app.extensions.setdefault("twins", []).append(twin)
     return twin
