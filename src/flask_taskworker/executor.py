@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from asgiref.sync import sync_to_async
 from flask import Flask
@@ -30,10 +31,10 @@ from .errors import (
     SnoozeJob,
 )
 from .failures import failure_of, message_of
-from .jobs import SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
+from .jobs import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
 from .retry import Retry
 from .tasks import Task, TaskRegistry
-from .threads import PoolClosed, ThreadPool
+from .threads import PoolClosed, ThreadPool, end_process
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Executor:
         self._registry = registry
         self._codec = registry.codec
         self._pool = ThreadPool(threads, "taskworker-job")
+        self._parent_only = ParentOnly()
         self.on_overdue: Callable[[int], None] = _ignore
         """Told 1 when a timed-out job keeps its thread, since its function runs on, and -1 when that returns."""
 
@@ -89,7 +91,7 @@ class Executor:
         scope: asyncio.Timeout | None = None
         value: Any = _NOTHING
         try:
-            with app.app_context():
+            with app.app_context(), self._parent_only:
                 if limit is None:
                     value = await task.function(*args, **kwargs)
                 else:
@@ -109,6 +111,10 @@ class Executor:
     async def _run_sync(
         self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Outcome:
+        def run() -> Any:
+            with self._parent_only:
+                return task.function(*args, **kwargs)
+
         def call() -> Outcome:
             # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
             set_running(job)
@@ -116,11 +122,9 @@ class Executor:
             try:
                 with app.app_context():
                     if task.options.atomic is None:
-                        value = task.function(*args, **kwargs)
+                        value = run()
                     else:
-                        return self._run_atomically(
-                            task, job.claim, lambda: self._succeeded(task, task.function(*args, **kwargs))
-                        )
+                        return self._run_atomically(task, job.claim, lambda: self._succeeded(task, run()))
                 return self._succeeded(task, value)
             except BaseException as error:  # noqa: BLE001 - as above
                 if value is not _NOTHING:
@@ -191,6 +195,8 @@ class Executor:
                 return _cancelled(task, "Stopped on request.")
             case asyncio.CancelledError() if job.cancelled:
                 return _cancelled(task, "Stopped on request.")
+            case asyncio.CancelledError() if job.releasing and job.claim.at_most_once:
+                return Outcome(Ending.FAILED, failure=INTERRUPTED)
             case asyncio.CancelledError() if job.releasing or job.lost:
                 return Outcome(Ending.RELEASED)
             case RuntimeError() if "shutdown" in str(error) and not threading.main_thread().is_alive():
@@ -210,6 +216,37 @@ class Executor:
 
 def _ignore(_: int) -> None:
     """Nobody counts the threads."""
+
+
+class ParentOnly:
+    """A with block that only the process may leave in which it was made.
+
+    A task may fork. Where its child comes back from the task, all that follows is the parent's business: its context's
+    teardown, its outcome, its loop. The child ends instead.
+    """
+
+    __slots__ = ("_pid",)
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if os.getpid() != self._pid:
+            _end_child(error)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    match error:
+        case None | SystemExit(code=None):
+            end_process(0)
+        case SystemExit(code=int(code)):
+            end_process(code)
+        case _:
+            log.error("a process that a task has forked ends with %r", error, exc_info=error)
+            end_process(1)
 
 
 def _released_unknown(claim: Claim, now: int) -> Outcome:

@@ -140,6 +140,7 @@ class TaskWorker:
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
         atomic: Any = None,
+        at_most_once: bool = False,
     ) -> _Decorator: ...
     def task(
         self,
@@ -156,6 +157,7 @@ class TaskWorker:
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
         atomic: Any = None,
+        at_most_once: bool = False,
     ) -> Any:
         """Make a task of a function, as ``@task_worker.task`` or ``@task_worker.task(…)``.
 
@@ -165,6 +167,7 @@ class TaskWorker:
         configured time. ``schedule``: a trigger, or a list of them, with ``schedule_args`` and ``schedule_kwargs``.
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
+        ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.
 
         Raises DeclarationError, TaskExists, ArgumentsError or NotEncodable.
         """
@@ -178,6 +181,7 @@ class TaskWorker:
             schedule_args=schedule_args,
             schedule_kwargs=schedule_kwargs,
             atomic=atomic,
+            at_most_once=at_most_once,
         )
 
         def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:

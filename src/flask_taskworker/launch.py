@@ -33,6 +33,11 @@ def flask_command() -> str | None:
     return None
 
 
+def is_spawning() -> bool:
+    """Whether a new process of multiprocessing ("spawn" or "forkserver") imports its parent's main module just now."""
+    return ("multiprocessing.spawn", "prepare") in _calls(sys._getframe())
+
+
 def check_server() -> None:
     """Raise NotSupported under a server that lets no thread run."""
     uwsgi = sys.modules.get("uwsgi")

@@ -1,0 +1,230 @@
+"""Every way to start an application: flask commands, reloaders, servers. A worker runs where it should, only there."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from parent import BACKGROUND, BLOCKING, Child, Lab, free_port, get
+
+WEB = """
+@app.get("/")
+def index():
+    return "hello"
+
+@app.get("/enqueue")
+def enqueue():
+    return str(tasks.add.enqueue(1, 2).id)
+
+@app.cli.command("greet")
+def greet():
+    record("greet", threads=[t.name for t in threading.enumerate()])
+
+@app.cli.group("db")
+def db():
+    pass
+
+@db.command("migrate")
+def migrate():
+    record("migrate", threads=[t.name for t in threading.enumerate()])
+"""
+START = "task_worker.start()"
+
+COMMANDS = {
+    "shell": "shell",
+    "routes": "routes",
+    "help": "--help",
+    "help of run": "run --help",
+    "custom": "greet",
+    "nested": "db migrate",
+    "tasks status": "tasks status",
+    "tasks list": "tasks list",
+}
+
+
+@pytest.mark.parametrize("source", [BACKGROUND, BLOCKING], ids=["background", "blocking"])
+def test_no_flask_command_starts_a_worker_at_import_or_blocks(lab: Lab, source: str) -> None:
+    lab.write("app", source, WEB, START, "record('imported')")
+    job = lab.tasks.add.enqueue(1, 2)
+    children = {name: lab.start("flask", "--app", "app", *command.split()) for name, command in COMMANDS.items()}
+    for name, child in children.items():
+        code = child.wait()
+        assert code == (1 if name == "tasks status" else 0), f"{name}: {child.output}"
+        assert "Traceback" not in child.output, f"{name}: {child.output}"
+    imported = {line["pid"] for line in lab.evidence("imported")}
+    assert imported >= {
+        children[name].pid for name in ("shell", "routes", "custom", "nested", "tasks status", "tasks list")
+    }
+    threads = [name for line in lab.evidence("greet") + lab.evidence("migrate") for name in line["threads"]]
+    assert set(threads) == {"MainThread"}
+    assert lab.row(job).claim == 0
+
+
+def test_flask_run_starts_the_background_worker(lab: Lab) -> None:
+    lab.write("app", BACKGROUND, WEB, START)
+    port = free_port()
+    child = lab.start("flask", "--app", "app", "run", "--port", str(port))
+    job_id = int(get(port, "/enqueue"))
+    assert lab.task_worker.get_job(job_id).result(timeout=30) == 3
+    assert lab.evidence("end")[0]["pid"] == child.pid
+    child.send(signal.SIGINT)
+    assert child.wait() == 0, child.output
+    assert lab.workers() == []
+
+
+def test_flask_run_does_not_block_with_a_blocking_worker(lab: Lab) -> None:
+    lab.write("app", BLOCKING, WEB, START)
+    port = free_port()
+    lab.start("flask", "--app", "app", "run", "--port", str(port))
+    job_id = int(get(port, "/enqueue"))
+    assert lab.task_worker.get_job(job_id).refresh().state == "ready"
+    assert lab.workers() == []
+
+
+def test_flask_tasks_run_works_with_start_at_import(lab: Lab) -> None:
+    lab.write("app", BACKGROUND, WEB, START)
+    child = lab.start("flask", "--app", "app", "tasks", "run")
+    assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
+    assert len(lab.workers()) == 1
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.output
+
+
+def reloading(lab: Lab, how: str, port: int) -> Child:
+    match how:
+        case "flask run --debug":
+            lab.write("app", BACKGROUND, WEB, START)
+            return lab.start("flask", "--app", "app", "run", "--debug", "--port", str(port))
+        case "app.run(debug=True)":
+            path = lab.write("app", BACKGROUND, WEB, START, f"app.run(port={port}, debug=True)")
+            return lab.start("python", str(path))
+        case _:
+            path = lab.write(
+                "app", BACKGROUND, WEB, f"if __name__ == '__main__':\n    {START}\n    app.run(port={port}, debug=True)"
+            )
+            return lab.start("python", "-m", "app")
+
+
+@pytest.mark.parametrize("how", ["flask run --debug", "app.run(debug=True)", "python -m app"])
+def test_reloaders_parent_runs_no_jobs_and_its_child_gets_new_code(lab: Lab, how: str) -> None:
+    port = free_port()
+    child = reloading(lab, how, port)
+    assert get(port) == "hello"
+    # The parent has started one too, and gives it up when it sees what it is.
+    lab.await_state(lambda: len(lab.workers()) == 1 and lab.workers()[0].pid != child.pid)
+    old = lab.workers()[0].pid
+    assert [lab.tasks.add.enqueue(1, i).result(timeout=30) for i in range(10)] == list(range(1, 11))
+    path = lab.folder / "app.py"
+    path.write_text(path.read_text().replace('"hello"', '"changed"') + "\n")
+    lab.await_state(lambda: [row.pid for row in lab.workers() if row.pid not in (old, child.pid)])
+    assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
+    new = [row.pid for row in lab.workers()]
+    ends = lab.evidence("end")
+    assert len(ends) == 11
+    assert {line["pid"] for line in ends} == {old, *new}
+    assert child.pid not in {line["pid"] for line in ends}
+    assert get(port) == "changed"
+
+
+def test_python_app_py(lab: Lab) -> None:
+    port = free_port()
+    child = lab.start("python", str(lab.write("app", BACKGROUND, WEB, START, f"app.run(port={port})")))
+    assert lab.task_worker.get_job(int(get(port, "/enqueue"))).result(timeout=30) == 3
+    assert lab.evidence("end")[0]["pid"] == child.pid
+
+
+# -- gunicorn ----------------------------------------------------------------------------------------------------------
+
+
+def gunicorn(lab: Lab, *options: str, port: int | None = None) -> Child:
+    bind = f"127.0.0.1:{port or free_port()}"
+    return lab.start("gunicorn", "--bind", bind, "--worker-tmp-dir", str(lab.folder), *options, "app:app")
+
+
+@pytest.mark.parametrize(
+    "options", ["-w 2", "-w 2 --preload", "-w 2 -k gthread --threads 2 --preload", "-w 2 --reload"]
+)
+def test_each_gunicorn_worker_works_and_the_master_does_not(lab: Lab, options: str) -> None:
+    lab.write("app", BACKGROUND, WEB, START)
+    port = free_port()
+    server = gunicorn(lab, *options.split(), port=port)
+    # Without any request: a schedule must run on a site that nobody visits.
+    crew = {row.pid for row in lab.await_workers(2)}
+    assert server.pid not in crew
+    jobs = [lab.task_worker.get_job(int(get(port, "/enqueue"))) for _ in range(10)]
+    assert [job.result(timeout=30) for job in jobs] == [3] * 10
+    assert len(lab.evidence("end")) == 10
+    assert {line["pid"] for line in lab.evidence("end")} <= crew
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0, server.output
+    assert lab.workers() == []
+    assert "Traceback" not in server.output
+
+
+def test_gunicorn_worker_that_was_killed_is_replaced_as_a_worker_too(lab: Lab) -> None:
+    lab.write("app", BACKGROUND, WEB, START)
+    gunicorn(lab, "-w", "2", "--preload")
+    lab.await_workers(2)
+    job = lab.tasks.hold.enqueue("g")
+    holder = lab.await_evidence("start")[0]["pid"]
+    lab.signal(holder, signal.SIGKILL)
+    again = lab.await_evidence("start", 2)[1]
+    assert (again["job"], again["claim"]) == (job.id, 2)
+    lab.open_gate("g")
+    assert job.result(timeout=30) == "g"
+    lab.await_state(lambda: len(lab.workers()) == 2 and holder not in {row.pid for row in lab.workers()})
+
+
+def test_gunicorn_lets_jobs_end_when_it_is_told_to_stop(lab: Lab) -> None:
+    lab.write("app", BACKGROUND, WEB, START)
+    server = gunicorn(lab, "-w", "2")
+    jobs = [lab.tasks.hold.enqueue("g"), lab.tasks.ahold.enqueue("g")]
+    lab.await_evidence("start", 2)
+    server.send(signal.SIGTERM)
+    lab.await_state(lambda: {row.state for row in lab.workers()} <= {"draining"})
+    lab.open_gate("g")
+    assert server.wait() == 0, server.output
+    assert [(lab.row(job).state, lab.row(job).claim) for job in jobs] == [("succeeded", 1)] * 2
+
+
+def test_start_in_a_gunicorn_hook(lab: Lab) -> None:
+    lab.write("app", BACKGROUND, WEB)
+    hooks = lab.write("hooks", "def post_worker_init(worker):\n    import app\n    app.task_worker.start()")
+    server = gunicorn(lab, "-w", "2", "--preload", "-c", str(hooks))
+    crew = {row.pid for row in lab.await_workers(2)}
+    assert server.pid not in crew
+    assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
+
+
+SCHEDULED = """
+@task_worker.task(name="tick", schedule=Every(seconds=1))
+def tick():
+    record("tick", fire_at=current_job.fire_at.timestamp())
+
+@task_worker.task(name="atick", schedule=Cron("* * * * * *"))
+async def atick():
+    record("atick", fire_at=current_job.fire_at.timestamp())
+"""
+
+
+def ticked_once_each(lab: Lab, what: str) -> None:
+    """Five fire times at least, one job each and none left out."""
+    fired = sorted(line["fire_at"] for line in lab.await_evidence(what, 5))
+    assert fired == [fired[0] + i for i in range(len(fired))], fired
+
+
+def test_schedule_ticks_once_under_three_gunicorn_workers(lab: Lab) -> None:
+    lab.write("app", BACKGROUND, WEB, SCHEDULED, START)
+    gunicorn(lab, "-w", "3")
+    ticked_once_each(lab, "tick")
+    ticked_once_each(lab, "atick")
+
+
+def test_schedule_ticks_once_in_two_processes(lab: Lab) -> None:
+    lab.write("web", BACKGROUND, SCHEDULED, START, "threading.Event().wait()")
+    lab.write("worker", BLOCKING, SCHEDULED, START)
+    for name in ("web", "worker"):
+        lab.start("python", str(Path(lab.folder, f"{name}.py")))
+    ticked_once_each(lab, "tick")
+    ticked_once_each(lab, "atick")
