@@ -25,7 +25,7 @@ from .clock import from_ms, to_ms
 from .codec import Codec
 from .errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
-from .sessions import CallerTransaction, CommitGuard, is_async
+from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .store.sql import JobEnding, Store, next_fire_ms, record_of, to_duration_ms
 from .tasks import DeclaredSchedule, EnqueueOptions, Task
 from .threads import PoolClosed, ThreadPool
@@ -37,6 +37,8 @@ T = TypeVar("T")
 _FIRST_POLL = 0.005
 _LAST_POLL = 0.25
 _THREADS = 4
+_CALLER_PATIENCE = 2.0
+"""Seconds to wait for SQLite's lock while the tables are made: the caller's own transaction may hold it."""
 
 
 class Client:
@@ -62,8 +64,9 @@ class Client:
         rows = [new_job(task, args, options, now) for args in calls]
         if options.session is not None:
             return self._enqueue_within(CallerTransaction(options.session), rows)
-        jobs: list[Job[Any]] = [Job(record, self) for record in self.store.add(rows)]
-        self._announce_enqueued(jobs)
+        records = self.store.add(rows)
+        jobs: list[Job[Any]] = [Job(record, self) for record in records]
+        self._announce_enqueued(_new_ones(jobs, records, rows))
         return jobs
 
     def _announce_enqueued(self, jobs: Sequence[Job[Any]]) -> None:
@@ -82,10 +85,7 @@ class Client:
         if session is None:
             return await self._aside(self.enqueue, task, calls, options)
         if is_async(session):
-            found: list[Job[Any]] = await session.run_sync(
-                lambda inner: self.enqueue(task, calls, replace(options, session=inner))
-            )
-            return found
+            return await run_within(session, lambda inner: self.enqueue(task, calls, replace(options, session=inner)))
         return self.enqueue(task, calls, options)
 
     # -- in the caller's own transaction ----------------------------------------------------------------------------
@@ -93,9 +93,14 @@ class Client:
     def shares_database(self, transaction: CallerTransaction) -> bool:
         """Whether the jobs lie in the database of the caller's session; asked once an engine."""
         engine = transaction.engine
-        if engine not in self._engines:
-            self._engines[engine] = transaction.store_id() == self.store.store_id()
-        return self._engines[engine]
+        known = self._engines.get(engine)
+        if known is None:
+            # Ours first: it makes the tables where there are none yet.
+            known = transaction.holds(self.store.store_id(patience=_CALLER_PATIENCE))
+            if known is None:
+                return False
+            self._engines[engine] = known
+        return known
 
     def _enqueue_within(self, transaction: CallerTransaction, rows: Sequence[NewJob]) -> list[Job[Any]]:
         if self.shares_database(transaction):
@@ -108,14 +113,16 @@ class Client:
         else:
             records = [record_of(row, 0) for row in rows]
         jobs: list[Job[Any]] = [Job(record._replace(state=JobState.PENDING.value), self) for record in records]
-        transaction.after_commit(lambda: self._on_commit(jobs, records, rows))
+        transaction.after_commit(
+            lambda: self._on_commit(jobs, records, rows), lambda: self.store.has(records[0].id, records[0].uid)
+        )
         return jobs
 
     def _on_commit(self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]) -> None:
         stored = records if records[0].id else self.store.add(rows)
         for job, record in zip(jobs, stored, strict=True):
             job.become(record)
-        self._announce_enqueued(jobs)
+        self._announce_enqueued(_new_ones(jobs, stored, rows))
 
     async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
@@ -149,25 +156,24 @@ class Client:
         Raises ArgumentsError when the session is in another database than the jobs, or when the task commits itself.
         """
         assert task.options.atomic is not None
-        transaction = CallerTransaction(task.options.atomic())
-        session = transaction.session
-        if session is None or not self.shares_database(transaction):
-            raise ArgumentsError(
-                f"{task.name} is atomic, so the jobs must lie in the database of its session. Set TASKER_DATABASE_URI "
-                "to the session's database, or declare the task without atomic=…."
-            )
+        session = AtomicSession(task.options.atomic, task.name)
         try:
-            with CommitGuard(session, task.name):
+            if not self.shares_database(session.transaction):
+                raise ArgumentsError(
+                    f"{task.name} is atomic, so the jobs must lie in the database of its session. Set "
+                    "TASKER_DATABASE_URI to the session's database, or declare the task without atomic=…."
+                )
+            with session:
                 outcome = work()
-                run = CallerTransaction(session).run
+                session.check()
                 succeeded = outcome.ending is Ending.SUCCEEDED
-                if succeeded and not self.store.finish_within(run, claim, outcome.result, outcome.keep):
+                if succeeded and not self.store.finish_within(session.run, claim, outcome.result, outcome.keep):
                     raise LeaseLost
             if succeeded:
                 session.commit()
         finally:
             # After the commit there is nothing to roll back.
-            session.rollback()
+            session.roll_back()
         return replace(outcome, recorded=succeeded)
 
     # -- looking and waiting ----------------------------------------------------------------------------------------
@@ -343,7 +349,17 @@ def new_job(task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: 
         timeout=None if timeout is None else to_duration_ms(timeout),
         created_at=now,
         unique_key=None if options.unique is None else f"{task.name}:{options.unique}",
+        at_most_once=int(task.options.at_most_once),
     )
+
+
+def _new_ones(jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]) -> list[Job[Any]]:
+    """The jobs that were made now; the others had been there, under the same uid or unique key."""
+    return [
+        job
+        for job, record, row in zip(jobs, records, rows, strict=True)
+        if record.uid == row.uid and record.created_at == row.created_at
+    ]
 
 
 def _run_at(options: EnqueueOptions, now: int) -> int:

@@ -16,7 +16,7 @@ from flask import Flask
 from . import signals
 from .config import TaskWorkerConfig
 from .executor import Executor
-from .jobs import Claim, Ending, Failure, Outcome, Progress, RunningJob
+from .jobs import INTERRUPTED, Claim, Ending, Failure, Outcome, Progress, RunningJob, set_running
 from .slots import Slots
 from .store.work import Ended
 
@@ -68,6 +68,11 @@ class Crew:
     def busy(self) -> bool:
         """Whether a job runs."""
         return bool(self._tasks)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a timed-out sync job still uses its thread."""
+        return any(slots.overdue for slots in self._slots.values())
 
     @property
     def waiting(self) -> int:
@@ -139,6 +144,8 @@ class Crew:
         self._slots[job.claim.kind].learn(seconds)
         job.ended = True
         self._note(Ended(job.claim, outcome, started_at, self._clock(), self._reports.pop(job, None)))
+        # The record belongs to the job, whose context the executor has taken away by now.
+        set_running(job)
         self._log(job.claim, outcome, seconds)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
@@ -217,7 +224,7 @@ class Crew:
             slots.waiting.clear()
 
     def release(self, claims: Iterable[Claim]) -> None:
-        """Hand claims back unrun."""
+        """Hand claims back."""
         now = self._clock()
         for claim in claims:
             self._note(Ended(claim, Outcome(Ending.RELEASED), now, now))
@@ -264,7 +271,14 @@ class Crew:
         task.remove_done_callback(self._on_done)
         del self._tasks[task]
         self._abandoned.append(task)
-        self.release([job.claim])
+        if job.claim.at_most_once:
+            self._interrupt(job.claim)
+        else:
+            self.release([job.claim])
+
+    def _interrupt(self, claim: Claim) -> None:
+        now = self._clock()
+        self._note(Ended(claim, Outcome(Ending.FAILED, failure=INTERRUPTED), now, now))
 
     @property
     def has_abandoned(self) -> bool:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from .clock import from_ms
-from .errors import ArgumentsError, JobCancelled, LeaseLost
+from .errors import ArgumentsError, JobCancelled, JobNotFound, LeaseLost
 
 R = TypeVar("R")
 Kind = Literal["sync", "async"]
@@ -67,6 +67,7 @@ class NewJob(NamedTuple):
     unique_key: str | None = None
     schedule: str | None = None
     fire_at: int | None = None
+    at_most_once: int = 0
 
     @property
     def state(self) -> str:
@@ -93,6 +94,7 @@ class JobRecord(NamedTuple):
     crashes: int = 0
     schedule: str | None = None
     fire_at: int | None = None
+    at_most_once: int = 0
     unique_key: str | None = None
     cancel_requested: int = 0
     progress: str | None = None
@@ -122,6 +124,7 @@ class Claim(NamedTuple):
     run_at: int
     schedule: str | None
     fire_at: int | None
+    at_most_once: int = 0
 
     @property
     def attempt(self) -> int:
@@ -200,6 +203,17 @@ class Failure:
         except (ValueError, AttributeError):
             return cls(kind=kind or "exception", type="", message=text or "")
 
+
+CRASHED = Failure(
+    kind="crashed",
+    type="",
+    message="The process died three times while this job ran alone in it. Look for crashes in C code, or for memory.",
+)
+INTERRUPTED = Failure(
+    kind="interrupted",
+    type="",
+    message="The worker ended while this job ran, and at_most_once=True forbids to run it again.",
+)
 
 SUCCEEDED = Outcome(Ending.SUCCEEDED)
 """The commonest outcome of all: a job that returned None."""
@@ -336,38 +350,58 @@ class Job(Generic[R]):
 
     def refresh(self) -> Job[R]:
         """Look again and return this job. Raises JobNotFound when it was pruned, or never committed."""
-        self._record = self._client.record(self.id)
+        record = self._look()
+        # The number of a job that was rolled back may be given to another.
+        if record is None or record.uid != self._record.uid:
+            raise JobNotFound(
+                "The job is pending: it is stored when the session that it was enqueued in has committed, and never if "
+                "that was rolled back."
+            )
+        self._record = record
         return self
+
+    def _look(self) -> JobRecord | None:
+        if self.state is not JobState.PENDING:
+            return self._client.record(self.id)
+        try:
+            return self._client.record(self.id)
+        except JobNotFound:
+            return None
+
+    def _stored_id(self) -> int:
+        if self.state is JobState.PENDING:
+            self.refresh()
+        return self._record.id
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return what the task returned.
 
         Waits through retries. ``timeout`` is in seconds; None waits for ever. Raises JobFailed, JobCancelled,
-        JobTimeout (a TimeoutError), or JobNotFound when the job was pruned. Safe from any thread but the worker's
-        event loop, where it raises at once: use :meth:`aresult` there.
+        JobTimeout (a TimeoutError), or JobNotFound when the job was pruned or is pending. Safe from any thread but the
+        worker's event loop, where it raises at once: use :meth:`aresult` there.
         """
-        value: R = self._client.wait(self.id, timeout)
+        value: R = self._client.wait(self._stored_id(), timeout)
         return value
 
     async def aresult(self, timeout: float | None = None) -> R:
         """As :meth:`result`, for coroutines on any event loop."""
-        value: R = await self._client.await_result(self.id, timeout)
+        value: R = await self._client.await_result(self._stored_id(), timeout)
         return value
 
     def cancel(self) -> bool:
         """Cancel the job; True unless it had already finished.
 
         A waiting job is cancelled at once. A running async job is cancelled at its next await; a running sync job
-        sees ``current_job.cancelled``. Either within a beat (1 s), from any process.
+        sees ``current_job.cancelled``. Either within a beat (1 s), from any process. Raises JobNotFound.
         """
-        return self._client.cancel(self.id)
+        return self._client.cancel(self._stored_id())
 
     def retry(self) -> bool:
         """Put a failed or cancelled job back into its queue with its counters at zero; False if it is neither.
 
-        Raises NotAccepted while another unfinished job has its unique key.
+        Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
         """
-        return self._client.retry(self.id)
+        return self._client.retry(self._stored_id())
 
 
 def _moment(ms: int | None) -> datetime | None:

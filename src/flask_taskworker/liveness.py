@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import StoreError
-from .jobs import JobRecord
+from .jobs import CRASHED, INTERRUPTED, JobRecord
 from .store import statements
 from .store.driver import Other, Presence, SyncLink
 from .store.sql import Store, to_duration_ms
@@ -52,7 +52,7 @@ class News:
     cancel: Callable[[list[tuple[int, int]]], None]
     """These jobs, (id, claim), were asked to stop."""
     rescued: Callable[[list[JobRecord]], None]
-    """These jobs went back to their queues."""
+    """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
     reached: Callable[[], None]
     """The database answers again."""
 
@@ -189,12 +189,18 @@ class Heartbeat:
     def _sweep(self) -> None:
         """Hand back the jobs of all dead workers, those of earlier deaths included that raced with a claim."""
         now = self._store.clock()
-        parameters = {"now": now, "expires_at": now + to_duration_ms(self._store.keep_succeeded)}
+        parameters = {
+            "now": now,
+            "expires_at": now + to_duration_ms(self._store.keep_succeeded),
+            "failed_expires_at": now + to_duration_ms(self._store.keep_failed),
+            "crashed": CRASHED.to_text(),
+            "interrupted": INTERRUPTED.to_text(),
+        }
         rescued: list[JobRecord] = []
         for sql in (statements.sweep("dead"), statements.sweep("left")):
             rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
         for job in rescued:
-            log.warning("rescued job %s (%s): its worker died; crashes: %s", job.id, job.task, job.crashes)
+            log.warning("job %s (%s) is %s: its worker died; crashes: %s", job.id, job.task, job.state, job.crashes)
         if rescued:
             self._news.rescued(rescued)
 

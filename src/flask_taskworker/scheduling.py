@@ -121,4 +121,5 @@ def _job(task: Task[..., object, object], schedule: DueSchedule, fire_at: int, t
         created_at=now,
         schedule=schedule.name,
         fire_at=fire_at,
+        at_most_once=int(task.options.at_most_once),
     )

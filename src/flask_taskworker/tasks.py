@@ -44,8 +44,11 @@ class TaskOptions:
     schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
     atomic: Callable[[], Any] | None = None
     """Gives the session whose commit records the job's success, too."""
+    at_most_once: bool = False
 
     def __post_init__(self) -> None:
+        if self.at_most_once and self.retry is not None and self.retry.max_attempts > 1:
+            raise DeclarationError("at_most_once=True and retry contradict each other. Leave one of them out.")
         check_name("queue", self.queue)
         check_priority(self.priority)
         if self.timeout is not None and self.timeout <= timedelta(0):
@@ -352,6 +355,7 @@ def make_options(
     schedule_args: Sequence[Any],
     schedule_kwargs: Mapping[str, Any] | None,
     atomic: Any,
+    at_most_once: bool,
 ) -> TaskOptions:
     """Check what the decorator was given. Raises DeclarationError."""
     return TaskOptions(
@@ -364,12 +368,16 @@ def make_options(
         schedule_args=tuple(schedule_args),
         schedule_kwargs=dict(schedule_kwargs or {}),
         atomic=_session_source(atomic),
+        at_most_once=bool(at_most_once),
     )
 
 
 def _session_source(atomic: Any) -> Callable[[], Any] | None:
     if atomic is None:
         return None
+    if isinstance(getattr(type(atomic), "session", None), property):
+        # Flask-SQLAlchemy-Lite: looked up anew in each app context.
+        return lambda: atomic.session
     session = getattr(atomic, "session", atomic)
     if not callable(session):
         raise DeclarationError(

@@ -30,6 +30,7 @@ from .executor import Executor
 from .jobs import Claim, Ending, Job, JobRecord, Outcome
 from .launch import is_reloader_parent
 from .liveness import Heartbeat, News, resident_mb
+from .quarantine import Quarantine
 from .scheduling import Scheduler
 from .store.driver import Presence
 from .store.sql import Store
@@ -91,6 +92,7 @@ class Worker:
         self._limits = limits
         self._may_abandon_threads = may_abandon_threads
         self._announcer = Announcer()
+        self._quarantine = Quarantine()
         self._scheduler = Scheduler(registry, self._store.clock)
         self._presence: Presence | None = None
         self._aside = ThreadPool(1, "taskworker-aside")
@@ -323,6 +325,8 @@ class Worker:
             delays.append(FLUSH_DELAY)
         if self._crew.reporting:
             delays.append(PROGRESS_INTERVAL)
+        if (suspect_delay := self._quarantine.delay(self._loop.time())) is not None:
+            delays.append(suspect_delay)
         if self._crew.waiting:
             delays.append(WAIT_FOR_SLOT)
         now = self._store.clock()
@@ -361,6 +365,7 @@ class Worker:
 
     def _take(self, peek: Peek) -> None:
         self._next_due, self._next_fire = peek.next_due, peek.next_fire
+        self._quarantine.waiting = peek.suspect
         for kind, names in peek.queues.items():
             self._ready[kind] = self._in_order(names)
 
@@ -385,16 +390,34 @@ class Worker:
         return fires or promotes
 
     async def _claim(self) -> None:
+        now, busy = self._loop.time(), self._crew.busy or self._crew.overdue
+        self._quarantine.update(now, busy=busy)
+        if self._quarantine.ready(now, busy=busy):
+            await self._claim_suspect()
         for kind, names in self._ready.items():
             while names and (room := self._room(kind)) > 0:
                 claims = await self._work.claim(self.id, names[0], kind, room)
-                self._crew.take(kind, claims)
+                await self._accept(kind, claims)
                 name = names.pop(0)
                 if len(claims) == room:
                     # More may be there. Without a configured order the queues take turns, so that none starves.
                     names.insert(len(names) if self.config.queues is None else 0, name)
 
+    async def _claim_suspect(self) -> None:
+        claims = await self._work.claim_suspect(self.id, self.config.queues)
+        self._quarantine.claimed(found=bool(claims))
+        for claim in claims:
+            await self._accept(claim.kind, [claim])
+
+    async def _accept(self, kind: str, claims: list[Claim]) -> None:
+        once = [claim for claim in claims if claim.at_most_once]
+        if once:
+            await self._work.confirm(once)
+        self._crew.take(kind, claims)
+
     def _room(self, kind: str) -> int:
+        if self._quarantine.closed(self._loop.time()):
+            return 0
         room = self._crew.room(kind)
         if self._limits.max_jobs is None:
             return room
@@ -477,7 +500,15 @@ class Worker:
             return True
         if limits.max_memory_mb is not None and self._is_heavier_than(limits.max_memory_mb):
             return True
-        if crew.busy or crew.ended or any(self._ready.values()) or self._awake or self._hinted or not self._next_look:
+        if (
+            crew.busy
+            or crew.ended
+            or self._quarantine.waiting
+            or any(self._ready.values())
+            or self._awake
+            or self._hinted
+            or not self._next_look
+        ):
             self._idle_since = self._loop.time()
             return False
         return limits.drain or (limits.max_idle is not None and self._loop.time() - self._idle_since >= limits.max_idle)
@@ -501,8 +532,11 @@ class Worker:
         self._news.set()
 
     def _on_rescued(self, records: list[JobRecord]) -> None:
+        self.client.finished(record.id for record in records if record.state in _FINAL)
         for record in records:
-            self._announcer.announce(signals.job_rescued, self._find_app(), job=Job(record, self.client))
+            signal = _RESCUE_SIGNALS.get(record.state, signals.job_rescued)
+            extra = {"outcome": None} if record.state in _FINAL else {}
+            self._announcer.announce(signal, self._find_app(), job=Job(record, self.client), **extra)
         self.client.wake()
 
     async def _rejoin(self) -> None:
@@ -570,6 +604,8 @@ class Worker:
 
 
 _FINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+_RESCUE_SIGNALS = {"failed": signals.job_failed, "cancelled": signals.job_cancelled}
 
 _SIGNALS = {
     Ending.SUCCEEDED: signals.job_succeeded,

@@ -231,10 +231,18 @@ class Store:
         """Every schedule."""
         return [ScheduleRow._make(row) for row in self._read(statements.schedules())]
 
-    def store_id(self) -> str:
-        """The random name that this database was given when its tables were made."""
+    def store_id(self, *, patience: float | None = None) -> str:
+        """The random name that this database was given when its tables were made.
+
+        *patience*: seconds to wait for SQLite's lock if they have to be made now, instead of ``TASKER_LOCK_TIMEOUT``.
+        """
+        self.driver.prepare(patience=patience)
         name: str = self._read(statements.store_id())[0][0]
         return name
+
+    def has(self, job_id: int, uid: str) -> bool:
+        """Whether that job is stored; the number of one that was rolled back may have been given again."""
+        return bool(self._read(statements.has_job(), id=job_id, uid=uid))
 
     def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         self.driver.prepare()
@@ -323,6 +331,7 @@ def record_of(job: NewJob, job_id: int) -> JobRecord:
         job.timeout,
         schedule=job.schedule,
         fire_at=job.fire_at,
+        at_most_once=job.at_most_once,
         unique_key=job.unique_key,
         created_at=job.created_at,
     )

@@ -62,7 +62,7 @@ POSTGRESQL = Dialect("postgresql")
 RECORD = ", ".join(JobRecord._fields)
 CLAIM = ", ".join(Claim._fields)
 
-_INTEGERS = frozenset({"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at"})
+_INTEGERS = frozenset({"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at", "at_most_once"})
 _NEW = (*NewJob._fields, "state")
 _NEW_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _NEW}
 _NEW_COLUMNS = ", ".join(_NEW)
@@ -124,6 +124,11 @@ def job_record() -> str:
     return f"SELECT {RECORD} FROM taskworker_job WHERE id = :id"
 
 
+def has_job() -> str:
+    """Whether a job is there, by its number and its uid."""
+    return "SELECT 1 FROM taskworker_job WHERE id = :id AND uid = :uid"
+
+
 def job_ending() -> str:
     """What someone who waits for a job needs."""
     return "SELECT state, result, error, failure_kind FROM taskworker_job WHERE id = :id"
@@ -152,9 +157,9 @@ def waiting_by_queue() -> str:
 
     As :func:`peek` it jumps from queue to queue, so that a long queue hides no other.
     """
-    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready'"
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
     since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
-    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.queue = q.name LIMIT :most"
+    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT :most"
     return (
         f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
         f"WHERE q.name IS NOT NULL) SELECT name, (SELECT count(*) FROM (SELECT 1 {ready}) AS counted), "
@@ -224,8 +229,9 @@ def peek(dialect: Dialect) -> str:
     ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
     the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
     """
-    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready'"
-    has = "EXISTS (SELECT 1 FROM taskworker_job AS j WHERE j.state = 'ready' AND j.queue = q.name AND j.kind = '{}')"
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
+    some = "SELECT 1 FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name"
+    has = f"EXISTS ({some} AND j.kind = '{{}}')"
     return (
         f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
         "WHERE q.name IS NOT NULL) "
@@ -233,25 +239,43 @@ def peek(dialect: Dialect) -> str:
         "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
         "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
         f"AND next_at IS NOT NULL AND task IN {dialect.names('tasks')}) "
+        "UNION ALL SELECT 'suspect', NULL, (SELECT min(id) FROM taskworker_job WHERE state = 'ready' AND solo = 1) "
         f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('async')} "
         f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('sync')}"
     )
 
 
 def claim(dialect: Dialect, kind: str) -> str:
-    """Take up to ``:number`` ready jobs of ``:queue``, highest priority and oldest first.
-
-    Nothing comes back to a worker that was declared dead: it must not own jobs that nobody would rescue.
-    """
+    """Take up to ``:number`` ready jobs of ``:queue``, highest priority and oldest first."""
     chosen = (
-        f"SELECT id FROM taskworker_job WHERE state = 'ready' AND queue = :queue AND kind = '{kind}' "
+        f"SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 0 AND queue = :queue AND kind = '{kind}' "
         "ORDER BY priority DESC, id LIMIT :number"
     )
+    return _claim(dialect.among("id", chosen))
+
+
+def claim_suspect(dialect: Dialect) -> str:
+    """Take the oldest ready job of ``:queues`` (NULL: of all queues) that must run alone."""
+    served = f"(CAST(:queues AS text) IS NULL OR queue IN {dialect.names('queues')})"
+    chosen = f"SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 1 AND {served} ORDER BY id LIMIT 1"
+    return _claim(dialect.among("id", chosen))
+
+
+def _claim(chosen: str) -> str:
+    # Nothing goes to a worker that was declared dead: it must not own jobs that nobody would rescue.
     return (
         "UPDATE taskworker_job SET state = 'running', claim = claim + 1, worker_id = :worker_id, started_at = :now "
-        f"WHERE {dialect.among('id', chosen)} AND state = 'ready' "
+        f"WHERE {chosen} AND state = 'ready' "
         "AND EXISTS (SELECT 1 FROM taskworker_worker WHERE id = :worker_id AND state = 'alive') "
         f"RETURNING {CLAIM}"
+    )
+
+
+def confirm_claims(dialect: Dialect) -> str:
+    """Write once more what a claim has written: on a durable connection, so that the claim reaches the disk."""
+    return (
+        "UPDATE taskworker_job SET started_at = :now WHERE state = 'running' AND id IN "
+        f"(SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
     )
 
 
@@ -470,22 +494,38 @@ def declare_dead() -> str:
     )
 
 
-def sweep(state: Literal["dead", "left"]) -> str:
-    """Hand back the jobs of all workers in that state.
+SOLO_AFTER = 2
+"""A job during which so many processes died runs alone from then on."""
 
-    After a crash the first new try is at once; later ones wait 2^n times 2 s, an hour at most, spread by 20 %. Of a
-    worker that left in order no crash is counted. A job that was asked to stop is cancelled instead.
+SOLO_CRASHES = 3
+"""A job that has killed so many processes while it ran alone is failed."""
+
+
+def sweep(state: Literal["dead", "left"]) -> str:
+    """End the claims of all workers in that state. Of a worker that left in order no crash is counted.
+
+    A job that was asked to stop is cancelled. One that must not run twice is failed, and so is one that has killed
+    its process three times while it ran alone. The others go back: after the first crash at once, later after 2^n
+    times 2 s, an hour at most, spread by 20 %. From the second crash on a job runs alone.
     """
     crash = 1 if state == "dead" else 0
+    ends = f"cancel_requested = 1 OR at_most_once = 1 OR (solo = 1 AND solo_crashes + {crash} >= {SOLO_CRASHES})"
+    kept = "CASE WHEN cancel_requested = 1 THEN :expires_at ELSE :failed_expires_at END"
+    failure = "CASE WHEN cancel_requested = 1 THEN NULL WHEN at_most_once = 1 THEN {} WHEN {} THEN {} ELSE {} END"
     seconds = "CASE WHEN crashes = 0 THEN 0 WHEN crashes > 9 THEN 3600000 ELSE (2000 << (crashes + 1)) END"
-    delay = f"{seconds} * (80 + id % 41) / 100"
-    waits = "crashes > 0 AND cancel_requested = 0" if crash else "1 = 0"
+    kinds = ("'interrupted'", ends, "'crashed'", "failure_kind")
+    waits = "crashes > 0" if crash else "1 = 0"
     return (
         "UPDATE taskworker_job SET worker_id = NULL, "
-        f"state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN {waits} THEN 'scheduled' ELSE 'ready' END, "
-        f"run_at = CASE WHEN {waits} THEN :now + {delay} ELSE 0 END, crashes = crashes + {crash}, "
-        "finished_at = CASE WHEN cancel_requested = 1 THEN :now ELSE NULL END, "
-        "expires_at = CASE WHEN cancel_requested = 1 THEN :expires_at ELSE NULL END "
+        f"state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN {ends} THEN 'failed' "
+        f"WHEN {waits} THEN 'scheduled' ELSE 'ready' END, "
+        f"run_at = CASE WHEN {waits} AND NOT ({ends}) THEN :now + {seconds} * (80 + id % 41) / 100 ELSE 0 END, "
+        f"error = {failure.format(':interrupted', ends, ':crashed', 'error')}, "
+        f"failure_kind = {failure.format(*kinds)}, "
+        f"finished_at = CASE WHEN {ends} THEN :now ELSE NULL END, "
+        f"expires_at = CASE WHEN {ends} THEN {kept} ELSE NULL END, "
+        f"crashes = crashes + {crash}, solo_crashes = solo_crashes + {crash} * solo, "
+        f"solo = CASE WHEN crashes + {crash} >= {SOLO_AFTER} THEN 1 ELSE solo END "
         f"WHERE state = 'running' AND worker_id IN (SELECT id FROM taskworker_worker WHERE state = '{state}') "
         f"RETURNING {RECORD}"
     )

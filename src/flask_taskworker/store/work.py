@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ class Peek:
     """When the next schedule fires."""
     queues: dict[str, tuple[str, ...]]
     """The queues that have ready jobs of each kind."""
+    suspect: bool
+    """Whether a job is ready that must run alone."""
 
 
 class DueSchedule(NamedTuple):
@@ -63,6 +66,8 @@ class WorkerStore:
         self._link = link
         self._peek = statements.peek(dialect)
         self._claim = {kind: statements.claim(dialect, kind) for kind in ("async", "sync")}
+        self._claim_suspect = statements.claim_suspect(dialect)
+        self._confirm = statements.confirm_claims(dialect)
         self._promote = statements.promote(dialect)
         self._finish_succeeded = statements.finish_succeeded(dialect)
         self._finish = statements.finish(dialect)
@@ -96,7 +101,8 @@ class WorkerStore:
             else:
                 moments[what] = number
         queues = {kind: tuple(names) for kind, names in found.items()}
-        return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues)
+        suspect = moments["suspect"] is not None
+        return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues, suspect=suspect)
 
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
@@ -105,6 +111,18 @@ class WorkerStore:
         # RETURNING promises no order.
         claims.sort(key=_turn)
         return claims
+
+    async def claim_suspect(self, worker_id: str, queues: Sequence[str] | None) -> list[Claim]:
+        """Take one job that must run alone, of these queues or of all."""
+        names = None if queues is None else json.dumps(queues)
+        parameters = {"worker_id": worker_id, "queues": names, "now": self._store.clock()}
+        rows = await self._link.write(self._claim_suspect, parameters, durable=False)
+        return [Claim._make(row) for row in rows]
+
+    async def confirm(self, claims: Sequence[Claim]) -> None:
+        """Have these claims reach the disk: a power cut must not undo one of a job that may run only once."""
+        batch = batch_of([(claim.id,) for claim in claims])
+        await self._link.write(self._confirm, {"batch": batch, "now": self._store.clock()})
 
     async def promote(self) -> int:
         """Make due jobs ready; how many there were."""
