@@ -1,29 +1,33 @@
 """The caller's own SQLAlchemy transaction: writing jobs into it, and learning what became of it.
 
-Takes a ``Session``, a ``scoped_session`` (Flask-SQLAlchemy's ``db.session``), a ``Connection``, or the sync half of
-their async kin. A session tells when it has committed, or rolled back to a savepoint; a bare connection tells only that
-it is about to commit.
+Takes a ``Session``, a ``scoped_session`` (Flask-SQLAlchemy's ``db.session``), a ``Connection``, and their asynchronous
+kin. Errors of the caller's database come as SQLAlchemy's, as they do for the caller's own statements.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine, TextClause, event, text
 
-from .errors import ArgumentsError
+from .errors import ArgumentsError, StoreError
 from .store.driver import Parameters, Row
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
-_AFTER_COMMIT = 0.02
-"""Seconds after a bare connection's "about to commit" at which the commit is taken for done."""
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_LOOKS_AFTER_COMMIT = (0.005, 0.02, 0.1, 0.5, 2.0, 5.0)
+"""Seconds between looks at what became of a bare connection's "about to commit"."""
 
 
 class CallerTransaction:
@@ -48,20 +52,29 @@ class CallerTransaction:
         result = self.connection.execute(_text(sql), parameters)
         return [tuple(row) for row in result] if result.returns_rows else []
 
-    def store_id(self) -> str | None:
-        """The random name of the task store in this database, or None where there is none."""
-        look = _LOOKS.get(self.connection.dialect.name)
-        if look is None or not self.run(look, {}):
-            return None
-        rows = self.run("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
-        return str(rows[0][0]) if rows else None
+    def holds(self, store_id: str) -> bool | None:
+        """Whether the task store of that name lies in this database.
 
-    def after_commit(self, call: Callable[[], None]) -> None:
-        """Call *call* once the transaction has committed; never if it, or the savepoint it is in, was rolled back."""
+        None where that cannot be seen: the transaction may have begun before the store's tables were made.
+        """
+        look = _LOOKS.get(self.connection.dialect.name)
+        if look is None:
+            return False
+        if not self.run(look, {}):
+            return None if self.connection.dialect.name == "sqlite" else False
+        rows = self.run("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
+        return rows[0][0] == store_id if rows else None
+
+    def after_commit(self, call: Callable[[], None], is_stored: Callable[[], bool] = lambda: True) -> None:
+        """Call *call* once the transaction has committed; never if it, or the savepoint it is in, was rolled back.
+
+        A session tells that by itself, and what *call* raises comes out of its ``commit()``, which stands. A bare
+        connection tells only that it is about to commit: there *is_stored* is asked, for some seconds and in a thread.
+        """
         if self.session is not None:
             _watch(self.session).add(call)
         else:
-            event.listen(self.connection, "commit", functools.partial(_soon, call), once=True)
+            event.listen(self.connection, "commit", functools.partial(_look_afterwards, is_stored, call), once=True)
 
 
 def _session_of(given: object) -> Session | None:
@@ -81,8 +94,17 @@ _LOOKS = {
 
 
 def is_async(given: object) -> bool:
-    """Whether *given* is an AsyncSession or an AsyncConnection."""
-    return hasattr(given, "run_sync") and (hasattr(given, "sync_session") or hasattr(given, "sync_connection"))
+    """Whether *given* is an AsyncSession, an async_scoped_session or an AsyncConnection."""
+    orm = sys.modules.get("sqlalchemy.ext.asyncio")
+    return orm is not None and isinstance(given, orm.AsyncSession | orm.async_scoped_session | orm.AsyncConnection)
+
+
+async def run_within(given: Any, call: Callable[[Any], T]) -> T:
+    """Run *call* with the sync half of an asynchronous session or connection, where it may use it."""
+    orm = sys.modules["sqlalchemy.ext.asyncio"]
+    session = given() if isinstance(given, orm.async_scoped_session) else given
+    result: T = await session.run_sync(call)
+    return result
 
 
 def _wrong_session(given: object) -> str:
@@ -96,10 +118,19 @@ def _text(sql: str) -> TextClause:
     return text(sql)
 
 
-def _soon(call: Callable[[], None], _connection: Connection) -> None:
-    timer = threading.Timer(_AFTER_COMMIT, call)
-    timer.daemon = True
-    timer.start()
+def _look_afterwards(is_stored: Callable[[], bool], call: Callable[[], None], _connection: Connection) -> None:
+    threading.Thread(target=_look, args=(is_stored, call), name="taskworker-commit", daemon=True).start()
+
+
+def _look(is_stored: Callable[[], bool], call: Callable[[], None]) -> None:
+    for pause in _LOOKS_AFTER_COMMIT:
+        time.sleep(pause)
+        try:
+            if is_stored():
+                call()
+                return
+        except StoreError as error:
+            log.debug("whether a connection has committed is not known yet: %s", error)
 
 
 # -- watching a session ------------------------------------------------------------------------------------------------
@@ -123,29 +154,45 @@ class _Watch:
 
     def __init__(self) -> None:
         self.session: Callable[[], Session | None] = lambda: None
-        self._calls: list[tuple[SessionTransaction, Callable[[], None]]] = []
+        self._waiting: list[tuple[SessionTransaction, Callable[[], None]]] = []
+        self._committed: list[Callable[[], None]] = []
 
     def add(self, call: Callable[[], None]) -> None:
         session = self.session()
         assert session is not None
         transaction = session.get_nested_transaction() or session.get_transaction()
         assert transaction is not None
-        self._calls.append((transaction, call))
+        self._waiting.append((transaction, call))
 
     def on_commit(self, session: Session) -> None:
         # The release of a savepoint is announced as a commit, too.
         if session.get_nested_transaction() is None:
-            calls, self._calls = self._calls, []
-            for _, call in calls:
-                call()
+            self._committed += [call for _, call in self._waiting]
+            self._waiting.clear()
 
     def on_rollback(self, _session: Session, ended: SessionTransaction) -> None:
-        self._calls = [(inner, call) for inner, call in self._calls if not _is_within(inner, ended)]
+        self._waiting = [(inner, call) for inner, call in self._waiting if not _is_within(inner, ended)]
 
     def on_end(self, _session: Session, ended: SessionTransaction) -> None:
-        # close() ends a transaction without a word about a rollback.
         if ended.parent is None:
-            self._calls.clear()
+            # close() ends a transaction without a word about a rollback.
+            self._waiting.clear()
+            # Not in on_commit: the session could not be used any more if one of these raised there.
+            calls, self._committed = self._committed, []
+            _call_each(calls)
+
+
+def _call_each(calls: list[Callable[[], None]]) -> None:
+    """Call each, whatever the others raise; then raise the first of that."""
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except Exception as error:
+            log.exception("what was to happen after a commit did not")
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
@@ -159,14 +206,28 @@ def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> b
 # -- no commit but ours ------------------------------------------------------------------------------------------------
 
 
-class CommitGuard:
-    """Refuses commits of a session while an atomic job runs: its end commits, together with the job's."""
+class AtomicSession:
+    """The session of an atomic task, while it runs: nobody commits it but we, together with the job's end."""
 
-    def __init__(self, session: Session, task: str) -> None:
-        self._session = session
+    def __init__(self, source: Callable[[], object], task: str) -> None:
+        self._source = source
         self._task = task
+        self.transaction = CallerTransaction(source())
+        session = self.transaction.session
+        if session is None:
+            raise ArgumentsError(f"atomic=… of {task} must give a Session, not {source()!r:.100}.")
+        self._session = session
+
+    def check(self) -> None:
+        """Raise ArgumentsError unless the source gives the same session, which is what the task writes through."""
+        if _session_of(self._source()) is not self._session:
+            raise ArgumentsError(
+                f"atomic=… of {self._task} gives another session each time, or the task has removed its own. Give a "
+                "scoped_session, such as Flask-SQLAlchemy's db, and leave remove() to the end of the app context."
+            )
 
     def __enter__(self) -> None:
+        self.check()
         event.listen(self._session, "before_commit", self._refuse)
 
     def __exit__(self, *_: object) -> None:
@@ -178,3 +239,15 @@ class CommitGuard:
                 f"{self._task} is atomic: its session is committed together with the job's end. Remove the commit from "
                 "the task, or declare the task without atomic=…."
             )
+
+    def run(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in the transaction in which the session is now."""
+        return CallerTransaction(self._session).run(sql, parameters)
+
+    def commit(self) -> None:
+        """Commit; outside of the with block."""
+        self._session.commit()
+
+    def roll_back(self) -> None:
+        """Roll back what is not committed, and give the connection back."""
+        self._session.rollback()

@@ -92,8 +92,11 @@ class Driver(Protocol):
     key: str
     """Tells one database from another within a process."""
 
-    def prepare(self) -> None:
-        """Create or check the schema, once; cheap afterwards."""
+    def prepare(self, *, patience: float | None = None) -> None:
+        """Create or check the schema, once; cheap afterwards.
+
+        *patience*: seconds to wait for SQLite's lock, instead of ``TASKER_LOCK_TIMEOUT``.
+        """
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""

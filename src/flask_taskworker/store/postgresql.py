@@ -71,7 +71,7 @@ class PostgresqlDriver:
 
     # -- the sync face ----------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
+    def prepare(self, *, patience: float | None = None) -> None:
         """Create the tables or check them. Many processes may do so at once."""
         if self._pid != os.getpid():
             # uWSGI forks without Python's hooks.

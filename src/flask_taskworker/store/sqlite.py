@@ -86,7 +86,7 @@ class SqliteDriver:
 
     # -- the sync face ----------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
+    def prepare(self, *, patience: float | None = None) -> None:
         """Create the file and its tables, or check them. Many processes may do so at once."""
         if self._pid != os.getpid():
             # uWSGI forks without Python's hooks.
@@ -95,21 +95,33 @@ class SqliteDriver:
             self._check_identity()
         else:
             with self._preparing, translated(self.path):
-                self._prepare_once()
+                self._prepare_once(self._lock_timeout if patience is None else patience)
 
-    def _prepare_once(self) -> None:
+    def _prepare_once(self, lock_timeout: float) -> None:
         if self._prepared:
             return
         _create_file(self.path)
         connection = self._open()
         try:
             if not self._is_ready(connection):
-                _enter_wal(connection, self._lock_timeout)
-                self._make_schema(connection)
+                self._make_ready(connection, lock_timeout)
         finally:
             connection.close()
         self._identity = _identity(self.path)
         self._prepared = True
+
+    def _make_ready(self, connection: sqlite3.Connection, lock_timeout: float) -> None:
+        try:
+            _enter_wal(connection, lock_timeout)
+            with Transaction(connection, lock_timeout) as run:
+                prepare_schema(SQLITE, run)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            raise StoreError(
+                f"The tables for jobs are not yet in {self.path}, and somebody holds its lock, perhaps the transaction "
+                "in which this was called. Make them beforehand, once: flask tasks db init"
+            ) from error
 
     def _is_ready(self, connection: sqlite3.Connection) -> bool:
         """Looks only: the caller's own transaction may hold the write lock, and would wait for itself."""
@@ -121,10 +133,6 @@ class SqliteDriver:
             return False
         check_version(run)
         return True
-
-    def _make_schema(self, connection: sqlite3.Connection) -> None:
-        with Transaction(connection, self._lock_timeout) as run:
-            prepare_schema(SQLITE, run)
 
     def _check_identity(self) -> None:
         """Refuse to write into a file that is no longer the one at this path: nobody would ever read it."""
