@@ -43,6 +43,8 @@ ASKED_RETRY = Retry(max_attempts=10)
 
 _NOTHING = object()
 _TOO_LONG = "The task did not end within {:g} s."
+_NO_THREAD_PAUSE = 1.0
+"""Seconds."""
 _SHORTEST_RELEASE = timedelta(seconds=2)
 _LONGEST_RELEASE = timedelta(minutes=10)
 
@@ -73,7 +75,10 @@ class Executor:
         """Run one job to its ending. Never raises but CancelledError before it began."""
         task = self._registry.get(job.claim.task)
         app = self._find_app()
-        if task is None or app is None:
+        if app is None:
+            # The app is gone, and its worker about to stop. Another one may have the job at once.
+            return Outcome(Ending.RELEASED)
+        if task is None:
             return _released_unknown(job.claim, self._clock())
         try:
             args, kwargs = self._codec.decode_call(job.claim.args)
@@ -139,8 +144,8 @@ class Executor:
             if limit is None:
                 return await hop()
             return await self._limited(job, asyncio.create_task(hop(), name="taskworker-hop"), limit / 1000)
-        except PoolClosed:
-            return Outcome(Ending.RELEASED)
+        except PoolClosed as error:
+            return await _released_without_thread(job.claim, error)
 
     async def _limited(self, job: RunningJob, thread: asyncio.Future[Outcome], limit: float) -> Outcome:
         """Wait no longer than *limit*. The await is abandoned then, not the thread: it cannot be stopped."""
@@ -256,6 +261,17 @@ def _released_unknown(claim: Claim, now: int) -> Outcome:
     )
     age = timedelta(milliseconds=max(0, now - claim.created_at))
     return Outcome(Ending.RELEASED, delay=min(max(age / 2, _SHORTEST_RELEASE), _LONGEST_RELEASE))
+
+
+async def _released_without_thread(claim: Claim, error: PoolClosed) -> Outcome:
+    """Back to the queue: no thread can be started. While the process lives the slot stays in use for a moment.
+
+    Otherwise the next job would be claimed, and handed back, at once, and so on as fast as the database can.
+    """
+    if threading.main_thread().is_alive():
+        log.warning("%s goes back to its queue: no thread for it: %s", claim, error.__cause__ or error)
+        await asyncio.sleep(_NO_THREAD_PAUSE)
+    return Outcome(Ending.RELEASED)
 
 
 def _raised(task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, kind: str) -> Outcome:

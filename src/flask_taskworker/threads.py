@@ -43,7 +43,12 @@ class ThreadPool(Executor):
         future: Future[T] = Future()
         self._calls.put((future, lambda: fn(*args, **kwargs)))
         if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
-            self._grow()
+            try:
+                self._grow()
+            except PoolClosed:
+                # It stands in line, and a thread that can be started later must not run what was refused.
+                future.cancel()
+                raise
         return future
 
     def _grow(self) -> None:
