@@ -25,6 +25,13 @@ class Drop:
     say: str = ""
 
 
+@dataclass(frozen=True)
+class Slow:
+    """Answer as usual, after a while."""
+
+    seconds: float
+
+
 class Silence:
     """Say nothing, and go on reading."""
 
@@ -35,6 +42,7 @@ class Delivered:
     recipients: list[str]
     data: bytes
     options: str
+    reply_lost: bool = False
 
 
 @dataclass
@@ -147,6 +155,9 @@ class SMTPServer:
             if verb not in VERBS:
                 self.bad_lines.append(line)
             scripted = self.script(session, verb, text) if self.script else None
+            if isinstance(scripted, Slow):
+                await asyncio.sleep(scripted.seconds)
+                scripted = None
             reply = scripted if scripted is not None else self._own_reply(session, verb, text)
             if not await self._answer(writer, reply):
                 return
@@ -168,13 +179,16 @@ class SMTPServer:
                 self.bad_lines.append(line)
             lines.append(line[1:] if line.startswith(b".") else line)
         reply = self.script(session, ".", "") if self.script else None
+        if isinstance(reply, Slow):
+            await asyncio.sleep(reply.seconds)
+            reply = None
         reply = reply if reply is not None else ("250 2.0.0 queued" if session.recipients else "554 5.5.1 nobody")
         taken = str(reply.say if isinstance(reply, Drop) else reply)
         if taken.startswith("2") and session.recipients:
             session.mails += 1
-            self.mails.append(
-                Delivered(str(session.sender), list(session.recipients), b"".join(lines), session.options)
-            )
+            lost = isinstance(reply, Drop) and not reply.say.endswith("\n")
+            recipients = list(session.recipients)
+            self.mails.append(Delivered(str(session.sender), recipients, b"".join(lines), session.options, lost))
         session.sender, session.recipients = None, []
         return await self._answer(writer, reply)
 

@@ -491,6 +491,29 @@ def test_connection_is_reset_before_it_is_used_after_a_pause(
     assert len(server.mails) == 2
 
 
+def test_connection_that_cannot_be_reset_is_not_used(
+    serve_each: Serve, make_mail: MakeMail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "_RSET_AFTER_S", 0.0)
+    server = serve_each(script=lambda session, verb, line: "451 4.3.0 no" if verb == "RSET" and session.mails else None)
+    mail = make_mail(server, MAIL_POOL_SIZE=1)
+    for _ in range(3):
+        assert mail.send(message())
+    assert [session.mails for session in server.sessions] == [1, 1, 1]
+
+
+def test_rejection_before_a_drop_is_not_asked_for_again(serve_each: Serve, make_mail: MakeMail) -> None:
+    drop = at("DATA", Drop())
+
+    def script(session: Session, verb: str, line: str) -> Any:
+        return "550 5.1.1 no such user" if "bad@" in line else drop(session, verb, line)
+
+    server = serve_each(script=script)
+    result = make_mail(server).send(message(recipients=["bad@x.org", "good@x.org"]))
+    assert (result.accepted, result.refused["bad@x.org"].code) == (("good@x.org",), 550)
+    assert sum("bad@" in command for session in server.sessions for command in session.commands) == 1
+
+
 def test_changed_settings_are_followed(serve: Serve, make_mail: MakeMail) -> None:
     first, second = serve(), serve()
     mail = make_mail(first)

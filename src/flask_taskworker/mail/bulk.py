@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from .envelope import Envelope, SendResult, failed_result, result_of
-from .errors import DeliveryUnknown, MailError, ServerDisconnected, ServerTimeout
+from .envelope import Envelope, Reply, SendResult, failed_result, result_of, without_rejected
+from .errors import DeliveryUnknown, MailError, RecipientsRefused, ServerDisconnected, ServerTimeout
 from .pool import Pool
 from .smtp import Opened, Receipt, SMTPConnection
 
@@ -27,6 +28,7 @@ class Numbered(NamedTuple):
     envelope: Envelope | None
     result: SendResult | None = None
     tries: int = 1
+    refused: Mapping[str, Reply] = MappingProxyType({})
 
 
 class BulkRun:
@@ -155,10 +157,17 @@ class BulkRun:
 
     def _settle(self, mail: Numbered, ended: Receipt | MailError) -> None:
         never_again = isinstance(ended, DeliveryUnknown | ServerTimeout) or mail.tries >= _TRIES
-        if isinstance(ended, ServerDisconnected) and not never_again:
-            self._waiting.appendleft(mail._replace(tries=mail.tries + 1))
-        else:
+        if not isinstance(ended, ServerDisconnected) or never_again:
             self._end(mail, ended)
+            return
+        assert mail.envelope is not None
+        try:
+            envelope, rejected = without_rejected(mail.envelope, ended.refused)
+        except RecipientsRefused as error:
+            self._end(mail, error)
+        else:
+            refused = {**mail.refused, **rejected}
+            self._waiting.appendleft(mail._replace(envelope=envelope, refused=refused, tries=mail.tries + 1))
 
     def _next(self) -> Numbered:
         mail = self._waiting.popleft()
@@ -170,7 +179,7 @@ class BulkRun:
         assert mail.envelope is not None
         if isinstance(ended, Receipt):
             self._failed_connects, self._any_sent = 0, True
-            result = result_of(mail.envelope, ended.refused, mail.message)
+            result = result_of(mail.envelope, {**mail.refused, **ended.refused}, mail.message)
         else:
             self._count(ended)
             result = failed_result(mail.envelope, ended, mail.message)

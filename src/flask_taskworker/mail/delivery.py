@@ -26,7 +26,14 @@ from ..signals import email_failed
 from ..store.sql import Store, to_duration_ms
 from ..tasks import TaskOptions, TaskRegistry
 from .envelope import Ending, Envelope
-from .errors import AuthenticationFailed, DeliveryUnknown, MailError, RecipientsRefused
+from .errors import (
+    AuthenticationFailed,
+    DeliveryUnknown,
+    MailError,
+    RecipientsRefused,
+    ServerDisconnected,
+    ServerTimeout,
+)
 from .hosts import Host, local_host, server_of
 from .message import Message
 from .pool import close_pools, pool_for
@@ -38,7 +45,7 @@ from .stored import MailRoom, Settlement, StoredMail, Verdict, verdicts
 
 log = logging.getLogger(__name__)
 
-FIRST_PARKING_S = 2.0
+FIRST_PARKING_S = 0.25
 LONGEST_PARKING_S = 50.0
 LOGIN_PARKING_S = 60.0
 """A wrong password does not mend itself, and servers lock accounts out: at most one login a minute."""
@@ -100,14 +107,19 @@ class Transport:
         """
         async with self._opening:
             self.check()
-            try:
-                connection = await SMTPConnection.open(server)
-            except MailError as error:
-                self._park(error)
-                self.check()
-                raise
-            self._is_back()
-            return connection
+            for last in (False, False, True):
+                try:
+                    connection = await SMTPConnection.open(server)
+                except MailError as error:
+                    # A server that took the connection and dropped it is there, and may be luckier at once.
+                    if last or not isinstance(error, ServerDisconnected) or isinstance(error, ServerTimeout):
+                        self._park(error)
+                        self.check()
+                        raise
+                else:
+                    self._is_back()
+                    return connection
+        raise AssertionError("unreachable")
 
     def _park(self, error: MailError) -> None:
         if not self._pause:
@@ -152,7 +164,10 @@ class Postman:
                 return _ended(mail)
             while True:
                 news = await self._try(app, mail)
-                before, mail = mail, mail.after(news, _again_at(app, mail, self._store.clock()), self._store.clock())
+                before, mail = (
+                    mail,
+                    mail.after(news, _again_at(app, mail.tries, self._store.clock()), self._store.clock()),
+                )
                 await self._record(mail.settlement(news, self._keep_ms(app)))
                 await _announce(app, before, mail)
                 if not _may_go_on_at_once(news):
@@ -218,12 +233,10 @@ class Postman:
         return to_duration_ms(app.extensions["mail"].config.keep)
 
 
-def _again_at(app: Flask, mail: StoredMail, now: int) -> int:
+def _again_at(app: Flask, tries: int, now: int) -> int:
     """When the mail is tried again, in epoch milliseconds."""
     config = app.extensions["mail"].config
-    delay = min(config.retry_base * 2 ** min(mail.tries, 30), config.retry_cap) * random.uniform(
-        1 - _SPREAD, 1 + _SPREAD
-    )
+    delay = min(config.retry_base * 2 ** min(tries, 30), config.retry_cap) * random.uniform(1 - _SPREAD, 1 + _SPREAD)
     return now + int(delay * 1000)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.header import Header
 from enum import StrEnum
 from functools import lru_cache
@@ -289,6 +289,20 @@ def _class_overrides(cls: Hashable, method: str) -> bool:
 _KNOWN_MODULES = frozenset({"flask_taskworker.mail.message", "flask_mail"})
 
 
+def without_rejected(envelope: Envelope, refused: Mapping[str, Reply]) -> tuple[Envelope, dict[str, Reply]]:
+    """What is left to send after a try that broke off, and who needs not be tried again.
+
+    Raises RecipientsRefused when nobody is left.
+    """
+    rejected = {address: reply for address, reply in refused.items() if reply.ending is Ending.REJECTED}
+    if not rejected:
+        return envelope, rejected
+    left = tuple(address for address in envelope.recipients if address not in rejected)
+    if not left:
+        raise RecipientsRefused({address: (reply.code, reply.text) for address, reply in rejected.items()})
+    return replace(envelope, recipients=left), rejected
+
+
 def result_of(envelope: Envelope, refused: Mapping[str, Reply], message: Any = None) -> SendResult:
     """The result of a mail that the server took for everybody but *refused*."""
     return SendResult(
@@ -301,11 +315,11 @@ def result_of(envelope: Envelope, refused: Mapping[str, Reply], message: Any = N
 
 def failed_result(envelope: Envelope, error: MailError, message: Any = None) -> SendResult:
     """The result of a mail that *error* kept from being sent."""
-    refused: dict[str, Reply] = {}
+    refused: dict[str, Reply] = dict(error.refused)
     if isinstance(error, RecipientsRefused):
-        refused = {address: Reply(code, _text(text)) for address, (code, text) in error.recipients.items()}
+        refused |= {address: Reply(code, _text(text)) for address, (code, text) in error.recipients.items()}
     elif isinstance(error, ReplyError) and not error.of_transport:
-        refused = dict.fromkeys(envelope.recipients, Reply(error.smtp_code, error.text))
+        refused = {**dict.fromkeys(envelope.recipients, Reply(error.smtp_code, error.text)), **refused}
     return SendResult(message_id=envelope.message_id, refused=refused, error=error, message=message)
 
 
@@ -332,5 +346,6 @@ __all__ = [
     "failed_result",
     "prepare",
     "result_of",
+    "without_rejected",
     "writes_itself",
 ]

@@ -58,6 +58,9 @@ class MailError(TaskWorkerError, smtplib.SMTPException):
     of_transport: bool = False
     """Whether it is about the way to the server, not about one mail: no other mail would have fared better."""
 
+    refused: Mapping[str, Any] = MappingProxyType({})
+    """The recipients that the server had refused before the error, with its replies: they need not be tried again."""
+
     def __init__(self, message: str | None = None) -> None:
         # The bases' initialisers want different arguments; none of them does more than to keep them.
         self.message = message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0]
@@ -179,6 +182,8 @@ class ServerDisconnected(MailError, aiosmtplib.SMTPServerDisconnected, smtplib.S
         farewell = f"The mail server said {code} {text} and closed the connection." if text else None
         super().__init__(message or farewell)
         self.code, self.text = code, text
+        self.replies: list[Any] = []
+        """What the server said before, in order."""
 
 
 class ServerTimeout(ServerDisconnected, aiosmtplib.SMTPReadTimeoutError):
@@ -188,8 +193,5 @@ class ServerTimeout(ServerDisconnected, aiosmtplib.SMTPReadTimeoutError):
 class DeliveryUnknown(ServerDisconnected):
     """The connection broke off after the message was handed over and before the server said that it has it.
 
-    The message may or may not arrive; sending it again may deliver it twice. ``refused`` maps the recipients that the
-    server had refused before, who do not get it, to its replies.
+    The message may or may not arrive; sending it again may deliver it twice.
     """
-
-    refused: Mapping[str, Any] = MappingProxyType({})

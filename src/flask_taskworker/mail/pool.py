@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from .envelope import Envelope
-from .errors import DeliveryUnknown, ServerDisconnected, ServerTimeout
+from .envelope import Envelope, Reply, without_rejected
+from .errors import DeliveryUnknown, MailError, ServerDisconnected, ServerTimeout
 from .portal import portal
 from .smtp import BeforeDot, Receipt, Server, SMTPConnection, quit_all
 
@@ -44,16 +45,22 @@ class Pool:
         A new connection is made with ``opener`` where it is given. Raises what :meth:`SMTPConnection.open` and
         :meth:`SMTPConnection.deliver` raise.
         """
+        known: dict[str, Reply] = {}
         for last in (False, False, True):
             connection = await self.acquire(opener)
             try:
-                return await connection.deliver(envelope, before_dot)
-            except (DeliveryUnknown, ServerTimeout):
-                raise
-            except ServerDisconnected as error:
-                if last:
+                receipt = await connection.deliver(envelope, before_dot)
+                return replace(receipt, refused={**known, **receipt.refused}) if known else receipt
+            except MailError as error:
+                may_go_on = isinstance(error, ServerDisconnected) and not isinstance(
+                    error, DeliveryUnknown | ServerTimeout
+                )
+                if last or not may_go_on:
+                    error.refused = {**known, **error.refused}
                     raise
                 log.debug("%s closed the connection before the message (%s); trying another", self.server, error)
+                envelope, rejected = without_rejected(envelope, error.refused)
+                known |= rejected
             finally:
                 self.release(connection)
         raise AssertionError("unreachable")

@@ -17,9 +17,9 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import aiosmtplib
@@ -55,6 +55,7 @@ _RSET_AFTER_S = 1.0
 _GO_AHEAD = 354
 _CLOSING = 421
 
+E = TypeVar("E", bound=MailError)
 BeforeDot = Callable[[], Awaitable[None]]
 
 
@@ -164,13 +165,19 @@ class SMTPConnection:
     async def begin(self, envelope: Envelope) -> Opened:
         """MAIL, RCPT and DATA. Raises as :meth:`deliver`, but never DeliveryUnknown."""
         commands, data = self._commands(envelope)
+        first = 0
         if self._reset_first or asyncio.get_running_loop().time() - self._used_at > _RSET_AFTER_S:
             commands.insert(0, b"RSET\r\n")
+            first = 1
         self._reset_first = True
-        replies = await self._converse(commands)
-        if commands[0] == b"RSET\r\n":
-            del replies[0]
-        return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies))
+        try:
+            replies = await self._converse(commands)
+        except ServerDisconnected as error:
+            raise _with(_refused_before(envelope, error.replies[first:]), error) from None
+        if first and not _is_ok(replies[0]):
+            self.abort()  # the last mail's envelope may still be open
+            raise ServerDisconnected(None, replies[0].code, replies[0].message)
+        return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies[first:]))
 
     async def conclude(
         self, opened: Opened, following: Envelope | None = None
@@ -195,14 +202,12 @@ class SMTPConnection:
 
     def _concluded(self, opened: Opened, replies: list[SMTPResponse]) -> Receipt | MailError:
         if not replies:
-            unknown = DeliveryUnknown()
-            unknown.refused = opened.refused
-            return unknown
+            return _with(opened.refused, DeliveryUnknown())
         self.mails += 1
         self._used_at = asyncio.get_running_loop().time()
         self._reset_first = not _is_ok(replies[0])
         if self._reset_first:
-            return DataRefused(replies[0].code, replies[0].message)
+            return _with(opened.refused, DataRefused(replies[0].code, replies[0].message))
         return Receipt(refused=opened.refused, reply=_reply(replies[0]))
 
     async def _begun(
@@ -212,6 +217,8 @@ class SMTPConnection:
         try:
             self._check_complete(replies, count)
             return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies))
+        except ServerDisconnected as error:
+            return _with(_refused_before(envelope, replies), error)
         except MailError as error:
             return error
 
@@ -270,8 +277,12 @@ class SMTPConnection:
             if command == b"DATA\r\n" and not accepted:
                 replies.append(SMTPResponse(503, "no valid recipients"))
                 break
-            replies += await self._exchange(command, 1)
-            if command.startswith(b"MAIL") and not _is_ok(replies[-1]):
+            try:
+                replies += await self._exchange(command, 1)
+            except ServerDisconnected as error:
+                error.replies = [*replies, *error.replies]
+                raise
+            if command.startswith((b"RSET", b"MAIL")) and not _is_ok(replies[-1]):
                 return [*replies, *[SMTPResponse(503, "no sender")] * (len(commands) - len(replies))]
             accepted = accepted or (command.startswith(b"RCPT") and _is_ok(replies[-1]))
         return replies
@@ -279,8 +290,7 @@ class SMTPConnection:
     async def _judge(self, envelope: Envelope, replies: list[SMTPResponse]) -> dict[str, Reply]:
         """The refused recipients, if at least one was accepted and the server waits for the message."""
         sender, *recipients, data = replies
-        pairs = zip(envelope.recipients, recipients, strict=True)
-        refused = {address: _reply(reply) for address, reply in pairs if not _is_ok(reply)}
+        refused = _refused(envelope, recipients)
         nobody = not _is_ok(sender) or len(refused) == len(recipients)
         if nobody and data.code == _GO_AHEAD:
             await self._exchange(b".\r\n", 1)  # a pipelined DATA was let through for nobody; RFC 2920, 3.1
@@ -289,7 +299,7 @@ class SMTPConnection:
         if nobody:
             raise RecipientsRefused({address: (reply.code, reply.text) for address, reply in refused.items()})
         if data.code != _GO_AHEAD:
-            raise DataRefused(data.code, data.message)
+            raise _with(refused, DataRefused(data.code, data.message))
         return refused
 
     async def _exchange(self, data: bytes, count: int) -> list[SMTPResponse]:
@@ -307,9 +317,10 @@ class SMTPConnection:
         if farewell is None and len(replies) == count:
             return
         self.abort()
-        if farewell is not None:
-            raise ServerDisconnected(None, farewell.code, farewell.message)
-        raise ServerTimeout if timed_out else ServerDisconnected
+        kind = ServerTimeout if timed_out else ServerDisconnected
+        error = kind() if farewell is None else ServerDisconnected(None, farewell.code, farewell.message)
+        error.replies = replies
+        raise error
 
     async def _send_message(self, data: bytes, commands: list[bytes]) -> list[SMTPResponse]:
         """Send a message, and *commands* behind it; as many replies as came, none if it is unknown how it went."""
@@ -376,6 +387,22 @@ def _add_option(options: list[str], option: str) -> None:
 
 def _is_ok(reply: SMTPResponse) -> bool:
     return 200 <= reply.code < 300
+
+
+def _refused(envelope: Envelope, replies: Sequence[SMTPResponse]) -> dict[str, Reply]:
+    """The recipients that were refused, as far as there are replies."""
+    pairs = zip(envelope.recipients, replies, strict=False)
+    return {address: _reply(reply) for address, reply in pairs if not _is_ok(reply)}
+
+
+def _refused_before(envelope: Envelope, replies: Sequence[SMTPResponse]) -> dict[str, Reply]:
+    """The recipients that were refused before the dialogue broke off; without a sender a refusal means nothing."""
+    return _refused(envelope, replies[1:]) if replies and _is_ok(replies[0]) else {}
+
+
+def _with(refused: Mapping[str, Reply], error: E) -> E:
+    error.refused = refused
+    return error
 
 
 def _reply(reply: SMTPResponse) -> Reply:

@@ -35,17 +35,18 @@ class Verdict(NamedTuple):
 
 def verdicts(envelope: Envelope, outcome: Receipt | MailError) -> dict[str, Verdict]:
     """What a try came to for each recipient of *envelope*."""
-    replies: Mapping[str, Reply] = {}
+    replies: Mapping[str, Reply] = outcome.refused
     match outcome:
         case Receipt():
-            replies, rest = outcome.refused, _verdict(outcome.reply)
+            rest = _verdict(outcome.reply)
         case RecipientsRefused():
-            replies = {address: Reply(code, _text(text)) for address, (code, text) in outcome.recipients.items()}
+            said = {address: Reply(code, _text(text)) for address, (code, text) in outcome.recipients.items()}
+            replies = {**outcome.refused, **said}
             rest = Verdict(Ending.DEFERRED, -1, str(outcome))
         case ReplyError():
             rest = _verdict(Reply(outcome.smtp_code, outcome.text))
         case DeliveryUnknown():
-            replies, rest = outcome.refused, Verdict(Ending.UNKNOWN, -1, str(outcome))
+            rest = Verdict(Ending.UNKNOWN, -1, str(outcome))
         case ServerDisconnected():
             rest = Verdict(Ending.DEFERRED, outcome.code, outcome.text or str(outcome))
         case _:
