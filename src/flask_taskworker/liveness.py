@@ -142,6 +142,8 @@ class Heartbeat:
 
     def _beat(self) -> bool:
         """One beat; False for a worker that was declared dead."""
+        # A database file that is gone would otherwise be beaten into, and looked into, for ever.
+        self._store.driver.prepare()
         self._presence.renew()
         parameters = {
             "id": self._id,

@@ -289,20 +289,29 @@ class SharedCommit:
 
     def _lead(self, engine: Engine) -> None:
         together = [self._line.popleft() for _ in range(len(self._line))]
+        failure: Exception = sqlite3.OperationalError("the thread that wrote for several was interrupted")
+        done = False
         try:
             with _Lent(engine) as connection:
-                if len(together) == 1:
-                    together[0].run(lambda sql, p: _patiently(connection, sql, p, self._lock_timeout))
-                    return
-                with Transaction(connection, self._lock_timeout) as run:
-                    for statement in together:
-                        statement.run(run)
-        except BaseException as error:  # noqa: BLE001 - each thread raises it in its own line
-            for statement in together:
-                statement.error = statement.error or error
+                self._run_together(connection, together)
+            done = True
+        except Exception as error:  # noqa: BLE001 - each thread raises it in its own line
+            failure = error
         finally:
             for statement in together:
+                statement.error = statement.error or (None if done else failure)
                 statement.done = True
+
+    def _run_together(self, connection: sqlite3.Connection, together: Sequence[_Statement]) -> None:
+        if len(together) == 1:
+            together[0].run(lambda sql, p: _patiently(connection, sql, p, self._lock_timeout))
+            return
+        with Transaction(connection, self._lock_timeout) as run:
+            for statement in together:
+                statement.run(run)
+                if not connection.in_transaction:
+                    # Some errors, such as that of a full disk, undo all of it.
+                    raise statement.error or sqlite3.OperationalError("the transaction has ended early")
 
 
 class _Statement:
@@ -314,14 +323,14 @@ class _Statement:
         self.sql = sql
         self.parameters = parameters
         self.rows: list[Row] = []
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.done = False
 
     def run(self, run: Run) -> None:
         # A failing statement undoes itself alone; the others of the transaction stand (sqlite.org/lang_conflict.html).
         try:
             self.rows = run(self.sql, self.parameters)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - a value that SQLite cannot hold raises errors of other kinds
             self.error = error
 
 
