@@ -129,7 +129,8 @@ class Client:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except PoolClosed:
-            # No thread can be started any more: the interpreter shuts down, and a short block harms nobody.
+            # The interpreter shuts down, the system has no thread left, or the client was just closed. To block for a
+            # moment is better than to fail.
             return call()
 
     def put_schedule(self, schedule: DeclaredSchedule) -> None:
@@ -242,7 +243,10 @@ class Client:
         return done
 
     def close(self) -> None:
-        """Close the database's connections; they are opened again when needed."""
+        """Close the database's connections and end idle threads; new ones are made when needed."""
+        # Whoever has just taken the old pool finds it closed, and does without: see _aside.
+        threads, self._threads = self._threads, ThreadPool(_THREADS, "taskworker-client")
+        threads.shutdown()
         self.store.driver.close()
 
     def abandon(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -550,6 +551,49 @@ def test_collected_app_is_forgotten(make_app: Callable[..., Flask]) -> None:
     assert two.extensions["taskworker"].store.record(job.id).uid == job.uid
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.usefixtures("no_collector")
+def test_app_that_waits_for_the_garbage_collector_is_gone(
+    make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/one/jobs.db"
+    one = make_app(TASKER_DATABASE_URI=uri)
+    one.get("/")(lambda app=one: app.name)  # a cycle, as a view made inside a factory is in one
+    task_worker = make_worker(one)
+    add = make_add(task_worker)
+    add.enqueue(1).result(timeout=20)
+    task_worker.stop()
+    shutil.rmtree(tmp_path / "one")
+    del one
+
+    two = make_app()
+    task_worker.init_app(two)
+    task_worker.start()
+    assert add.enqueue(2).result(timeout=20) == 2
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.usefixtures("no_collector")
+def test_database_of_an_app_that_waits_for_the_garbage_collector_is_free(
+    make_app: Callable[..., Flask], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/one.db"
+    one = make_app(TASKER_DATABASE_URI=uri)
+    one.get("/")(lambda app=one: app.name)  # a cycle, as a view made inside a factory is in one
+    BackgroundTaskWorker(one)
+    del one
+    assert make_add(BackgroundTaskWorker(app := make_app(TASKER_DATABASE_URI=uri))).enqueue(1).id == 1
+    assert app
+
+
 def test_worker_of_a_collected_app_stops(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
@@ -584,6 +628,18 @@ def test_relative_path_is_relative_to_the_instance_folder(make_app: Callable[...
 def test_blocking_worker_enqueues_without_being_started(app: Flask) -> None:
     job = make_add(BlockingTaskWorker(app)).enqueue(1)
     assert job.refresh().state is JobState.READY
+
+
+def test_collected_app_leaves_no_threads_behind(make_app: Callable[..., Flask]) -> None:
+    app = make_app()
+    add = make_add(BackgroundTaskWorker(app))
+    before = set(threading.enumerate())
+    asyncio.run(add.aenqueue(1))
+    begun = set(threading.enumerate()) - before
+    assert begun
+    del app
+    gc.collect()
+    wait_for(lambda: not any(thread.is_alive() for thread in begun))
 
 
 def test_uids_grow_with_time_and_differ() -> None:
