@@ -29,6 +29,7 @@ from sqlalchemy.pool import QueuePool
 from ..errors import NotSupported, SchemaError, StoreError
 from ..jobs import NewJob
 from .driver import AsyncRun, Parameters, Row, Run
+from .forks import Connection, after_fork_in_child
 from .live import LiveDirectory, LivePresence, supported
 from .migrations import check_version, has_schema, prepare_schema
 from .statements import SQLITE, add_job_plainly
@@ -219,7 +220,7 @@ class SqliteDriver:
         return SqliteLink(durable, light, self.path, self._lock_timeout)
 
     async def _connect_async(self, synchronous: str) -> aiosqlite.Connection:
-        connection = await aiosqlite.connect(_uri(self.path), uri=True, isolation_level=None, timeout=0)
+        connection = await aiosqlite.connect(_uri(self.path), **_OPTIONS)
         try:
             for pragma in _pragmas(synchronous):
                 await _patiently_async(connection, pragma, {}, self._lock_timeout)
@@ -248,7 +249,8 @@ class SqliteDriver:
         self._live.close()
 
     def abandon(self) -> None:
-        """After a fork: SQLite handles must not be used, nor closed, in the child (sqlite.org/howtocorrupt.html)."""
+        """After a fork, in the child: begin anew with connections of its own."""
+        after_fork_in_child()
         _inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
         self._live.abandon()
@@ -257,7 +259,7 @@ class SqliteDriver:
 
 
 _inherited: list[Any] = []
-"""Pools that a fork brought along: kept, since the garbage collector would close their connections."""
+"""Pools that a fork brought along. Where it came in the middle of a transaction, nothing may close them."""
 
 
 class SharedCommit:
@@ -470,8 +472,17 @@ _ADD_BATCH = re.sub(r":\w+", "?", add_job_plainly())
 # -- connections -----------------------------------------------------------------------------------------------------
 
 
+_OPTIONS: dict[str, Any] = {
+    "uri": True,
+    "isolation_level": None,
+    "timeout": 0,
+    "check_same_thread": False,
+    "factory": Connection,
+}
+
+
 def _connect(path: Path, synchronous: str, lock_timeout: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(_uri(path), uri=True, isolation_level=None, timeout=0, check_same_thread=False)
+    connection: sqlite3.Connection = sqlite3.connect(_uri(path), **_OPTIONS)
     try:
         # The first of them reads the file, which is locked while another process opens it after a crash, or was the
         # last to close it.
