@@ -166,7 +166,13 @@ class Worker:
 
     async def run(self) -> bool:
         """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job."""
-        if not await self._begin():
+        begun = False
+        try:
+            begun = await self._begin()
+        finally:
+            if not begun:
+                self._aside.shutdown()
+        if not begun:
             return True
         try:
             while not self._stopping:
@@ -187,7 +193,6 @@ class Worker:
                 log.warning("worker %s cannot start: %s Next try in %.1f s.", self.id, error, pause)
                 await self._sleep(pause)
                 if self._stopping:
-                    self._aside.shutdown()
                     return False
             else:
                 break
@@ -275,7 +280,8 @@ class Worker:
         else:
             self._back_off = _IMMEDIATE
             return delay
-        self._must_reconcile = True
+        # What woke the worker may not have been acted on: see test_news_outlive_a_turn_that_failed.
+        self._must_reconcile = self._awake = True
         return self._back_off * random.uniform(0.8, 1.2)
 
     def _longer_back_off(self) -> float:
@@ -551,7 +557,9 @@ class Worker:
 
     async def _end(self) -> bool:
         """Let jobs end, hand back the others, deregister. Returns whether no thread runs a job any more."""
-        self.client.on_news = None
+        if self.client.on_news == self.wake:
+            # Else another worker of this app has begun since.
+            self.client.on_news = None
         self._deadline = min(self._deadline, self._loop.time() + self.config.shutdown_timeout)
         holding = True
         try:
@@ -565,7 +573,8 @@ class Worker:
 
     async def _close(self, holding: bool) -> None:
         # Not before: one of the last jobs, waiting for a result, would still block the loop.
-        self.client.worker_thread = None
+        if self.client.worker_thread is threading.current_thread():
+            self.client.worker_thread = None
         self._crew.close()
         await self._in_thread(lambda: self._heartbeat.stop(holding=holding))
         # A lock that is free would tell the others that they may run the jobs which a thread still runs here.

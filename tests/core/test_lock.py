@@ -20,7 +20,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
-from flask_taskworker import BackgroundTaskWorker, JobState
+from flask_taskworker import BackgroundTaskWorker, Every, JobState
 from flask_taskworker.errors import NotAccepted, SchemaError, StoreError
 from flask_taskworker.store import sqlite
 from flask_taskworker.store.sql import Store
@@ -134,6 +134,19 @@ def test_worker_goes_on_after_a_lock_that_did_not_come(
         job.result(timeout=20)
     assert len(ran) == 3
     assert {job.refresh()._record.claim for job in jobs} == {1}
+
+
+def test_news_outlive_a_turn_that_failed(
+    make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(TASKER_LOCK_TIMEOUT=0.02, TASKER_LOOP_INTERVAL=3600)
+    task_worker = make_worker(app)
+    make_task(task_worker).enqueue().result(timeout=20)
+    with locked(path_of(app)):
+        task_worker.task(name="hourly", schedule=Every(hours=1))(lambda: None)
+        wait_for(lambda: "database is locked" in caplog.text)
+    store: Store = app.extensions["taskworker"].store
+    wait_for(store.schedules, "the schedule that was declared while the database was locked")
 
 
 # -- threads that share a commit ---------------------------------------------------------------------------------------
