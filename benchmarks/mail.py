@@ -13,12 +13,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import flask_mail
 from flask import Flask
 
 from benchmarks.smtp_sink import sink
+from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.mail import Mail, Message
 
 TEXT = "Dear reader, this line is one of many that make up the letter of this week.\n" * 32
@@ -35,9 +37,7 @@ def make_app(mail_class: Any, port: int, pool_size: int) -> tuple[Flask, Any]:
 
 def messages(message_class: Any, count: int) -> Iterator[Any]:
     for number in range(count):
-        yield message_class(
-            f"Letter number {number}", recipients=[f"reader{number}@example.org"], body=TEXT, html=HTML
-        )
+        yield message_class(f"Letter number {number}", recipients=[f"reader{number}@example.org"], body=TEXT, html=HTML)
 
 
 def rows(port: int, pool_size: int) -> dict[str, Row]:
@@ -67,11 +67,23 @@ def rows(port: int, pool_size: int) -> dict[str, Row]:
         with our_app.app_context():
             asyncio.run(consume(count))
 
+    def queued(count: int) -> None:
+        with TemporaryDirectory() as folder:
+            app = Flask("benchmark queue", instance_path=folder)
+            app.config.update(our_app.config)
+            worker, mail = BackgroundTaskWorker(app), Mail(app)
+            with app.app_context():
+                worker.start()
+                jobs = mail.send_later_many(messages(Message, count))
+                assert all(job.result(60) == {} for job in jobs)
+            worker.stop()
+
     return {
         "Flask-Mail, with mail.connect()": flask_mails,
         "with mail.connect()": connect,
         f"send_many, pool of {pool_size}": send_many,
         f"asend_many, pool of {pool_size}": asend_many,
+        f"send_later_many, pool of {pool_size}": queued,
     }
 
 

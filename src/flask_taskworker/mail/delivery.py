@@ -53,7 +53,7 @@ LOGIN_PARKING_S = 60.0
 _AGAIN_AFTER_STORE_ERROR_S = 1.0
 _SPREAD = 0.1
 _LONGEST_SPREAD_S = 5.0
-_LOADED_PER_CONNECTION = 4
+_LOADED_PER_CONNECTION = 16
 _TOO_MANY_RECIPIENTS = 452
 
 
@@ -150,8 +150,9 @@ class Postman:
     def __init__(self, app: Flask) -> None:
         config = app.extensions["mail"].config
         self._store: Store = app.extensions["taskworker"].client.store
-        self.room = MailRoom(self._store)
+        self.room = MailRoom(self._store, lambda: self._under_way > 1)
         self._transport = Transport()
+        self._under_way = 0
         # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
         self._loaded = asyncio.Semaphore(config.pool_size * _LOADED_PER_CONNECTION)
 
@@ -159,22 +160,26 @@ class Postman:
         """One try of one mail, and what follows from it."""
         self._transport.check()
         async with self._loaded:
-            mail = await self._load(app, mail_id)
-            if mail.finished_at is not None:
-                return _ended(mail)
-            while True:
-                news = await self._try(app, mail)
-                before, mail = (
-                    mail,
-                    mail.after(news, _again_at(app, mail.tries, self._store.clock()), self._store.clock()),
-                )
-                await self._record(mail.settlement(news, self._keep_ms(app)))
-                await _announce(app, before, mail)
-                if not _may_go_on_at_once(news):
-                    break
+            self._under_way += 1
+            try:
+                mail = await self._see_through(app, mail_id)
+            finally:
+                self._under_way -= 1
         if mail.finished_at is None:
             raise SnoozeJob(max(0.0, (mail.next_try_ms - self._store.clock()) / 1000))
         return _ended(mail)
+
+    async def _see_through(self, app: Flask, mail_id: str) -> StoredMail:
+        mail = await self._load(app, mail_id)
+        go_on = mail.finished_at is None
+        while go_on:
+            news = await self._try(app, mail)
+            now = self._store.clock()
+            before, mail = mail, mail.after(news, _again_at(app, mail.tries, now), now)
+            await self._record(mail.settlement(news, self._keep_ms(app)))
+            await _announce(app, before, mail)
+            go_on = mail.finished_at is None and _may_go_on_at_once(news)
+        return mail
 
     async def _load(self, app: Flask, mail_id: str) -> StoredMail:
         try:

@@ -24,6 +24,8 @@ from .smtp import Receipt
 
 T = TypeVar("T")
 
+_GATHERING_S = 0.006
+
 
 class Verdict(NamedTuple):
     """What one try came to for one recipient."""
@@ -139,8 +141,10 @@ class Settlement(NamedTuple):
 class MailRoom:
     """Queued mails as one worker's loop sees them. What many jobs ask for at once goes to the database in one hop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, is_busy: Callable[[], bool]) -> None:
         self._store = store
+        self.is_busy = is_busy
+        """Whether other mails are on their way, which will have something to ask, too."""
         self._thread = ThreadPool(1, "taskworker-mail")
         self._waiting: list[tuple[str, Any, asyncio.Future[Any]]] = []
         self._hop: asyncio.Task[None] | None = None
@@ -169,8 +173,10 @@ class MailRoom:
         return await answer
 
     async def _work_off(self) -> None:
-        # While one hop is under way, others gather for the next.
+        # A hop costs more than what it carries: so a moment's wait for company, and others gather while one is under way.
         while self._waiting:
+            if self.is_busy():
+                await asyncio.sleep(_GATHERING_S)
             batch, self._waiting = self._waiting, []
             try:
                 answers = await _in(self._thread, partial(self._serve, batch))
