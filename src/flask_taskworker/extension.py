@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from flask import Flask, current_app, has_app_context, request_started
 
+from . import logs
 from .cli import tasks_command
 from .client import Client
 from .codec import Codec
@@ -87,6 +88,7 @@ class TaskWorker:
         if KEY in app.extensions:
             raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
         config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
+        logs.install()
         find_app = weakref.ref(app)
         store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
         state = AppState(config, Client(store, self.registry.codec, find_app), self, find_app, app.import_name)

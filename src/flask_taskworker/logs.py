@@ -2,8 +2,7 @@
 
 ``%(taskworker_job)s`` is the job's id, ``%(taskworker_task)s`` its task and ``%(taskworker_attempt)s`` the number
 of the try; outside of a job all three are None. The names are long because logging refuses an ``extra=`` that repeats
-one.
-Installed when the first worker of a process starts, over whatever record factory was set before.
+one. Installed at ``init_app``, over whatever record factory was set before.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class Scheduler:
         self._unreadable: set[str] = set()
         self.pause = 0.0
         """Seconds to wait before the next look at due schedules: more than 0 while one is due that cannot fire."""
-        self.task_names = "[]"
-        """The names of the known tasks, as the JSON list that statements take."""
+        self.may_fire = "[]"
+        """The declared schedules and the known tasks, as the JSON list that statements take."""
 
     async def declare(self, work: WorkerStore) -> None:
         """Put the schedules that code declares into the store, if tasks were added since the last time."""
@@ -51,14 +51,15 @@ class Scheduler:
                     name,
                     name,
                 )
-            self.task_names = json.dumps([task.name for task in self._registry])
+            names = [f"code:{schedule.name}" for schedule in declared]
+            self.may_fire = json.dumps(names + [f"runtime:{task.name}" for task in self._registry])
             self._declared_version = version
 
     async def fire_due(self, work: WorkerStore) -> list[tuple[str, JobRecord]]:
         """Fire what is due. Returns the jobs that this worker made, with the names of their schedules."""
         fired = []
         self.pause = 0.0
-        for schedule in await work.due_schedules(self.task_names):
+        for schedule in await work.due_schedules(self.may_fire):
             task = self._registry.get(schedule.task)
             trigger = self._trigger(schedule)
             if task is not None and trigger is not None:

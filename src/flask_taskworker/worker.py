@@ -20,21 +20,20 @@ from dataclasses import dataclass
 
 from flask import Flask
 
-from . import signals
-from .announce import Announcer
 from .client import Client
 from .config import TaskWorkerConfig
 from .crew import KINDS, WAIT_FOR_SLOT, Crew
 from .errors import SchemaError, StoreError
 from .executor import Executor
-from .jobs import Claim, Ending, Job, JobRecord, Outcome
+from .herald import Herald
+from .jobs import Claim, Ending, JobRecord
 from .launch import is_reloader_parent
 from .liveness import Heartbeat, News, resident_mb
 from .quarantine import Quarantine
 from .scheduling import Scheduler
 from .store.driver import Presence
 from .store.sql import Store
-from .store.work import PRUNE_BATCH, Ended, Peek, WorkerStore
+from .store.work import PRUNE_BATCH, Peek, WorkerStore
 from .tasks import TaskRegistry
 from .threads import ThreadPool
 
@@ -91,7 +90,7 @@ class Worker:
         self._find_app = find_app
         self._limits = limits
         self._may_abandon_threads = may_abandon_threads
-        self._announcer = Announcer()
+        self._herald = Herald(client, find_app)
         self._quarantine = Quarantine()
         self._scheduler = Scheduler(registry, self._store.clock)
         self._presence: Presence | None = None
@@ -199,7 +198,7 @@ class Worker:
         self.client.worker_thread = threading.current_thread()
         self.client.on_news = self.wake
         log.info("worker %s works on %s", self.id, ", ".join(self.config.queues or ("all queues",)))
-        self._announcer.announce(signals.worker_started, self._find_app(), worker=self)
+        self._herald.worker_started(self)
         return True
 
     async def _connect(self) -> None:
@@ -216,7 +215,7 @@ class Worker:
             clock=self._store.clock,
             find_app=self._find_app,
             on_change=self._news.set,
-            on_start=self._announce_start,
+            on_start=self._herald.started,
         )
         self._work = await WorkerStore.open(self._store)
         try:
@@ -359,7 +358,7 @@ class Worker:
         self._hints.clear()
         self._next_look = self._loop.time() + self.config.loop_interval
         await self._scheduler.declare(self._work)
-        self._take(await self._work.peek(self._scheduler.task_names))
+        self._take(await self._work.peek(self._scheduler.may_fire))
 
     def _take_hints(self) -> None:
         # Before the hints are read: one that comes later must wake the loop again.
@@ -390,7 +389,7 @@ class Worker:
         fires = self._next_fire is not None and self._next_fire <= now
         promotes = self._next_due is not None and self._next_due <= now
         if fires:
-            self._announce_fired(await self._scheduler.fire_due(self._work))
+            self._herald.fired(await self._scheduler.fire_due(self._work))
         if promotes:
             await self._work.promote()
         return fires or promotes
@@ -447,39 +446,12 @@ class Worker:
         if any(e.outcome.ending is Ending.RELEASED for e in ended):
             # Another worker may have a slot for them now.
             self.client.wake()
-        self._announce_endings(ended, states)
+        self._herald.ended(ended, states)
 
     def _is_company_expected(self) -> bool:
         if self._stopping or len(self._crew.ended) >= FLUSH_AT:
             return False
         return self._crew.busy and self._loop.time() - self._crew.ended_since < FLUSH_DELAY
-
-    # -- signals ----------------------------------------------------------------------------------------------------
-
-    def _announce_start(self, claim: Claim) -> None:
-        self._announcer.announce(signals.job_started, self._find_app(), job=self._job(claim, "running"))
-
-    def _announce_endings(self, ended: list[Ended], states: dict[int, str]) -> None:
-        self.client.finished(job_id for job_id, state in states.items() if state in _FINAL)
-        for e in ended:
-            state = states.get(e.claim.id)
-            if state is None:
-                log.warning("fenced: the ending of %s, claim %s, came too late and is dropped", e.claim, e.claim.claim)
-            elif (signal := _SIGNALS.get(_ending_of(state, e.outcome))) is not None and signal.receivers:
-                extra = {"exception": e.outcome.exception} if e.outcome.exception is not None else {}
-                job = self._job(e.claim, state, e.outcome.ending.failures)
-                self._announcer.announce(signal, self._find_app(), job=job, outcome=e.outcome, **extra)
-
-    def _announce_fired(self, fired: Iterable[tuple[str, JobRecord]]) -> None:
-        for name, record in fired:
-            job: Job[object] = Job(record, self.client)
-            app = self._find_app()
-            self._announcer.announce(signals.schedule_fired, app, job=job, schedule=name, fire_at=job.fire_at)
-
-    def _job(self, claim: Claim, state: str, failures: int = 0) -> Job[object]:
-        known = claim._asdict() | {"failures": claim.failures + failures}
-        del known["args"]
-        return Job(JobRecord(**known, state=state), self.client)
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -538,11 +510,7 @@ class Worker:
         self._news.set()
 
     def _on_rescued(self, records: list[JobRecord]) -> None:
-        self.client.finished(record.id for record in records if record.state in _FINAL)
-        for record in records:
-            signal = _RESCUE_SIGNALS.get(record.state, signals.job_rescued)
-            extra = {"outcome": None} if record.state in _FINAL else {}
-            self._announcer.announce(signal, self._find_app(), job=Job(record, self.client), **extra)
+        self._herald.rescued(records)
         self.client.wake()
 
     async def _rejoin(self) -> None:
@@ -580,8 +548,8 @@ class Worker:
         # A lock that is free would tell the others that they may run the jobs which a thread still runs here.
         self._leave(holding=holding)
         await self._work.close()
-        self._announcer.announce(signals.worker_stopped, self._find_app(), worker=self)
-        await self._in_thread(lambda: self._announcer.close(timeout=1.0))
+        self._herald.worker_stopped(self)
+        await self._in_thread(lambda: self._herald.close(timeout=1.0))
         self._aside.shutdown()
 
     async def _drain(self) -> bool:
@@ -610,23 +578,6 @@ class Worker:
             log.warning("worker %s could not record %s endings: %s", self.id, len(self._crew.ended), error)
             return False
         return True
-
-
-_FINAL = frozenset({"succeeded", "failed", "cancelled"})
-
-_RESCUE_SIGNALS = {"failed": signals.job_failed, "cancelled": signals.job_cancelled}
-
-_SIGNALS = {
-    Ending.SUCCEEDED: signals.job_succeeded,
-    Ending.RETRYING: signals.job_retrying,
-    Ending.FAILED: signals.job_failed,
-    Ending.CANCELLED: signals.job_cancelled,
-}
-
-
-def _ending_of(state: str, outcome: Outcome) -> Ending:
-    """What really became of the job: one that should run again may have been cancelled meanwhile."""
-    return Ending.CANCELLED if state == "cancelled" else outcome.ending
 
 
 def _stub(job_id: int, claim: int) -> Claim:

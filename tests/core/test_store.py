@@ -395,19 +395,22 @@ def test_clock_that_is_set_back_hides_no_job_that_was_due_at_once(bench: Bench) 
 
 
 def test_peek_tells_what_there_is_to_do(bench: Bench) -> None:
-    def peek(*tasks: str) -> Any:
-        return bench.do(lambda work: work.peek(json.dumps(tasks)))
+    def peek(*may_fire: str) -> Any:
+        return bench.do(lambda work: work.peek(json.dumps(may_fire)))
 
-    empty = peek("t")
+    empty = peek("runtime:t")
     assert (empty.next_due, empty.next_fire) == (None, None)
     assert empty.queues == {"async": (), "sync": ()}
     bench.add(queue="a"), bench.add(queue="a", kind="sync"), bench.add(queue="b"), bench.add(queue="z", kind="sync")
     bench.add(run_at=NOW + 9), bench.add(run_at=NOW + 5)
     add = "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at, paused) "
     for name, task, next_at, paused in (("x", "t", 7, 0), ("y", "t", 3, 1), ("v", "other", 1, 0), ("w", "t", None, 0)):
-        bench.rows(f"{add} VALUES (?,?,'','',?,'code',0,?)", name, task, next_at, paused)
-    found = peek("t", "u")
+        bench.rows(f"{add} VALUES (?,?,'','',?,'runtime',0,?)", name, task, next_at, paused)
+    bench.rows(f"{add} VALUES ('declared','t','','',6,'code',0,0)")
+    bench.rows(f"{add} VALUES ('removed','t','','',2,'code',0,0)")
+    found = peek("runtime:t", "runtime:u")
     assert (found.next_due, found.next_fire) == (NOW + 5, 7)
+    assert peek("runtime:t", "code:declared").next_fire == 6
     assert {kind: sorted(names) for kind, names in found.queues.items()} == {"async": ["a", "b"], "sync": ["a", "z"]}
     assert peek().next_fire is None
 

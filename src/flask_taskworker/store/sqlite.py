@@ -36,6 +36,10 @@ from .statements import SQLITE, add_job_plainly
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+# At DEBUG aiosqlite logs every statement with its values: results, tracebacks, the text of mails.
+_chatty = logging.getLogger("aiosqlite")
+if _chatty.level == logging.NOTSET:
+    _chatty.setLevel(logging.INFO)
 
 OLDEST = (3, 35, 0)
 """UPDATE … RETURNING came with SQLite 3.35."""
@@ -221,6 +225,7 @@ class SqliteDriver:
 
     async def _connect_async(self, synchronous: str) -> aiosqlite.Connection:
         connection = await aiosqlite.connect(_uri(self.path), **_OPTIONS)
+        connection.text_factory = _any_text
         try:
             for pragma in _pragmas(synchronous):
                 await _patiently_async(connection, pragma, {}, self._lock_timeout)
@@ -483,6 +488,7 @@ _OPTIONS: dict[str, Any] = {
 
 def _connect(path: Path, synchronous: str, lock_timeout: float) -> sqlite3.Connection:
     connection: sqlite3.Connection = sqlite3.connect(_uri(path), **_OPTIONS)
+    connection.text_factory = _any_text
     try:
         # The first of them reads the file, which is locked while another process opens it after a crash, or was the
         # last to close it.
@@ -492,6 +498,11 @@ def _connect(path: Path, synchronous: str, lock_timeout: float) -> sqlite3.Conne
         connection.close()
         raise
     return connection
+
+
+def _any_text(content: bytes) -> str:
+    """Text that is no UTF-8 must harm its own row alone, not all that are read with it."""
+    return content.decode("utf-8", "backslashreplace")
 
 
 def _uri(path: Path) -> str:
@@ -560,7 +571,8 @@ def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: fl
     """How long to wait before the next try: short at first, so that the lock goes round; longer once it is plain
     that somebody keeps it. Raises *error* when it is another error, or when the time is over."""
     waited = time.monotonic() - started
-    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > lock_timeout:
+    # Errors of Python's own layer have no code.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or waited > lock_timeout:
         raise error
     longest = 0.0005 if waited < 1 else 0.02
     return random.uniform(longest / 5, longest)

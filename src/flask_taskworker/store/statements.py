@@ -225,7 +225,7 @@ def retry() -> str:
 def peek(dialect: Dialect) -> str:
     """What there is to do: rows of (what, queue, number).
 
-    ``due``: when the next scheduled job is due. ``fire``: when the next schedule of one of ``:tasks`` fires.
+    ``due``: when the next scheduled job is due. ``fire``: when the next schedule of ``:may_fire`` fires.
     ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
     the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
     """
@@ -238,7 +238,7 @@ def peek(dialect: Dialect) -> str:
         "SELECT 'due' AS what, NULL AS queue, "
         "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
         "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
-        f"AND next_at IS NOT NULL AND task IN {dialect.names('tasks')}) "
+        f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
         "UNION ALL SELECT 'suspect', NULL, (SELECT min(id) FROM taskworker_job WHERE state = 'ready' AND solo = 1) "
         f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('async')} "
         f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('sync')}"
@@ -397,11 +397,19 @@ def declare_schedule() -> str:
     )
 
 
+def _may_fire(dialect: Dialect) -> str:
+    """Of the schedules in code those whose names are in ``:may_fire``, of those made at run time those whose tasks are.
+
+    So a schedule that was removed from the code does not go on firing because its task is still there.
+    """
+    return f"source || ':' || CASE WHEN source = 'code' THEN name ELSE task END IN {dialect.names('may_fire')}"
+
+
 def due_schedules(dialect: Dialect) -> str:
-    """The schedules of ``:tasks`` that are due, most overdue first."""
+    """The schedules of ``:may_fire`` that are due, most overdue first."""
     return (
         "SELECT name, task, trigger, args, next_at FROM taskworker_schedule WHERE paused = 0 AND next_at <= :now "
-        f"AND task IN {dialect.names('tasks')} ORDER BY next_at LIMIT :number"
+        f"AND {_may_fire(dialect)} ORDER BY next_at LIMIT :number"
     )
 
 

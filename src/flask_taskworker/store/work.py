@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,11 +90,11 @@ class WorkerStore:
 
     # -- looking and claiming ---------------------------------------------------------------------------------------
 
-    async def peek(self, tasks: str) -> Peek:
-        """Look at what there is to do. *tasks*: the JSON list of the names whose schedules this worker may fire."""
+    async def peek(self, may_fire: str) -> Peek:
+        """Look at what there is to do. *may_fire*: the schedules of this worker, as ``Scheduler.may_fire`` has them."""
         found: dict[str, list[str]] = {"async": [], "sync": []}
         moments: dict[str, int | None] = {}
-        for what, queue, number in await self._link.read(self._peek, {"tasks": tasks}):
+        for what, queue, number in await self._link.read(self._peek, {"may_fire": may_fire}):
             if what in found:
                 found[what].append(queue)
             else:
@@ -107,7 +106,7 @@ class WorkerStore:
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
         parameters = {"worker_id": worker_id, "queue": queue, "number": number, "now": self._store.clock()}
-        claims = [Claim._make(row) for row in await self._link.write(self._claim[kind], parameters, durable=False)]
+        claims = [_claim(row) for row in await self._link.write(self._claim[kind], parameters, durable=False)]
         # RETURNING promises no order.
         claims.sort(key=_turn)
         return claims
@@ -117,7 +116,7 @@ class WorkerStore:
         names = None if queues is None else json.dumps(queues)
         parameters = {"worker_id": worker_id, "queues": names, "now": self._store.clock()}
         rows = await self._link.write(self._claim_suspect, parameters, durable=False)
-        return [Claim._make(row) for row in rows]
+        return [_claim(row) for row in rows]
 
     async def confirm(self, claims: Sequence[Claim]) -> None:
         """Have these claims reach the disk: a power cut must not undo one of a job that may run only once."""
@@ -208,9 +207,9 @@ class WorkerStore:
 
         return await self._link.transaction(body) if rows else []
 
-    async def due_schedules(self, tasks: str) -> list[DueSchedule]:
-        """The schedules of *tasks* (a JSON list of names) whose time has come."""
-        parameters = {"tasks": tasks, "now": self._store.clock(), "number": 100}
+    async def due_schedules(self, may_fire: str) -> list[DueSchedule]:
+        """The schedules of *may_fire* whose time has come."""
+        parameters = {"may_fire": may_fire, "now": self._store.clock(), "number": 100}
         return [DueSchedule._make(row) for row in await self._link.read(self._due_schedules, parameters)]
 
     async def fire(
@@ -289,6 +288,16 @@ def _is_plain(ended: Ended) -> bool:
         and ended.progress is None
         and not ended.claim.failures
     )
+
+
+def _claim(row: Sequence[Any]) -> Claim:
+    """A row as a claim. SQLite keeps a value of any type in any column: a job with such a one must fail alone."""
+    claim = Claim._make(row)
+    try:
+        claim.priority + claim.failures + claim.crashes + claim.created_at + claim.run_at + (claim.timeout or 0)
+    except TypeError:
+        return claim._replace(priority=0, failures=0, crashes=0, created_at=0, run_at=0, timeout=None, args="")
+    return claim
 
 
 def _turn(claim: Claim) -> tuple[int, int]:
