@@ -54,6 +54,7 @@ FLOORS = [
     "slots",
     "quarantine",
     "crew",
+    "herald",
     "scheduling",
     "launch",
     "liveness",

@@ -207,6 +207,28 @@ def test_signals_of_a_rescue(idle_worker: BackgroundTaskWorker, journal: Journal
     assert store.record(job.id).crashes == 1
 
 
+@pytest.mark.parametrize(
+    ("mark", "name", "kind"),
+    [("at_most_once = 1", "failed", "interrupted"), ("cancel_requested = 1", "cancelled", None)],
+)
+def test_signals_of_a_job_that_ends_with_its_worker(
+    idle_worker: BackgroundTaskWorker, journal: Journal, rows: Rows, mark: str, name: str, kind: str | None
+) -> None:
+    job = idle_worker.task(name="work")(lambda: None).enqueue()
+    rows(f"UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = 'dead', {mark} WHERE id = ?", job.id)
+    rows(
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
+        "VALUES ('dead', 'h', 1, 1, 1, 'dead', '{}')"
+    )
+    idle_worker.start()
+    wait_for(lambda: name in journal.names)
+    idle_worker.stop()
+    assert journal.of(job) == ["enqueued", name]
+    outcome = journal.last(name)["outcome"]
+    assert outcome.ending == name
+    assert (outcome.failure.kind if outcome.failure else None) == kind
+
+
 def test_signals_of_a_schedule(worker: BackgroundTaskWorker, journal: Journal) -> None:
     worker.task(name="tick", schedule=Every(seconds=0.1))(lambda: None)
     wait_for(lambda: journal.names.count("succeeded") >= 2)
