@@ -24,6 +24,8 @@ Kind = Literal["sync", "async"]
 
 MAX_PROGRESS_TEXT = 500
 """Characters."""
+MAX_SHOWN = 200
+"""Characters of a name in a log record."""
 
 
 class JobState(StrEnum):
@@ -49,6 +51,13 @@ class JobState(StrEnum):
 
 STORED = tuple(state for state in JobState if state is not JobState.PENDING)
 _FINISHED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+def shown(text: object) -> str:
+    """Words of a row as they may stand in a line of a log: short, and without what would end the line."""
+    words = str(text)
+    short = words if len(words) <= MAX_SHOWN else f"{words[:MAX_SHOWN]}…"
+    return short if short.isprintable() else ascii(short)[1:-1]
 
 
 class NewJob(NamedTuple):
@@ -132,7 +141,7 @@ class Claim(NamedTuple):
         return self.failures + 1
 
     def __str__(self) -> str:
-        return f"job {self.id} ({self.task})"
+        return f"job {self.id} ({shown(self.task)})"
 
 
 class Ending(StrEnum):
@@ -248,7 +257,7 @@ class Job(Generic[R]):
         self._client = client
 
     def __repr__(self) -> str:
-        return f"<Job {self.id} {self.task} {self.state}>"
+        return f"<Job {self.id} {shown(self.task)} {self.state}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and other._record.uid == self._record.uid

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import StoreError
-from .jobs import CRASHED, INTERRUPTED, JobRecord
+from .jobs import CRASHED, INTERRUPTED, JobRecord, shown
 from .store import statements
 from .store.driver import Other, Presence, SyncLink
 from .store.sql import Store, to_duration_ms
@@ -202,7 +202,8 @@ class Heartbeat:
         for sql in (statements.sweep("dead"), statements.sweep("left")):
             rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
         for job in rescued:
-            log.warning("job %s (%s) is %s: its worker died; crashes: %s", job.id, job.task, job.state, job.crashes)
+            words = "job %s (%s) is %s: its worker died; crashes: %s"
+            log.warning(words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:
             self._news.rescued(rescued)
 

@@ -131,7 +131,11 @@ _kept: list[AdvisoryPresence] = []
 
 
 def _lock_key(worker_id: str) -> int:
-    return int(worker_id, 16)
+    try:
+        return int(worker_id, 16)
+    except ValueError:
+        # No worker of ours made that row: nobody holds a lock for it.
+        return -1
 
 
 class BeatsOnly:

@@ -205,6 +205,8 @@ class LivePresence:
 
     def is_dead(self, other: Other) -> bool:
         """Whether the lock of that worker can be taken. A missing file proves nothing."""
+        if not _is_name(other.id):
+            return False
         try:
             descriptor = os.open(self._directory.path / other.id, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -220,7 +222,8 @@ class LivePresence:
 
     def forget(self, worker_id: str) -> None:
         """Remove the lock file and the socket of a dead worker."""
-        self._unlink(worker_id)
+        if _is_name(worker_id):
+            self._unlink(worker_id)
 
     def close(self, *, keep_lock: bool = False) -> None:
         """Stop listening and free the lock; or keep it until the process ends."""
@@ -255,3 +258,8 @@ class LivePresence:
         if not _LINUX:
             with suppress(OSError, NotSupported):
                 Path(self._directory.address(name)).unlink()
+
+
+def _is_name(worker_id: str) -> bool:
+    """Whether the id may name a file: it comes from a row, and must not lead out of the directory."""
+    return worker_id.isascii() and worker_id.isalnum()
