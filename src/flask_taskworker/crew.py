@@ -166,10 +166,11 @@ class Crew:
     def _log(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
         if outcome.failure is not None and outcome.ending in (Ending.FAILED, Ending.RETRYING):
             _log_failure(claim, outcome, outcome.failure, seconds)
-        elif log.isEnabledFor(level := logging.INFO if self._is_debug() else logging.DEBUG):
+        elif log.isEnabledFor(level := logging.INFO if self.is_debug() else logging.DEBUG):
             log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
 
-    def _is_debug(self) -> bool:
+    def is_debug(self) -> bool:
+        """Whether to log every step; looked at when used, since ``app.debug`` may be set late."""
         app = self._find_app()
         return self._config.is_debug(bool(app and app.debug))
 

@@ -165,13 +165,13 @@ class Worker:
 
     async def run(self) -> bool:
         """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job."""
-        begun = False
         try:
             begun = await self._begin()
-        finally:
-            if not begun:
-                self._aside.shutdown()
+        except BaseException:
+            self._aside.shutdown()
+            raise
         if not begun:
+            self._aside.shutdown()
             return True
         try:
             while not self._stopping:
@@ -292,14 +292,19 @@ class Worker:
         if is_reloader_parent() or self._is_at_limit():
             self._stop(None)
             return _IMMEDIATE
+        if not self._loop.get_debug() and self._crew.is_debug():
+            # app.run(debug=True) sets app.debug when the worker has long begun.
+            self._loop.set_debug(True)
         if self._declared_dead:
             await self._rejoin()
         if self._must_reconcile:
             await self._reconcile()
         self._crew.start_waiting()
         await self._flush()
-        await self._look()
-        await self._claim()
+        made_ready = await self._look()
+        if await self._claim() < made_ready:
+            # Others may have a slot, or work on that queue, and not know of the time that has come.
+            self._store.driver.wake_others()
         self._crew.start_waiting()
         await self._keep_up()
         return self._delay()
@@ -343,14 +348,20 @@ class Worker:
 
     # -- looking and claiming ---------------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
-        """Peek where there is a reason to; make due jobs ready and fire due schedules."""
+    async def _look(self) -> int:
+        """Peek where there is a reason to, and act on what is due. Returns how many jobs that made ready."""
         if self._awake or self._loop.time() >= self._next_look:
             await self._peek()
         elif self._hinted:
             self._take_hints()
-        if await self._act_on_time():
-            await self._peek()
+        if not self._is_due(self._next_due) and not self._is_due(self._next_fire):
+            return 0
+        made_ready = await self._act_on_time()
+        await self._peek()
+        return made_ready
+
+    def _is_due(self, moment: int | None) -> bool:
+        return moment is not None and moment <= self._store.clock()
 
     async def _peek(self) -> None:
         # Before the peek: news that come during it must wake the loop again.
@@ -383,36 +394,37 @@ class Worker:
         random.shuffle(found)
         return found
 
-    async def _act_on_time(self) -> bool:
-        """Fire and promote what is due. Returns whether there was anything."""
-        now = self._store.clock()
-        fires = self._next_fire is not None and self._next_fire <= now
-        promotes = self._next_due is not None and self._next_due <= now
-        if fires:
-            self._herald.fired(await self._scheduler.fire_due(self._work))
-        if promotes:
-            await self._work.promote()
-        return fires or promotes
+    async def _act_on_time(self) -> int:
+        """Fire and promote what is due. Returns how many jobs that gave."""
+        fired = await self._scheduler.fire_due(self._work) if self._is_due(self._next_fire) else []
+        self._herald.fired(fired)
+        promoted = await self._work.promote() if self._is_due(self._next_due) else 0
+        return len(fired) + promoted
 
-    async def _claim(self) -> None:
+    async def _claim(self) -> int:
+        """Take as many jobs as there is room for. Returns how many."""
+        taken = 0
         now, busy = self._loop.time(), self._crew.busy or self._crew.overdue
         self._quarantine.update(now, busy=busy)
         if self._quarantine.ready(now, busy=busy):
-            await self._claim_suspect()
+            taken += await self._claim_suspect()
         for kind, names in self._ready.items():
             while names and (room := self._room(kind)) > 0:
                 claims = await self._work.claim(self.id, names[0], kind, room)
                 await self._accept(kind, claims)
+                taken += len(claims)
                 name = names.pop(0)
                 if len(claims) == room:
                     # More may be there. Without a configured order the queues take turns, so that none starves.
                     names.insert(len(names) if self.config.queues is None else 0, name)
+        return taken
 
-    async def _claim_suspect(self) -> None:
+    async def _claim_suspect(self) -> int:
         claims = await self._work.claim_suspect(self.id, self.config.queues)
         self._quarantine.claimed(found=bool(claims))
         for claim in claims:
             await self._accept(claim.kind, [claim])
+        return len(claims)
 
     async def _accept(self, kind: str, claims: list[Claim]) -> None:
         once = [claim for claim in claims if claim.at_most_once]

@@ -153,6 +153,22 @@ def test_each_job_is_logged_at_a_level_by_the_configuration(
     assert record.levelno == level
 
 
+@pytest.mark.parametrize(("configured", "debug"), [(None, True), (False, False)])
+def test_debug_mode_of_the_loop_follows_an_app_debug_that_is_set_late(
+    make_app: MakeApp, make_worker: MakeWorker, configured: bool | None, debug: bool
+) -> None:
+    app = make_app(TASKER_DEBUG=configured)
+    task_worker = make_worker(app)
+
+    @task_worker.task
+    async def look() -> bool:
+        return asyncio.get_running_loop().get_debug()
+
+    assert look.enqueue().result(timeout=20) is False
+    app.debug = True
+    assert look.enqueue().result(timeout=20) is debug
+
+
 @pytest.mark.parametrize("retry", [None, 5])
 def test_failure_is_a_warning_with_its_traceback(
     task_worker: BackgroundTaskWorker, records: Records, retry: int | None

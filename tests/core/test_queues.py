@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 
-from flask_taskworker import BackgroundTaskWorker, JobState
+from flask_taskworker import BackgroundTaskWorker, JobState, Retry, current_job
 from flask_taskworker.store.sql import Store
 from flask_taskworker.tasks import Task
 
@@ -303,3 +303,32 @@ def test_expired_jobs_are_pruned_with_their_attempts(
         gone.refresh()
     assert kept.refresh().state is JobState.FAILED
     assert len(store.attempts(kept.id)) == 1
+
+
+def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    app = make_app(TASKER_THREADS=1, TASKER_QUEUES=["default", "own"], **NEVER_LOOKS)
+    busy = make_worker(app)
+    fail, release = threading.Event(), threading.Event()
+
+    def declare(task_worker: BackgroundTaskWorker) -> Task[..., Any, Any]:
+        @task_worker.task(name="work", retry=Retry(2, base=0.2, jitter=0))
+        def work() -> str:
+            if current_job.attempt == 1:
+                wait(fail)
+                raise ValueError
+            return current_app.import_name
+
+        return work
+
+    job = declare(busy).enqueue()
+    wait_for(lambda: job.refresh().state is JobState.RUNNING)
+    blocker = busy.task(name="block", queue="own")(lambda: wait(release)).enqueue()
+    twin = twin_of(app, TASKER_QUEUES=["default"], **NEVER_LOOKS)
+    idle = make_worker(twin)
+    ping = declare(idle) and idle.task(name="ping")(lambda: None)
+    with twin.app_context():
+        ping.enqueue().result(timeout=20)  # it has looked, and sleeps now
+    fail.set()
+    wait_for(lambda: blocker.refresh().state is JobState.RUNNING)
+    assert job.result(timeout=20) == "twin"
+    release.set()
