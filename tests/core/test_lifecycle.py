@@ -1,0 +1,234 @@
+"""Starting, stopping, starting again, and apps that come later."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask, current_app
+
+from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState
+from flask_taskworker.errors import AppError, StoreError
+
+from .waiting import wait, wait_for
+
+MakeApp = Callable[..., Flask]
+MakeWorker = Callable[..., BackgroundTaskWorker]
+
+
+def our_threads() -> list[str]:
+    """Those of a running worker; one thread watches the main thread for the whole process."""
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("taskworker")]
+    return [name for name in names if name != "taskworker-watch"]
+
+
+def test_start_without_an_app_says_what_to_do() -> None:
+    with pytest.raises(AppError, match=r"Call init_app\(app\) first"):
+        BackgroundTaskWorker().start()
+    with pytest.raises(AppError, match=r"Call init_app\(app\) first"):
+        BlockingTaskWorker().start()
+
+
+def test_blocking_worker_starts_in_the_main_thread_only(app: Flask) -> None:
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            BlockingTaskWorker(app).start()
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(20)
+    assert "must run in the main thread, where signals arrive" in str(raised[0])
+
+
+def test_starting_again_is_harmless(task_worker: BackgroundTaskWorker) -> None:
+    work = task_worker.task(name="work")(lambda: 1)
+    for _ in range(3):
+        task_worker.start()
+    assert work.enqueue().result(timeout=20) == 1
+    assert len(task_worker.state().store.workers()) == 1
+
+
+def test_stopping_what_does_not_run_is_harmless(idle_worker: BackgroundTaskWorker) -> None:
+    idle_worker.stop()
+    idle_worker.start()
+    idle_worker.stop()
+    idle_worker.stop()
+    BackgroundTaskWorker().stop()
+
+
+def test_worker_can_be_started_again_and_again(idle_worker: BackgroundTaskWorker) -> None:
+    work = idle_worker.task(name="work")(lambda: 1)
+    for _ in range(5):
+        job = work.enqueue()
+        idle_worker.start()
+        assert job.result(timeout=20) == 1
+        idle_worker.stop()
+        assert idle_worker.state().store.workers() == []
+
+
+def test_stopped_worker_leaves_no_thread(idle_worker: BackgroundTaskWorker) -> None:
+    before = our_threads()
+    sync = idle_worker.task(name="sync")(lambda: 1)
+    for _ in range(3):
+        idle_worker.start()
+        for job in sync.enqueue_many([()] * 20):
+            job.result(timeout=20)
+        idle_worker.stop()
+    # What enqueues, with a worker or without, may have a thread for its notifications.
+    idle_worker.state().client.close()
+    wait_for(lambda: sorted(our_threads()) == sorted(before))
+
+
+def test_collected_app_leaves_no_thread(make_app: MakeApp) -> None:
+    before = our_threads()
+
+    def use() -> None:
+        app = make_app()
+        task_worker = BackgroundTaskWorker(app)
+        work = task_worker.task(name="work")(lambda: 1)
+        task_worker.start()
+
+        async def wait_for_result() -> None:
+            await (await work.aenqueue()).aresult(timeout=20)
+
+        asyncio.run(wait_for_result())
+        task_worker.stop()
+
+    use()
+    gc.collect()
+    wait_for(lambda: sorted(our_threads()) == sorted(before))
+
+
+def test_app_that_comes_later_is_served(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    first, second = make_app(), make_app()
+    task_worker = make_worker(first)
+    work = task_worker.task(name="work")(lambda: current_app.import_name)
+    task_worker.init_app(second)
+    for app in (first, second):
+        with app.app_context():
+            assert work.enqueue().result(timeout=20) == app.import_name
+
+
+def test_app_that_comes_after_the_last_one_went_is_served(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    """As with a factory that is called for each test, after one start()."""
+    task_worker = make_worker(start=False)
+    work = task_worker.task(name="work")(lambda: current_app.import_name)
+    first = make_app()
+    task_worker.init_app(first)
+    task_worker.start()
+    assert work.enqueue().result(timeout=20) == first.import_name
+    del first
+    gc.collect()
+    wait_for(lambda: "taskworker-loop" not in our_threads())
+    second = make_app()
+    task_worker.init_app(second)
+    task_worker.start()
+    assert work.enqueue().result(timeout=20) == second.import_name
+
+
+def test_job_that_runs_may_end_before_the_worker_stops(task_worker: BackgroundTaskWorker) -> None:
+    started, release = threading.Event(), threading.Event()
+
+    @task_worker.task
+    def work() -> str:
+        started.set()
+        wait(release)
+        return "done"
+
+    job, later = work.enqueue(), work.using(delay=3600).enqueue()
+    wait(started)
+    stopper = threading.Thread(target=task_worker.stop)
+    stopper.start()
+    store = task_worker.state().store
+    wait_for(lambda: [worker.state for worker in store.workers()] == ["draining"])
+    waiting = work.enqueue()
+    release.set()
+    stopper.join(20)
+    assert job.result(timeout=1) == "done"
+    assert (waiting.refresh().state, later.refresh().state) == (JobState.READY, JobState.SCHEDULED)
+
+
+def test_job_that_does_not_end_in_time_is_handed_back(task_worker: BackgroundTaskWorker) -> None:
+    started = threading.Event()
+    cleaned: list[int] = []
+
+    @task_worker.task
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            cleaned.append(1)
+
+    job = work.enqueue()
+    wait(started)
+    task_worker.stop(timeout=0)
+    assert cleaned == [1]
+    job.refresh()
+    assert (job.state, job.attempt, job._record.crashes) == (JobState.READY, 1, 0)
+
+
+def test_sync_job_that_does_not_end_in_time_keeps_its_claim(task_worker: BackgroundTaskWorker) -> None:
+    """Its thread runs on: another worker must not run it beside that."""
+    started, release = threading.Event(), threading.Event()
+
+    @task_worker.task
+    def work() -> None:
+        started.set()
+        wait(release)
+
+    job = work.enqueue()
+    wait(started)
+    task_worker.stop(timeout=0)
+    assert job.refresh().state is JobState.RUNNING
+    task_worker.start()
+    assert task_worker.task(name="other")(lambda: 1).enqueue().result(timeout=20) == 1
+    assert job.refresh().state is JobState.RUNNING
+    release.set()
+
+
+def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> None:
+    @task_worker.task
+    async def work() -> str:
+        task_worker.stop()
+        return "stopping"
+
+    job = work.enqueue()
+    store = task_worker.state().store
+    wait_for(lambda: job.refresh().state.finished)
+    assert job.result(timeout=1) == "stopping"
+    wait_for(lambda: not store.workers())
+    task_worker.start()
+    assert task_worker.task(name="other")(lambda: 1).enqueue().result(timeout=20) == 1
+
+
+@pytest.mark.sqlite_only
+def test_start_tells_its_caller_that_the_database_cannot_be_opened(make_app: MakeApp, tmp_path: Any) -> None:
+    app = make_app(TASKER_DATABASE_URI=f"sqlite:///{tmp_path}")
+    task_worker = BackgroundTaskWorker(app)
+    with pytest.raises(StoreError, match="TASKER_DATABASE_URI"):
+        task_worker.start()
+    task_worker.stop()
+    assert not any(name == "taskworker-loop" for name in our_threads())
+
+
+def test_worker_row_tells_about_the_worker(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    import json
+    import os
+    import socket
+
+    app = make_app(TASKER_QUEUES=["a", "b"], TASKER_CONCURRENCY=7, TASKER_THREADS=3)
+    task_worker = make_worker(app)
+    (row,) = wait_for(lambda: app.extensions["taskworker"].store.workers())
+    assert (row.host, row.pid, row.state) == (socket.gethostname(), os.getpid(), "alive")
+    info = json.loads(row.info)
+    assert (info["queues"], info["concurrency"], info["threads"]) == (["a", "b"], 7, 3)
+    task_worker.stop()
