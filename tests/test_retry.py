@@ -8,7 +8,7 @@ import pytest
 
 from flask_taskworker.clock import MAX_PERIOD
 from flask_taskworker.errors import DeclarationError
-from flask_taskworker.retry import Retry, crash_delay
+from flask_taskworker.retry import Retry
 
 
 def seconds(retry: Retry, *attempts: int, rand: float = 0.0) -> list[float]:
@@ -137,18 +137,6 @@ def test_policies_are_frozen_and_comparable() -> None:
     assert hash(Retry(3, base=2.0)) == hash(Retry(3, base=timedelta(seconds=2)))
     with pytest.raises(AttributeError):
         Retry(3).max_attempts = 4  # type: ignore[misc]
-
-
-def test_first_crash_is_repaired_at_once() -> None:
-    assert crash_delay(1, rand=1) == timedelta(0)
-    assert crash_delay(0, rand=1) == timedelta(0)
-
-
-def test_later_crashes_wait_longer_up_to_an_hour() -> None:
-    expected = [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3600, 3600]
-    assert [crash_delay(crashes, rand=0).total_seconds() for crashes in range(2, 13)] == expected
-    assert crash_delay(10_000, rand=1) == timedelta(seconds=4320)
-    assert crash_delay(10_000, rand=-1) == timedelta(seconds=2880)
 
 
 @pytest.mark.parametrize("make", [lambda: Retry(3), lambda: Retry(3, "linear")])

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from .errors import DeclarationError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-ZERO = timedelta(0)
 MILLISECOND = timedelta(milliseconds=1)
 MAX_PERIOD = timedelta(days=36_525)
 """The longest delay, interval or jitter: 100 years. A longer one would leave the calendar when added to a moment."""

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from .clock import MAX_PERIOD, ZERO, as_timedelta
+from .clock import MAX_PERIOD, as_timedelta
 from .errors import DeclarationError
 
 Backoff = Literal["exponential", "linear"] | Callable[[int], float | timedelta]
 ExceptionTypes = type[BaseException] | Iterable[type[BaseException]]
-
-CRASH_BASE_S = 2.0
-CRASH_CAP_S = 3600.0
-CRASH_JITTER = 0.2
 
 # 2.0 ** 1024 overflows, and the cap has won long before.
 MAX_DOUBLINGS = 64
@@ -119,17 +115,6 @@ class Retry:
             return min(value, self.cap)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and value != math.inf
         return min(value, self.cap.total_seconds()) if is_number else value
-
-
-def crash_delay(crashes: int, *, rand: float) -> timedelta:
-    """How long a job waits after its process died for the *crashes*-th time, counted from 1.
-
-    Nothing after the first time, for a deploy kills the innocent; later ``min(2**crashes * 2 s, 1 h)`` ± 20 %.
-    *rand* is from -1 to 1.
-    """
-    if crashes <= 1:
-        return ZERO
-    return _spread(min(CRASH_BASE_S * 2.0 ** min(crashes, MAX_DOUBLINGS), CRASH_CAP_S), CRASH_JITTER, rand)
 
 
 def _spread(seconds: float, jitter: float, rand: float) -> timedelta:
