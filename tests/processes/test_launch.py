@@ -129,6 +129,20 @@ def test_reloaders_parent_runs_no_jobs_and_its_child_gets_new_code(lab: Lab, how
     assert get(port) == "changed"
 
 
+def test_job_that_the_reloaders_parent_has_begun_is_run_once(lab: Lab) -> None:
+    jobs = [lab.tasks.hold.enqueue("g"), lab.tasks.ahold.enqueue("g")]
+    port = free_port()
+    child = reloading(lab, "app.run(debug=True)", port)
+    assert get(port) == "hello"
+    lab.await_evidence("start", 2)
+    lab.await_state(lambda: "alive" in {row.state for row in lab.workers() if row.pid != child.pid})
+    lab.open_gate("g")
+    assert [job.result(timeout=30) for job in jobs] == ["g", "g"]
+    lab.await_state(lambda: child.pid not in {row.pid for row in lab.workers()})
+    assert len(lab.evidence("start")) == 2
+    assert [lab.row(job).claim for job in jobs] == [1, 1]
+
+
 def test_python_app_py(lab: Lab) -> None:
     port = free_port()
     child = lab.start("python", str(lab.write("app", BACKGROUND, WEB, START, f"app.run(port={port})")))

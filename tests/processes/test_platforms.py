@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,36 @@ def test_wake_up_reaches_a_worker_of_a_database_with_a_very_long_path(lab: Lab, 
         assert list((folder / "taskworker.db-live").iterdir()) == []
     finally:
         far.close()
+
+
+def test_wake_up_and_rescue_work_where_there_is_no_proc_either(lab: Lab) -> None:
+    """As on macOS: the sockets are in a private folder with a short name."""
+    elsewhere = "import flask_taskworker.store.live as live\nlive._LINUX = False"
+    folder = lab.folder / ("long" * 40)
+    folder.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="tw", dir="/tmp"))
+    far, settings = Lab(folder), {"LAB_TASKER_LOOP_INTERVAL": "3600", "TMPDIR": str(temporary)}
+    try:
+        workers = [
+            far.start("python", str(far.write(name, elsewhere, BLOCKING, "task_worker.start()")), **settings)
+            for name in "ab"
+        ]
+        far.await_state(lambda: len(far.workers()) == 2)
+        path = far.write(
+            "web", elsewhere, BLOCKING, "record('result', value=tasks.add.enqueue(1, 2).result(timeout=PATIENCE))"
+        )
+        far.start("python", str(path), **settings).went_well()
+        assert far.evidence("result")[0]["value"] == 3
+        assert len(list(temporary.glob("tw-*/*.sock"))) == 2
+        workers[0].send(signal.SIGKILL)
+        far.await_workers(1)
+        workers[1].send(signal.SIGTERM)
+        workers[1].wait()
+        assert list(temporary.glob("tw-*/*")) == []
+        assert list((folder / "taskworker.db-live").iterdir()) == []
+    finally:
+        far.close()
+        shutil.rmtree(temporary)
 
 
 def test_files_are_for_their_owner_alone(lab: Lab) -> None:

@@ -71,7 +71,7 @@ class Connection(sqlite3.Connection):
     def _enter(self) -> None:
         global _busy
         if not self._busy:
-            with _lock:
+            with _entrance, _count:
                 _busy += 1
             self._busy = True
 
@@ -79,7 +79,7 @@ class Connection(sqlite3.Connection):
         global _busy
         if self._busy:
             self._busy = False
-            with _lock:
+            with _count:
                 _busy -= 1
 
 
@@ -97,9 +97,12 @@ class Rows:
 
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_lock = threading.RLock()
+# Both reentrant: a connection may be closed by the garbage collector while its thread holds them.
+_entrance = threading.RLock()
+"""Held by a process that forks: nothing new begins."""
+_count = threading.RLock()
 _busy = 0
-"""How many connections run a statement or have a transaction open. Under the lock."""
+"""How many connections run a statement or have a transaction open. Under the count's lock."""
 _pid = os.getpid()
 _spoilt = False
 """Whether this process was forked while one was busy."""
@@ -108,24 +111,25 @@ _spoilt = False
 def _before_fork() -> None:
     """Wait until all connections are at rest, and keep them so until the fork is over."""
     deadline = time.monotonic() + LONGEST_WAIT
-    _lock.acquire()
+    _entrance.acquire()
     while _busy and time.monotonic() < deadline:
-        _lock.release()
         time.sleep(_STEP)
-        _lock.acquire()
+    # Nobody may hold it in the child either.
+    _count.acquire()
 
 
 def _after_fork_in_parent() -> None:
-    _lock.release()
+    _count.release()
+    _entrance.release()
 
 
 def after_fork_in_child() -> None:
     """Close what was inherited. Harmless when repeated; for those who fork without Python's hooks, as uWSGI does."""
-    global _lock, _busy, _pid, _spoilt
+    global _entrance, _count, _busy, _pid, _spoilt
     if _pid == os.getpid():
         return
     _pid = os.getpid()
-    _lock = threading.RLock()
+    _entrance, _count = threading.RLock(), threading.RLock()
     if _busy:
         _spoilt = True
     else:

@@ -38,7 +38,9 @@ else:
 log = logging.getLogger(__name__)
 
 SOCKET = ".sock"
-_LINUX: bool = sys.platform == "linux"
+LONGEST_ADDRESS = 103
+"""Bytes; macOS and the BSDs allow so many, Linux 107."""
+_LINUX: bool = sys.platform == "linux" and Path("/proc/self/fd").is_dir()
 _TICK = 100_000_000
 """Nanoseconds; longer than any file system's time stamps are coarse."""
 
@@ -112,7 +114,12 @@ class LiveDirectory:
         """A name for the socket that fits into the 107 bytes which a UNIX socket's path may have."""
         if _LINUX:
             return f"/proc/self/fd/{self._open()}/{name}"
-        return str(self._short_directory() / name)
+        address = str(self._short_directory() / name)
+        if len(os.fsencode(address)) > LONGEST_ADDRESS:
+            raise NotSupported(
+                f"{address} is too long a name for a socket. Set TMPDIR to a directory with a short name."
+            )
+        return address
 
     def _open(self) -> int:
         with self._opening:
