@@ -88,12 +88,27 @@ class Runner:
     # -- in a thread ------------------------------------------------------------------------------------------------
 
     def start_thread(self, debug: bool) -> None:
-        """Run in a thread of its own until :meth:`stop`, or until the main thread ends."""
+        """Run in a thread of its own until :meth:`stop`, or until the main thread ends.
+
+        Raises RuntimeError where the system has no thread left.
+        """
         self._thread = threading.Thread(target=self._run, args=(debug,), name="taskworker-loop")
         # Not a daemon: the interpreter waits for it, so that it can drain; the watcher tells it when to.
         self._thread.daemon = False
-        self._thread.start()
-        _watch(self)
+        try:
+            # Before the start: a thread that nobody tells of the main thread's end would keep the process for ever.
+            _watch(self)
+            self._thread.start()
+        except RuntimeError:
+            self._end_unused()
+            raise
+
+    def _end_unused(self) -> None:
+        with self._lock:
+            self._closed = True
+        _watched.discard(self)
+        self.loop.close()
+        self._ended.set()
 
     def join(self) -> None:
         """Wait for the end. Returns at once on the loop's own thread."""
@@ -189,8 +204,8 @@ def _watch(runner: Runner) -> None:
     global _watching
     _watched.add(runner)
     if _watching != os.getpid():
-        _watching = os.getpid()
         threading.Thread(target=_stop_after_main_thread, name="taskworker-watch", daemon=True).start()
+        _watching = os.getpid()
     elif not threading.main_thread().is_alive():
         runner.stop(None)
 

@@ -67,3 +67,13 @@ def test_job_waits_in_its_queue_while_no_thread_can_be_started(
         assert 1 <= claims <= 2 + (time.monotonic() - begun) / 0.2
     job.result(10)
     assert runs == [1]
+
+
+@pytest.mark.sqlite_only
+def test_start_that_finds_no_thread_raises_and_may_be_repeated(idle_worker: BackgroundTaskWorker) -> None:
+    task = idle_worker.task(name="work")(lambda: 5)
+    with no_thread_can_be_started(), pytest.raises(RuntimeError, match="can't start new thread"):
+        idle_worker.start()
+    idle_worker.stop()  # returns, although nothing ever ran
+    idle_worker.start()
+    assert task.enqueue().result(timeout=20) == 5
