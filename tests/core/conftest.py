@@ -34,7 +34,8 @@ def make_app(
 ) -> Iterator[Callable[..., Flask]]:
     """As everywhere, but the apps' databases are of the kind that the test runs on."""
     if driver == "sqlite":
-        yield make_app
+        # No test cuts the power: waiting for the disk a dozen times a test would only take time.
+        yield lambda **config: make_app(**{"TASKER_DURABILITY": "normal"} | config)
         return
     server = request.getfixturevalue("postgres")
     made: weakref.WeakSet[Flask] = weakref.WeakSet()
