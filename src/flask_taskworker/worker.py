@@ -381,7 +381,7 @@ class Worker:
 
     def _take(self, peek: Peek) -> None:
         self._next_due, self._next_fire = peek.next_due, peek.next_fire
-        self._quarantine.waiting = peek.suspect
+        self._quarantine.waiting = bool(self._in_order(peek.suspects))
         for kind, names in peek.queues.items():
             self._ready[kind] = self._in_order(names)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
-from flask_taskworker import BackgroundTaskWorker, JobState, Retry, current_job
+from flask_taskworker import BackgroundTaskWorker, Every, JobState, Retry, current_job, quarantine
 from flask_taskworker.store.sql import Store
 from flask_taskworker.tasks import Task
 
@@ -331,4 +331,26 @@ def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, mak
     fail.set()
     wait_for(lambda: blocker.refresh().state is JobState.RUNNING)
     assert job.result(timeout=20) == "twin"
+    release.set()
+
+
+def test_worker_makes_no_room_for_a_suspect_of_a_queue_that_it_does_not_serve(
+    app: Flask,
+    make_worker: MakeWorker,
+    rows: Callable[..., list[tuple[Any, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quarantine, "ROOM_SECONDS", 3600)
+    app.config["TASKER_QUEUES"] = ["default"]
+    task_worker = make_worker(app, start=False)
+    store: Store = app.extensions["taskworker"].store
+    suspect = task_worker.task(name="suspect", queue="elsewhere")(lambda: None).enqueue()
+    rows("UPDATE taskworker_job SET solo = 1 WHERE id = ?", suspect.id)
+    release = threading.Event()
+    blocker = task_worker.task(name="block")(lambda: wait(release)).enqueue()
+    task_worker.start()
+    wait_for(lambda: blocker.refresh().state is JobState.RUNNING)
+    task_worker.task(name="hourly", schedule=Every(hours=1))(lambda: None)
+    wait_for(store.schedules, "the worker has looked, and has seen the suspect")
+    task_worker.task(name="work")(lambda: None).enqueue().result(timeout=20)
     release.set()

@@ -239,7 +239,7 @@ def peek(dialect: Dialect) -> str:
         "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
         "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
         f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
-        "UNION ALL SELECT 'suspect', NULL, (SELECT min(id) FROM taskworker_job WHERE state = 'ready' AND solo = 1) "
+        "UNION ALL SELECT DISTINCT 'suspect', queue, 0 FROM taskworker_job WHERE state = 'ready' AND solo = 1 "
         f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('async')} "
         f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('sync')}"
     )

@@ -31,8 +31,8 @@ class Peek:
     """When the next schedule fires."""
     queues: dict[str, tuple[str, ...]]
     """The queues that have ready jobs of each kind."""
-    suspect: bool
-    """Whether a job is ready that must run alone."""
+    suspects: tuple[str, ...]
+    """The queues that have ready jobs which must run alone."""
 
 
 class DueSchedule(NamedTuple):
@@ -92,16 +92,16 @@ class WorkerStore:
 
     async def peek(self, may_fire: str) -> Peek:
         """Look at what there is to do. *may_fire*: the schedules of this worker, as ``Scheduler.may_fire`` has them."""
-        found: dict[str, list[str]] = {"async": [], "sync": []}
+        found: dict[str, list[str]] = {"async": [], "sync": [], "suspect": []}
         moments: dict[str, int | None] = {}
         for what, queue, number in await self._link.read(self._peek, {"may_fire": may_fire}):
             if what in found:
                 found[what].append(queue)
             else:
                 moments[what] = number
+        suspects = tuple(found.pop("suspect"))
         queues = {kind: tuple(names) for kind, names in found.items()}
-        suspect = moments["suspect"] is not None
-        return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues, suspect=suspect)
+        return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues, suspects=suspects)
 
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
