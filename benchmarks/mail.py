@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,8 +30,8 @@ HTML = "<p>Dear reader, <b>this</b> line is one of many that make up the letter.
 Row = Callable[[int], None]
 
 
-def make_app(mail_class: Any, port: int, pool_size: int) -> tuple[Flask, Any]:
-    app = Flask("benchmark")
+def make_app(mail_class: Any, port: int, pool_size: int, **options: Any) -> tuple[Flask, Any]:
+    app = Flask("benchmark", **options)
     app.config.update(MAIL_PORT=port, MAIL_DEFAULT_SENDER="sender@example.org", MAIL_POOL_SIZE=pool_size)
     return app, mail_class(app)
 
@@ -40,11 +41,21 @@ def messages(message_class: Any, count: int) -> Iterator[Any]:
         yield message_class(f"Letter number {number}", recipients=[f"reader{number}@example.org"], body=TEXT, html=HTML)
 
 
-def rows(port: int, pool_size: int) -> dict[str, Row]:
-    """What is compared, by name."""
+@contextmanager
+def rows(port: int, pool_size: int) -> Iterator[dict[str, Row]]:
+    """What is compared, by name. The worker of the queued mails runs all the time."""
     their_app, theirs = make_app(flask_mail.Mail, port, pool_size)
-    our_app, ours = make_app(Mail, port, pool_size)
+    with TemporaryDirectory() as folder:
+        our_app, ours = make_app(Mail, port, pool_size, instance_path=folder)
+        worker = BackgroundTaskWorker(our_app)
+        worker.start()
+        try:
+            yield make_rows(their_app, theirs, our_app, ours, pool_size)
+        finally:
+            worker.stop()
 
+
+def make_rows(their_app: Flask, theirs: Any, our_app: Flask, ours: Any, pool_size: int) -> dict[str, Row]:
     def flask_mails(count: int) -> None:
         with their_app.app_context(), theirs.connect() as connection:
             for message in messages(flask_mail.Message, count):
@@ -67,32 +78,26 @@ def rows(port: int, pool_size: int) -> dict[str, Row]:
         with our_app.app_context():
             asyncio.run(consume(count))
 
-    def queued(count: int) -> None:
-        with TemporaryDirectory() as folder:
-            app = Flask("benchmark queue", instance_path=folder)
-            app.config.update(our_app.config)
-            worker, mail = BackgroundTaskWorker(app), Mail(app)
-            with app.app_context():
-                worker.start()
-                jobs = mail.send_later_many(messages(Message, count))
-                assert all(job.result(60) == {} for job in jobs)
-            worker.stop()
+    def send_later_many(count: int) -> None:
+        with our_app.app_context():
+            jobs = ours.send_later_many(messages(Message, count))
+            assert all(job.result(60) == {} for job in jobs)
 
     return {
         "Flask-Mail, with mail.connect()": flask_mails,
         "with mail.connect()": connect,
         f"send_many, pool of {pool_size}": send_many,
         f"asend_many, pool of {pool_size}": asend_many,
-        f"send_later_many, pool of {pool_size}": queued,
+        f"send_later_many, pool of {pool_size}": send_later_many,
     }
 
 
 def compare(title: str, round_trip: float, pool_size: int, counts: dict[int, int], rounds: int) -> None:
     """Print mails a second for each row; *counts* are mails by the row's position."""
-    with sink(round_trip) as port:
+    with sink(round_trip) as port, rows(port, pool_size) as compared:
         rates: dict[str, list[float]] = {}
         for _ in range(rounds):
-            for position, (name, row) in enumerate(rows(port, pool_size).items()):
+            for position, (name, row) in enumerate(compared.items()):
                 count = counts.get(position, counts[-1])
                 began = time.perf_counter()
                 row(count)

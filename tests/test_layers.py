@@ -71,6 +71,7 @@ FLOORS = [
     "mail.smtp",
     "mail.pool",
     "mail.hosts",
+    "mail.lanes",
     "mail.bulk",
     "mail.queue",
     "mail.stored",

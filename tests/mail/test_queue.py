@@ -95,7 +95,9 @@ def test_queued_mail_is_stored_when_the_call_returns(make_queue: MakeQueue) -> N
     message = letter("a@x.org", "b@x.org", bcc=["c@x.org"])
     job = mail.send_later(message)
     assert (job.state, job.task, job.queue) == (JobState.READY, DELIVER, "mail")
-    ((data, message_id, sender),) = rows(mail, "SELECT body, message_id, sender FROM taskworker_mail")
+    ((data, message_id, sender),) = rows(
+        mail, "SELECT body, message_id, sender FROM taskworker_mail JOIN taskworker_mail_body ON mail_id = id"
+    )
     assert (data, message_id, sender) == (message.as_bytes(), message.msgId, "from@example.com")
     assert [str(state) for state in job.recipients.values()] == ["waiting"] * 3
     assert list(job.recipients) == ["a@x.org", "b@x.org", "c@x.org"]
@@ -171,7 +173,7 @@ def test_many_are_stored_in_one_transaction_and_their_attachment_once(serve: Ser
     ((digest, uses, size),) = rows(mail, "SELECT sha256, uses, length(bytes) FROM taskworker_blob")
     assert uses == 20
     assert digest in str(rows(mail, "SELECT layout FROM taskworker_mail LIMIT 1"))
-    assert all(body < size for (body,) in rows(mail, "SELECT length(body) FROM taskworker_mail"))
+    assert all(body < size for (body,) in rows(mail, "SELECT length(body) FROM taskworker_mail_body"))
     assert len(digest) == hashlib.sha256().digest_size * 2
 
 
@@ -407,6 +409,19 @@ def test_finished_mail_whose_job_runs_again_is_not_sent_again(serve: Serve, make
     assert len(server.mails) == 1
 
 
+def test_mail_whose_end_was_not_noted_is_not_sent_again(serve: Serve, make_queue: MakeQueue) -> None:
+    server = serve()
+    mail = make_queue(server, start=False)
+    job = mail.send_later(letter("a@x.org", "nobody@x.org"))
+    # What a process leaves behind that dies between the record of the recipients and that of the mail.
+    rows(mail, "UPDATE taskworker_recipient SET ending = 'accepted' WHERE address = 'a@x.org'")
+    rows(mail, "UPDATE taskworker_recipient SET ending = 'rejected', code = 550 WHERE address = 'nobody@x.org'")
+    mail.app.extensions["taskworker"].task_worker.start()
+    assert job.result(10) == {"nobody@x.org": "rejected 550"}
+    assert server.sessions == []
+    assert rows(mail, "SELECT finished_at IS NULL FROM taskworker_mail") == [(0,)]
+
+
 def test_too_many_recipients_for_one_mail_go_in_the_next(serve: Serve, make_queue: MakeQueue) -> None:
     def script(session: Session, verb: str, line: str) -> str | None:
         return "452 4.5.3 too many recipients" if verb == "RCPT" and len(session.recipients) >= 3 else None
@@ -570,6 +585,7 @@ def test_ended_mail_is_pruned_with_its_blobs_and_waiting_mail_is_not(serve: Serv
     asyncio.run(prune())
     assert rows(mail, "SELECT id FROM taskworker_mail") == [(waiting.uid,)]
     assert rows(mail, "SELECT mail_id FROM taskworker_recipient") == [(waiting.uid,)]
+    assert rows(mail, "SELECT mail_id FROM taskworker_mail_body") == [(waiting.uid,)]
     assert rows(mail, "SELECT uses FROM taskworker_blob") == [(1,)]
     with pytest.raises(JobNotFound, match="MAIL_KEEP"):
         _ = ended.recipients

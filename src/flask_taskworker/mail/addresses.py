@@ -82,6 +82,8 @@ def check_text(field: str, value: str) -> None:
 
 def check_list(field: str, value: object) -> list[Address]:
     """*value* as a list of addresses; a string, a mapping or a lone object is refused."""
+    if type(value) is list:
+        return value
     if value is None:
         return []
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | AbstractSet):

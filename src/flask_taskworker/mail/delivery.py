@@ -35,8 +35,9 @@ from .errors import (
     ServerTimeout,
 )
 from .hosts import Host, local_host, server_of
+from .lanes import Lanes, Parcel
 from .message import Message
-from .pool import close_pools, pool_for
+from .pool import Pool, close_pools, pool_for
 from .portal import portal
 from .queue import DELIVER, QUEUE, MailQueue
 from .signals import dispatched, email_dispatched
@@ -55,6 +56,8 @@ _SPREAD = 0.1
 _LONGEST_SPREAD_S = 5.0
 _LOADED_PER_CONNECTION = 16
 _TOO_MANY_RECIPIENTS = 452
+_LAST_WORD_S = 5.0
+"""How long a mail that is on its way may hold up the shutdown: its server may have taken it."""
 
 
 class MailHeld(MailError):
@@ -66,8 +69,8 @@ class MailHeld(MailError):
     failure_kind = "unknown"
 
 
-async def deliver(mail_id: str) -> dict[str, str]:
-    """Send one queued mail. Returns what the server said to each refused recipient.
+async def deliver(mail_id: str) -> dict[str, str] | None:
+    """Send one queued mail. Returns what the server said to each refused recipient; None, which is cheap, for none.
 
     Raises RecipientsRefused when nobody was accepted, MailHeld when that is unknown and must not be tried again.
     """
@@ -86,6 +89,53 @@ def register_mail(registry: TaskRegistry) -> None:
 # ---------------------------------------------------------------- the transport
 
 
+class Parked(MailError):
+    """The mail server is left alone for a while. ``delay`` is in seconds."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__()
+        self.delay = delay
+
+
+class Dispatch(Lanes):
+    """Sends queued mails over the pool's connections, and says how each went."""
+
+    async def send(self, envelope: Envelope) -> Receipt | MailError:
+        """One mail. Cancelled while it is on its way, it first waits a little for the server's word."""
+        answer: asyncio.Future[Receipt | MailError] = asyncio.get_running_loop().create_future()
+        parcel = Parcel(answer, envelope)
+        self.add((parcel,))
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            if parcel in self._waiting:
+                self._waiting.remove(parcel)
+                raise
+            await asyncio.wait({answer}, timeout=_LAST_WORD_S)
+            raise Withdrawn(answer.result() if answer.done() else DeliveryUnknown()) from None
+
+    def on_take(self, parcel: Parcel) -> None:
+        """Nothing."""
+
+    def on_lane_end(self, error: BaseException | None) -> None:
+        """A fault of ours has been told to who waits for the mail; here it is told to us."""
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            log.error("this should not happen; please report it", exc_info=error)
+
+    def on_end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
+        """Answer."""
+        if not parcel.owner.done():
+            parcel.owner.set_result(outcome)
+
+
+class Withdrawn(asyncio.CancelledError):
+    """The job was cancelled while its mail was on its way, and the mail went as ``outcome`` says."""
+
+    def __init__(self, outcome: Receipt | MailError) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
 class Transport:
     """The way to the server: who opens a connection, and when there is no point in it. On the loop's clock."""
 
@@ -95,15 +145,15 @@ class Transport:
         self._parked_until = 0.0
 
     def check(self) -> None:
-        """Raise SnoozeJob while the server is left alone. No mail's tries are counted."""
+        """Raise Parked while the server is left alone. No mail's tries are counted."""
         left = self._parked_until - _loop_time()
         if left > 0:
-            raise SnoozeJob(left + random.uniform(0, min(self._pause, _LONGEST_SPREAD_S)))
+            raise Parked(left + random.uniform(0, min(self._pause, _LONGEST_SPREAD_S)))
 
     async def open(self, server: Server) -> SMTPConnection:
         """Open a connection, one at a time: after a failure the others need not find out for themselves.
 
-        Raises SnoozeJob where the server cannot be reached, or does not let us in.
+        Raises Parked where the server cannot be reached, or does not let us in.
         """
         async with self._opening:
             self.check()
@@ -152,19 +202,24 @@ class Postman:
         self._store: Store = app.extensions["taskworker"].client.store
         self.room = MailRoom(self._store, lambda: self._under_way > 1)
         self._transport = Transport()
+        self._pool: Pool | None = None
+        self._dispatch: Dispatch | None = None
         self._under_way = 0
         # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
         self._loaded = asyncio.Semaphore(config.pool_size * _LOADED_PER_CONNECTION)
 
-    async def deliver(self, app: Flask, mail_id: str) -> dict[str, str]:
+    async def deliver(self, app: Flask, mail_id: str) -> dict[str, str] | None:
         """One try of one mail, and what follows from it."""
-        self._transport.check()
-        async with self._loaded:
-            self._under_way += 1
-            try:
-                mail = await self._see_through(app, mail_id)
-            finally:
-                self._under_way -= 1
+        try:
+            self._transport.check()
+            async with self._loaded:
+                self._under_way += 1
+                try:
+                    mail = await self._see_through(app, mail_id)
+                finally:
+                    self._under_way -= 1
+        except Parked as parked:
+            raise SnoozeJob(parked.delay) from None
         if mail.finished_at is None:
             raise SnoozeJob(max(0.0, (mail.next_try_ms - self._store.clock()) / 1000))
         return _ended(mail)
@@ -173,12 +228,20 @@ class Postman:
         mail = await self._load(app, mail_id)
         go_on = mail.finished_at is None
         while go_on:
-            news = await self._try(app, mail)
-            now = self._store.clock()
-            before, mail = mail, mail.after(news, _again_at(app, mail.tries, now), now)
-            await self._record(mail.settlement(news, self._keep_ms(app)))
+            try:
+                news = await self._try(app, mail)
+            except Withdrawn as withdrawn:
+                await self._note(app, mail, verdicts(_left(mail), withdrawn.outcome))
+                raise
+            before, mail = mail, await self._note(app, mail, news)
             await _announce(app, before, mail)
             go_on = mail.finished_at is None and _may_go_on_at_once(news)
+        return mail
+
+    async def _note(self, app: Flask, mail: StoredMail, news: Mapping[str, Verdict]) -> StoredMail:
+        now = self._store.clock()
+        mail = mail.after(news, _again_at(app, mail.tries, now), now)
+        await self._record(mail.settlement(news, self._keep_ms(app)))
         return mail
 
     async def _load(self, app: Flask, mail_id: str) -> StoredMail:
@@ -195,7 +258,9 @@ class Postman:
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
 
     async def _try(self, app: Flask, mail: StoredMail) -> dict[str, Verdict]:
-        envelope = replace(mail.envelope, recipients=mail.open)
+        envelope = _left(mail)
+        if not envelope.recipients:
+            return {}  # the process ended before the end of the mail was noted
         if mail.phase == "dot":
             return verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
         state = app.extensions["mail"]
@@ -204,14 +269,28 @@ class Postman:
             return await _give_to(host, envelope)
         server = server_of(state)
         pool = pool_for(server, state.config.pool_size, state.max_emails)
-        before_dot = (lambda: self._enter_dot(mail.id)) if mail.once else None
+        if mail.once:
+            outcome = await self._send_once(pool, mail.id, envelope)
+        else:
+            outcome = await self._dispatch_over(pool, state.config.pool_size).send(envelope)
+        if isinstance(outcome, Parked):
+            raise outcome
+        return verdicts(envelope, outcome)
+
+    async def _send_once(self, pool: Pool, mail_id: str, envelope: Envelope) -> Receipt | MailError:
         try:
-            outcome: Receipt | MailError = await pool.deliver(
-                envelope, before_dot, lambda: self._transport.open(server)
+            return await pool.deliver(
+                envelope, lambda: self._enter_dot(mail_id), lambda: self._transport.open(pool.server)
             )
         except MailError as error:
-            outcome = error
-        return verdicts(envelope, outcome)
+            return error
+
+    def _dispatch_over(self, pool: Pool, size: int) -> Dispatch:
+        """The lanes over *pool*; new ones when the app's mail settings were changed."""
+        if self._dispatch is None or self._pool is not pool:
+            self._pool = pool
+            self._dispatch = Dispatch(pool, size, lambda: self._transport.open(pool.server))
+        return self._dispatch
 
     async def _enter_dot(self, mail_id: str) -> None:
         """Before the message of a mail that must not go out twice. Raises SnoozeJob where it may have gone already."""
@@ -238,6 +317,16 @@ class Postman:
         return to_duration_ms(app.extensions["mail"].config.keep)
 
 
+def _left(mail: StoredMail) -> Envelope:
+    """What is still to be sent of *mail*."""
+    open_recipients = mail.open
+    return (
+        mail.envelope
+        if open_recipients == mail.envelope.recipients
+        else replace(mail.envelope, recipients=open_recipients)
+    )
+
+
 def _again_at(app: Flask, tries: int, now: int) -> int:
     """When the mail is tried again, in epoch milliseconds."""
     config = app.extensions["mail"].config
@@ -261,8 +350,10 @@ def _is_asked_for_again(mail: StoredMail) -> bool:
     return in_vain and job is not None and not job.claim.crashes and not job.claim.failures
 
 
-def _ended(mail: StoredMail) -> dict[str, str]:
+def _ended(mail: StoredMail) -> dict[str, str] | None:
     """The result of the job of a mail that is decided. Raises MailHeld or RecipientsRefused."""
+    if all(state.ending is Ending.ACCEPTED for state in mail.recipients):
+        return None
     if any(state.ending is Ending.UNKNOWN for state in mail.recipients):
         raise MailHeld
     if not mail.is_accepted_by_anybody:
@@ -314,6 +405,8 @@ def _content(part: Any) -> str | None:
 
 async def _announce(app: Flask, before: StoredMail, after: StoredMail) -> None:
     """Tell the listeners, in a thread: the first acceptance, and the end of those who were given up."""
+    if not email_dispatched.receivers and not email_failed.receivers:
+        return
     sent = after.is_accepted_by_anybody and not before.is_accepted_by_anybody and email_dispatched.receivers
     failed = after.finished_at is not None and after.refused and email_failed.receivers
     job = running_job()

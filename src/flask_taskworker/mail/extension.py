@@ -451,7 +451,7 @@ class _Batch:
     def settle(self, ended: list[Numbered]) -> None:
         """Note how mails ended, and announce those that were sent."""
         self._flushed_at = time.monotonic()
-        for number, message, _, result, *_ in ended:
+        for number, message, _, result in ended:
             assert result is not None
             self._results[number] = result
             if result.error is None:

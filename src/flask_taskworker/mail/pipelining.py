@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any, cast
 
 import aiosmtplib
@@ -65,8 +66,8 @@ class PipeliningProtocol(SMTPProtocol):
         self._replies: list[SMTPResponse] = []
         self._missing = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._progress = 0
-        self._rest_timeout = 0.0
+        self._timeout = 0.0
+        self._deadline = math.inf
 
     def take_over(self, old: SMTPProtocol) -> None:
         """Continue the connection of *old*, whose greeting has been read."""
@@ -92,11 +93,11 @@ class PipeliningProtocol(SMTPProtocol):
         async with self._command_lock:
             group: asyncio.Future[list[SMTPResponse]] = self._loop.create_future()
             self._group = group
-            self._replies, self._missing, self._progress = [], count, 0
-            self._rest_timeout = timeout
-            self._watch(first_timeout or timeout)
+            self._replies, self._missing = [], count
+            self._timeout = timeout
+            self._expect_within(first_timeout or timeout)
             try:
-                await self._write_all(data)
+                await self._write_all(data, first_timeout or timeout)
                 return await group
             except (aiosmtplib.SMTPException, OSError):
                 # The server may have refused a large message before all of it was sent, and closed the connection.
@@ -104,7 +105,7 @@ class PipeliningProtocol(SMTPProtocol):
                     return group.result()
                 raise DialogueBroken(self._replies) from None
             finally:
-                self._unwatch()
+                self._deadline = math.inf
                 self._group = None
                 if self._missing:
                     self.abort()
@@ -114,29 +115,33 @@ class PipeliningProtocol(SMTPProtocol):
         if self.transport is not None:
             cast(asyncio.Transport, self.transport).abort()
 
-    async def _write_all(self, data: bytes) -> None:
+    async def _write_all(self, data: bytes, timeout: float) -> None:
         if len(data) <= _WRITE_SIZE:
             self.write(data)
             return
         for start in range(0, len(data), _WRITE_SIZE):
             self.write(data[start : start + _WRITE_SIZE])
             await self._drain_helper()
-            self._progress += 1
+            self._expect_within(timeout)
 
-    def _watch(self, timeout: float) -> None:
-        self._unwatch()
-        self._timer = self._loop.call_later(timeout, self._expire, timeout, self._progress + len(self._replies))
+    def _expect_within(self, timeout: float) -> None:
+        """Break off in *timeout* seconds, if nothing comes that moves the deadline."""
+        self._deadline = self._loop.time() + timeout
+        # Most replies come at once, so the timer is not stopped and started for each: it looks when it rings.
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._set_timer()
 
-    def _unwatch(self) -> None:
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer = self._loop.call_at(self._deadline, self._on_timer)
 
-    def _expire(self, timeout: float, progress: int) -> None:
-        if self._progress + len(self._replies) > progress:
-            self._watch(timeout)
-        else:
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._deadline <= self._loop.time():
             self._break(timed_out=True)
+        elif self._deadline < math.inf:
+            self._set_timer()
 
     def data_received(self, data: bytes) -> None:
         """Pair what the server says with what it was asked."""
@@ -158,8 +163,8 @@ class PipeliningProtocol(SMTPProtocol):
                     break
                 self._replies.append(reply)
                 self._missing -= 1
-                if len(self._replies) == 1 and self._missing:
-                    self._watch(self._rest_timeout)
+                if self._missing:
+                    self._expect_within(self._timeout)
                 if reply.code == _CLOSING:
                     break
         except aiosmtplib.SMTPResponseException:
@@ -216,6 +221,9 @@ class PipeliningProtocol(SMTPProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         self._break()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         super().connection_lost(exc)
 
     def write(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
 
@@ -33,7 +33,7 @@ from ..jobs import Job, JobClient, JobRecord, JobState, NewJob
 from ..mail_config import MailConfig
 from ..sessions import CallerTransaction
 from ..signals import email_queued, job_enqueued
-from ..store import mail_statements
+from ..store import mail_statements, statements
 from ..store.driver import Run
 from ..store.sql import Store, record_of, to_duration_ms
 from ..store.statements import Dialect, batch_of
@@ -147,8 +147,8 @@ class MailQueue:
                 f"The message has {size} octets; MAIL_MAX_SIZE allows {self._config.max_size}. "
                 "Send a link instead of the attachment, or raise the limit."
             )
-        uid = options.enqueue.uid or new_uid(now)
-        job = new_job(self._task, self._task.encode((uid,), {}), replace(options.enqueue, uid=uid), now)
+        job = new_job(self._task, "", options.enqueue, now)
+        job = job._replace(args=self._task.encode((job.uid,), {}))
         give_up_at = max(job.run_at, now) + to_duration_ms(self._config.expires)
         return NewMail(message=message, prepared=prepared, job=job, once=options.once, give_up_at=give_up_at)
 
@@ -178,15 +178,25 @@ class MailQueue:
         dialect = self._store.driver.dialect
         keep = to_duration_ms(self._config.keep) + to_duration_ms(self._config.expires)
         blobs = Blobs()
+        add_mail, add_body = mail_statements.add_mail(), mail_statements.add_body()
         for row in rows:
             layout, body = blobs.split(row.prepared)
-            added = run(mail_statements.add_mail(), row.values(layout, body, keep))
+            added = run(add_mail, row.values(layout, keep))
+            if added:
+                run(add_body, {"id": row.job.uid, "body": body})
             if added and layout is not None:
                 blobs.count(layout)
         blobs.store(run)
         batch = [(row.job.uid, address, i) for row in rows for i, address in enumerate(row.envelope.recipients)]
         run(mail_statements.add_recipients(dialect), {"batch": batch_of(batch)})
-        return self._store.add_within(run, [row.job for row in rows])
+        return self._add_jobs(run, [row.job for row in rows])
+
+    def _add_jobs(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        batch = batch_of([(*job, job.state) for job in jobs])
+        ids = {uid: number for number, uid in run(statements.add_jobs(self._store.driver.dialect), {"batch": batch})}
+        if len(ids) < len(jobs):
+            return self._store.add_within(run, jobs)  # a repeat: its jobs are there, and are found
+        return [record_of(job, ids[job.uid]) for job in jobs]
 
     def _announced(self, jobs: list[MailJob], rows: Sequence[NewMail]) -> list[MailJob]:
         try:
@@ -243,11 +253,11 @@ class MailQueue:
 
     def wait(self, job_id: int, timeout: float | None) -> Any:
         """The refused recipients. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
-        return self._client.wait(job_id, timeout)
+        return self._client.wait(job_id, timeout) or {}
 
     async def await_result(self, job_id: int, timeout: float | None) -> Any:
         """As :meth:`wait`, without blocking the event loop."""
-        return await self._client.await_result(job_id, timeout)
+        return await self._client.await_result(job_id, timeout) or {}
 
     def cancel(self, job_id: int) -> bool:
         """Cancel, or ask the running job to stop."""
@@ -285,7 +295,7 @@ class NewMail:
         """Sender, recipients and bytes."""
         return self.prepared.envelope
 
-    def values(self, layout: list[int | str] | None, body: bytes, keep: int) -> dict[str, Any]:
+    def values(self, layout: list[int | str] | None, keep: int) -> dict[str, Any]:
         """The parameters of ``add_mail``."""
         envelope = self.envelope
         return {
@@ -296,7 +306,6 @@ class NewMail:
             "once": int(self.once),
             "size": len(envelope.data),
             "layout": None if layout is None else json.dumps(layout),
-            "body": body,
             "created_at": self.job.created_at,
             "give_up_at": self.give_up_at,
             "expires_at": self.give_up_at + keep,

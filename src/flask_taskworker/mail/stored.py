@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..clock import from_ms, to_ms
 from ..errors import JobNotFound, StoreError
 from ..store import mail_statements
-from ..store.driver import Run
+from ..store.driver import Run, SyncLink
 from ..store.sql import Store
 from ..store.statements import batch_of
 from ..threads import ThreadPool
@@ -53,6 +53,8 @@ def verdicts(envelope: Envelope, outcome: Receipt | MailError) -> dict[str, Verd
             rest = Verdict(Ending.DEFERRED, outcome.code, outcome.text or str(outcome))
         case _:
             rest = Verdict(Ending.REJECTED, -1, str(outcome))
+    if not replies:
+        return dict.fromkeys(envelope.recipients, rest)
     known = {address: _verdict(reply) for address, reply in replies.items()}
     return {address: known.get(address, rest) for address in envelope.recipients}
 
@@ -101,25 +103,36 @@ class StoredMail:
         """The mail after a try that came to *news*: open recipients are tried again, or given up if it is late."""
         is_late = now >= self.give_up_at
         next_try = min(again_at, self.give_up_at)
-        states = [self._state_after(state, news.get(state.address), next_try, is_late) for state in self.recipients]
-        mail = replace(self, recipients=tuple(states), tries=self.tries + 1, phase=None, next_try_ms=next_try)
-        return mail if mail.open and not is_late else replace(mail, finished_at=now)
+        states = tuple(
+            self._state_after(state, news.get(state.address), next_try, is_late) for state in self.recipients
+        )
+        is_open = not is_late and any(map(self._is_open, states))
+        return StoredMail(
+            envelope=self.envelope,
+            id=self.id,
+            once=self.once,
+            phase=None,
+            tries=self.tries + 1,
+            give_up_at=self.give_up_at,
+            finished_at=None if is_open else now,
+            recipients=states,
+            next_try_ms=next_try,
+        )
 
     def _state_after(
         self, state: RecipientState, verdict: Verdict | None, next_try: int, is_late: bool
     ) -> RecipientState:
         if verdict is None:
             return state
-        found = RecipientState(address=state.address, ending=verdict.ending, code=verdict.code, text=verdict.text)
+        ending, code, text = verdict
+        found = RecipientState(address=state.address, ending=ending, code=code, text=text)
         if not self._is_open(found):
             return found
         if not is_late:
             return replace(found, next_try=from_ms(next_try))
-        if found.ending is Ending.UNKNOWN:
+        if ending is Ending.UNKNOWN:
             return found
-        return replace(
-            found, ending=Ending.REJECTED, text=f"given up after MAIL_EXPIRES; the last reply was: {found.text}"
-        )
+        return replace(found, ending=Ending.REJECTED, text=f"given up after MAIL_EXPIRES; the last reply was: {text}")
 
     def settlement(self, news: Mapping[str, Verdict], keep_ms: int) -> Settlement:
         """What the store must learn of the try."""
@@ -146,6 +159,7 @@ class MailRoom:
         self.is_busy = is_busy
         """Whether other mails are on their way, which will have something to ask, too."""
         self._thread = ThreadPool(1, "taskworker-mail")
+        self._connection: SyncLink | None = None
         self._waiting: list[tuple[str, Any, asyncio.Future[Any]]] = []
         self._hop: asyncio.Task[None] | None = None
 
@@ -173,7 +187,7 @@ class MailRoom:
         return await answer
 
     async def _work_off(self) -> None:
-        # A hop costs more than what it carries: so a moment's wait for company, and others gather while one is under way.
+        # A hop costs more than what it carries: so a moment's wait for company; others gather while one is under way.
         while self._waiting:
             if self.is_busy():
                 await asyncio.sleep(_GATHERING_S)
@@ -190,32 +204,37 @@ class MailRoom:
         wanted = [subject for what, subject, _ in batch if what == "load"]
         loaded = self._load(wanted) if wanted else {}
         settlements = [subject for what, subject, _ in batch if what == "settle"]
-        dots = [subject for what, subject, _ in batch if what == "dot"]
-        entered: set[str] = set()
-        if settlements or dots:
-            entered = self._store.driver.transaction(lambda run: self._write(run, settlements, dots))
-        return [
-            loaded.get(subject) if what == "load" else what == "dot" and subject in entered
-            for what, subject, _ in batch
-        ]
+        if settlements:
+            self._settle(settlements)
+        return [loaded.get(s) if what == "load" else what == "dot" and self._enter_dot(s) for what, s, _ in batch]
+
+    def _link(self) -> SyncLink:
+        if self._connection is None:
+            self._store.driver.prepare()
+            self._connection = self._store.driver.connect_thread()
+        return self._connection
 
     def _load(self, ids: Sequence[str]) -> dict[str, StoredMail]:
-        driver = self._store.driver
-        rows = driver.read(mail_statements.mails(driver.dialect), {"ids": json.dumps(ids)})
-        recipients = load_recipients(driver.read, driver.dialect, ids)
+        read, dialect = self._link().read, self._store.driver.dialect
+        rows = read(mail_statements.mails(dialect), {"ids": json.dumps(ids)})
+        recipients = load_recipients(read, dialect, ids)
         digests = list(blobs_in([row[7] for row in rows]))
-        blobs = driver.read(mail_statements.blobs(driver.dialect), {"hashes": json.dumps(digests)}) if digests else []
+        blobs = read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}) if digests else []
         shared = {digest: bytes(content) for digest, content in blobs}
         return {row[0]: _stored(row, shared, recipients.get(row[0], [])) for row in rows}
 
-    def _write(self, run: Run, settlements: Sequence[Settlement], dots: Sequence[str]) -> set[str]:
-        dialect = self._store.driver.dialect
-        if settlements:
-            recipients = [_recipient_row(s.mail_id, state) for s in settlements for state in s.recipients]
-            mails = [(s.mail_id, s.phase, s.finished_at, s.expires_at) for s in settlements]
-            run(mail_statements.settle_recipients(dialect), {"batch": batch_of(recipients)})
-            run(mail_statements.settle_mails(dialect), {"batch": batch_of(mails)})
-        return {mail_id for mail_id in dots if run(mail_statements.enter_dot(), {"id": mail_id})}
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
+        # Not durable by itself: the end of the job, committed next, makes it so. Recipients first: if the process
+        # dies in between, a mail all of whose recipients are decided is not sent again.
+        write, dialect = self._link().write, self._store.driver.dialect
+        recipients = [_recipient_row(s.mail_id, state) for s in settlements for state in s.recipients]
+        mails = [(s.mail_id, s.phase, s.finished_at, s.expires_at) for s in settlements]
+        write(mail_statements.settle_recipients(dialect), {"batch": batch_of(recipients)})
+        write(mail_statements.settle_mails(dialect), {"batch": batch_of(mails)})
+
+    def _enter_dot(self, mail_id: str) -> bool:
+        # Over the driver: this must have reached the disk before the message leaves.
+        return bool(self._store.driver.write(mail_statements.enter_dot(), {"id": mail_id}))
 
     async def reopen(self, mail_id: str, give_up_at: int, expires_at: int) -> None:
         """Try a mail again that had ended: a person has asked for it. Raises StoreError."""
@@ -228,7 +247,9 @@ class MailRoom:
         await _in(self._thread, lambda: self._store.driver.transaction(body))
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Close the connection and let the thread end."""
+        if self._connection is not None:
+            self._thread.submit(self._connection.close)
         self._thread.shutdown()
 
 

@@ -6,7 +6,7 @@ from .schema import UNFINISHED
 from .statements import ColumnType, Dialect
 
 _MAIL = (
-    *("id", "message_id", "sender", "options", "once", "size", "layout", "body"),
+    *("id", "message_id", "sender", "options", "once", "size", "layout"),
     *("created_at", "give_up_at", "expires_at"),
 )
 
@@ -15,6 +15,11 @@ def add_mail() -> str:
     """Store one mail, unless its id is taken: then no row comes back."""
     values = ", ".join(f":{name}" for name in _MAIL)
     return f"INSERT INTO taskworker_mail ({', '.join(_MAIL)}) VALUES ({values}) ON CONFLICT DO NOTHING RETURNING id"
+
+
+def add_body() -> str:
+    """Store the bytes of a mail."""
+    return "INSERT INTO taskworker_mail_body (mail_id, body) VALUES (:id, :body) ON CONFLICT DO NOTHING"
 
 
 def add_recipients(dialect: Dialect) -> str:
@@ -47,7 +52,10 @@ LOADED = ("id", "message_id", "sender", "options", "once", "phase", "tries", "la
 
 def mails(dialect: Dialect) -> str:
     """The mails with the ids in ``:ids``, their bytes last."""
-    return f"SELECT {', '.join(LOADED)}, body FROM taskworker_mail WHERE id IN {dialect.names('ids')}"
+    return (
+        f"SELECT {', '.join(LOADED)}, body FROM taskworker_mail JOIN taskworker_mail_body ON mail_id = id "
+        f"WHERE id IN {dialect.names('ids')}"
+    )
 
 
 def recipients(dialect: Dialect) -> str:
@@ -134,6 +142,11 @@ def expired_mails(dialect: Dialect) -> str:
 def remove_recipients(dialect: Dialect) -> str:
     """Delete the recipients of deleted mails."""
     return f"DELETE FROM taskworker_recipient WHERE mail_id IN {dialect.names('ids')}"
+
+
+def remove_bodies(dialect: Dialect) -> str:
+    """Delete the bytes of deleted mails."""
+    return f"DELETE FROM taskworker_mail_body WHERE mail_id IN {dialect.names('ids')}"
 
 
 def release_blobs(dialect: Dialect) -> str:

@@ -140,9 +140,9 @@ attempt = Table(
     Column("error", Text),
 )
 
-# A queued mail. Its id is the uid of its job. The bytes are those of `body`, with shared blobs between them as
-# `layout` says: a JSON list of lengths and hashes, or NULL where there are none. `phase` is "dot" from just before the
-# message of a mail that must never go out twice.
+# A queued mail. Its id is the uid of its job. `phase` is "dot" from just before the message of a mail that must never go
+# out twice. Its bytes are in a table of their own, so that a list of mails, and noting a try, need not move them: those
+# of `body`, with shared blobs between them as `layout` says, a JSON list of lengths and hashes, or NULL.
 mail = Table(
     "taskworker_mail",
     metadata,
@@ -155,12 +155,18 @@ mail = Table(
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("size", Integer, nullable=False),
     Column("layout", Text),
-    Column("body", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("give_up_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
     Column("expires_at", BigInteger, nullable=False),
     Index("taskworker_mail_gone", "expires_at"),
+)
+
+mail_body = Table(
+    "taskworker_mail_body",
+    metadata,
+    Column("mail_id", Text, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
 )
 
 recipient = Table(

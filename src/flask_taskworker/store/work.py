@@ -269,7 +269,9 @@ async def prune_mails(dialect: Dialect, run: AsyncRun, parameters: Mapping[str, 
     """Delete one batch of queued mails whose time is over, and the blobs that no other mail uses."""
     gone = await run(mail_statements.expired_mails(dialect), parameters)
     if gone:
-        await run(mail_statements.remove_recipients(dialect), {"ids": json.dumps([row[0] for row in gone])})
+        ids = json.dumps([row[0] for row in gone])
+        await run(mail_statements.remove_recipients(dialect), {"ids": ids})
+        await run(mail_statements.remove_bodies(dialect), {"ids": ids})
         # A layout is a list of lengths and of the hashes of blobs.
         released = Counter(part for _, layout in gone for part in json.loads(layout or "[]") if isinstance(part, str))
         if released:
