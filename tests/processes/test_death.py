@@ -96,6 +96,7 @@ def frozen_and_rescued(lab: Lab) -> tuple[Child, Child, list[object]]:
     return first, second, jobs
 
 
+@pytest.mark.slow
 def test_frozen_worker_is_given_up_and_its_late_endings_are_fenced(lab: Lab) -> None:
     first, second, jobs = frozen_and_rescued(lab)
     lab.open_gate("g")
@@ -116,6 +117,7 @@ def test_frozen_worker_is_given_up_and_its_late_endings_are_fenced(lab: Lab) -> 
     assert [row.pid for row in lab.workers()] == [first.pid]
 
 
+@pytest.mark.slow
 def test_thawed_worker_tells_its_jobs_that_they_are_lost(lab: Lab) -> None:
     first = worker(
         lab, "first", """
@@ -141,6 +143,7 @@ def test_thawed_worker_tells_its_jobs_that_they_are_lost(lab: Lab) -> None:
     assert lab.await_evidence("lost")[0]["pid"] == first.pid
 
 
+@pytest.mark.slow
 def test_all_workers_frozen_together_declare_nobody_dead(lab: Lab) -> None:
     crew = [worker(lab, "one", FAST), worker(lab, "two", FAST)]
     job = lab.tasks.hold.enqueue("g")

@@ -94,21 +94,15 @@ def test_flask_tasks_run_works_with_start_at_import(lab: Lab) -> None:
 
 
 def reloading(lab: Lab, how: str, port: int) -> Child:
-    match how:
-        case "flask run --debug":
-            lab.write("app", BACKGROUND, WEB, START)
-            return lab.start("flask", "--app", "app", "run", "--debug", "--port", str(port), **OFTEN)
-        case "app.run(debug=True)":
-            path = lab.write("app", BACKGROUND, WEB, START, f"app.run(port={port}, debug=True)")
-            return lab.start("python", str(path), **OFTEN)
-        case _:
-            path = lab.write(
-                "app", BACKGROUND, WEB, f"if __name__ == '__main__':\n    {START}\n    app.run(port={port}, debug=True)"
-            )
-            return lab.start("python", "-m", "app", **OFTEN)
+    if how == "flask run --debug":
+        lab.write("app", BACKGROUND, WEB, START)
+        return lab.start("flask", "--app", "app", "run", "--debug", "--port", str(port), **OFTEN)
+    path = lab.write("app", BACKGROUND, WEB, START, f"app.run(port={port}, debug=True)")
+    return lab.start("python", str(path), **OFTEN)
 
 
-@pytest.mark.parametrize("how", ["flask run --debug", "app.run(debug=True)", "python -m app"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["flask run --debug", "app.run(debug=True)"])
 def test_reloaders_parent_runs_no_jobs_and_its_child_gets_new_code(lab: Lab, how: str) -> None:
     port = free_port()
     child = reloading(lab, how, port)
@@ -230,6 +224,7 @@ def ticked_once_each(lab: Lab, what: str) -> None:
     assert fired == [fired[0] + i for i in range(len(fired))], fired
 
 
+@pytest.mark.slow
 def test_schedule_ticks_once_under_three_gunicorn_workers(lab: Lab) -> None:
     lab.write("app", BACKGROUND, WEB, SCHEDULED, START)
     gunicorn(lab, "-w", "3")
@@ -237,6 +232,7 @@ def test_schedule_ticks_once_under_three_gunicorn_workers(lab: Lab) -> None:
     ticked_once_each(lab, "atick")
 
 
+@pytest.mark.slow
 def test_schedule_ticks_once_in_two_processes(lab: Lab) -> None:
     lab.write("web", BACKGROUND, SCHEDULED, START, "threading.Event().wait()")
     lab.write("worker", BLOCKING, SCHEDULED, START)

@@ -171,7 +171,7 @@ def test_wake_up_and_rescue_work_where_there_is_no_proc_either(lab: Lab) -> None
     elsewhere = "import flask_taskworker.store.live as live\nlive._LINUX = False"
     folder = lab.folder / ("long" * 40)
     folder.mkdir()
-    temporary = Path(tempfile.mkdtemp(prefix="tw", dir="/tmp"))
+    temporary = Path(tempfile.mkdtemp(prefix="tw"))
     far, settings = Lab(folder), {"LAB_TASKER_LOOP_INTERVAL": "3600", "TMPDIR": str(temporary)}
     try:
         workers = [
