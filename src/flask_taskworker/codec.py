@@ -18,6 +18,7 @@ import json
 import math
 import re
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -56,7 +57,8 @@ class Codec:
     def __init__(self) -> None:
         self._by_name: dict[str, type] = {}
         self._by_type: dict[type, str] = {}
-        self._unread: list[Any] = []
+        # Weakly: a factory that is called again leaves its functions, and with them its last app, to be collected.
+        self._unread: list[Callable[[], Any]] = []
         # Reentrant: evaluating a hint may run code that declares a task.
         self._lock = threading.RLock()
 
@@ -81,7 +83,7 @@ class Codec:
         be resolved then is left for the next time.
         """
         with self._lock:
-            self._unread.append(inspect.unwrap(function))
+            self._unread.append(_weakly(inspect.unwrap(function)))
 
     def _add(self, cls: type) -> None:
         if cls in self._by_type:
@@ -90,19 +92,22 @@ class Codec:
         self._by_type[cls] = name
         self._by_name[name] = cls
         if dataclasses.is_dataclass(cls):
-            self._unread.append(cls)
+            self._unread.append(_weakly(cls))
 
     def _read_hints(self) -> None:
         """Resolve what has been given so far; classes found on the way join the list while it is walked."""
         with self._lock:
             unresolved = []
             while self._unread:
-                owner = self._unread.pop()
+                find_owner = self._unread.pop()
+                owner = find_owner()
+                if owner is None:
+                    continue
                 hints, complete = hints_of(owner)
                 for cls in named_types(hints):
                     self._add(cls)
                 if not complete:
-                    unresolved.append(owner)
+                    unresolved.append(find_owner)
             self._unread = unresolved
 
     def _name_of(self, cls: type) -> str | None:
@@ -161,6 +166,13 @@ class Codec:
         """What :meth:`encode` was given. Raises NotDecodable, and nothing else, for any other text."""
         value = _load(text)
         return _Unpacker(self._type_of).value(value) if '"$"' in text else value
+
+
+def _weakly(owner: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        return lambda: owner
 
 
 # ---- text out ----

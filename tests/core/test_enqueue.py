@@ -594,6 +594,21 @@ def test_database_of_an_app_that_waits_for_the_garbage_collector_is_free(
     assert app
 
 
+def test_task_declared_inside_a_factory_does_not_keep_the_last_app(make_app: Callable[..., Flask]) -> None:
+    task_worker = BackgroundTaskWorker()
+
+    def create_app() -> Flask:
+        app = make_app()
+        task_worker.init_app(app)
+        app.extensions["who"] = task_worker.task(name="who")(lambda: app.import_name)
+        return app
+
+    create_app()
+    app = create_app()
+    job = app.extensions["who"].enqueue()
+    assert app.extensions["taskworker"].store.record(job.id).uid == job.uid
+
+
 def test_worker_of_a_collected_app_stops(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
