@@ -55,6 +55,7 @@ _AGAIN_AFTER_STORE_ERROR_S = 1.0
 _SPREAD = 0.1
 _LONGEST_SPREAD_S = 5.0
 _LOADED_PER_CONNECTION = 16
+_MOST_LOADED = 96
 _TOO_MANY_RECIPIENTS = 452
 _LAST_WORD_S = 5.0
 """How long a mail that is on its way may hold up the shutdown: its server may have taken it."""
@@ -206,7 +207,7 @@ class Postman:
         self._dispatch: Dispatch | None = None
         self._under_way = 0
         # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
-        self._loaded = asyncio.Semaphore(config.pool_size * _LOADED_PER_CONNECTION)
+        self._loaded = asyncio.Semaphore(min(config.pool_size * _LOADED_PER_CONNECTION, _MOST_LOADED))
 
     async def deliver(self, app: Flask, mail_id: str) -> dict[str, str] | None:
         """One try of one mail, and what follows from it."""

@@ -548,14 +548,17 @@ def _current_app() -> Flask:
 
 
 def _defaults(required: bool) -> Defaults | None:
-    if has_app_context() and "mail" in current_app.extensions:
-        return current_app.extensions["mail"]  # type: ignore[no-any-return]
-    if not required:
-        return None
+    try:
+        app: Flask | None = current_app._get_current_object()  # type: ignore[attr-defined]
+    except RuntimeError:
+        app = None
+    state: Defaults | None = app.extensions.get("mail") if app is not None else None
+    if state is not None or not required:
+        return state
+    if app is not None:
+        raise AppError(_NOT_CONFIGURED)
     raise AppError(
-        _NOT_CONFIGURED
-        if has_app_context()
-        else "A message without a sender takes MAIL_DEFAULT_SENDER of the current app, and none is current. "
+        "A message without a sender takes MAIL_DEFAULT_SENDER of the current app, and none is current. "
         "Give sender=…, or push a context: with app.app_context(): …"
     )
 

@@ -24,7 +24,7 @@ from .smtp import Receipt
 
 T = TypeVar("T")
 
-_GATHERING_S = 0.006
+_GATHERING_S = 0.003
 
 
 class Verdict(NamedTuple):
