@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_LOOKS_AFTER_COMMIT = (0.005, 0.02, 0.1, 0.5, 2.0, 5.0)
+LOOKS_AFTER_COMMIT = (0.005, 0.02, 0.1, 0.5, 2.0)
 """Seconds between looks at what became of a bare connection's "about to commit"."""
 
 
@@ -74,7 +74,7 @@ class CallerTransaction:
         if self.session is not None:
             _watch(self.session).add(call)
         else:
-            event.listen(self.connection, "commit", functools.partial(_look_afterwards, is_stored, call), once=True)
+            _watch_connection(self.connection).add(call, is_stored)
 
 
 def _session_of(given: object) -> Session | None:
@@ -116,21 +116,6 @@ def _wrong_session(given: object) -> str:
 @functools.lru_cache(maxsize=64)
 def _text(sql: str) -> TextClause:
     return text(sql)
-
-
-def _look_afterwards(is_stored: Callable[[], bool], call: Callable[[], None], _connection: Connection) -> None:
-    threading.Thread(target=_look, args=(is_stored, call), name="taskworker-commit", daemon=True).start()
-
-
-def _look(is_stored: Callable[[], bool], call: Callable[[], None]) -> None:
-    for pause in _LOOKS_AFTER_COMMIT:
-        time.sleep(pause)
-        try:
-            if is_stored():
-                call()
-                return
-        except StoreError as error:
-            log.debug("whether a connection has committed is not known yet: %s", error)
 
 
 # -- watching a session ------------------------------------------------------------------------------------------------
@@ -201,6 +186,57 @@ def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> b
             return True
         inner = inner.parent
     return False
+
+
+# -- watching a connection ---------------------------------------------------------------------------------------------
+
+_connection_watches: weakref.WeakKeyDictionary[Connection, _ConnectionWatch] = weakref.WeakKeyDictionary()
+
+
+def _watch_connection(connection: Connection) -> _ConnectionWatch:
+    watch = _connection_watches.get(connection)
+    if watch is None:
+        watch = _connection_watches[connection] = _ConnectionWatch()
+        event.listen(connection, "commit", watch.on_commit)
+        event.listen(connection, "rollback", watch.on_rollback)
+    return watch
+
+
+class _ConnectionWatch:
+    """The calls that wait for one connection's commit. What a savepoint took along it does not know, and looks."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable[[], None], Callable[[], bool]]] = []
+
+    def add(self, call: Callable[[], None], is_stored: Callable[[], bool]) -> None:
+        self._waiting.append((call, is_stored))
+
+    def on_commit(self, _connection: Connection) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            threading.Thread(target=_look, args=(waiting,), name="taskworker-commit", daemon=True).start()
+
+    def on_rollback(self, _connection: Connection) -> None:
+        self._waiting.clear()
+
+
+def _look(waiting: list[tuple[Callable[[], None], Callable[[], bool]]]) -> None:
+    for pause in LOOKS_AFTER_COMMIT:
+        time.sleep(pause)
+        waiting = [(call, is_stored) for call, is_stored in waiting if not _called(call, is_stored)]
+        if not waiting:
+            return
+
+
+def _called(call: Callable[[], None], is_stored: Callable[[], bool]) -> bool:
+    try:
+        if not is_stored():
+            return False
+        call()
+    except StoreError as error:
+        log.debug("whether a connection has committed is not known yet: %s", error)
+        return False
+    return True
 
 
 # -- no commit but ours ------------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ class Worker:
         self._hints: deque[tuple[str, str]] = deque()
         self._declared_dead = False
         self._must_reconcile = False
+        self._in_doubt = False
         self._stopping = False
         self._deadline = math.inf
         self._news = asyncio.Event()
@@ -449,9 +450,14 @@ class Worker:
         ended = self._crew.take_ended()
         try:
             states = await self._work.finish(self.id, ended)
+            if self._in_doubt:
+                # The database took them, and its answer was lost.
+                states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
         except BaseException:
+            self._in_doubt = True
             self._crew.put_back(ended)
             raise
+        self._in_doubt = False
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
             self._awake = True

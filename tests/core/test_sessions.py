@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, cre
 from sqlalchemy.orm import Session
 from tests.postgres import a_schema
 
-from flask_taskworker import BackgroundTaskWorker, Job, JobState
+from flask_taskworker import BackgroundTaskWorker, Job, JobState, sessions
 from flask_taskworker.errors import ArgumentsError, JobNotFound, NotAccepted, StoreError
 from flask_taskworker.signals import job_enqueued
 from flask_taskworker.store.sql import Store
@@ -487,7 +487,10 @@ def test_process_that_never_used_the_jobs_may_begin_in_a_transaction_that_holds_
 
 
 @same_place
-def test_connection_is_a_transaction_too(session: SessionDoor, add: Any, store: Store) -> None:
+def test_connection_is_a_transaction_too(
+    session: SessionDoor, add: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LOOKS_AFTER_COMMIT", (0.005, 0.02, 0.1, 0.5))
     session.begin_immediately()
     with session.engine.connect() as connection:
         gone = add.using(session=connection).enqueue(1)
@@ -500,6 +503,8 @@ def test_connection_is_a_transaction_too(session: SessionDoor, add: Any, store: 
         connection.commit()
     wait_for(lambda: job.state is JobState.READY, "the commit was seen")
     assert stored(store) == [job.id]
+    # One thread still looks for the job that the savepoint took along.
+    wait_for(lambda: not any(thread.name == "taskworker-commit" for thread in threading.enumerate()))
     assert [one.state for one in (gone, inside)] == ["pending", "pending"]
 
 

@@ -216,6 +216,28 @@ def test_late_ending_of_a_rescued_job_counts_while_nobody_has_claimed_it(bench: 
     assert bench.finish(claim, outcome) == {job_id: outcome.ending.value}
 
 
+@pytest.mark.parametrize("ending", [Ending.RETRYING, Ending.FAILED])
+def test_failure_that_is_recorded_twice_counts_once(bench: Bench, ending: Ending) -> None:
+    """The worker says it again when the answer of the database was lost."""
+    bench.worker()
+    claim = bench.claimed()
+    outcome = Outcome(ending, delay=timedelta(seconds=1) if ending is Ending.RETRYING else None, failure=FAILURE)
+    bench.finish(claim, outcome)
+    before = bench.record(claim.id)
+    assert bench.finish(claim, outcome) == {}
+    assert bench.record(claim.id) == before
+    assert (before.failures, len(bench.store.attempts(claim.id))) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["plain success", "success", "failure", "retry", "cancel"])
+def test_ending_whose_answer_was_lost_is_known_again(bench: Bench, name: str) -> None:
+    bench.worker()
+    claim, other = bench.claimed(), bench.claimed()
+    ended = [Ended(one, OUTCOMES[name], bench.now, bench.now) for one in (claim, other)]
+    bench.finish(claim, OUTCOMES[name])
+    assert bench.do(lambda work: work.recorded(ended)) == {claim.id: OUTCOMES[name].ending.state.value}
+
+
 def test_late_ending_of_a_rescued_job_is_fenced_once_another_has_claimed_it(bench: Bench) -> None:
     bench.worker("old")
     bench.add()

@@ -324,7 +324,21 @@ def finish(dialect: Dialect) -> str:
         "finished_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.ended_at END, "
         "expires_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.new_expires_at END "
         f"FROM {dialect.batch(FINISH_COLUMNS)} AS e WHERE taskworker_job.id = e.id "
+        # Said twice, where the first answer was lost, it counts one failure.
+        "AND (e.failed = 0 OR NOT EXISTS (SELECT 1 FROM taskworker_attempt AS a WHERE a.job_id = e.id "
+        "AND a.claim = e.claim)) "
         f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+    )
+
+
+def recorded(dialect: Dialect) -> str:
+    """Which endings are stored already, where the answer to :func:`finish` was lost."""
+    columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_state": "text"}
+    return (
+        f"SELECT e.id, e.new_state FROM {dialect.batch(columns)} AS e WHERE EXISTS (SELECT 1 FROM taskworker_attempt "
+        "AS a WHERE a.job_id = e.id AND a.claim = e.claim AND a.outcome <> 'released') OR EXISTS (SELECT 1 FROM "
+        "taskworker_job AS j WHERE j.id = e.id AND j.claim = e.claim AND j.state = e.new_state "
+        "AND j.finished_at IS NOT NULL)"
     )
 
 
@@ -359,12 +373,12 @@ def add_attempts(dialect: Dialect) -> str:
     )
 
 
-def report_progress(dialect: Dialect) -> str:
-    """Write what running jobs tell of themselves, fenced by the claim number."""
+def report_progress(dialect: Dialect, state: Literal["running", "succeeded"] = "running") -> str:
+    """Write what jobs in that state tell of themselves, fenced by the claim number."""
     columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_progress": "text"}
     return (
         f"UPDATE taskworker_job SET progress = e.new_progress FROM {dialect.batch(columns)} AS e "
-        "WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state = 'running'"
+        f"WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state = '{state}'"
     )
 
 

@@ -70,8 +70,10 @@ class WorkerStore:
         self._promote = statements.promote(dialect)
         self._finish_succeeded = statements.finish_succeeded(dialect)
         self._finish = statements.finish(dialect)
+        self._recorded = statements.recorded(dialect)
         self._add_attempts = statements.add_attempts(dialect)
-        self._report = statements.report_progress(dialect)
+        self._report_running = statements.report_progress(dialect, "running")
+        self._report_last = statements.report_progress(dialect, "succeeded")
         self._due_schedules = statements.due_schedules(dialect)
         self._see_schedules = statements.see_schedules(dialect)
         self._expired = statements.expired_jobs(dialect)
@@ -139,7 +141,14 @@ class WorkerStore:
             states.update(await self._record_plain(plain))
         if special:
             states.update(await self._record_special(worker_id, special))
+        if told := [(e.claim, e.progress) for e in ended if e.outcome.recorded and e.progress is not None]:
+            await self._report(self._report_last, told)
         return states
+
+    async def recorded(self, ended: Sequence[Ended]) -> dict[int, str]:
+        """Which of these endings are stored already, although nobody told us so: the answer was lost."""
+        batch = batch_of([(e.claim.id, e.claim.claim, e.outcome.ending.state.value) for e in ended])
+        return _states(await self._link.read(self._recorded, {"batch": batch}))
 
     async def _record_plain(self, ended: Sequence[Ended]) -> dict[int, str]:
         now = ended[-1].ended_at
@@ -189,8 +198,11 @@ class WorkerStore:
 
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
         """Write what running jobs tell of themselves."""
+        await self._report(self._report_running, reports)
+
+    async def _report(self, sql: str, reports: Sequence[tuple[Claim, Progress]]) -> None:
         batch = batch_of([(claim.id, claim.claim, progress.to_text()) for claim, progress in reports])
-        await self._link.write(self._report, {"batch": batch}, durable=False)
+        await self._link.write(sql, {"batch": batch}, durable=False)
 
     # -- schedules --------------------------------------------------------------------------------------------------
 
