@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 class PoolClosed(RuntimeError):
     """The thread pool takes no more work."""
 
+    def __init__(self, message: str = "the pool is at its shutdown, or no thread can be started") -> None:
+        super().__init__(message)
+
 
 class ThreadPool(Executor):
     """Daemon threads for sync jobs.

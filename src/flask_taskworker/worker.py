@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 UPKEEP_INTERVAL = 60.0
 PROGRESS_INTERVAL = 0.5
 WEIGHING_INTERVAL = 1.0
+CATCH_UP_INTERVAL = 0.05
 FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""
 FLUSH_AT = 64
@@ -168,9 +169,13 @@ class Worker:
         """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job."""
         try:
             begun = await self._begin()
-        except BaseException:
+        except BaseException as error:
             self._aside.shutdown()
-            raise
+            if not isinstance(error, RuntimeError) or threading.main_thread().is_alive():
+                raise
+            # Python 3.12.0 and 3.12.1 start no thread once the main thread has ended.
+            log.info("worker %s does not start: the process ends", self.id)
+            return True
         if not begun:
             self._aside.shutdown()
             return True
@@ -336,6 +341,8 @@ class Worker:
             delays.append(FLUSH_DELAY)
         if self._crew.reporting:
             delays.append(PROGRESS_INTERVAL)
+        if self._herald.is_behind:
+            delays.append(CATCH_UP_INTERVAL)
         if (suspect_delay := self._quarantine.delay(self._loop.time())) is not None:
             delays.append(suspect_delay)
         if self._crew.waiting:
@@ -405,8 +412,9 @@ class Worker:
     async def _claim(self) -> int:
         """Take as many jobs as there is room for. Returns how many."""
         taken = 0
-        now, busy = self._loop.time(), self._crew.busy or self._crew.overdue
-        self._quarantine.update(now, busy=busy)
+        now, stuck = self._loop.time(), self._crew.overdue
+        busy = self._crew.busy or stuck
+        self._quarantine.update(now, busy=busy, stuck=stuck)
         if self._quarantine.ready(now, busy=busy):
             taken += await self._claim_suspect()
         for kind, names in self._ready.items():
@@ -434,7 +442,7 @@ class Worker:
         self._crew.take(kind, claims)
 
     def _room(self, kind: str) -> int:
-        if self._quarantine.closed(self._loop.time()):
+        if self._quarantine.closed(self._loop.time()) or self._herald.is_behind:
             return 0
         room = self._crew.room(kind)
         if self._limits.max_jobs is None:

@@ -105,6 +105,8 @@ class Lab:
             "LAB": str(self.folder),
             "PYTHONPATH": os.pathsep.join(map(str, (SOURCES, HERE, self.folder))),
             "PYTHONUNBUFFERED": "1",
+            # Python 3.12 and newer warn of every fork of a process that has threads.
+            "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",
             **environment,
         }
         child = Child([program, *argv[1:]], self.folder, variables, len(self._children))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import sys
 import time
 
 from parent import BACKGROUND, Child, Lab
@@ -268,7 +269,11 @@ def test_coroutine_may_use_threads_and_the_network_while_the_process_ends(lab: L
     )  # fmt: skip
     child = lab.strict(path)
     child.went_well()
-    assert len(lab.evidence("end")) == 1
+    # Python 3.12.0 and 3.12.1 start no thread once the main thread has ended: there the job goes back.
+    able = sys.version_info[:3] not in ((3, 12, 0), (3, 12, 1))
+    assert len(lab.evidence("end")) == able
+    job = lab.task_worker.get_job(lab.evidence("start")[0]["job"])
+    assert job.state == ("succeeded" if able else "ready")
 
 
 def test_job_that_the_end_of_the_interpreter_breaks_is_handed_back(lab: Lab) -> None:
