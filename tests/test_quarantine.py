@@ -69,3 +69,9 @@ def test_without_a_suspect_nothing_is_closed_and_nothing_awaited() -> None:
     quarantine.update(100.0, busy=False)
     assert not quarantine.closed(100.0)
     assert quarantine.delay(100.0) is None
+
+
+def test_worker_with_a_thread_that_may_never_end_makes_no_room() -> None:
+    quarantine = Quarantine(waiting=True)
+    quarantine.update(100.0, busy=True, stuck=True)
+    assert not quarantine.closed(100.0)

@@ -62,6 +62,11 @@ class Announcer:
         self._pending: queue.SimpleQueue[tuple[Signal, Flask, dict[str, Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
+    @property
+    def backlog(self) -> int:
+        """How many signals wait to be sent."""
+        return self._pending.qsize()
+
     @staticmethod
     def wanted(signal: Signal) -> bool:
         """Whether anybody listens. Look before making the values of an announcement."""

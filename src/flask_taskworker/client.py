@@ -233,7 +233,8 @@ class Client:
         if state is JobState.CANCELLED:
             self.finished((job_id,))
             if signals.job_cancelled.receivers and (app := self._find_app()) is not None:
-                announce.send(signals.job_cancelled, app, job=self.job(job_id), outcome=None)
+                with app.app_context():
+                    announce.send(signals.job_cancelled, app, job=self.job(job_id), outcome=None)
         return state is not None
 
     def retry(self, job_id: int) -> bool:

@@ -158,7 +158,7 @@ def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
             raise ConfigError(
                 f"{key} is required with TASKER_DRIVER = 'postgresql', for example postgresql://host/database."
             )
-        return URL.create("sqlite", database=str(instance_path / "taskworker.db"))
+        return URL.create("sqlite", database=str((instance_path / "taskworker.db").resolve()))
     if not isinstance(value, str | URL):
         raise ConfigError(f"{key} must be an SQLAlchemy URL as a string, not a value of type {type(value).__name__}.")
     url = _parsed(key, value)

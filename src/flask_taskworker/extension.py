@@ -72,6 +72,8 @@ class TaskWorker:
         self._states: weakref.WeakKeyDictionary[Flask, AppState] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
         self._runner: Runner | None = None
+        self._settings: Mapping[str, Any] = _NOTHING
+        self._options: Mapping[str, Any] = _NOTHING
         self._start_again = False
         _instances.add(self)
         if app is not None:
@@ -277,20 +279,22 @@ class TaskWorker:
                 state.store.driver.check_platform()
                 state.store.driver.prepare()
             self._runner = Runner()
+            self._settings, self._options = settings, options
             for state in states:
-                self._serve(state, settings, **options)
+                self._serve(state)
             return self._runner
 
-    def _serve(self, state: AppState, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> bool:
+    def _serve(self, state: AppState) -> bool:
+        """Run a worker for one app, as the others run: an app may join later."""
         assert self._runner is not None
-        config = replace(state.config, **settings)
+        config = replace(state.config, **self._settings)
         state.worker = Worker(
             loop=self._runner.loop,
             client=state.client,
             registry=self.registry,
             config=config,
             find_app=state.find_app,
-            **options,
+            **self._options,
         )
         return self._runner.serve(state.worker)
 

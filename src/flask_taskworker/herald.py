@@ -18,6 +18,9 @@ from .store.work import Ended
 
 log = logging.getLogger(__name__)
 
+MAX_BACKLOG = 10_000
+"""Signals."""
+
 _SIGNALS = {
     Ending.SUCCEEDED: signals.job_succeeded,
     Ending.RETRYING: signals.job_retrying,
@@ -36,6 +39,11 @@ class Herald:
         self._client = client
         self._find_app = find_app
         self._announcer = Announcer()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether receivers are so slow that no further jobs should be begun: what waits for them takes memory."""
+        return self._announcer.backlog > MAX_BACKLOG
 
     def worker_started(self, worker: object) -> None:
         """The worker begins to claim."""

@@ -158,11 +158,18 @@ class Heartbeat:
         if requests:
             self._news.cancel(requests)
         self._observe()
-        self._store.driver.upkeep()
+        self._keep_up()
         self._beats += 1
         if self._beats % CLEAN_BEATS == 0:
             self._link.write(statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
         return True
+
+    def _keep_up(self) -> None:
+        try:
+            self._store.driver.upkeep()
+        except StoreError as error:
+            # It can wait: the beat itself was written.
+            log.info("worker %s: upkeep of the database is put off: %s", self._id, error)
 
     # -- the others -------------------------------------------------------------------------------------------------
 

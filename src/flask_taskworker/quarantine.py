@@ -26,11 +26,14 @@ class Quarantine:
     _room_until: float = 0.0
     _next_try: float = 0.0
 
-    def update(self, now: float, *, busy: bool) -> None:
-        """Begin to make room, or note that the suspect has ended."""
+    def update(self, now: float, *, busy: bool, stuck: bool = False) -> None:
+        """Begin to make room, or note that the suspect has ended.
+
+        *stuck*: a timed-out job may keep its thread for ever, so that to wait for its end would be in vain.
+        """
         if self.running and not busy:
             self.running = False
-        if self.waiting and not self.running and now >= self._next_try:
+        if self.waiting and not self.running and not stuck and now >= self._next_try:
             self._room_until = now + ROOM_SECONDS
             self._next_try = self._room_until + PAUSE_SECONDS
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import CellType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from .clock import as_timedelta, require_aware
@@ -322,7 +323,7 @@ class TaskRegistry:
         if known is not None and known.place != task.place:
             raise TaskExists(
                 f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
-                "another. Give one of them name=…."
+                "another. Give one of them name=…, or use functools.wraps in the decorator around them."
             )
 
     def get(self, name: str) -> Task[..., Any, Any] | None:
@@ -436,6 +437,24 @@ def _check_function(function: object) -> None:
 
 
 def _place(function: Callable[..., Any]) -> str:
+    """Where the function stands, and where those stand that it has from outside.
+
+    Without the latter all tasks of a decorator that lacks ``functools.wraps`` would stand in the same place.
+    """
+    inner = inspect.unwrap(function)
+    cells = [cell.cell_contents for cell in inner.__closure__ or () if _has_contents(cell)]
+    outer = sorted(_line(value) for value in cells if inspect.isfunction(value) and value is not inner)
+    return ", with ".join([_line(inner), *outer])
+
+
+def _has_contents(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # the name is not bound yet
+        return False
+
+
+def _line(function: Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 

@@ -64,7 +64,9 @@ class Journal:
         return [name for name, *_ in self.entries]
 
     def of(self, job: Job[Any]) -> list[str]:
-        return [name for name, _, values in self.entries if values.get("job") == job]
+        names = [name for name, _, values in self.entries if values.get("job") == job]
+        # job_enqueued is sent in the thread that enqueues, the others in the worker's: their order is by chance.
+        return sorted(names, key=lambda name: name != "enqueued")
 
     def last(self, name: str) -> dict[str, Any]:
         return [values for entry, _, values in self.entries if entry == name][-1]

@@ -302,3 +302,21 @@ def test_types_follow_the_function() -> None:
     environment = {"MYPYPATH": str(SOURCES), "PATH": "/usr/bin:/bin"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=55, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_tasks_of_a_decorator_that_lacks_wraps_are_told_apart(task_worker: BackgroundTaskWorker) -> None:
+    def careless(function: Any) -> Any:
+        def wrapper() -> str:
+            return function()
+
+        return wrapper
+
+    def a() -> str:
+        return "a"
+
+    def b() -> str:
+        return "b"
+
+    task_worker.task(careless(a))
+    with pytest.raises(TaskExists, match=r"functools\.wraps"):
+        task_worker.task(careless(b))

@@ -47,6 +47,9 @@ OLDEST = (3, 35, 0)
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A write-ahead log above this size is copied back into the database."""
 
+CHECKPOINT_PATIENCE = 0.5
+"""Seconds to wait for the write lock: a checkpoint can be put off."""
+
 CHECKPOINT_ENQUEUES = 256
 """An enqueuing process looks at the log's size once in so many writes."""
 
@@ -203,7 +206,7 @@ class SqliteDriver:
             return
         if size > CHECKPOINT_BYTES:
             with translated(self.path), _Lent(self.engine) as lock, _Lent(self.engine) as worker:
-                with Transaction(lock, self._lock_timeout):
+                with Transaction(lock, CHECKPOINT_PATIENCE):
                     worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # -- the worker's faces -----------------------------------------------------------------------------------------
@@ -514,7 +517,7 @@ def _pragmas(synchronous: str) -> tuple[str, ...]:
     return (
         f"PRAGMA synchronous = {synchronous}",
         "PRAGMA wal_autocheckpoint = 0",
-        "PRAGMA journal_size_limit = 67108864",
+        f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}",
         "PRAGMA mmap_size = 0",
         "PRAGMA trusted_schema = OFF",
         "PRAGMA cache_size = -16384",
@@ -592,8 +595,11 @@ class translated:
     def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
         if isinstance(error, sqlite3.Error):
             raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error)}") from error
-        if isinstance(error, OSError) and error.filename is not None:
-            raise StoreError(f"{self._path}: {error.strerror}. {_CHECK_PATH}") from error
+        if isinstance(error, OSError):
+            remedy = (
+                _CHECK_PATH if error.filename is not None else "Look at the limits of this process and at the disk."
+            )
+            raise StoreError(f"{self._path}: {error.strerror or error}. {remedy}") from error
 
 
 _CHECK_PATH = "Check that the path in TASKER_DATABASE_URI exists and that this user may write there."

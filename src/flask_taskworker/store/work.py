@@ -15,8 +15,9 @@ from .driver import AsyncLink, AsyncRun
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import Dialect, batch_of
 
-PRUNE_BATCH = 500
-PROMOTE_BATCH = 500
+PRUNE_BATCH = 250
+"""Small, so that others get at the write lock between two batches."""
+PROMOTE_BATCH = 250
 UNSEEN_SCHEDULE_MS = 7 * 24 * 3600 * 1000
 """A schedule that no code has declared for so long is deleted. During a rolling deploy old and new code disagree."""
 
