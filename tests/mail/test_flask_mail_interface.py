@@ -197,7 +197,10 @@ def test_real_flask_mail_on_the_same_app_is_warned_of(make_app: Callable[..., Fl
     app = make_app()
     flask_mail.Mail(app)
     with pytest.warns(UserWarning, match="has a flask_mail Mail already"):
-        Mail(app)
+        mail = Mail(app)
+    flask_mail.Mail(app)
+    with pytest.raises(RuntimeError, match="remove the other one"):
+        mail.send(message(sender="a@x.org"))
 
 
 # ---------------------------------------------------------------- suppressing and recording
@@ -501,7 +504,7 @@ def test_messages_of_the_real_flask_mail_are_taken_everywhere(
         await mail.asend(their_message(flask_mail))
         assert [result async for result in mail.asend_many([their_message(flask_mail)])]
 
-    assert mail.send(their_message(flask_mail))
+    assert mail.send(their_message(flask_mail)).accepted == ("to@example.com",)
     with mail.connect() as connection:
         assert connection.send(their_message(flask_mail))
         their_message(flask_mail).send(connection)

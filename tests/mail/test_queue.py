@@ -18,7 +18,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session as OrmSession
-from tests.mail.server import Drop, Session, SMTPServer, wait_until
+from tests.mail.server import Drop, Session, Slow, SMTPServer, wait_until
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.errors import AppError, JobFailed, JobNotFound
@@ -554,6 +554,21 @@ def test_job_of_a_mail_is_found_by_its_number(make_queue: MakeQueue) -> None:
 
     with pytest.raises(JobNotFound, match="not of a mail"):
         mail.get_job(other.enqueue().id)
+
+
+def test_mail_that_is_on_its_way_at_the_end_of_the_worker_is_not_sent_again(
+    serve: Serve, make_queue: MakeQueue
+) -> None:
+    server = serve(script=lambda session, verb, line: Slow(0.3) if verb == "." else None)
+    mail = make_queue(server)
+    task_worker = mail.app.extensions["taskworker"].task_worker
+    job = mail.send_later(letter())
+    wait_until(lambda: any("DATA" in session.verbs for session in server.sessions))
+    task_worker.stop(0)
+    assert job.recipients["to@example.com"].ending is Ending.ACCEPTED
+    task_worker.start()
+    assert job.result(10) == {}
+    assert len(server.mails) == 1
 
 
 def test_cancelled_mail_is_not_sent(serve: Serve, make_queue: MakeQueue) -> None:

@@ -11,6 +11,7 @@ from email.header import Header  # Flask-Mail's users import it from there
 
 from ..signals import email_failed, email_queued
 from .addresses import FlaskMailUnicodeDecodeError, force_text, sanitize_address, sanitize_addresses, sanitize_subject
+from .delivery import MailHeld
 from .envelope import Ending, Envelope, Reply, SendResult
 from .errors import (
     AuthenticationFailed,
@@ -37,6 +38,7 @@ from .errors import (
 from .extension import Connection, Mail, _Mail, _MailMixin, install_as_flask_mail
 from .message import Attachment, Message
 from .message import has_newline as _has_newline
+from .queue import MailJob, RecipientState
 from .signals import email_dispatched, signals
 
 __all__ = [
@@ -59,11 +61,14 @@ __all__ = [
     "HostNotFound",
     "Mail",
     "MailError",
+    "MailHeld",
+    "MailJob",
     "Message",
     "MessageTooLarge",
     "MissingRecipients",
     "MissingSender",
     "NotOffered",
+    "RecipientState",
     "RecipientsRefused",
     "Reply",
     "SendResult",

@@ -54,6 +54,7 @@ class Connection:
         self.host: Any = None
         self.num_emails = 0
         self._app: Flask | None = None
+        self._last_result: SendResult | None = None
         self._is_pooled = False
         self._is_worn = False
 
@@ -106,7 +107,8 @@ class Connection:
             self.host, self._is_worn = self.configure_host(), False
         refused = {} if self.host is None else refused_replies(self.host.sendmail(*_five(prepared, message)))
         self._after_send()
-        return _announced(app, message, result_of(prepared.envelope, refused, message))
+        self._last_result = _announced(app, message, result_of(prepared.envelope, refused, message))
+        return self._last_result
 
     async def asend(self, message: Any, envelope_from: Any = None) -> SendResult:
         """:meth:`send`, without blocking the event loop."""
@@ -237,7 +239,8 @@ class _MailMixin:
         with connection:
             result = message.send(connection)
         # Flask-Mail's own messages, and overriding ones, return nothing.
-        return result if isinstance(result, SendResult) else SendResult(message_id=str(message.msgId), message=message)
+        result = result if isinstance(result, SendResult) else connection._last_result
+        return result if result is not None else SendResult(message_id=str(message.msgId), message=message)
 
     async def asend(self, message: Any) -> SendResult:
         """:meth:`send`, from any event loop, without blocking it."""
@@ -251,12 +254,20 @@ class _MailMixin:
     def connect(self) -> Connection:
         """One connection for several mails. Raises RuntimeError where the app has no Mail, or no app is current."""
         app = getattr(self, "app", None) or _current_app()
-        try:
-            connection = Connection(app.extensions["mail"])
-        except KeyError:
-            raise AppError(_NOT_CONFIGURED) from None
+        connection = Connection(self._settings(app))
         connection._app = app
         return connection
+
+    def _settings(self, app: Flask) -> Any:
+        state = app.extensions.get("mail")
+        if isinstance(state, _Mail):
+            return state
+        if state is None:
+            raise AppError(_NOT_CONFIGURED)
+        raise AppError(
+            f"app.extensions['mail'] of the app {app.name!r} is {type(state).__module__}'s. Two Mail extensions cannot "
+            "share an app: remove the other one; its messages are taken here, too."
+        )
 
     def send_many(self, messages: Iterable[Any]) -> list[SendResult]:
         """Send many messages now, over MAIL_POOL_SIZE connections at once; results in the order given.
@@ -471,7 +482,7 @@ class _Batch:
         try:
             with self._connection as connection:
                 return [connection.send(message)]
-        except (MailError, UnicodeError) as error:
+        except (OSError, UnicodeError) as error:  # MailError is an OSError, as smtplib's are
             return [_unsendable(message, error)]
 
 
