@@ -50,8 +50,7 @@ def test_worker_starts_again_after_stop(lab: Lab) -> None:
             assert tasks.add.enqueue(number, 1).result(timeout=PATIENCE) == number + 1
             task_worker.stop()
             assert app.extensions["taskworker"].store.workers() == []
-            kept = {t.name for t in threading.enumerate() if not t.daemon}
-            assert kept == {"MainThread"}, kept
+            until(lambda: [t.name for t in threading.enumerate() if not t.daemon] == ["MainThread"], "no other thread")
         assert len([t for t in threading.enumerate() if t.name == "taskworker-watch"]) <= 1
         """,
     )  # fmt: skip
