@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
-from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState
+from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState, LeaseLost, current_job
 from flask_taskworker.errors import AppError, StoreError
 
 from .waiting import wait, wait_for
@@ -208,6 +208,64 @@ def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> Non
     wait_for(lambda: not store.workers())
     task_worker.start()
     assert task_worker.task(name="other")(lambda: 1).enqueue().result(timeout=20) == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It was frozen, perhaps. Whatever it runs belongs to somebody else now."""
+    monkeypatch.setattr("flask_taskworker.liveness.BEAT", 0.02)
+    seen: list[Any] = []
+
+    def look() -> str:
+        if current_job.claim > 1:
+            return "again"
+        while True:
+            current_job.check()
+
+    def work() -> str:
+        try:
+            return look()
+        except LeaseLost:
+            seen.append("lost")
+            raise
+
+    async def work_async() -> str:
+        if current_job.claim > 1:
+            return "again"
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            seen.append("lost")
+        return "never"
+
+    idle_worker.start()
+    job = idle_worker.task(name="work")(work if kind == "sync" else work_async).enqueue()
+    wait_for(lambda: job.refresh().state is JobState.RUNNING)
+    store = idle_worker.state().store
+    (before,) = store.workers()
+    rows("UPDATE taskworker_worker SET state = 'dead'")
+    assert job.result(timeout=20) == "again"
+    wait_for(lambda: seen == ["lost"])
+    alive = [worker.id for worker in store.workers() if worker.state == "alive"]
+    assert len(alive) == 1
+    assert alive != [before.id]
+    job.refresh()
+    assert (job._record.claim, job._record.crashes, job.attempt) == (2, 1, 1)
+
+
+def test_worker_that_does_not_beat_is_given_up_after_its_lease(
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_taskworker.liveness.BEAT", 0.01)
+    job = idle_worker.task(name="work")(lambda: "rescued").enqueue()
+    columns = "(id, host, pid, started_at, beat, beat_at, state, info)"
+    rows(f"INSERT INTO taskworker_worker {columns} VALUES ('0f0e', 'h', 1, 1, 7, 1, 'alive', '{{}}')")
+    rows("UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = '0f0e'")
+    idle_worker.start()
+    assert job.result(timeout=20) == "rescued"
+    assert {worker.id: worker.state for worker in idle_worker.state().store.workers()}["0f0e"] == "dead"
 
 
 @pytest.mark.sqlite_only

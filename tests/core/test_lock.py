@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
-from flask_taskworker import BackgroundTaskWorker, Every, JobState
+from flask_taskworker import BackgroundTaskWorker, JobState
 from flask_taskworker.errors import NotAccepted, SchemaError, StoreError
 from flask_taskworker.store import sqlite
 from flask_taskworker.store.sql import Store
@@ -136,17 +137,21 @@ def test_worker_goes_on_after_a_lock_that_did_not_come(
     assert {job.refresh()._record.claim for job in jobs} == {1}
 
 
-def test_news_outlive_a_turn_that_failed(
+def test_worker_that_cannot_write_does_not_ask_in_vain_all_the_while(
     make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = make_app(TASKER_LOCK_TIMEOUT=0.02, TASKER_LOOP_INTERVAL=3600)
+    app = make_app(TASKER_LOCK_TIMEOUT=0)
     task_worker = make_worker(app)
-    make_task(task_worker).enqueue().result(timeout=20)
+    task = make_task(task_worker)
+    task.enqueue().result(timeout=20)
+    job = task.using(delay=0.05).enqueue()
     with locked(path_of(app)):
-        task_worker.task(name="hourly", schedule=Every(hours=1))(lambda: None)
-        wait_for(lambda: "database is locked" in caplog.text)
-    store: Store = app.extensions["taskworker"].store
-    wait_for(store.schedules, "the schedule that was declared while the database was locked")
+        wait_for(lambda: [r.created for r in caplog.records if "Next try in" in r.getMessage()][3:])
+    assert job.result(timeout=20) == 1
+    told = [record.created for record in caplog.records if "Next try in" in record.getMessage()]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(told)]
+    # 0.05 s, then twice as long each time, spread by 20 %.
+    assert all(gap >= least for gap, least in zip(gaps, (0.04, 0.08, 0.16), strict=False)), gaps
 
 
 # -- threads that share a commit ---------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,6 +219,23 @@ def test_another_process_wakes_a_sleeping_worker(make_app: MakeApp, make_worker:
     elsewhere = make_worker(twin, start=False).task(name="work")(lambda: 2)
     for _ in range(3):
         assert elsewhere.enqueue().result(timeout=20) == 1
+
+
+@pytest.mark.sqlite_only
+def test_worker_that_comes_after_an_enqueuer_looked_for_workers_is_woken(
+    make_app: MakeApp, make_worker: MakeWorker
+) -> None:
+    """An enqueuer remembers who listens until the live directory changes."""
+    app = make_app(**NEVER_LOOKS)
+    elsewhere = make_worker(app, start=False).task(name="work")(lambda: 2)
+    live = Path(f"{app.extensions['taskworker'].store.driver.key}-live")
+    live.mkdir(parents=True)
+    os.utime(live, (1, 1))
+    elsewhere.enqueue()
+    task_worker = make_worker(twin_of(app))
+    work = task_worker.task(name="work")(lambda: 1)
+    assert work.enqueue().result(timeout=20) == 1
+    assert elsewhere.enqueue().result(timeout=20) == 1
 
 
 def test_retry_wakes_a_sleeping_worker_when_it_is_due(make_app: MakeApp, make_worker: MakeWorker) -> None:

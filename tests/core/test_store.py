@@ -22,7 +22,7 @@ from flask_taskworker.liveness import Heartbeat, News
 from flask_taskworker.store import statements
 from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
-from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, Ended, WorkerStore
+from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, DueSchedule, Ended, WorkerStore
 
 T = TypeVar("T")
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -476,6 +476,31 @@ def test_retry_keeps_the_claim_number_so_that_old_endings_stay_fenced(bench: Ben
     assert (record.finished_at, record.expires_at, record.failure_kind) == (None, None, None)
 
 
+def test_retry_forgets_that_the_job_was_asked_to_stop(bench: Bench) -> None:
+    job_id = bench.add()
+    bench.store.cancel(job_id)
+    assert bench.store.retry(job_id)
+    assert bench.record(job_id).cancel_requested == 0
+
+
+def test_schedule_is_fired_by_the_one_who_moves_it_on(bench: Bench) -> None:
+    bench.rows(
+        "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at) VALUES (?,?,?,?,?,?,?)",
+        "s", "t", "", "[[],{}]", NOW, "code", NOW,
+    )  # fmt: skip
+    due = DueSchedule("s", "t", "", "[[],{}]", NOW)
+
+    def fire(fire_at: int) -> Any:
+        job = bench.new(schedule="s", fire_at=fire_at)
+        return bench.do(lambda work: work.fire(due, NOW + 100, [job], overlap=True))
+
+    assert len(fire(NOW)) == 1
+    assert fire(NOW + 1) is None
+    assert bench.store.counts().ready == 1
+    ((next_at, last_at),) = bench.rows("SELECT next_at, last_at FROM taskworker_schedule")
+    assert (next_at, last_at) == (NOW + 100, NOW)
+
+
 @pytest.mark.parametrize("state", ["scheduled", "ready", "running", "succeeded"])
 def test_retry_is_for_failed_and_cancelled_jobs(bench: Bench, state: str) -> None:
     bench.worker()
@@ -657,4 +682,4 @@ def test_no_statement_walks_through_all_jobs(tables: sqlite3.Connection, name: s
     plan = [row[3] for row in tables.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
     assert not [step for step in plan if re.match(r"SCAN (taskworker_job|j)\b(?! USING.* INDEX)", step)], plan
     if name != "workers":
-        assert not [step for step in plan if "TEMP B-TREE" in step], plan
+        assert not [step for step in plan if "TEMP B-TREE FOR ORDER BY" in step], plan
