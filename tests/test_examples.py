@@ -188,6 +188,8 @@ def test_demo_keeps_its_promises(examples: Path, scratch: Path) -> None:
     assert re.search(r"All \d+ checks hold", demo.said)
     for word in ("files", "definitions", "retries", "pick-up", "schedule", "rescued", "The ten longest functions"):
         assert word in demo.said
+    assert re.search(r"report +mailed from the queue", demo.said)
+    assert re.search(r"mails +100 different messages in [\d.]+ s, [\d,]+ a second", demo.said)
     assert not re.search(r"Traceback|\w(Error|Warning)\b.*: ", demo.said), demo.said
     assert not list(scratch.iterdir()), "the demo has left files behind"
 
@@ -207,6 +209,29 @@ def test_demo_fails_when_a_check_fails(examples: Path, scratch: Path) -> None:
     assert re.search(r"not so: each file that was made to be broken has failed.*planted/sound\.py", demo.said)
     [kept] = scratch.iterdir()
     assert (kept / "demo.log").is_file(), "what failed should be there to look into"
+
+
+REPEAT_A_MAIL = """
+import sys
+from examples.demo.__main__ import main
+from examples.demo.mail_server import Inbox
+arrive = Inbox.handle_DATA
+
+async def arrive_twice(self, server, session, envelope):
+    if "reader-7@example.org" in envelope.rcpt_tos:
+        await arrive(self, server, session, envelope)
+    return await arrive(self, server, session, envelope)
+
+Inbox.handle_DATA = arrive_twice
+sys.exit(main(["--limit", "10"]))
+"""
+
+
+def test_demo_notices_a_mail_that_arrives_twice(examples: Path, scratch: Path) -> None:
+    with running("-c", REPEAT_A_MAIL, cwd=examples.parent, TMPDIR=str(scratch)) as demo:
+        assert demo.process.wait(DEADLINE) == 1, demo.said
+    assert re.findall("not so: ([^.]+)", demo.said) == ["each mail of the batch arrived exactly once"]
+    assert "Seen: 101 of 100" in demo.said
 
 
 @on_posix

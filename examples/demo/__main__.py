@@ -22,6 +22,7 @@ from flask_taskworker import TaskWorkerError
 
 from . import summary
 from .app import create_app, log_to
+from .mail_server import receiving
 from .page import create_page, listen, serving
 from .screen import BOLD, DIM, Screen, Stuck
 from .stage import Stage, Step
@@ -95,20 +96,26 @@ def demonstrate(data: Path, options: argparse.Namespace, listener: socket.socket
     """All of it, from the app to the summary."""
     log_to(data / LOG)
     make_room_for_syntax_trees()
-    app = create_app(data)
-    stage = Stage(data=data, limit=options.limit, screen=Screen(), tally=Tally(app))
-    app.register_blueprint(create_page(stage))
-    with app.app_context(), serving(app, listener) as address:
-        greet(stage, address, temporary=options.data is None)
-        task_worker.start()
-        try:
-            run_steps(stage)
-            summary.show(stage)
-            if address:
-                wait_for_ctrl_c(stage.screen, address)
-        finally:
-            task_worker.stop(timeout=1)
+    with receiving() as inbox:
+        app = create_app(data, inbox.port)
+        stage = Stage(data=data, limit=options.limit, screen=Screen(), tally=Tally(app), inbox=inbox)
+        app.register_blueprint(create_page(stage))
+        with app.app_context(), serving(app, listener) as address:
+            greet(stage, address, temporary=options.data is None)
+            present(stage, address)
     return FAILED if stage.broken_promises() else 0
+
+
+def present(stage: Stage, address: str | None) -> None:
+    """The steps and the summary, while the worker works."""
+    task_worker.start()
+    try:
+        run_steps(stage)
+        summary.show(stage)
+        if address:
+            wait_for_ctrl_c(stage.screen, address)
+    finally:
+        task_worker.stop(timeout=1)
 
 
 def make_room_for_syntax_trees() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from flask import Flask
 
 from . import index
+from .messages import mail
 from .tasks import task_worker
 
 
-def create_app(data: str | Path) -> Flask:
-    """The demo's application, with everything it writes in the directory *data*.
+def create_app(data: str | Path, mail_port: int = 25) -> Flask:
+    """The demo's application, with everything it writes in the directory *data*, and mail sent to *mail_port*.
 
     Another process that calls it with the same directory works on the same jobs.
     """
@@ -21,9 +22,12 @@ def create_app(data: str | Path) -> Flask:
     app.config["INDEX"] = directory / "index.db"
     # Parsing keeps the interpreter busy: more threads would only make each other, and the event loop, wait longer.
     app.config["TASKER_THREADS"] = 2
+    app.config["MAIL_PORT"] = mail_port  # of this machine, unless MAIL_SERVER says otherwise
+    app.config["MAIL_DEFAULT_SENDER"] = ("The demo", "demo@example.org")
     if not app.config["INDEX"].exists():
         index.create(app.config["INDEX"])
     task_worker.init_app(app)  # its database is taskworker.db in the instance folder, unless configured
+    mail.init_app(app)
     return app
 
 

@@ -5,6 +5,8 @@ Async jobs write it through aiosqlite, so that the event loop is free meanwhile;
 
 from __future__ import annotations
 
+import csv
+import io
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -128,6 +130,15 @@ def broken() -> list[tuple[str, str]]:
 def reports() -> list[Report]:
     """What the schedule's jobs noted, oldest first."""
     return [Report._make(row) for row in select("SELECT * FROM report ORDER BY fire_at")]
+
+
+def as_csv() -> str:
+    """All files that could be parsed, a line for each below the names of the columns."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(("file", "package", "lines", "functions", "classes", "documented"))
+    writer.writerows(select("SELECT * FROM file ORDER BY name"))
+    return table.getvalue()
 
 
 def file_names() -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .mail_server import Inbox
 from .screen import Screen, Stuck
 from .tally import Tally
 
@@ -29,6 +30,8 @@ class Stage:
     """About how many files to index; None for all. Other steps do less too when it is set."""
     screen: Screen
     tally: Tally
+    inbox: Inbox
+    """What has arrived at the mail server."""
     begun: float = field(default_factory=time.perf_counter)
     figures: list[tuple[str, str]] = field(default_factory=list)
     """Lines of the summary: a word, and what there is to say."""

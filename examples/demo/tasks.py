@@ -12,6 +12,7 @@ from pathlib import Path
 from flask_taskworker import BackgroundTaskWorker, Every, JobFailed, Retry, current_job
 
 from . import index
+from .messages import mail, make_batch
 from .parsing import FileFacts, examine
 
 task_worker = BackgroundTaskWorker()
@@ -57,6 +58,23 @@ async def report_progress() -> None:
     assert current_job.fire_at is not None
     late = datetime.now(UTC) - current_job.fire_at
     await index.add_report(current_job.fire_at.isoformat(), late.total_seconds() * 1000)
+
+
+# --- Mail ---------------------------------------------------------------------------------------------------------
+
+
+@task_worker.task(queue="batch")
+async def send_batch(number: int) -> dict[str, str]:
+    """Sends many mails over a few connections; the recipient of each that was accepted, by its Message-ID.
+
+    The messages come from a generator, and are gone once they are sent: a million would take no more memory.
+    """
+    functions = await asyncio.to_thread(index.longest_functions, number)
+    sent: dict[str, str] = {}
+    async for result in mail.asend_many(make_batch(number, functions)):
+        for address in result.accepted:
+            sent[result.message_id] = address
+    return sent
 
 
 # --- What may go wrong --------------------------------------------------------------------------------------------
