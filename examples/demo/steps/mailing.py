@@ -59,7 +59,7 @@ def mail_batch(stage: Stage, number: int) -> float:
 def progress(stage: Stage, number: int, before: int) -> tuple[int, str]:
     """How many of the batch have arrived. There is no more to come when the job has ended, whatever came of it."""
     arrived = stage.inbox.count - before
-    return number if stage.tally.ended(send_batch) else arrived, "different messages, one job"
+    return number if stage.tally.ended(send_batch) else arrived, "arrived"
 
 
 def check_batch(stage: Stage, number: int, sent: dict[str, str], arrived: Counter[tuple[str, str]]) -> None:
