@@ -76,6 +76,18 @@ def make_mail(make_app: Callable[..., Flask]) -> Iterator[Callable[..., Mail]]:
         yield make
 
 
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    **dict.fromkeys(("digital_signature", "key_cert_sign", "crl_sign"), True),
+    **dict.fromkeys(
+        (
+            *("content_commitment", "key_encipherment", "data_encipherment"),
+            *("key_agreement", "encipher_only", "decipher_only"),
+        ),
+        False,
+    ),
+)
+
+
 class Certificates:
     """A certificate authority and what it signed."""
 
@@ -121,7 +133,15 @@ class Certificates:
             .not_valid_before(now - dt.timedelta(days=20))
             .not_valid_after(now + dt.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            # Python 3.13 wants both.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key((key if self_signed else self._key).public_key()),
+                critical=False,
+            )
         )
+        if authority:
+            builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
         if host is not None:
             is_address = host.replace(".", "").isdigit()
             alternative = x509.IPAddress(ipaddress.ip_address(host)) if is_address else x509.DNSName(host)

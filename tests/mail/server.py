@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 EXTENSIONS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 33554432")
+SOURCES = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+"""The environment of a process that is to import the package."""
+
 VERBS = {"EHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "AUTH", "STARTTLS"}
 
 

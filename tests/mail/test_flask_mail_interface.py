@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from tests.mail.server import SMTPServer
+from tests.mail.server import SOURCES, SMTPServer
 
 import flask_taskworker.mail as package
 from flask_taskworker.mail import (
@@ -573,7 +573,7 @@ with app.app_context():
     assert mail.send(Message("hi", ["b@x.org"]))
 assert flask_mail.Message.__module__ == "flask_taskworker.mail.message"
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=SOURCES)
     assert len(server.mails) == 1
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 import pytest
+from tests.mail.server import SOURCES
 
 from flask_taskworker.mail import Attachment, BadHeaderError, Message
 
@@ -290,7 +291,7 @@ def test_charset_of_the_process_is_left_alone() -> None:
         "Message(sender='a@x.org', body='\u00fc', html='\u00fc').as_bytes()\n"
         "assert before == CHARSETS\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=SOURCES)
 
 
 def test_base64_of_an_attachment_is_made_once(make_message: Make) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.mail.server import Drop, Session, Silence, SMTPServer, wait_until
+from tests.mail.server import SOURCES, Drop, Session, Silence, SMTPServer, wait_until
 
 Serve = Callable[..., SMTPServer]
 
@@ -30,6 +30,7 @@ def run(code: str, server: SMTPServer, *options: str, timeout: float = 30) -> su
         timeout=timeout,
         capture_output=True,
         text=True,
+        env=SOURCES,
     )
 
 
@@ -102,7 +103,8 @@ for _ in range(5):
 stop.set()
 thread.join()
 """
-    ended = run(code, server)
+    # Python 3.12 warns of every fork beside threads.
+    ended = run(code, server, "-W", "ignore::DeprecationWarning")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert sum(b"Subject: child" in mail.data for mail in server.mails) == 10
     assert sum(b"Subject: parent" in mail.data for mail in server.mails) == 2
