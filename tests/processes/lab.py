@@ -107,9 +107,17 @@ class Tasks:
                     await asyncio.sleep(0.01)
                 return name
 
+        @task_worker.task(name="lab.hold_claim")
+        def hold_claim(name: str) -> int:
+            """Each execution waits at a gate of its own."""
+            with recorded():
+                until(gate(f"{name}-{current_job.claim}").exists)
+                return current_job.claim
+
         @task_worker.task(name="lab.hang")
         def hang() -> None:
             with recorded():
                 threading.Event().wait()
 
         self.add, self.aadd, self.hold, self.ahold, self.hang = add, aadd, hold, ahold, hang
+        self.hold_claim = hold_claim

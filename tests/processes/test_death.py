@@ -85,29 +85,25 @@ def test_job_that_was_cancelled_meanwhile_is_not_run_again(lab: Lab) -> None:
     assert len([line for line in lab.evidence("start") if line["job"] == job.id]) == 1
 
 
-def frozen_and_rescued(lab: Lab) -> tuple[Child, Child, list[object]]:
-    """A worker that was frozen for longer than its lease with two jobs, and another that has begun them anew."""
+@pytest.mark.slow
+def test_frozen_worker_is_given_up_and_its_late_endings_are_fenced(lab: Lab) -> None:
     first = worker(lab, "first", FAST)
-    jobs: list[object] = [lab.tasks.hold.enqueue("g"), lab.tasks.ahold.enqueue("g")]
+    sync, coroutine = lab.tasks.hold_claim.enqueue("g"), lab.tasks.ahold.enqueue("g")
     lab.await_evidence("start", 2)
     first.send(signal.SIGSTOP)
     second = worker(lab, "second", FAST)
     lab.await_evidence("start", 4)
-    return first, second, jobs
-
-
-@pytest.mark.slow
-def test_frozen_worker_is_given_up_and_its_late_endings_are_fenced(lab: Lab) -> None:
-    first, second, jobs = frozen_and_rescued(lab)
-    lab.open_gate("g")
-    lab.await_state(lambda: [row[0] for row in rows(lab, *jobs)] == ["succeeded"] * 2)
-    done = rows(lab, *jobs)
-    assert done == [("succeeded", 2, 0, 1)] * 2
+    held = [("running", 2, 0, 1)] * 2
+    assert rows(lab, sync, coroutine) == held
+    # The sync job of the frozen worker ends while the other runs it anew; the coroutine is cancelled.
+    lab.open_gate("g-1")
     first.send(signal.SIGCONT)
-    lab.await_state(lambda: "is back under this new id" in first.output)
-    # Its sync job ends late, under the old claim; the coroutine was cancelled.
-    lab.await_state(lambda: "fenced" in first.output)
-    assert rows(lab, *jobs) == done
+    lab.await_state(lambda: "fenced" in first.output and "is back under this new id" in first.output)
+    assert rows(lab, sync, coroutine) == held
+    lab.open_gate("g-2")
+    lab.open_gate("g")
+    assert (sync.result(timeout=30), coroutine.result(timeout=30)) == (2, "g")
+    assert rows(lab, sync, coroutine) == [("succeeded", 2, 0, 1)] * 2
     # Under its new id it goes on working.
     lab.await_workers(2)
     second.send(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,13 @@ def test_python_app_py(lab: Lab) -> None:
 # -- gunicorn ----------------------------------------------------------------------------------------------------------
 
 
+# From this version on it opens a socket in the home directory, and can be told not to.
+QUIET = ["--no-control-socket"] if int(version("gunicorn").partition(".")[0]) >= 25 else []
+
+
 def gunicorn(lab: Lab, *options: str, port: int | None = None) -> Child:
     bind = f"127.0.0.1:{port or free_port()}"
-    return lab.start("gunicorn", "--bind", bind, "--worker-tmp-dir", str(lab.folder), *options, "app:app")
+    return lab.start("gunicorn", "--bind", bind, "--worker-tmp-dir", str(lab.folder), *QUIET, *options, "app:app")
 
 
 @pytest.mark.parametrize(
