@@ -255,12 +255,15 @@ def _end_child(error: BaseException | None) -> NoReturn:
 
 
 def _released_unknown(claim: Claim, now: int) -> Outcome:
-    """Back to the queue: another version of the code may know the task. The older the job, the longer the pause."""
+    """Back to the queue: another version of the code may know the task.
+
+    The older the job, the longer the pause; but slowly, since several workers that do not know it may take it in turn.
+    """
     log.error(
         "%s goes back to its queue: this worker has no task of that name; import the module that declares it", claim
     )
     age = timedelta(milliseconds=max(0, now - claim.created_at))
-    return Outcome(Ending.RELEASED, delay=min(max(age / 2, _SHORTEST_RELEASE), _LONGEST_RELEASE))
+    return Outcome(Ending.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
 
 
 async def _released_without_thread(claim: Claim, error: PoolClosed) -> Outcome:

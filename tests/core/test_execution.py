@@ -113,6 +113,46 @@ def test_teardown_that_raises_does_not_undo_the_job(
     assert "in the teardown" in caplog.text
 
 
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_sync_job_may_call_coroutines(task_worker: BackgroundTaskWorker, sleeps: bool) -> None:
+    """As ``ensure_sync`` makes of an async view or teardown function."""
+
+    async def look() -> tuple[str, int]:
+        if sleeps:
+            await asyncio.sleep(0.001)
+        return current_app.import_name, current_job.id
+
+    jobs = declare(task_worker, "sync", lambda: current_app.ensure_sync(look)()).enqueue_many([()] * 20)
+    assert [job.result(timeout=20) for job in jobs] == [("app1", job.id) for job in jobs]
+
+
+def test_async_job_may_call_sync_functions_in_threads(task_worker: BackgroundTaskWorker) -> None:
+    def look() -> tuple[str, int]:
+        return current_app.import_name, current_job.id
+
+    @task_worker.task
+    async def work() -> list[Any]:
+        from asgiref.sync import sync_to_async
+
+        return [await sync_to_async(look)(), await sync_to_async(look, thread_sensitive=False)()]
+
+    for job in work.enqueue_many([()] * 5):
+        assert job.result(timeout=20) == [("app1", job.id)] * 2
+
+
+def test_async_teardown_functions_run_after_sync_jobs(app: Flask, task_worker: BackgroundTaskWorker) -> None:
+    """Flask itself can run them only where no event loop runs."""
+    seen = []
+
+    @app.teardown_appcontext
+    async def teardown(error: BaseException | None) -> None:
+        await asyncio.sleep(0)
+        seen.append(error)
+
+    assert declare(task_worker, "sync", lambda: 5).enqueue().result(timeout=20) == 5
+    wait_for(lambda: seen == [None])
+
+
 # -- current_job -------------------------------------------------------------------------------------------------------
 
 

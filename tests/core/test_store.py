@@ -275,6 +275,16 @@ def test_try_that_failed_counts_and_the_job_waits(bench: Bench) -> None:
     assert json.loads(attempt.error or "")["message"] == "no"
 
 
+def test_try_counts_once_however_often_its_ending_is_recorded(bench: Bench) -> None:
+    """Where a commit gets no answer, the worker repeats it."""
+    bench.worker()
+    claim = bench.claimed()
+    for _ in range(2):
+        bench.finish(claim, OUTCOMES["retry"])
+    assert bench.record(claim.id).failures == 1
+    assert len(bench.store.attempts(claim.id)) == 1
+
+
 def test_snoozed_and_released_jobs_count_nothing(bench: Bench) -> None:
     bench.worker()
     for outcome, state, run_at in (
