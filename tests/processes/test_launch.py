@@ -245,3 +245,22 @@ def test_schedule_ticks_once_in_two_processes(lab: Lab) -> None:
         lab.start("python", str(Path(lab.folder, f"{name}.py")))
     ticked_once_each(lab, "tick")
     ticked_once_each(lab, "atick")
+
+
+def test_tasks_have_the_same_names_however_the_module_is_run(lab: Lab) -> None:
+    """``python app.py`` enqueues; the worker is ``flask --app app tasks run``, where the module has another name."""
+    path = lab.write(
+        "app", BACKGROUND, """
+        @task_worker.task
+        def double(number):
+            record("doubled")
+            return 2 * number
+
+        if __name__ == "__main__":
+            record("result", value=double.enqueue(4).result(timeout=PATIENCE))
+        """,
+    )  # fmt: skip
+    worker = lab.start("flask", "--app", "app", "tasks", "run")
+    lab.start("python", str(path)).went_well()
+    assert lab.evidence("result")[0]["value"] == 8
+    assert lab.evidence("doubled")[0]["pid"] == worker.pid
