@@ -37,6 +37,7 @@ from flask_taskworker.mail import (
     email_queued,
 )
 from flask_taskworker.mail.queue import DELIVER
+from flask_taskworker.mail_config import MailConfig
 
 Serve = Callable[..., SMTPServer]
 MakeQueue = Callable[..., Mail]
@@ -276,10 +277,8 @@ def test_deferred_recipient_says_when_it_is_tried_again(serve: Serve, make_queue
 
 
 def test_delays_double_up_to_the_cap() -> None:
-    app = Flask("x")
-    app.config.update(MAIL_RETRY_BASE=300, MAIL_RETRY_CAP=3600)
-    Mail(app)
-    delays = [delivery._again_at(app, tries, 0) / 1000 for tries in range(8)]
+    config = MailConfig.from_mapping({"MAIL_RETRY_BASE": 300, "MAIL_RETRY_CAP": 3600})
+    delays = [delivery._again_at(config, tries, 0) / 1000 for tries in range(8)]
     for delay, expected in zip(delays, [300, 600, 1200, 2400, 3600, 3600, 3600, 3600], strict=True):
         assert expected * 0.89 < delay < expected * 1.11
 

@@ -22,6 +22,7 @@ from flask import Flask, current_app
 from .. import announce
 from ..errors import SnoozeJob, StoreError
 from ..jobs import running_job
+from ..mail_config import MailConfig
 from ..signals import email_failed
 from ..store.sql import Store, to_duration_ms
 from ..tasks import TaskOptions, TaskRegistry
@@ -98,22 +99,44 @@ class Parked(MailError):
         self.delay = delay
 
 
+class Ticket:
+    """Who waits for a queued mail that is in the lanes."""
+
+    __slots__ = ("answer", "outcome")
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Receipt | MailError] = asyncio.get_running_loop().create_future()
+        self.outcome: Receipt | MailError | None = None
+
+    def tell(self, outcome: Receipt | MailError) -> None:
+        """The mail has come to its end."""
+        self.outcome = outcome
+        if not self.answer.done():
+            self.answer.set_result(outcome)
+
+
 class Dispatch(Lanes):
     """Sends queued mails over the pool's connections, and says how each went."""
 
     async def send(self, envelope: Envelope) -> Receipt | MailError:
         """One mail. Cancelled while it is on its way, it first waits a little for the server's word."""
-        answer: asyncio.Future[Receipt | MailError] = asyncio.get_running_loop().create_future()
-        parcel = Parcel(answer, envelope)
+        ticket = Ticket()
+        parcel = Parcel(ticket, envelope)
         self.add((parcel,))
         try:
-            return await asyncio.shield(answer)
+            return await ticket.answer
         except asyncio.CancelledError:
             if parcel in self._waiting:
                 self._waiting.remove(parcel)
                 raise
-            await asyncio.wait({answer}, timeout=_LAST_WORD_S)
-            raise Withdrawn(answer.result() if answer.done() else DeliveryUnknown()) from None
+            raise Withdrawn(await self._last_word(ticket)) from None
+
+    async def _last_word(self, ticket: Ticket) -> Receipt | MailError:
+        if ticket.outcome is None:
+            # The first future was cancelled with the job.
+            ticket.answer = asyncio.get_running_loop().create_future()
+            await asyncio.wait({ticket.answer}, timeout=_LAST_WORD_S)
+        return ticket.outcome if ticket.outcome is not None else DeliveryUnknown()
 
     def on_take(self, parcel: Parcel) -> None:
         """Nothing."""
@@ -125,8 +148,8 @@ class Dispatch(Lanes):
 
     def on_end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
         """Answer."""
-        if not parcel.owner.done():
-            parcel.owner.set_result(outcome)
+        ticket: Ticket = parcel.owner
+        ticket.tell(outcome)
 
 
 class Withdrawn(asyncio.CancelledError):
@@ -203,7 +226,6 @@ class Postman:
         self._store: Store = app.extensions["taskworker"].client.store
         self.room = MailRoom(self._store, lambda: self._under_way > 1)
         self._transport = Transport()
-        self._pool: Pool | None = None
         self._dispatch: Dispatch | None = None
         self._under_way = 0
         # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
@@ -241,8 +263,9 @@ class Postman:
 
     async def _note(self, app: Flask, mail: StoredMail, news: Mapping[str, Verdict]) -> StoredMail:
         now = self._store.clock()
-        mail = mail.after(news, _again_at(app, mail.tries, now), now)
-        await self._record(mail.settlement(news, self._keep_ms(app)))
+        config = app.extensions["mail"].config
+        mail = mail.after(news, now, lambda: _again_at(config, mail.tries, now))
+        await self._record(mail.settlement(news, to_duration_ms(config.keep)))
         return mail
 
     async def _load(self, app: Flask, mail_id: str) -> StoredMail:
@@ -268,12 +291,8 @@ class Postman:
         host = local_host(state, app)
         if host is not None:
             return await _give_to(host, envelope)
-        server = server_of(state)
-        pool = pool_for(server, state.config.pool_size, state.max_emails)
-        if mail.once:
-            outcome = await self._send_once(pool, mail.id, envelope)
-        else:
-            outcome = await self._dispatch_over(pool, state.config.pool_size).send(envelope)
+        dispatch = self._dispatch_for(state)
+        outcome = await (self._send_once(dispatch.pool, mail.id, envelope) if mail.once else dispatch.send(envelope))
         if isinstance(outcome, Parked):
             raise outcome
         return verdicts(envelope, outcome)
@@ -286,11 +305,12 @@ class Postman:
         except MailError as error:
             return error
 
-    def _dispatch_over(self, pool: Pool, size: int) -> Dispatch:
-        """The lanes over *pool*; new ones when the app's mail settings were changed."""
-        if self._dispatch is None or self._pool is not pool:
-            self._pool = pool
-            self._dispatch = Dispatch(pool, size, lambda: self._transport.open(pool.server))
+    def _dispatch_for(self, state: Any) -> Dispatch:
+        """The lanes to the server that the settings name; new ones when they were changed."""
+        server = server_of(state)
+        if self._dispatch is None or self._dispatch.pool.server is not server:
+            pool = pool_for(server, state.config.pool_size, state.max_emails)
+            self._dispatch = Dispatch(pool, state.config.pool_size, lambda: self._transport.open(server))
         return self._dispatch
 
     async def _enter_dot(self, mail_id: str) -> None:
@@ -313,10 +333,6 @@ class Postman:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    @staticmethod
-    def _keep_ms(app: Flask) -> int:
-        return to_duration_ms(app.extensions["mail"].config.keep)
-
 
 def _left(mail: StoredMail) -> Envelope:
     """What is still to be sent of *mail*."""
@@ -328,9 +344,8 @@ def _left(mail: StoredMail) -> Envelope:
     )
 
 
-def _again_at(app: Flask, tries: int, now: int) -> int:
+def _again_at(config: MailConfig, tries: int, now: int) -> int:
     """When the mail is tried again, in epoch milliseconds."""
-    config = app.extensions["mail"].config
     delay = min(config.retry_base * 2 ** min(tries, 30), config.retry_cap) * random.uniform(1 - _SPREAD, 1 + _SPREAD)
     return now + int(delay * 1000)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+from weakref import WeakKeyDictionary
 
 from flask import Flask
 
@@ -235,10 +236,17 @@ def local_host(state: Any, app: Flask) -> Host | None:
     return None
 
 
+_servers: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Server]] = WeakKeyDictionary()
+
+
 def server_of(state: Any) -> Server:
-    """The server as the state's attributes say now: they may be changed at any time."""
+    """The server as the attributes of *state* say now; they may be changed. The same object while they stay."""
+    now = (state.server, state.port, state.use_tls, state.use_ssl, state.username, state.password, state.debug)
+    known = _servers.get(state)
+    if known is not None and known[0] == now:
+        return known[1]
     config = state.config
-    return Server(
+    server = Server(
         hostname=state.server or "127.0.0.1",
         port=int(state.port or 25),
         use_tls=bool(state.use_tls),
@@ -252,6 +260,8 @@ def server_of(state: Any) -> Server:
         ssl_context=config.ssl_context,
         trace=bool(state.debug),
     )
+    _servers[state] = now, server
+    return server
 
 
 def envelope_of(

@@ -31,7 +31,7 @@ class Lanes(ABC):
     """Sends parcels over up to *size* connections. For one loop. A subclass says what becomes of each."""
 
     def __init__(self, pool: Pool, size: int, opener: Opener | None = None) -> None:
-        self._pool = pool
+        self.pool = pool
         self._size = size
         self._opener = opener
         self._waiting: deque[Parcel] = deque()
@@ -81,7 +81,7 @@ class Lanes(ABC):
     async def _take_turn(self) -> None:
         """Send over one connection, until it is worn out, breaks, or somebody else waits for it."""
         try:
-            connection = await self._pool.acquire(self._opener)
+            connection = await self.pool.acquire(self._opener)
         except MailError as error:
             if self._waiting:
                 self.on_end(self._take(), error)
@@ -89,7 +89,7 @@ class Lanes(ABC):
         try:
             await self._use(connection)
         finally:
-            self._pool.release(connection)
+            self.pool.release(connection)
 
     async def _use(self, connection: SMTPConnection) -> None:
         on_its_way: tuple[Parcel, Opened] | None = None
@@ -118,9 +118,9 @@ class Lanes(ABC):
             raise
 
     def _following(self, connection: SMTPConnection, is_one_on_its_way: bool, is_first: bool) -> Parcel | None:
-        if not self._waiting or connection.mails + is_one_on_its_way >= self._pool.max_mails:
+        if not self._waiting or connection.mails + is_one_on_its_way >= self.pool.max_mails:
             return None
-        if self._pool.is_wanted and not is_first:
+        if self.pool.is_wanted and not is_first:
             return None  # others wait for a connection: one mail a turn
         return self._take() if connection.can_overlap or not is_one_on_its_way else None
 

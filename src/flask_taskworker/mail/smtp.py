@@ -106,6 +106,7 @@ class SMTPConnection:
         self.server = server
         self.mails = 0
         self._client = client
+        self._offers: frozenset[str] = frozenset()
         self._reset_first = False
         self._used_at = 0.0
 
@@ -124,6 +125,7 @@ class SMTPConnection:
             if isinstance(error, MailError):
                 error.of_transport = True
             raise
+        self._offers = frozenset(self._client.esmtp_extensions)
         loop = asyncio.get_running_loop()
         self._used_at = loop.time()
         _connections.setdefault(loop, set()).add(self)
@@ -160,7 +162,7 @@ class SMTPConnection:
     @property
     def can_overlap(self) -> bool:
         """Whether the next mail may be begun together with the message of the one before."""
-        return self._client.supports_extension("pipelining") and isinstance(self._client.protocol, PipeliningProtocol)
+        return "pipelining" in self._offers and isinstance(self._client.protocol, PipeliningProtocol)
 
     async def begin(self, envelope: Envelope) -> Opened:
         """MAIL, RCPT and DATA. Raises as :meth:`deliver`, but never DeliveryUnknown."""
@@ -248,16 +250,16 @@ class SMTPConnection:
         """MAIL, RCPT…, DATA, each with its line end, and the message as this server can take it."""
         data, options = envelope.data, list(envelope.mail_options)
         utf8 = envelope.needs_smtputf8 or not data[: data.find(b"\r\n\r\n")].isascii()
-        if utf8 and not self._client.supports_extension("smtputf8"):
+        if utf8 and "smtputf8" not in self._offers:
             raise NotOffered(f"{self.server} does not offer SMTPUTF8, which an address beyond ASCII needs.")
         if not data.isascii():
-            if self._client.supports_extension("8bitmime"):
+            if "8bitmime" in self._offers:
                 _add_option(options, "BODY=8BITMIME")
             elif not utf8:
                 data = to_seven_bit(data)
         if utf8:
             _add_option(options, "SMTPUTF8")
-        if self._client.supports_extension("size"):
+        if "size" in self._offers:
             _add_option(options, f"SIZE={len(data)}")
         mail = " ".join([f"MAIL FROM:<{envelope.sender}>", *options])
         rcpt_options = "".join(f" {option}" for option in envelope.rcpt_options)

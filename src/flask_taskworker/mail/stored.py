@@ -99,14 +99,14 @@ class StoredMail:
         """Whether at least one recipient was accepted."""
         return any(state.ending is Ending.ACCEPTED for state in self.recipients)
 
-    def after(self, news: Mapping[str, Verdict], again_at: int, now: int) -> StoredMail:
+    def after(self, news: Mapping[str, Verdict], now: int, again_at: Callable[[], int]) -> StoredMail:
         """The mail after a try that came to *news*: open recipients are tried again, or given up if it is late."""
         is_late = now >= self.give_up_at
-        next_try = min(again_at, self.give_up_at)
-        states = tuple(
-            self._state_after(state, news.get(state.address), next_try, is_late) for state in self.recipients
-        )
-        is_open = not is_late and any(map(self._is_open, states))
+        states = [self._with_verdict(state, news.get(state.address)) for state in self.recipients]
+        is_open = any(map(self._is_open, states))
+        next_try = min(again_at(), self.give_up_at) if is_open else 0
+        if is_open:
+            states = [self._left_open(state, next_try, is_late) for state in states]
         return StoredMail(
             envelope=self.envelope,
             id=self.id,
@@ -114,25 +114,27 @@ class StoredMail:
             phase=None,
             tries=self.tries + 1,
             give_up_at=self.give_up_at,
-            finished_at=None if is_open else now,
-            recipients=states,
+            finished_at=None if is_open and not is_late else now,
+            recipients=tuple(states),
             next_try_ms=next_try,
         )
 
-    def _state_after(
-        self, state: RecipientState, verdict: Verdict | None, next_try: int, is_late: bool
-    ) -> RecipientState:
+    @staticmethod
+    def _with_verdict(state: RecipientState, verdict: Verdict | None) -> RecipientState:
         if verdict is None:
             return state
         ending, code, text = verdict
-        found = RecipientState(address=state.address, ending=ending, code=code, text=text)
-        if not self._is_open(found):
-            return found
+        return RecipientState(address=state.address, ending=ending, code=code, text=text)
+
+    def _left_open(self, state: RecipientState, next_try: int, is_late: bool) -> RecipientState:
+        if not self._is_open(state):
+            return state
         if not is_late:
-            return replace(found, next_try=from_ms(next_try))
-        if ending is Ending.UNKNOWN:
-            return found
-        return replace(found, ending=Ending.REJECTED, text=f"given up after MAIL_EXPIRES; the last reply was: {text}")
+            return replace(state, next_try=from_ms(next_try))
+        if state.ending is Ending.UNKNOWN:
+            return state
+        text = f"given up after MAIL_EXPIRES; the last reply was: {state.text}"
+        return replace(state, ending=Ending.REJECTED, text=text)
 
     def settlement(self, news: Mapping[str, Verdict], keep_ms: int) -> Settlement:
         """What the store must learn of the try."""
