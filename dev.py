@@ -310,11 +310,17 @@ def demo(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 
 def test(interpreter: Interpreter, arguments: Sequence[str]) -> int:
-    """Run the test suite; arguments go to pytest."""
+    """Run the test suite but for its slow tests, unless -m says otherwise; arguments go to pytest."""
     workers = min(4, max(2, os.cpu_count() or 1))
+    chosen = [] if "-m" in arguments else ["-m", "not slow"]
     return prepare(interpreter, "test").run(
-        "-m", "pytest", "--numprocesses", str(workers), "--dist", "worksteal", *arguments
+        "-m", "pytest", "--numprocesses", str(workers), "--dist", "worksteal", *chosen, *arguments
     )
+
+
+def slow(interpreter: Interpreter, arguments: Sequence[str]) -> int:
+    """Run the slow tests."""
+    return test(interpreter, ["-m", "slow", *arguments])
 
 
 def bench(interpreter: Interpreter, arguments: Sequence[str]) -> int:
@@ -376,12 +382,16 @@ def check(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 def check_steps(interpreter: Interpreter) -> dict[str, Callable[[], int]]:
     """What check does, by name, in order."""
-    plain = {"lint": lint, "types": types, "test": test, "docs": docs, "wheel": wheel}
+    plain = {"lint": lint, "types": types, "test": test, "slow": slow, "docs": docs, "wheel": wheel}
     steps: dict[str, Callable[[], int]] = {
         name: functools.partial(command, interpreter, []) for name, command in plain.items()
     }
     others = [other for other in found_interpreters() if other.minor != interpreter.minor]
-    return steps | {f"others ({other.version})": functools.partial(test, other, ["-m", "not slow"]) for other in others}
+    return steps | {f"others ({other.version})": functools.partial(test, other, list(REDUCED)) for other in others}
+
+
+REDUCED = ("-k", "not postgresql", "tests/core", "tests/processes", "tests/mail/test_sending.py", "tests/test_codec.py")
+"""What runs on other Pythons: whatever depends on the interpreter, and no second database."""
 
 
 def timed(name: str, step: Callable[[], int]) -> tuple[str, float, bool]:
@@ -396,7 +406,7 @@ def timed(name: str, step: Callable[[], int]) -> tuple[str, float, bool]:
     return name, time.monotonic() - begun, ok
 
 
-COMMANDS = {command.__name__: command for command in (demo, test, bench, lint, types, docs, wheel, check)}
+COMMANDS = {command.__name__: command for command in (demo, test, slow, bench, lint, types, docs, wheel, check)}
 
 
 # --- The command line ---------------------------------------------------------------------------------------------
