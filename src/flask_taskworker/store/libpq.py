@@ -146,7 +146,7 @@ _REMEDIES = {
 
 def in_words(error: BaseException) -> str:
     """What the error says, in one line."""
-    return " ".join(str(error).split()).rstrip(".")
+    return " ".join(str(error).split()).removeprefix("connection failed: ").rstrip(".")
 
 
 # -- statements --------------------------------------------------------------------------------------------------------
