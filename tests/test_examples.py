@@ -145,6 +145,7 @@ def test_factory_packs_orders(examples: Path) -> None:
         missing.value.close()
 
 
+@pytest.mark.slow
 def test_two_shops_have_their_own_jobs(examples: Path) -> None:
     with running("-m", "examples.factory.two_shops", cwd=examples.parent, FLASK_RUN_PORT="0") as example:
         address = example.wait_for(RUNNING_ON)[1]
@@ -203,6 +204,7 @@ sys.exit(main(["--limit", "10"]))
 """
 
 
+@pytest.mark.slow
 def test_demo_fails_when_a_check_fails(examples: Path, scratch: Path) -> None:
     with running("-c", BREAK_A_PROMISE, cwd=examples.parent, TMPDIR=str(scratch)) as demo:
         assert demo.process.wait(DEADLINE) == 1, demo.said
@@ -227,6 +229,7 @@ sys.exit(main(["--limit", "10"]))
 """
 
 
+@pytest.mark.slow
 def test_demo_notices_a_mail_that_arrives_twice(examples: Path, scratch: Path) -> None:
     with running("-c", REPEAT_A_MAIL, cwd=examples.parent, TMPDIR=str(scratch)) as demo:
         assert demo.process.wait(DEADLINE) == 1, demo.said
@@ -234,6 +237,7 @@ def test_demo_notices_a_mail_that_arrives_twice(examples: Path, scratch: Path) -
     assert "Seen: 101 of 100" in demo.said
 
 
+@pytest.mark.slow
 @on_posix
 def test_demo_ends_cleanly_when_interrupted(examples: Path, scratch: Path) -> None:
     with running("-m", "examples.demo", cwd=examples.parent, TMPDIR=str(scratch)) as demo:
@@ -244,6 +248,7 @@ def test_demo_ends_cleanly_when_interrupted(examples: Path, scratch: Path) -> No
     assert not list(scratch.iterdir()), "the demo has left files behind"
 
 
+@pytest.mark.slow
 @on_posix
 def test_demo_on_a_terminal_serves_its_page_until_ctrl_c(examples: Path, scratch: Path) -> None:
     ours, theirs = os.openpty()

@@ -146,6 +146,7 @@ def test_death_of_the_parent_is_found_although_its_child_lives_on(lab: Lab) -> N
     assert is_intact(lab)
 
 
+@pytest.mark.slow
 def test_child_of_a_web_process_ends_by_itself_without_harm(lab: Lab) -> None:
     """A fork in the main thread; the child runs to its end as any Python program does."""
     path = lab.write(
@@ -168,6 +169,7 @@ def test_child_of_a_web_process_ends_by_itself_without_harm(lab: Lab) -> None:
     assert is_intact(lab)
 
 
+@pytest.mark.slow
 def test_forks_while_jobs_run_and_threads_enqueue_harm_nothing(lab: Lab) -> None:
     path = lab.write(
         "app", BACKGROUND, """
@@ -198,6 +200,7 @@ def test_forks_while_jobs_run_and_threads_enqueue_harm_nothing(lab: Lab) -> None
     assert is_intact(lab)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [BACKGROUND, BLOCKING], ids=["background", "blocking"])
 def test_start_at_import_does_nothing_in_a_spawned_process(lab: Lab, source: str) -> None:
     """The methods "spawn" and "forkserver" import the main module again, with all that stands at its top."""
@@ -226,6 +229,7 @@ def test_start_at_import_does_nothing_in_a_spawned_process(lab: Lab, source: str
     assert (child["name"], child["threads"]) == ("__mp_main__", ["MainThread"])
 
 
+@pytest.mark.slow
 def test_fork_without_pythons_hooks_gives_the_child_connections_of_its_own(lab: Lab) -> None:
     """As uWSGI forks: in C, behind Python's back."""
     path = lab.write(
@@ -250,6 +254,7 @@ def test_fork_without_pythons_hooks_gives_the_child_connections_of_its_own(lab: 
     assert lab.database.exists()
 
 
+@pytest.mark.slow
 def test_child_that_outlives_its_parent_still_enqueues_into_the_database(lab: Lab) -> None:
     """The last to close an SQLite file deletes its log: it must know of the child's connection."""
     path = lab.write(

@@ -158,7 +158,13 @@ def gunicorn(lab: Lab, *options: str, port: int | None = None) -> Child:
 
 
 @pytest.mark.parametrize(
-    "options", ["-w 2", "-w 2 --preload", "-w 2 -k gthread --threads 2 --preload", "-w 2 --reload"]
+    "options",
+    [
+        "-w 2",
+        "-w 2 --preload",
+        pytest.param("-w 2 -k gthread --threads 2 --preload", marks=pytest.mark.slow),
+        pytest.param("-w 2 --reload", marks=pytest.mark.slow),
+    ],
 )
 def test_each_gunicorn_worker_works_and_the_master_does_not(lab: Lab, options: str) -> None:
     lab.write("app", BACKGROUND, WEB, START)
@@ -177,6 +183,7 @@ def test_each_gunicorn_worker_works_and_the_master_does_not(lab: Lab, options: s
     assert "Traceback" not in server.output
 
 
+@pytest.mark.slow
 def test_gunicorn_worker_that_was_killed_is_replaced_as_a_worker_too(lab: Lab) -> None:
     lab.write("app", BACKGROUND, WEB, START)
     gunicorn(lab, "-w", "2", "--preload")
@@ -191,6 +198,7 @@ def test_gunicorn_worker_that_was_killed_is_replaced_as_a_worker_too(lab: Lab) -
     lab.await_state(lambda: len(lab.workers()) == 2 and holder not in {row.pid for row in lab.workers()})
 
 
+@pytest.mark.slow
 def test_gunicorn_lets_jobs_end_when_it_is_told_to_stop(lab: Lab) -> None:
     lab.write("app", BACKGROUND, WEB, START)
     server = gunicorn(lab, "-w", "2")
@@ -203,6 +211,7 @@ def test_gunicorn_lets_jobs_end_when_it_is_told_to_stop(lab: Lab) -> None:
     assert [(lab.row(job).state, lab.row(job).claim) for job in jobs] == [("succeeded", 1)] * 2
 
 
+@pytest.mark.slow
 def test_start_in_a_gunicorn_hook(lab: Lab) -> None:
     lab.write("app", BACKGROUND, WEB)
     hooks = lab.write("hooks", "def post_worker_init(worker):\n    import app\n    app.task_worker.start()")
@@ -247,6 +256,7 @@ def test_schedule_ticks_once_in_two_processes(lab: Lab) -> None:
     ticked_once_each(lab, "atick")
 
 
+@pytest.mark.slow
 def test_tasks_have_the_same_names_however_the_module_is_run(lab: Lab) -> None:
     """``python app.py`` enqueues; the worker is ``flask --app app tasks run``, where the module has another name."""
     path = lab.write(
