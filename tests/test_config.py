@@ -199,6 +199,18 @@ def test_postgresql_needs_a_uri() -> None:
         read(TASKER_DRIVER="postgresql")
 
 
+def test_old_name_of_postgresql_is_understood() -> None:
+    config = read(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI="postgres://ann@host/db")
+    assert config.database_uri == make_url("postgresql://ann@host/db")
+
+
+def test_password_among_the_parameters_is_hidden_like_any_other() -> None:
+    uri = "postgresql://ann@host/db?password=hunter2&sslmode=require"
+    config = read(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=uri)
+    assert config.database_uri == make_url("postgresql://ann:hunter2@host/db?sslmode=require")
+    assert "hunter2" not in f"{config} {config.database_uri.render_as_string(hide_password=True)}"
+
+
 def test_postgresql_uri_is_taken_whole() -> None:
     uri = "postgresql+psycopg://ann:hunter2@host:5433/db?sslmode=require"
     assert read(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=uri).database_uri == make_url(uri)

@@ -167,12 +167,22 @@ def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
             f"{key} is a {url.get_backend_name()!r} URL but TASKER_DRIVER is {driver!r}. "
             "Set TASKER_DRIVER to match the URL."
         )
-    return _sqlite_file(key, url, instance_path) if driver == "sqlite" else url
+    return _sqlite_file(key, url, instance_path) if driver == "sqlite" else _postgresql_server(url)
+
+
+def _postgresql_server(url: URL) -> URL:
+    """A password among the parameters goes where it is hidden when the URL is shown."""
+    password = url.query.get("password")
+    if not isinstance(password, str):
+        return url
+    return url.difference_update_query(["password"]).set(password=password)
 
 
 def _parsed(key: str, value: str | URL) -> URL:
     with suppress(ArgumentError, ValueError):
-        return make_url(value)
+        url = make_url(value)
+        # The old name, which hosting services still give out.
+        return url.set(drivername="postgresql") if url.drivername == "postgres" else url
     # The text may hold a password: neither this error nor one behind it repeats it. See test_no_error_repeats_the_uri.
     raise ConfigError(f"{key} is not an SQLAlchemy URL. Example: sqlite:////var/lib/app/taskworker.db.")
 

@@ -419,9 +419,15 @@ def make_driver(config: TaskWorkerConfig) -> Driver:
         return SqliteDriver(path, durability=config.durability, lock_timeout=config.lock_timeout)
     try:
         from .store.postgresql import PostgresqlDriver
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "TASKER_DRIVER = 'postgresql' needs psycopg 3. Install it: pip install 'Flask-TaskWorker[postgres]' "
+            "'psycopg[binary]'"
+        ) from error
     except ImportError as error:
         raise ConfigError(
-            "TASKER_DRIVER = 'postgresql' needs psycopg 3. Install it: pip install 'Flask-TaskWorker[postgres]'."
+            f"TASKER_DRIVER = 'postgresql' needs psycopg 3, which cannot be loaded: {' '.join(str(error).split())}. "
+            "Install PostgreSQL's client library libpq, or have one with it: pip install 'psycopg[binary]'"
         ) from error
     return PostgresqlDriver(config.database_uri, listen=config.listen)
 

@@ -59,8 +59,9 @@ def _kill_one(fleet: Fleet, seconds: float) -> int:
 
 
 def _held(fleet: Fleet, pid: int) -> int:
+    """Jobs that run beside others: one that runs alone is failed when that kills its process three times."""
     sql = (
-        "SELECT count(*) FROM taskworker_job WHERE state = 'running' AND worker_id IN "
+        "SELECT count(*) FROM taskworker_job WHERE state = 'running' AND solo = 0 AND worker_id IN "
         "(SELECT id FROM taskworker_worker WHERE pid = :pid AND state = 'alive')"
     )
     return int(fleet.shop.store.driver.read(sql, {"pid": pid})[0][0])

@@ -477,13 +477,16 @@ def test_source_of_new_sessions_is_refused(
         made.append(Session(db.engine))
         return made[-1]
 
+    ran: list[int] = []
+
     @task_worker.task(atomic=source)
     def lost() -> None:
+        ran.append(1)
         write(db, 1)
 
     with pytest.raises(JobFailed, match="gives another session each time.*scoped_session"):
         lost.enqueue().result(PATIENCE)
-    assert notes() == []
+    assert (ran, notes()) == ([], [])
     for session in made:
         session.close()
 

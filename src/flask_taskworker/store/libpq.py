@@ -38,8 +38,7 @@ class Server:
         # Prepared statements need a session of one's own, which PgBouncer in transaction mode does not give.
         self._prepare_threshold = _PREPARE_AFTER if prepares else None
         self.place = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
-        known = sorted((name, str(value)) for name, value in parts.items() if "pass" not in name)
-        self.key = f"{self.place} {dict(known)}"
+        self.key = self.place + (f" ({parts['options']})" if parts.get("options") else "")
         """Tells one database from another, and holds no password."""
 
     def open(self) -> psycopg.Connection[Any]:
@@ -93,21 +92,23 @@ class Unreachable:
         if isinstance(error, psycopg.Error | OSError):
             # psycopg knows no codes here: the server's words are all there is, and they may be in any language.
             words = in_words(error)
-            remedy = next((remedy for said, remedy in _CONNECT_REMEDIES if said in words), _CHECK_SERVER)
+            remedy = next((remedy for said, remedy in _CONNECT_REMEDIES if re.search(said, words)), _CHECK_SERVER)
             raise StoreError(f"PostgreSQL at {self._place}: {words}. {remedy}") from error
 
 
 _CHECK_SERVER = "Check TASKER_DATABASE_URI, and that the server runs and lets this machine in."
+_FEWER = "Raise the server's limit, run fewer processes, or put a pooler before it."
 _CONNECT_REMEDIES = (
     ("authentication failed", "Check the user and the password in TASKER_DATABASE_URI."),
     ("no password supplied", "Give the password in TASKER_DATABASE_URI, or in a password file (PGPASSFILE)."),
     ("no pg_hba.conf entry", "Let this machine and user in: in the server's pg_hba.conf, or its firewall rules."),
-    ("too many clients", "Raise max_connections, run fewer processes, or put a pooler before the server."),
-    ("connection slots", "Raise max_connections, run fewer processes, or put a pooler before the server."),
+    ("too many c", _FEWER),
+    ("connection slots", _FEWER),
     ("starting up", "The server is starting: try again."),
     ("shutting down", "The server is shutting down: try again."),
-    ('role "', "Create the user, or correct its name in TASKER_DATABASE_URI."),
-    ('database "', "Create the database, or correct its name in TASKER_DATABASE_URI."),
+    ("role .* does not exist", "Create the user, or correct its name in TASKER_DATABASE_URI."),
+    ("database .* does not exist", "Create the database, or correct its name in TASKER_DATABASE_URI."),
+    ("permission denied for database", "Let this user in: GRANT CONNECT ON DATABASE … TO …"),
 )
 
 
