@@ -141,8 +141,8 @@ attempt = Table(
 )
 
 # A queued mail. Its id is the uid of its job. `phase` is "dot" from just before the message of a mail that must never
-# go out twice. Its bytes are in a table of their own, so that a list of mails, and noting a try, need not move them: those
-# of `body`, with shared blobs between them as `layout` says, a JSON list of lengths and hashes, or NULL.
+# go out twice. Its bytes are in a table of their own, so that a list of mails, and noting a try, need not move them:
+# those of `body`, with shared blobs between them as `layout` says, a JSON list of lengths and hashes, or NULL.
 mail = Table(
     "taskworker_mail",
     metadata,
