@@ -95,7 +95,6 @@ def has_ended(pid: int) -> bool:
         ("lab.fork", "os._exit"),
         ("lab.fork", "return"),
         ("lab.fork", "sys.exit"),
-        ("lab.afork", "os._exit"),
         ("lab.afork", "return"),
         ("lab.multiprocessing", None),
     ],
