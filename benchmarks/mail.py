@@ -20,6 +20,7 @@ from typing import Any
 import flask_mail
 from flask import Flask
 
+from benchmarks.common import Row as Figure
 from benchmarks.smtp_sink import sink
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.mail import Mail, Message
@@ -96,8 +97,8 @@ def make_rows(their_app: Flask, theirs: Any, our_app: Flask, ours: Any, pool_siz
     }
 
 
-def compare(title: str, round_trip: float, pool_size: int, counts: dict[int, int], rounds: int) -> None:
-    """Print mails a second for each row; *counts* are mails by the row's position."""
+def compare(title: str, round_trip: float, pool_size: int, counts: dict[int, int], rounds: int) -> list[Figure]:
+    """Mails a second for each row, printed and returned; *counts* are mails by the row's position."""
     with sink(round_trip) as port, rows(port, pool_size) as compared:
         rates: dict[str, list[float]] = {}
         for _ in range(rounds):
@@ -112,6 +113,7 @@ def compare(title: str, round_trip: float, pool_size: int, counts: dict[int, int
     for name, rate in medians.items():
         spread = f"{min(rates[name]):.0f} to {max(rates[name]):.0f}"
         print(f"  {name:34} {rate:8.0f} mails/s  {rate / base:5.1f} x   ({spread})")
+    return [Figure(f"{title}: {name}", rate, "mails/s", f"{rate / base:.1f} x") for name, rate in medians.items()]
 
 
 async def drain(mail: Any, count: int) -> None:
@@ -134,17 +136,25 @@ def memory(count: int) -> None:
             asyncio.run(drain(mail, count))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(rounds: int = 5) -> list[Figure]:
+    """Measure beside Flask-Mail, without and with a round trip."""
+    print(f"text+html messages of 5 KB, built, written and sent; median of {rounds} interleaved rounds")
+    return [
+        *compare("loopback", 0.0, 4, {0: 500, -1: 2000}, rounds),
+        *compare("10 ms round trip", 0.01, 20, {0: 25, 1: 50, -1: 1500}, rounds),
+    ]
+
+
+def command(arguments: list[str]) -> None:
+    """``python -m benchmarks.mail [--rounds N] [--million]``."""
     parser = argparse.ArgumentParser(prog="benchmarks mail", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--million", action="store_true", help="also send a million messages, and watch memory")
     options = parser.parse_args(arguments)
-    print(f"text+html messages of 5 KB, built, written and sent; median of {options.rounds} interleaved rounds")
-    compare("loopback", 0.0, 4, {0: 500, -1: 2000}, options.rounds)
-    compare("10 ms round trip", 0.01, 20, {0: 25, 1: 50, -1: 1500}, options.rounds)
+    main(options.rounds)
     if options.million:
         memory(1_000_000)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command(sys.argv[1:])
