@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import acting, looking, running, status
+from . import acting, looking, running, status, tables
 from .group import tasks_command
 
-__all__ = ["acting", "looking", "running", "status", "tasks_command"]
+__all__ = ["acting", "looking", "running", "status", "tables", "tasks_command"]

@@ -52,12 +52,15 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 class TasksCommand(click.Command):
     """A command whose options can all be set in the environment and whose errors are one line each."""
 
+    below = ""
+    """The words between ``tasks`` and the command's own."""
+
     def __init__(self, name: str | None, **attributes: Any) -> None:
         super().__init__(name, **attributes)
         for option in self.params:
             if isinstance(option, click.Option):
                 word = next(word for word in option.opts if word.startswith("--"))
-                option.envvar = f"{ENVIRONMENT}{name}_{word[2:].replace('-', '_')}".upper()
+                option.envvar = f"{ENVIRONMENT}{self.below}{name}_{word[2:].replace('-', '_')}".upper()
                 option.show_envvar = True
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -79,7 +82,7 @@ def _accept_all_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-_ORDER = ("run", "status", "list", "call", "job", "retry", "cancel")
+_ORDER = ("run", "status", "list", "call", "job", "retry", "cancel", "db")
 
 
 class TasksGroup(AppGroup):

@@ -98,6 +98,9 @@ class Driver(Protocol):
         *patience*: seconds to wait for SQLite's lock, instead of ``TASKER_LOCK_TIMEOUT``.
         """
 
+    def schema_version(self) -> int | None:
+        """The version of the tables that are there; None where there are none. Makes nothing."""
+
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
 

@@ -1,8 +1,16 @@
-"""The schema's making and its versions."""
+"""The schema's making, and the steps from one version of it to the next.
+
+Tables are made, and brought to this version's form, when a process first uses the database; processes that start at
+once do so one after the other. A step only adds, and what it adds has a default: processes with the code before it go
+on working until they are replaced. Only a new start with the old code is refused.
+"""
 
 from __future__ import annotations
 
+import logging
 import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,33 +21,97 @@ from .driver import Run
 from .schema import VERSION, metadata
 from .statements import Dialect
 
+log = logging.getLogger(__name__)
+
 _READ_VERSION = "SELECT value FROM taskworker_meta WHERE name = 'schema_version'"
 _WRITE_META = "INSERT INTO taskworker_meta (name, value) VALUES (:name, :value)"
+_WRITE_VERSION = "UPDATE taskworker_meta SET value = '{}' WHERE name = 'schema_version'"
 
 
-def prepare_schema(dialect: Dialect, run: Run) -> None:
-    """Create the tables where there are none, and refuse those of a newer version.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What makes tables of *version* out of those of the version before."""
+
+    version: int
+    statements: Callable[[Dialect], Sequence[str]]
+
+
+STEPS: tuple[Step, ...] = ()
+"""From version 2 on, in order; the last one leads to schema.VERSION."""
+
+
+def newest(steps: Sequence[Step] = STEPS) -> int:
+    """The version to which these steps lead."""
+    return steps[-1].version if steps else VERSION
+
+
+def prepare_schema(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) -> None:
+    """Create the tables where there are none, take older ones to this version, and refuse newer ones.
 
     Must run inside a write transaction: processes that start at once then come one after the other.
     """
-    if not has_schema(dialect, run):
-        for statement in ddl(dialect):
+    found = found_version(dialect, run)
+    if found is None:
+        _create(dialect, run)
+        found = VERSION
+    _refuse_newer(found, steps)
+    if found < newest(steps):
+        for statement in upgrade_sql(dialect, found, steps):
             run(statement, {})
-        run(_WRITE_META, {"name": "schema_version", "value": str(VERSION)})
-        run(_WRITE_META, {"name": "store_id", "value": secrets.token_hex(16)})
-        return
-    check_version(run)
+        log.info("the tables were taken from version %s to version %s", found, newest(steps))
 
 
-def check_version(run: Run) -> None:
-    """Refuse tables that this version of the code does not know."""
+def is_ready(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) -> bool:
+    """Whether the tables are of this version. Only looks. Raises SchemaError where they are newer."""
+    found = found_version(dialect, run)
+    if found is not None:
+        _refuse_newer(found, steps)
+    return found == newest(steps)
+
+
+def found_version(dialect: Dialect, run: Run) -> int | None:
+    """The version of the tables that are there; None where there are none. Raises SchemaError for damaged ones."""
+    if not _has_tables(dialect, run):
+        return None
     rows = run(_READ_VERSION, {})
-    found = rows[0][0] if rows else "none"
-    if found != str(VERSION):
+    try:
+        return int(rows[0][0])
+    except (IndexError, TypeError, ValueError):
         raise SchemaError(
-            f"The task database has schema version {found}, this version of Flask-TaskWorker needs {VERSION}. "
-            "Install the version of Flask-TaskWorker that fits, or give TASKER_DATABASE_URI another database."
+            "The task database does not say which version its tables have: they are damaged, or not ours. Restore them "
+            "from a backup, or give TASKER_DATABASE_URI another database."
+        ) from None
+
+
+def _has_tables(dialect: Dialect, run: Run) -> bool:
+    if dialect.name == "sqlite":
+        return bool(run("SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'", {}))
+    return bool(run("SELECT 1 WHERE to_regclass('taskworker_meta') IS NOT NULL", {}))
+
+
+def _refuse_newer(found: int, steps: Sequence[Step]) -> None:
+    if found > newest(steps):
+        raise SchemaError(
+            f"The task database has schema version {found}, which a newer Flask-TaskWorker made; this one knows "
+            f"{newest(steps)}. Install the newer one, or give TASKER_DATABASE_URI another database."
         )
+
+
+# -- the statements ----------------------------------------------------------------------------------------------------
+
+_STORAGE = {
+    # A queue's table is always changing: without this a million finished jobs would put off its cleaning.
+    "taskworker_job": "autovacuum_vacuum_scale_factor = 0.01, autovacuum_analyze_scale_factor = 0.02",
+    # Room for each beat on the page of its row.
+    "taskworker_worker": "fillfactor = 50",
+}
+
+
+def _create(dialect: Dialect, run: Run) -> None:
+    for statement in ddl(dialect):
+        run(statement, {})
+    run(_WRITE_META, {"name": "schema_version", "value": str(VERSION)})
+    run(_WRITE_META, {"name": "store_id", "value": secrets.token_hex(16)})
 
 
 def ddl(dialect: Dialect) -> list[str]:
@@ -47,15 +119,31 @@ def ddl(dialect: Dialect) -> list[str]:
     words: Any = sqlite.dialect() if dialect.name == "sqlite" else postgresql.dialect()  # type: ignore[no-untyped-call]
     statements = []
     for table in metadata.sorted_tables:
-        statements.append(str(CreateTable(table).compile(dialect=words)))
+        statements.append(str(CreateTable(table).compile(dialect=words)).strip())
         statements += [
             str(CreateIndex(index).compile(dialect=words)) for index in sorted(table.indexes, key=lambda i: str(i.name))
         ]
+    if dialect.name == "postgresql":
+        statements += [f"ALTER TABLE {name} SET ({parameters})" for name, parameters in _STORAGE.items()]
     return statements
 
 
-def has_schema(dialect: Dialect, run: Run) -> bool:
-    """Whether there are tables of ours, of whatever version."""
-    if dialect.name == "sqlite":
-        return bool(run("SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'", {}))
-    return bool(run("SELECT 1 WHERE to_regclass('taskworker_meta') IS NOT NULL", {}))
+def creation_sql(dialect: Dialect) -> list[str]:
+    """All that makes a database ready, for somebody else to run. Each run of it gives another store."""
+    at_random = (
+        "lower(hex(randomblob(16)))" if dialect.name == "sqlite" else "replace(gen_random_uuid()::text, '-', '')"
+    )
+    return [
+        *ddl(dialect),
+        f"INSERT INTO taskworker_meta (name, value) VALUES ('schema_version', '{VERSION}')",
+        f"INSERT INTO taskworker_meta (name, value) VALUES ('store_id', {at_random})",
+    ]
+
+
+def upgrade_sql(dialect: Dialect, found: int, steps: Sequence[Step] = STEPS) -> list[str]:
+    """The statements of all steps after version *found*."""
+    statements: list[str] = []
+    for step in steps:
+        if step.version > found:
+            statements += [*step.statements(dialect), _WRITE_VERSION.format(step.version)]
+    return statements

@@ -25,7 +25,7 @@ from . import statements
 from .advisory import CHANNEL, AdvisoryPresence, BeatsOnly
 from .driver import Parameters, Presence, Row, Run
 from .libpq import LoopLink, Server, ThreadLink, fetch, has_ended, translated
-from .migrations import prepare_schema
+from .migrations import STEPS, Step, found_version, prepare_schema
 from .statements import POSTGRESQL, batch_of
 
 T = TypeVar("T")
@@ -82,8 +82,12 @@ class PostgresqlDriver:
 
     def _prepare_once(self) -> None:
         if not self._prepared:
-            self.transaction(_make_schema)
+            self.transaction(make_schema)
             self._prepared = True
+
+    def schema_version(self) -> int | None:
+        """The version of the tables that are there; None where there are none. Makes nothing."""
+        return found_version(POSTGRESQL, self.read)
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT. A connection that turns out to be broken is replaced once."""
@@ -237,7 +241,8 @@ class _Lent:
         self._fairy.close()
 
 
-def _make_schema(run: Run) -> None:
+def make_schema(run: Run, steps: Sequence[Step] = STEPS) -> None:
+    """Make the tables or take them to this version, one process after the other. Inside a transaction."""
     ((version, encoding),) = run(
         "SELECT current_setting('server_version_num')::integer, current_setting('server_encoding')", {}
     )
@@ -246,4 +251,4 @@ def _make_schema(run: Run) -> None:
     if encoding != "UTF8":
         raise NotSupported(f"The database's encoding is {encoding}: UTF8 is needed. Create one: createdb -E UTF8 NAME")
     run("SELECT pg_advisory_xact_lock(:key)", {"key": _SCHEMA_LOCK})
-    prepare_schema(POSTGRESQL, run)
+    prepare_schema(POSTGRESQL, run, steps)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,7 +32,7 @@ from ..jobs import NewJob
 from .driver import AsyncRun, Parameters, Row, Run
 from .forks import Connection, after_fork_in_child
 from .live import LiveDirectory, LivePresence, supported
-from .migrations import check_version, has_schema, prepare_schema
+from .migrations import found_version, is_ready, prepare_schema
 from .statements import SQLITE, add_job_plainly
 
 T = TypeVar("T")
@@ -133,14 +134,15 @@ class SqliteDriver:
 
     def _is_ready(self, connection: sqlite3.Connection) -> bool:
         """Looks only: the caller's own transaction may hold the write lock, and would wait for itself."""
+        ((mode,),) = _plainly(connection, "PRAGMA journal_mode", {})
+        return mode == "wal" and is_ready(SQLITE, functools.partial(_plainly, connection))
 
-        def run(sql: str, parameters: Parameters) -> list[Row]:
-            return connection.execute(sql, parameters).fetchall()
-
-        if run("PRAGMA journal_mode", {}) != [("wal",)] or not has_schema(SQLITE, run):
-            return False
-        check_version(run)
-        return True
+    def schema_version(self) -> int | None:
+        """The version of the tables that are there; None where there are none. Makes nothing."""
+        if not self.path.exists():
+            return None
+        with translated(self.path), closing(self._open()) as connection:
+            return found_version(SQLITE, functools.partial(_plainly, connection))
 
     def _check_identity(self) -> None:
         """Refuse to write into a file that is no longer the one at this path: nobody would ever read it."""
@@ -548,6 +550,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 # -- waiting for the lock --------------------------------------------------------------------------------------------
+
+
+def _plainly(connection: sqlite3.Connection, sql: str, parameters: Parameters) -> list[Row]:
+    return connection.execute(sql, parameters).fetchall()
 
 
 def _patiently(connection: sqlite3.Connection, sql: str, parameters: Parameters, lock_timeout: float) -> list[Row]:
