@@ -85,6 +85,7 @@ FLOORS = [
     "cli.text",
     "cli.group",
     "cli.log_output",
+    "cli.supervisor",
     "cli.running",
     "cli.status",
     "cli.looking",

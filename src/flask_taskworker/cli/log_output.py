@@ -23,8 +23,9 @@ _KNOWN = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asct
 class TextFormatter(logging.Formatter):
     """One line a record, with the job's number where there is one, and the traceback below it."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    def __init__(self, *, with_process: bool = False) -> None:
+        process = "%(process)d " if with_process else ""
+        super().__init__(f"%(asctime)s {process}%(levelname)-7s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -40,6 +41,10 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, the job if there is one, and what ``extra=`` gave."""
 
+    def __init__(self, *, with_process: bool = False) -> None:
+        super().__init__()
+        self._with_process = with_process
+
     def format(self, record: logging.LogRecord) -> str:
         """The record."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -48,6 +53,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            "process": record.process if self._with_process else None,
             **{name: getattr(record, attribute, None) for attribute, name in _JOB.items()},
             "exception": self.formatException(record.exc_info) if record.exc_info else None,
             **{name: value for name, value in vars(record).items() if name not in _KNOWN},
@@ -55,10 +61,10 @@ class JsonFormatter(logging.Formatter):
         return to_json({name: value for name, value in known.items() if value is not None})
 
 
-def set_up_log(app: Flask, *, form: Format | None, verbose: bool, quiet: bool) -> None:
+def set_up_log(app: Flask, *, form: Format | None, verbose: bool, quiet: bool, with_process: bool = False) -> None:
     """Send the log to stderr, unless the application has set up logging. Options that were given always count."""
     root = logging.getLogger()
-    formatter = JsonFormatter() if form == "json" else TextFormatter()
+    formatter = (JsonFormatter if form == "json" else TextFormatter)(with_process=with_process)
     is_ours = not root.handlers
     if is_ours:
         handler = logging.StreamHandler(sys.stderr)

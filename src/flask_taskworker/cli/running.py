@@ -14,6 +14,7 @@ from ..liveness import resident_mb
 from ..worker import Limits
 from .group import FAILED, Period, app_state, complete_queue, known_queues, tasks_command, tell
 from .log_output import set_up_log
+from .supervisor import available_cpus, hold_lifeline, supervise
 from .text import pairs, plural, safe
 
 if TYPE_CHECKING:
@@ -27,8 +28,23 @@ NO_TASKS = (
 _COUNT = click.IntRange(min=1)
 
 
+class Workers(click.ParamType):  # type: ignore[type-arg]
+    """A number of processes, or "auto"."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        if value == "auto":
+            return available_cpus()
+        return int(_COUNT.convert(value, param, ctx))
+
+
 @tasks_command.command("run")
 @click.argument("queues", nargs=-1, metavar="[QUEUE]...", shell_complete=complete_queue)
+@click.option(
+    "-w", "--workers", type=Workers(), default="1", metavar="N|auto", help="Processes; auto: one for each processor."
+)
 @click.option("-c", "--concurrency", type=_COUNT, metavar="N", help="Async jobs at once (TASKER_CONCURRENCY).")
 @click.option("--threads", type=_COUNT, metavar="N", help="Sync jobs at once (TASKER_THREADS).")
 @click.option("--drain", "--burst", is_flag=True, help="End when no job is ready; jobs that are due later stay.")
@@ -55,23 +71,40 @@ _COUNT = click.IntRange(min=1)
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors.")
 @click.option("--check", is_flag=True, help="Open the database, say what would run, and exit.")
 def run(queues: tuple[str, ...], **options: Any) -> None:
-    """Run a worker in this process until SIGTERM or SIGINT.
+    """Run a worker in this process until SIGTERM or SIGINT; or several, each in a process of its own.
 
     Works on the queues given, in that order; without any on those of TASKER_QUEUES, else on all. The first signal ends
     it when the running jobs have ended, or after the grace; a second one ends it at once. Jobs that have not ended then
     go back to their queues.
     """
     state, limits = app_state(), _limits(options)
-    settings = _settings(queues, options)
+    settings, workers = _settings(queues, options), options["workers"]
     if options["check"]:
-        _check(state, settings, limits)
+        _check(state, settings, limits, workers)
         return
+    is_child = hold_lifeline()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    set_up_log(app, form=options["log_format"], verbose=options["verbose"], quiet=options["quiet"])
+    form = options["log_format"]
+    set_up_log(app, form=form, verbose=options["verbose"], quiet=options["quiet"], with_process=workers > 1)
+    if is_child:
+        state.task_worker.run(limits=limits, **settings)
+        return
     if not len(state.task_worker.registry):
         log.warning(NO_TASKS)
-    log.info("%s", "; ".join(f"{name}: {value}" for name, value in _plan(state, settings, limits) if value))
-    state.task_worker.run(limits=limits, **settings)
+    plan = _plan(state, settings, limits, workers)
+    log.info("%s", "; ".join(f"{name}: {value}" for name, value in plan if value))
+    if workers == 1:
+        state.task_worker.run(limits=limits, **settings)
+    else:
+        _supervise(state, limits, workers)
+
+
+def _supervise(state: AppState, limits: Limits, workers: int) -> None:
+    # What is wrong with the database or the platform is said here, once.
+    state.store.driver.check_platform()
+    state.store.driver.prepare()
+    state.client.close()
+    sys.exit(supervise(workers, ends=limits.drain or limits.max_idle is not None))
 
 
 def _limits(options: dict[str, Any]) -> Limits:
@@ -98,10 +131,10 @@ def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _check(state: AppState, settings: dict[str, Any], limits: Limits) -> None:
+def _check(state: AppState, settings: dict[str, Any], limits: Limits, workers: int) -> None:
     state.store.driver.prepare()
     registry = state.task_worker.registry
-    plan = _plan(state, settings, limits)
+    plan = _plan(state, settings, limits, workers)
     plan.append(("tasks", ", ".join(sorted(task.name for task in registry)) or None))
     for line in pairs([(name, value and safe(value)) for name, value in plan]):
         click.echo(line)
@@ -113,12 +146,13 @@ def _check(state: AppState, settings: dict[str, Any], limits: Limits) -> None:
         sys.exit(FAILED)
 
 
-def _plan(state: AppState, settings: dict[str, Any], limits: Limits) -> list[tuple[str, str | None]]:
+def _plan(state: AppState, settings: dict[str, Any], limits: Limits, workers: int) -> list[tuple[str, str | None]]:
     config = replace(state.config, **settings)
     schedules = sum(len(task.options.schedules) for task in state.task_worker.registry)
     return [
         ("app", state.import_name),
         ("database", config.database_uri.render_as_string(hide_password=True)),
+        ("processes", str(workers) if workers > 1 else None),
         ("queues", ", ".join(config.queues or ("all",))),
         ("at once", f"{plural(config.concurrency, 'async job')}, {plural(config.threads, 'sync job')}"),
         ("grace", f"{config.shutdown_timeout:g} s"),

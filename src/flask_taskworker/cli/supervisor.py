@@ -1,0 +1,207 @@
+"""Several workers under one command: a parent that starts them, watches them, and passes signals on.
+
+The children are the same command again. Each has a process group of its own, so that Ctrl+C in a terminal reaches the
+parent alone: a worker that heard it twice would not let its jobs end. A pipe that the parent holds open tells them of
+the parent's death, whatever its cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .group import SCHEMA, USAGE
+
+log = logging.getLogger(__name__)
+
+LIFELINE = "_TASKWORKER_LIFELINE"
+"""The environment variable that tells a child the number of the pipe's descriptor."""
+
+SHORTEST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+"""Seconds between a worker's failure and its next start: doubled with each failure in a row."""
+
+STEADY = 30.0
+"""A worker that lived so many seconds has not failed to start."""
+
+_HOPELESS = frozenset({USAGE, SCHEMA})
+"""Exit codes that a new start does not change."""
+
+_PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """One of the workers, through all its processes."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    failures: int = 0
+    start_at: float | None = field(default=None)
+    """When to start it again; None while it runs, and when it is done."""
+
+
+class Supervisor:
+    """Runs *count* processes of *command* until all of them have ended. For the main thread.
+
+    *ends*: whether a worker that ends by itself with 0 has done what it was asked to; else it is started again.
+    """
+
+    def __init__(self, command: Sequence[str], count: int, *, ends: bool, environment: Mapping[str, str]) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._ends = ends
+        self._slots = [_Slot(number) for number in range(1, count + 1)]
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._code = 0
+
+    def run(self) -> int:
+        """Returns the exit code: 0 if all ended well, else 1, or that of a worker for which there is no hope."""
+        read_end, self._write_end = os.pipe()
+        self._lifeline = read_end
+        handlers = self._listen()
+        try:
+            for slot in self._slots:
+                self._start(slot)
+            while any(slot.process is not None or slot.start_at is not None for slot in self._slots):
+                self._take_event()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            os.close(self._write_end)
+            os.close(read_end)
+        return self._code
+
+    def _listen(self) -> dict[signal.Signals, Any]:
+        """Handle signals, but for those that are ignored, as under nohup; what was there before."""
+        numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
+        kept = {number: signal.getsignal(number) for number in numbers}
+        for number, handler in kept.items():
+            if handler is not signal.SIG_IGN:
+                # Only a note: it is acted on between two other events.
+                signal.signal(number, lambda n, _: self._events.put(lambda: self._pass_on(signal.Signals(n))))
+        return kept
+
+    def _take_event(self) -> None:
+        due = [slot.start_at for slot in self._slots if slot.start_at is not None]
+        pause = max(0.0, min(due) - time.monotonic()) if due else None
+        try:
+            event = self._events.get(timeout=pause)
+        except queue.Empty:
+            self._start_due()
+        else:
+            event()
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    def _start(self, slot: _Slot) -> None:
+        slot.start_at = None
+        slot.started_at = time.monotonic()
+        slot.process = subprocess.Popen(
+            self._command,
+            env={**self._environment, LIFELINE: str(self._lifeline)},
+            stdin=subprocess.DEVNULL,
+            pass_fds=(self._lifeline,),
+            process_group=0,
+        )
+        log.info("worker %s of %s is process %s", slot.number, len(self._slots), slot.process.pid)
+        name = f"taskworker-watch-{slot.process.pid}"
+        threading.Thread(target=self._watch, args=(slot, slot.process), name=name, daemon=True).start()
+
+    def _watch(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        self._events.put(lambda: self._on_end(slot, code))
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.start_at is not None and slot.start_at <= now:
+                self._start(slot)
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def _on_end(self, slot: _Slot, code: int) -> None:
+        assert slot.process is not None
+        pid, slot.process = slot.process.pid, None
+        if self._stopping:
+            # One that had not begun to listen ends of the signal itself.
+            self._code = self._code or int(code not in (0, -signal.SIGTERM))
+        elif code in _HOPELESS:
+            log.error("worker %s (process %s) cannot run: exit code %s; all stop", slot.number, pid, code)
+            self._code = code
+            self._pass_on(signal.SIGTERM)
+        elif code == 0 and self._ends:
+            log.info("worker %s (process %s) is done", slot.number, pid)
+        else:
+            self._plan(slot, pid, code)
+
+    def _plan(self, slot: _Slot, pid: int, code: int) -> None:
+        """Start it again: at once where it ended in order after a while, else after a pause that grows."""
+        lived = time.monotonic() - slot.started_at
+        if lived >= STEADY or (code == 0 and lived >= SHORTEST_PAUSE):
+            slot.failures = 0
+        pause = 0.0
+        if code != 0 or lived < SHORTEST_PAUSE:
+            pause = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2**slot.failures) * random.uniform(0.8, 1.2)
+            slot.failures = min(slot.failures + 1, 16)
+        level = logging.WARNING if code else logging.INFO
+        words = _ending(code)
+        log.log(level, "worker %s (process %s) %s; it starts again in %.1f s", slot.number, pid, words, pause)
+        slot.start_at = time.monotonic() + pause
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        """To every worker. SIGINT goes on as SIGTERM, which means the same to them, also while they still start."""
+        self._stopping = True
+        for slot in self._slots:
+            slot.start_at = None
+            if slot.process is not None:
+                slot.process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def supervise(count: int, *, ends: bool) -> int:
+    """Run *count* processes of the command that runs here; the exit code."""
+    command = [sys.executable, *sys.orig_argv[1:]]
+    return Supervisor(command, count, ends=ends, environment=os.environ).run()
+
+
+def hold_lifeline() -> bool:
+    """In a child: end in order when the parent is gone. Returns whether this is a child."""
+    descriptor = os.environ.pop(LIFELINE, None)
+    if descriptor is None:
+        return False
+    threading.Thread(target=_await_parent, args=(int(descriptor),), name="taskworker-lifeline", daemon=True).start()
+    return True
+
+
+def _await_parent(descriptor: int) -> None:
+    os.read(descriptor, 1)
+    log.warning("the parent process is gone; this worker stops, too")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def available_cpus() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
