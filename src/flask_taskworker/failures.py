@@ -5,6 +5,8 @@ The size is bounded *before* anything is formatted: a message of 50 MB must not 
 
 from __future__ import annotations
 
+import hashlib
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,11 @@ MAX_TEXT = 64 * 1024
 
 _MAX_CHAIN = 5
 _MAX_FRAMES = 40
+_GROUPED_TEXT = 500
+_VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{16,}\b|\d+", re.IGNORECASE)
+"""Numbers, addresses, UUIDs and hashes: they differ between failures of one cause."""
+_FRAME = re.compile(r'^ *File "([^"\n]+)", line \d+, in (.+)$', re.MULTILINE)
+_FOREIGN = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<")
 _OURS = str(Path(__file__).parent)
 _BRIDGE = "asgiref"
 
@@ -29,6 +36,19 @@ def failure_of(error: BaseException, kind: str = "exception") -> Failure:
     """
     kind = getattr(error, "failure_kind", kind) if kind == "exception" and isinstance(error, TaskWorkerError) else kind
     return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=_traceback(error))
+
+
+def group_of(task: str, failure: Failure) -> str:
+    """What failures of one cause have in common: task, type, the words without their numbers, and where it was raised.
+
+    A short hash of that. Where it was raised is the last frame of the application's own code, if there is one.
+    """
+    words = _VARYING.sub("?", failure.message[:_GROUPED_TEXT].split("\n", 1)[0])
+    frames = _FRAME.findall(failure.traceback)
+    own = [frame for frame in frames if not _FOREIGN.search(frame[0])] or frames
+    place = f"{own[-1][0]}:{own[-1][1]}" if own else ""
+    cause = "\0".join((task, failure.kind, failure.type, words, place))
+    return hashlib.blake2b(cause.encode("utf-8", "backslashreplace"), digest_size=6).hexdigest()
 
 
 def _type_name(error: BaseException) -> str:

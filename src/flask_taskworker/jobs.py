@@ -77,6 +77,7 @@ class NewJob(NamedTuple):
     schedule: str | None = None
     fire_at: int | None = None
     at_most_once: int = 0
+    origin: str | None = None
 
     @property
     def state(self) -> str:
@@ -134,6 +135,7 @@ class Claim(NamedTuple):
     schedule: str | None
     fire_at: int | None
     at_most_once: int = 0
+    origin: str | None = None
 
     @property
     def attempt(self) -> int:

@@ -15,11 +15,13 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from flask import Flask
 
+from .bookkeeper import INTERVAL as FIGURES_INTERVAL
+from .bookkeeper import Bookkeeper
 from .client import Client
 from .config import TaskWorkerConfig
 from .crew import KINDS, WAIT_FOR_SLOT, Crew
@@ -93,6 +95,7 @@ class Worker:
         self._may_abandon_threads = may_abandon_threads
         self._herald = Herald(client, find_app)
         self._quarantine = Quarantine()
+        self._books = Bookkeeper()
         self._scheduler = Scheduler(registry, self._store.clock)
         self._presence: Presence | None = None
         self._aside = ThreadPool(1, "taskworker-aside")
@@ -334,25 +337,30 @@ class Worker:
             return _IMMEDIATE
         if self._limits.drain and not (self._crew.busy or self._crew.ended):
             return _IMMEDIATE
-        delays = [self._next_look - self._loop.time()]
+        delays = [self._next_look - self._loop.time(), *self._chores()]
         if self._limits.max_idle is not None:
             delays.append(self._limits.max_idle)
-        if self._crew.ended:
-            delays.append(FLUSH_DELAY)
-        if self._crew.reporting:
-            delays.append(PROGRESS_INTERVAL)
-        if self._herald.is_behind:
-            delays.append(CATCH_UP_INTERVAL)
-        if (suspect_delay := self._quarantine.delay(self._loop.time())) is not None:
-            delays.append(suspect_delay)
-        if self._crew.waiting:
-            delays.append(WAIT_FOR_SLOT)
         now = self._store.clock()
         if self._next_due is not None:
             delays.append((self._next_due - now) / 1000)
         if self._next_fire is not None:
             delays.append(max((self._next_fire - now) / 1000, self._scheduler.pause))
         return min(delays)
+
+    def _chores(self) -> Iterator[float]:
+        """How long what is pending in this process may wait."""
+        if self._crew.ended:
+            yield FLUSH_DELAY
+        if self._crew.reporting:
+            yield PROGRESS_INTERVAL
+        if self._books.pending:
+            yield FIGURES_INTERVAL
+        if self._herald.is_behind:
+            yield CATCH_UP_INTERVAL
+        if (suspect_delay := self._quarantine.delay(self._loop.time())) is not None:
+            yield suspect_delay
+        if self._crew.waiting:
+            yield WAIT_FOR_SLOT
 
     # -- looking and claiming ---------------------------------------------------------------------------------------
 
@@ -472,6 +480,7 @@ class Worker:
         if any(e.outcome.ending is Ending.RELEASED for e in ended):
             # Another worker may have a slot for them now.
             self.client.wake()
+        self._books.note(ended, states)
         self._herald.ended(ended, states)
 
     def _is_company_expected(self) -> bool:
@@ -486,6 +495,7 @@ class Worker:
         if self._crew.reporting and now >= self._next_report:
             self._next_report = now + PROGRESS_INTERVAL
             await self._work.report_progress(self._crew.take_reports())
+        await self._books.keep_up(self._work, now)
         if now >= self._next_upkeep:
             # A full batch means that there is more: go on soon, but let jobs pass between.
             full = await self._work.prune() == PRUNE_BATCH
@@ -573,6 +583,7 @@ class Worker:
         await self._in_thread(lambda: self._heartbeat.stop(holding=holding))
         # A lock that is free would tell the others that they may run the jobs which a thread still runs here.
         self._leave(holding=holding)
+        await self._books.close(self._work)
         await self._work.close()
         self._herald.worker_stopped(self)
         await self._in_thread(lambda: self._herald.close(timeout=1.0))

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Index, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..errors import SchemaError
+from . import schema
 from .driver import Run
 from .schema import VERSION, metadata
 from .statements import Dialect
@@ -36,7 +38,23 @@ class Step:
     statements: Callable[[Dialect], Sequence[str]]
 
 
-STEPS: tuple[Step, ...] = ()
+def _figures_and_steering(dialect: Dialect) -> list[str]:
+    """Version 2: roll-ups, log lines, the audit log, and what the pages and commands for operators note in rows."""
+    columns = (
+        *("taskworker_job ADD COLUMN origin TEXT", "taskworker_job ADD COLUMN failure_group TEXT"),
+        "taskworker_job ADD COLUMN hidden INTEGER DEFAULT 0 NOT NULL",
+        *("taskworker_queue ADD COLUMN paused_at BIGINT", "taskworker_queue ADD COLUMN paused_by TEXT"),
+    )
+    new = {"taskworker_job_ended", "taskworker_job_failure"}
+    indexes = [index for index in schema.job.indexes if index.name in new]
+    return [
+        *(f"ALTER TABLE {column}" for column in columns),
+        *_create_indexes(dialect, indexes),
+        *(s for table in (schema.rollup, schema.job_log, schema.audit) for s in _create_table(dialect, table)),
+    ]
+
+
+STEPS: tuple[Step, ...] = (Step(version=2, statements=_figures_and_steering),)
 """From version 2 on, in order; the last one leads to schema.VERSION."""
 
 
@@ -116,16 +134,24 @@ def _create(dialect: Dialect, run: Run) -> None:
 
 def ddl(dialect: Dialect) -> list[str]:
     """The statements that create all tables and indexes."""
-    words: Any = sqlite.dialect() if dialect.name == "sqlite" else postgresql.dialect()  # type: ignore[no-untyped-call]
-    statements = []
-    for table in metadata.sorted_tables:
-        statements.append(str(CreateTable(table).compile(dialect=words)).strip())
-        statements += [
-            str(CreateIndex(index).compile(dialect=words)) for index in sorted(table.indexes, key=lambda i: str(i.name))
-        ]
+    statements = [s for table in metadata.sorted_tables for s in _create_table(dialect, table)]
     if dialect.name == "postgresql":
         statements += [f"ALTER TABLE {name} SET ({parameters})" for name, parameters in _STORAGE.items()]
     return statements
+
+
+def _create_table(dialect: Dialect, table: Table) -> list[str]:
+    words = _words(dialect)
+    return [str(CreateTable(table).compile(dialect=words)).strip(), *_create_indexes(dialect, table.indexes)]
+
+
+def _create_indexes(dialect: Dialect, indexes: Iterable[Index]) -> list[str]:
+    words = _words(dialect)
+    return [str(CreateIndex(index).compile(dialect=words)) for index in sorted(indexes, key=lambda i: str(i.name))]
+
+
+def _words(dialect: Dialect) -> Any:
+    return sqlite.dialect() if dialect.name == "sqlite" else postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def creation_sql(dialect: Dialect) -> list[str]:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import TextClause
 
-VERSION = 1
+VERSION = 2
 """The version of these tables, kept in ``taskworker_meta``."""
 
 metadata = MetaData()
@@ -30,6 +30,14 @@ BigId = BigInteger().with_variant(Integer, "sqlite")
 
 UNFINISHED = "state IN ('scheduled', 'ready', 'running')"
 FINISHED = "state IN ('succeeded', 'failed', 'cancelled')"
+
+BUCKETS_MS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
+"""Upper bounds of the durations that are counted together; one more bucket holds what is longer."""
+
+ROLLUP_FIGURES = (
+    *("succeeded", "failed", "retried", "cancelled", "run_ms", "longest_ms", "wait_ms"),
+    *(f"{what}_{i}" for what in ("run", "wait") for i in range(len(BUCKETS_MS) + 1)),
+)
 
 
 def _partial(name: str, *columns: str | TextClause, where: str, unique: bool = False) -> Index:
@@ -54,6 +62,11 @@ job = Table(
     Column("claim", BigInteger, nullable=False, server_default=text("0")),
     Column("worker_id", Text),
     Column("at_most_once", Integer, nullable=False, server_default=text("0")),
+    # Since version 2: where it was enqueued (JSON), what failures it is counted among, and whether it is put away
+    # (1: it had ended; 2: it waited).
+    Column("origin", Text),
+    Column("failure_group", Text),
+    Column("hidden", Integer, nullable=False, server_default=text("0")),
     Column("solo", Integer, nullable=False, server_default=text("0")),
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("crashes", Integer, nullable=False, server_default=text("0")),
@@ -85,6 +98,8 @@ job = Table(
     _partial("taskworker_job_gone", "expires_at", where=FINISHED),
     _partial("taskworker_job_fire", "schedule", "fire_at", where="schedule IS NOT NULL", unique=True),
     _partial("taskworker_job_unique", "unique_key", where=f"unique_key IS NOT NULL AND {UNFINISHED}", unique=True),
+    _partial("taskworker_job_ended", "state", "id", where="state IN ('failed', 'cancelled')"),
+    _partial("taskworker_job_failure", "failure_group", "id", where="state = 'failed'"),
     _partial("taskworker_job_overlap", "schedule", where=f"schedule IS NOT NULL AND {UNFINISHED}"),
     sqlite_autoincrement=True,
 )
@@ -125,6 +140,8 @@ queue = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("paused", Integer, nullable=False, server_default=text("0")),
+    Column("paused_at", BigInteger),
+    Column("paused_by", Text),
 )
 
 attempt = Table(
@@ -190,6 +207,41 @@ blob = Table(
     Column("sha256", Text, primary_key=True),
     Column("uses", BigInteger, nullable=False),
     Column("bytes", LargeBinary, nullable=False),
+)
+
+# Since version 2. What ended in each minute and each hour (`span`: 60 or 3600 seconds, from `start` on), by task and
+# queue: how often, and how long the tries ran and waited, as sums and as counts by BUCKETS_MS.
+rollup = Table(
+    "taskworker_rollup",
+    metadata,
+    Column("span", Integer, primary_key=True, autoincrement=False),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("task", Text, primary_key=True),
+    Column("queue", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in ROLLUP_FIGURES),
+)
+
+# Since version 2. The last lines that each try of a job has logged, a JSON list of [epoch ms, level, logger, text].
+job_log = Table(
+    "taskworker_log",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("claim", BigInteger, primary_key=True, autoincrement=False),
+    Column("lines", Text, nullable=False),
+)
+
+# Since version 2. What people did to jobs, queues and schedules.
+audit = Table(
+    "taskworker_audit",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Index("taskworker_audit_at", "at"),
+    sqlite_autoincrement=True,
 )
 
 meta = Table(

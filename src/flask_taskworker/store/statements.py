@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..jobs import Claim, JobRecord, NewJob
-from .schema import FINISHED, UNFINISHED
+from .schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
 
 ColumnType = Literal["integer", "text"]
 
@@ -211,15 +211,19 @@ def retry() -> str:
     """
     return (
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
-        "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, "
-        "cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, started_at = NULL, "
-        "finished_at = NULL, expires_at = NULL WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
+        "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, cancel_requested = 0, "
+        "progress = NULL, result = NULL, error = NULL, failure_kind = NULL, failure_group = NULL, "
+        "hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+        "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
         "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
         f"AND other.{UNFINISHED}) RETURNING id"
     )
 
 
 # -- the worker's loop -----------------------------------------------------------------------------------------------
+
+
+_PAUSED = "SELECT name FROM taskworker_queue WHERE paused = 1"
 
 
 def peek(dialect: Dialect) -> str:
@@ -240,8 +244,9 @@ def peek(dialect: Dialect) -> str:
         "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
         f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
         "UNION ALL SELECT DISTINCT 'suspect', queue, 0 FROM taskworker_job WHERE state = 'ready' AND solo = 1 "
-        f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('async')} "
-        f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name IS NOT NULL AND {has.format('sync')}"
+        f"AND queue NOT IN ({_PAUSED}) "
+        f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name NOT IN ({_PAUSED}) AND {has.format('async')} "
+        f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name NOT IN ({_PAUSED}) AND {has.format('sync')}"
     )
 
 
@@ -251,23 +256,23 @@ def claim(dialect: Dialect, kind: str) -> str:
         f"SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 0 AND queue = :queue AND kind = '{kind}' "
         "ORDER BY priority DESC, id LIMIT :number"
     )
-    return _claim(dialect.among("id", chosen))
+    return _claim(dialect.among("id", chosen), f"NOT EXISTS ({_PAUSED} AND name = :queue)")
 
 
 def claim_suspect(dialect: Dialect) -> str:
     """Take the oldest ready job of ``:queues`` (NULL: of all queues) that must run alone."""
-    served = f"(CAST(:queues AS text) IS NULL OR queue IN {dialect.names('queues')})"
+    served = f"(CAST(:queues AS text) IS NULL OR queue IN {dialect.names('queues')}) AND queue NOT IN ({_PAUSED})"
     chosen = f"SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 1 AND {served} ORDER BY id LIMIT 1"
     return _claim(dialect.among("id", chosen))
 
 
-def _claim(chosen: str) -> str:
+def _claim(chosen: str, condition: str = "true") -> str:
     # Nothing goes to a worker that was declared dead: it must not own jobs that nobody would rescue.
     return (
         "UPDATE taskworker_job SET state = 'running', claim = claim + 1, worker_id = :worker_id, started_at = :now "
         f"WHERE {chosen} AND state = 'ready' "
         "AND EXISTS (SELECT 1 FROM taskworker_worker WHERE id = :worker_id AND state = 'alive') "
-        f"RETURNING {CLAIM}"
+        f"AND {condition} RETURNING {CLAIM}"
     )
 
 
@@ -305,6 +310,7 @@ FINISH_COLUMNS: dict[str, ColumnType] = {
     "new_result": "text",
     "new_error": "text",
     "new_kind": "text",
+    "new_group": "text",
     "ended_at": "integer",
     "new_expires_at": "integer",
     "new_progress": "text",
@@ -320,7 +326,8 @@ def finish(dialect: Dialect) -> str:
         "UPDATE taskworker_job SET "
         "state = CASE WHEN e.again = 1 AND cancel_requested = 1 THEN 'cancelled' ELSE e.new_state END, "
         "worker_id = NULL, run_at = e.new_run_at, failures = failures + e.failed, result = e.new_result, "
-        "error = e.new_error, failure_kind = e.new_kind, progress = COALESCE(e.new_progress, progress), "
+        "error = e.new_error, failure_kind = e.new_kind, failure_group = e.new_group, "
+        "progress = COALESCE(e.new_progress, progress), "
         "finished_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.ended_at END, "
         "expires_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.new_expires_at END "
         f"FROM {dialect.batch(FINISH_COLUMNS)} AS e WHERE taskworker_job.id = e.id "
@@ -388,9 +395,49 @@ def expired_jobs(dialect: Dialect) -> str:
     return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id"
 
 
-def expired_attempts(dialect: Dialect) -> str:
-    """Delete the attempts of deleted jobs."""
-    return f"DELETE FROM taskworker_attempt WHERE job_id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+def expired_attempts(dialect: Dialect, table: Literal["taskworker_attempt", "taskworker_log"]) -> str:
+    """Delete what *table* has of deleted jobs."""
+    return f"DELETE FROM {table} WHERE job_id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+
+
+# -- figures and lines -------------------------------------------------------------------------------------------------
+
+ROLLUP_COLUMNS: dict[str, ColumnType] = {
+    "span": "integer",
+    "start": "integer",
+    "task": "text",
+    "queue": "text",
+    **dict.fromkeys(ROLLUP_FIGURES, "integer"),
+}
+
+
+def add_rollups(dialect: Dialect) -> str:
+    """Add figures to those of their minutes and hours."""
+    names = ", ".join(ROLLUP_COLUMNS)
+    largest = "max" if dialect.name == "sqlite" else "greatest"
+    sums = [f"{f} = taskworker_rollup.{f} + excluded.{f}" for f in ROLLUP_FIGURES if f != "longest_ms"]
+    return (
+        f"INSERT INTO taskworker_rollup ({names}) SELECT {names} FROM {dialect.batch(ROLLUP_COLUMNS)} AS e WHERE true "
+        f"ON CONFLICT (span, start, task, queue) DO UPDATE SET {', '.join(sums)}, "
+        f"longest_ms = {largest}(taskworker_rollup.longest_ms, excluded.longest_ms)"
+    )
+
+
+def remove_rollups() -> str:
+    """Delete the roll-ups of minutes before ``:minutes_before`` and those of hours before ``:hours_before``."""
+    return (
+        "DELETE FROM taskworker_rollup WHERE (span = 60 AND start < :minutes_before) "
+        "OR (span = 3600 AND start < :hours_before)"
+    )
+
+
+def add_lines(dialect: Dialect) -> str:
+    """Store the log lines of tries, instead of those that a try has stored before."""
+    columns: dict[str, ColumnType] = {"job_id": "integer", "claim": "integer", "lines": "text"}
+    return (
+        f"INSERT INTO taskworker_log (job_id, claim, lines) SELECT job_id, claim, lines FROM {dialect.batch(columns)} "
+        "AS e WHERE true ON CONFLICT (job_id, claim) DO UPDATE SET lines = excluded.lines"
+    )
 
 
 # -- schedules -------------------------------------------------------------------------------------------------------
@@ -544,6 +591,8 @@ def sweep(state: Literal["dead", "left"]) -> str:
         f"run_at = CASE WHEN {waits} AND NOT ({ends}) THEN :now + {seconds} * (80 + id % 41) / 100 ELSE 0 END, "
         f"error = {failure.format(':interrupted', ends, ':crashed', 'error')}, "
         f"failure_kind = {failure.format(*kinds)}, "
+        "failure_group = CASE WHEN cancel_requested = 1 THEN NULL WHEN at_most_once = 1 THEN 'interrupted:' || task "
+        f"WHEN {ends} THEN 'crashed:' || task ELSE NULL END, "
         f"finished_at = CASE WHEN {ends} THEN :now ELSE NULL END, "
         f"expires_at = CASE WHEN {ends} THEN {kept} ELSE NULL END, "
         f"crashes = crashes + {crash}, solo_crashes = solo_crashes + {crash} * solo, "

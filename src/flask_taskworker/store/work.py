@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..failures import group_of
 from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
+from ..rollups import Tally
 from ..tasks import DeclaredSchedule
 from . import mail_statements, statements
 from .driver import AsyncLink, AsyncRun
@@ -18,6 +20,9 @@ from .statements import Dialect, batch_of
 PRUNE_BATCH = 250
 """Small, so that others get at the write lock between two batches."""
 PROMOTE_BATCH = 250
+KEEP_MINUTES_MS = 2 * 24 * 3600 * 1000
+KEEP_HOURS_MS = 62 * 24 * 3600 * 1000
+"""How long the figures of minutes and of hours are kept."""
 UNSEEN_SCHEDULE_MS = 7 * 24 * 3600 * 1000
 """A schedule that no code has declared for so long is deleted. During a rolling deploy old and new code disagree."""
 
@@ -78,7 +83,11 @@ class WorkerStore:
         self._due_schedules = statements.due_schedules(dialect)
         self._see_schedules = statements.see_schedules(dialect)
         self._expired = statements.expired_jobs(dialect)
-        self._expired_attempts = statements.expired_attempts(dialect)
+        self._expired_parts = [
+            statements.expired_attempts(dialect, table) for table in ("taskworker_attempt", "taskworker_log")
+        ]
+        self._add_rollups = statements.add_rollups(dialect)
+        self._add_lines = statements.add_lines(dialect)
         self._keep_succeeded = to_duration_ms(store.keep_succeeded)
         self._keep_failed = to_duration_ms(store.keep_failed)
 
@@ -187,6 +196,7 @@ class WorkerStore:
             outcome.result,
             outcome.failure.to_text() if outcome.failure else None,
             outcome.failure.kind if outcome.failure else None,
+            group_of(claim.task, outcome.failure) if outcome.failure and outcome.ending is Ending.FAILED else None,
             ended.ended_at,
             ended.ended_at + self._keep_ms(outcome),
             ended.progress.to_text() if ended.progress else None,
@@ -264,10 +274,26 @@ class WorkerStore:
         async def body(run: AsyncRun) -> int:
             gone = await run(self._expired, parameters)
             if gone:
-                await run(self._expired_attempts, {"batch": batch_of(gone)})
+                for statement in self._expired_parts:
+                    await run(statement, {"batch": batch_of(gone)})
             return max(len(gone), await prune_mails(self._store.driver.dialect, run, parameters))
 
         return await self._link.transaction(body)
+
+    async def add_rollups(self, tally: Tally) -> None:
+        """Add what ended to the figures of its minute and hour. A power cut, or a lost answer, may cost some."""
+        await self._link.write(self._add_rollups, {"batch": batch_of(tally.rows())}, durable=False)
+
+    async def remove_old_figures(self) -> None:
+        """Delete roll-ups and audit lines whose time is over."""
+        now = self._store.clock()
+        parameters = {"minutes_before": now - KEEP_MINUTES_MS, "hours_before": now - KEEP_HOURS_MS}
+        await self._link.write(statements.remove_rollups(), parameters, durable=False)
+
+    async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
+        """Store what tries have logged: for each its lines so far, as JSON."""
+        batch = batch_of([(claim.id, claim.claim, text) for claim, text in lines])
+        await self._link.write(self._add_lines, {"batch": batch}, durable=False)
 
     async def start_draining(self, worker_id: str) -> None:
         """Say that this worker claims no more."""
