@@ -1,22 +1,28 @@
 """Background tasks, schedules and mail for Flask, with no broker to install."""
 
-from .errors import (
-    CancelJob,
-    JobCancelled,
-    JobFailed,
-    JobNotFound,
-    JobTimeout,
-    LeaseLost,
-    RetryJob,
-    SnoozeJob,
-    TaskWorkerError,
-)
-from .extension import BackgroundTaskWorker, BlockingTaskWorker
-from .jobs import Job, JobState, current_job
-from .mail import Attachment, BadHeaderError, Connection, Mail, Message, email_dispatched
-from .retry import Retry
-from .tasks import Task
-from .triggers import At, Cron, Every
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import (
+        CancelJob,
+        JobCancelled,
+        JobFailed,
+        JobNotFound,
+        JobTimeout,
+        LeaseLost,
+        RetryJob,
+        SnoozeJob,
+        TaskWorkerError,
+    )
+    from .extension import BackgroundTaskWorker, BlockingTaskWorker
+    from .jobs import Job, JobState, current_job
+    from .mail import Attachment, BadHeaderError, Connection, Mail, Message, email_dispatched
+    from .retry import Retry
+    from .tasks import Task
+    from .triggers import At, Cron, Every
 
 __all__ = [
     "At",
@@ -45,3 +51,35 @@ __all__ = [
     "current_job",
     "email_dispatched",
 ]
+
+_ERRORS = ("CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout", "LeaseLost", "RetryJob", "SnoozeJob")
+_HOMES = {
+    **dict.fromkeys((*_ERRORS, "TaskWorkerError"), ".errors"),
+    **dict.fromkeys(("BackgroundTaskWorker", "BlockingTaskWorker"), ".extension"),
+    **dict.fromkeys(("Job", "JobState", "current_job"), ".jobs"),
+    **dict.fromkeys(("Attachment", "BadHeaderError", "Connection", "Mail", "Message", "email_dispatched"), ".mail"),
+    "Retry": ".retry",
+    "Task": ".tasks",
+    **dict.fromkeys(("At", "Cron", "Every"), ".triggers"),
+}
+"""Where each name comes from. It is fetched when it is first asked for (PEP 562).
+
+So pytest, which loads the plugin in every project that has this package installed, pays nothing for the rest. See
+test_plugin_imports_nothing_heavy.
+"""
+
+_MODULES = frozenset({"errors", "mail", "signals", "testing"})
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(home, __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_MODULES})
