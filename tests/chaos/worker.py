@@ -5,6 +5,7 @@ The same module makes the app of the test's own process, which enqueues and look
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -16,8 +17,9 @@ from flask import Flask
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import scoped_session, sessionmaker
+from tests.chaos.journal import executed
 
-from flask_taskworker import BlockingTaskWorker, Every, current_job
+from flask_taskworker import BlockingTaskWorker, Every, current_job, liveness
 from flask_taskworker.tasks import Task
 
 metadata = MetaData()
@@ -33,6 +35,8 @@ class Place(NamedTuple):
     config: dict[str, Any] = {}  # noqa: RUF012 - read only
     ticks: bool = False
     """Whether the app has a schedule that fires each second."""
+    knobs: dict[str, float] = {}  # noqa: RUF012 - read only
+    """Constants of ``liveness`` to set in the workers: a shorter beat, a shorter lease."""
 
 
 class Shop:
@@ -74,6 +78,25 @@ class Shop:
             assert current_job.fire_at is not None
             record(self.place.folder, "tick", int(current_job.fire_at.timestamp()))
 
+        @task(name="shop.pulse")
+        async def pulse(seconds: float) -> None:
+            with executed(self.place.folder):
+                await asyncio.sleep(seconds)
+
+        @task(name="shop.grind")
+        def grind(seconds: float) -> None:
+            with executed(self.place.folder):
+                time.sleep(seconds)
+
+        @task(name="shop.pill")
+        def pill() -> None:
+            with executed(self.place.folder):
+                os.kill(os.getpid(), 9)
+                time.sleep(60)
+
+        self.pulse: Task[..., Any, Any] = pulse
+        self.grind: Task[..., Any, Any] = grind
+        self.pill: Task[..., Any, Any] = pill
         self.note: Task[..., Any, Any] = note
         self.work: Task[..., Any, Any] = work
         self.add: Task[..., Any, Any] = add
@@ -134,6 +157,8 @@ def evidence(folder: str | Path, what: str) -> list[Line]:
 def serve(place: Place, log: str) -> None:
     """The life of a worker process: until SIGTERM."""
     _log_to(log)
+    for name, value in place.knobs.items():
+        setattr(liveness, name, value)
     Shop(place).task_worker.start()
 
 
