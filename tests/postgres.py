@@ -38,10 +38,14 @@ def available() -> bool:
 
 
 class PostgresServer:
-    """A server on a UNIX socket in a folder of its own. Start it from the main thread: it dies with that thread."""
+    """A server on a UNIX socket in a folder of its own. Start it from the main thread: it dies with that thread.
 
-    def __init__(self) -> None:
+    With *fsync* a commit waits for the disk, as it does in production.
+    """
+
+    def __init__(self, *, fsync: bool = False) -> None:
         _clear_away_the_dead()
+        self._fsync = fsync
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o755)
         self._as_nobody = os.getuid() == 0
@@ -80,7 +84,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start and wait until it answers."""
         assert threading.current_thread() is threading.main_thread(), "the server would end with this thread"
-        settings = ("fsync=off", "listen_addresses=", "max_connections=200", "shared_buffers=64MB")
+        fsync = "on" if self._fsync else "off"
+        settings = (f"fsync={fsync}", "listen_addresses=", "max_connections=200", "shared_buffers=64MB")
         options = [part for setting in settings for part in ("-c", setting)]
         command = self._command("postgres", "-D", str(self._data), "-k", str(self.folder), *options)
         with (self.folder / "log").open("ab") as log:
