@@ -17,6 +17,7 @@
     │   ├── OutcomeUnknown                   the commit got no answer; repeat with the same uid
     │   ├── ConnectionLost                   the server went away while it was asked
     │   └── SchemaError                      the tables are missing, too new or damaged
+    │       └── DatabaseReplaced             the file is not the one that this process has opened
     ├── JobError
     │   ├── JobFailed                        the job ended with an exception
     │   ├── JobCancelled                     the job was cancelled
@@ -116,6 +117,10 @@ class ConnectionLost(StoreError):
 
 class SchemaError(StoreError):
     """The tables of the task database do not fit this version of Flask-TaskWorker."""
+
+
+class DatabaseReplaced(SchemaError):
+    """The database file was replaced while in use. Restart this process to work with the new one."""
 
 
 class JobError(TaskWorkerError):

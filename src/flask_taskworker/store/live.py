@@ -72,6 +72,14 @@ class LiveDirectory:
         """Create the directory, for its owner alone."""
         self.path.mkdir(mode=0o700, exist_ok=True)
 
+    def has_living(self) -> bool:
+        """Whether a worker, of this process or another, holds its lock."""
+        try:
+            names = [name for name in os.listdir(self.path) if _is_name(name)]
+        except OSError:
+            return False
+        return _CAN_LOCK and any(_is_locked(self.path / name) for name in names)
+
     def wake_others(self) -> None:
         """Send a datagram to each worker of another process. Costs one stat call when nobody listens. Never raises:
         the caller's job is stored, and workers look by themselves soon."""
@@ -214,18 +222,7 @@ class LivePresence:
         """Whether the lock of that worker can be taken. A missing file proves nothing."""
         if not _is_name(other.id):
             return False
-        try:
-            descriptor = os.open(self._directory.path / other.id, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        else:
-            return True
-        finally:
-            os.close(descriptor)
+        return _is_locked(self._directory.path / other.id) is False
 
     def forget(self, worker_id: str) -> None:
         """Remove the lock file and the socket of a dead worker."""
@@ -265,6 +262,22 @@ class LivePresence:
         if not _LINUX:
             with suppress(OSError, NotSupported):
                 Path(self._directory.address(name)).unlink()
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process holds the lock; None where there is no file, or where it cannot be asked."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _is_name(worker_id: str) -> bool:

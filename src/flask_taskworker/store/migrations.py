@@ -101,6 +101,12 @@ def found_version(dialect: Dialect, run: Run) -> int | None:
         ) from None
 
 
+def store_id_in(run: Run) -> str | None:
+    """The random name that the store got when it was made."""
+    rows = run("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
+    return rows[0][0] if rows else None
+
+
 def _has_tables(dialect: Dialect, run: Run) -> bool:
     if dialect.name == "sqlite":
         return bool(run("SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'", {}))

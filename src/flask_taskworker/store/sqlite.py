@@ -1,9 +1,8 @@
 """SQLite: a pooled sync face over sqlite3, an async face over aiosqlite.
 
 Connections are in autocommit mode; each write is one statement or ``BEGIN IMMEDIATE … COMMIT``, since a deferred
-transaction that reads and then writes fails at once with "database is locked", whatever its timeout. The lock is
-waited for here, in short jittered steps: SQLite's own busy handler backs off in long ones, which starves enqueues
-beside a busy worker for a second and more.
+transaction that reads and then writes fails at once with "database is locked", whatever its timeout. How the lock is
+waited for is in ``commits.py``; what happens when the file is deleted, replaced or damaged, in ``guard.py``.
 """
 
 from __future__ import annotations
@@ -12,27 +11,26 @@ import asyncio
 import functools
 import logging
 import os
-import random
 import re
 import sqlite3
 import threading
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import aiosqlite
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
-from ..errors import NotSupported, SchemaError, StoreError
+from ..errors import NotSupported, StoreError
 from ..jobs import NewJob
+from .commits import Lent, SharedCommit, Transaction, fetch, patiently, patiently_async, plainly
 from .driver import AsyncRun, Parameters, Row, Run
 from .forks import Connection, after_fork_in_child
+from .guard import FileGuard, refuse_remnants
 from .live import LiveDirectory, LivePresence, supported
-from .migrations import found_version, is_ready, prepare_schema
+from .migrations import found_version, is_ready, prepare_schema, store_id_in
 from .statements import SQLITE, add_job_plainly
 
 T = TypeVar("T")
@@ -54,6 +52,12 @@ CHECKPOINT_PATIENCE = 0.5
 CHECKPOINT_ENQUEUES = 256
 """An enqueuing process looks at the log's size once in so many writes."""
 
+INSPECT_BEATS = 2
+"""A worker looks at the content of the file once in so many beats."""
+
+CHECKED_BYTES = 64 * 1024 * 1024
+"""A file up to this size is checked when a worker starts, which takes 50 ms at most."""
+
 
 class SqliteDriver:
     """One SQLite file. The sync face is safe from any thread."""
@@ -70,7 +74,8 @@ class SqliteDriver:
         self._live = LiveDirectory(path)
         self._prepared = False
         self._preparing = threading.Lock()
-        self._identity: tuple[int, int] | None = None
+        self._guard = FileGuard(path)
+        self._beats = 0
         self._fresh()
 
     def _fresh(self) -> None:
@@ -101,7 +106,7 @@ class SqliteDriver:
             # uWSGI forks without Python's hooks.
             self.abandon()
         if self._prepared:
-            self._check_identity()
+            self._guard.check()
         else:
             with self._preparing, translated(self.path):
                 self._prepare_once(self._lock_timeout if patience is None else patience)
@@ -109,14 +114,12 @@ class SqliteDriver:
     def _prepare_once(self, lock_timeout: float) -> None:
         if self._prepared:
             return
+        refuse_remnants(self.path, others_live=self._live.has_living())
         _create_file(self.path)
-        connection = self._open()
-        try:
+        with closing(self._open()) as connection:
             if not self._is_ready(connection):
                 self._make_ready(connection, lock_timeout)
-        finally:
-            connection.close()
-        self._identity = _identity(self.path)
+            self._guard.remember(store_id_in(functools.partial(plainly, connection)))
         self._prepared = True
 
     def _make_ready(self, connection: sqlite3.Connection, lock_timeout: float) -> None:
@@ -134,43 +137,31 @@ class SqliteDriver:
 
     def _is_ready(self, connection: sqlite3.Connection) -> bool:
         """Looks only: the caller's own transaction may hold the write lock, and would wait for itself."""
-        ((mode,),) = _plainly(connection, "PRAGMA journal_mode", {})
-        return mode == "wal" and is_ready(SQLITE, functools.partial(_plainly, connection))
+        ((mode,),) = plainly(connection, "PRAGMA journal_mode", {})
+        return mode == "wal" and is_ready(SQLITE, functools.partial(plainly, connection))
 
     def schema_version(self) -> int | None:
         """The version of the tables that are there; None where there are none. Makes nothing."""
         if not self.path.exists():
             return None
         with translated(self.path), closing(self._open()) as connection:
-            return found_version(SQLITE, functools.partial(_plainly, connection))
-
-    def _check_identity(self) -> None:
-        """Refuse to write into a file that is no longer the one at this path: nobody would ever read it."""
-        try:
-            same = _identity(self.path) == self._identity
-        except OSError:
-            same = False
-        if not same:
-            raise SchemaError(
-                f"The database file {self.path} was deleted or replaced while in use. Put the file back, or restart "
-                "this process to work with the new one."
-            )
+            return found_version(SQLITE, functools.partial(plainly, connection))
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
-        with translated(self.path), _Lent(self.engine) as connection:
-            return _patiently(connection, sql, parameters, self._lock_timeout)
+        with translated(self.path, self._guard), Lent(self.engine) as connection:
+            return patiently(connection, sql, parameters, self._lock_timeout)
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns; threads that write at once share a commit."""
-        with translated(self.path):
+        with translated(self.path, self._guard):
             rows = self._commits.write(self.engine, sql, parameters)
         self._look_after_log()
         return rows
 
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
-        with translated(self.path), self._commits.alone(), _Lent(self.engine) as connection:
+        with translated(self.path, self._guard), self._commits.alone(), Lent(self.engine) as connection:
             with Transaction(connection, self._lock_timeout) as run:
                 return body(run)
 
@@ -179,7 +170,7 @@ class SqliteDriver:
 
         The write lock is held from the first row to the last, so AUTOINCREMENT numbers them without a gap.
         """
-        with translated(self.path), self._commits.alone(), _Lent(self.engine) as connection:
+        with translated(self.path, self._guard), self._commits.alone(), Lent(self.engine) as connection:
             with Transaction(connection, self._lock_timeout):
                 connection.executemany(_ADD_BATCH, [(*job, job.state) for job in jobs])
                 ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
@@ -197,19 +188,34 @@ class SqliteDriver:
                 log.warning("the write-ahead log could not be shortened: %s", error)
 
     def upkeep(self) -> None:
-        """Copy a long write-ahead log back into the database.
+        """Look at the content of the file, and copy a long write-ahead log back into it.
 
         SQLite up to 3.51.2 can corrupt a file when two checkpoints race with a commit that resets the log
         (sqlite.org/wal.html, "the WAL-reset bug"). So automatic checkpoints are off, and this one holds the write lock.
         """
-        try:
-            size = os.stat(f"{self.path}-wal").st_size
-        except OSError:
-            return
-        if size > CHECKPOINT_BYTES:
-            with translated(self.path), _Lent(self.engine) as lock, _Lent(self.engine) as worker:
+        self._beats += 1
+        if self._beats % INSPECT_BEATS == 1:
+            self._inspect()
+        if self._log_size() > CHECKPOINT_BYTES:
+            # A damaged file must not be made worse.
+            self._guard.check()
+            with translated(self.path, self._guard), Lent(self.engine) as lock, Lent(self.engine) as worker:
                 with Transaction(lock, CHECKPOINT_PATIENCE):
                     worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _inspect(self) -> None:
+        """With a connection of its own, which has nothing cached."""
+        try:
+            with closing(_connect(self.path, "NORMAL", CHECKPOINT_PATIENCE)) as connection:
+                self._guard.inspect(connection)
+        except sqlite3.Error as error:
+            self._guard.note(error)
+
+    def _log_size(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
 
     # -- the worker's faces -----------------------------------------------------------------------------------------
 
@@ -222,18 +228,27 @@ class SqliteDriver:
         with translated(self.path):
             durable = await self._connect_async(self._synchronous)
             try:
+                await self._check_content(durable)
                 light = await self._connect_async("NORMAL")
             except BaseException:
                 await durable.close()
                 raise
-        return SqliteLink(durable, light, self.path, self._lock_timeout)
+        return SqliteLink(durable, light, self._guard, self._lock_timeout)
+
+    async def _check_content(self, connection: aiosqlite.Connection) -> None:
+        """Refuse a damaged file before anything is claimed: half of its jobs might be missing, or run twice."""
+        if os.stat(self.path).st_size + self._log_size() > CHECKED_BYTES:
+            return
+        ((found,),) = await fetch(connection, "PRAGMA quick_check(1)", {})
+        if found != "ok":
+            raise StoreError(f"SQLite at {self.path}: {' '.join(found.split())}. {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
 
     async def _connect_async(self, synchronous: str) -> aiosqlite.Connection:
         connection = await aiosqlite.connect(_uri(self.path), **_OPTIONS)
         connection.text_factory = _any_text
         try:
             for pragma in _pragmas(synchronous):
-                await _patiently_async(connection, pragma, {}, self._lock_timeout)
+                await patiently_async(connection, pragma, {}, self._lock_timeout)
         except BaseException:
             await connection.close()
             raise
@@ -242,7 +257,7 @@ class SqliteDriver:
     def connect_thread(self) -> ThreadLink:
         """A connection for a heartbeat thread. Beats need no fsync: after a power cut nobody is alive."""
         with translated(self.path):
-            return ThreadLink(_connect(self.path, "NORMAL", self._lock_timeout), self.path)
+            return ThreadLink(_connect(self.path, "NORMAL", self._lock_timeout), self._guard)
 
     def presence(self, worker_id: str) -> LivePresence:
         """Take the lock of a new worker and open its ear."""
@@ -272,125 +287,6 @@ _inherited: list[Any] = []
 """Pools that a fork brought along. Where it came in the middle of a transaction, nothing may close them."""
 
 
-class SharedCommit:
-    """Lets threads that write at the same moment share one commit, and so one fsync.
-
-    Each puts its statement into the line and takes the lock. Whoever gets it first runs all that stand in line and
-    commits; the others find their statement done.
-    """
-
-    def __init__(self, lock_timeout: float) -> None:
-        self._lock_timeout = lock_timeout
-        self._lock = threading.Lock()
-        self._line: deque[_Statement] = deque()
-
-    def write(self, engine: Engine, sql: str, parameters: Parameters) -> list[Row]:
-        """Run one statement, alone or together with those of other threads."""
-        statement = _Statement(sql, parameters)
-        self._line.append(statement)
-        with self._lock:
-            if not statement.done:
-                self._lead(engine)
-        if statement.error is not None:
-            raise statement.error
-        return statement.rows
-
-    def alone(self) -> threading.Lock:
-        """The lock, for a transaction that is not shared."""
-        return self._lock
-
-    def _lead(self, engine: Engine) -> None:
-        together = [self._line.popleft() for _ in range(len(self._line))]
-        failure: Exception = sqlite3.OperationalError("the thread that wrote for several was interrupted")
-        done = False
-        try:
-            with _Lent(engine) as connection:
-                self._run_together(connection, together)
-            done = True
-        except Exception as error:  # noqa: BLE001 - each thread raises it in its own line
-            failure = error
-        finally:
-            for statement in together:
-                statement.error = statement.error or (None if done else failure)
-                statement.done = True
-
-    def _run_together(self, connection: sqlite3.Connection, together: Sequence[_Statement]) -> None:
-        if len(together) == 1:
-            together[0].run(lambda sql, p: _patiently(connection, sql, p, self._lock_timeout))
-            return
-        with Transaction(connection, self._lock_timeout) as run:
-            for statement in together:
-                statement.run(run)
-                if not connection.in_transaction:
-                    # Some errors, such as that of a full disk, undo all of it.
-                    raise statement.error or sqlite3.OperationalError("the transaction has ended early")
-
-
-class _Statement:
-    """A statement in line, and what came of it."""
-
-    __slots__ = ("done", "error", "parameters", "rows", "sql")
-
-    def __init__(self, sql: str, parameters: Parameters) -> None:
-        self.sql = sql
-        self.parameters = parameters
-        self.rows: list[Row] = []
-        self.error: Exception | None = None
-        self.done = False
-
-    def run(self, run: Run) -> None:
-        # A failing statement undoes itself alone; the others of the transaction stand (sqlite.org/lang_conflict.html).
-        try:
-            self.rows = run(self.sql, self.parameters)
-        except Exception as error:  # noqa: BLE001 - a value that SQLite cannot hold raises errors of other kinds
-            self.error = error
-
-
-class Transaction:
-    """``BEGIN IMMEDIATE … COMMIT`` on a sync connection, waiting for the lock."""
-
-    def __init__(self, connection: sqlite3.Connection, lock_timeout: float) -> None:
-        self._connection = connection
-        self._lock_timeout = lock_timeout
-
-    def __enter__(self) -> Run:
-        _patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout)
-        return self._run
-
-    def _run(self, sql: str, parameters: Parameters) -> list[Row]:
-        return self._connection.execute(sql, parameters).fetchall()
-
-    def __exit__(self, exception_type: object, *_: object) -> None:
-        if exception_type is None:
-            try:
-                self._connection.execute("COMMIT")
-                return
-            except BaseException:
-                self._roll_back()
-                raise
-        self._roll_back()
-
-    def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-
-
-class _Lent:
-    """A pooled driver connection for the length of a with block."""
-
-    __slots__ = ("_engine", "_fairy")
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._fairy = self._engine.raw_connection()
-        return cast(sqlite3.Connection, self._fairy.driver_connection)
-
-    def __exit__(self, *_: object) -> None:
-        self._fairy.close()
-
-
 class SqliteLink:
     """The worker's connections. One statement at a time; only ``execute_fetchall``, which never leaves the lock held.
 
@@ -398,26 +294,28 @@ class SqliteLink:
     """
 
     def __init__(
-        self, durable: aiosqlite.Connection, light: aiosqlite.Connection, path: Path, lock_timeout: float
+        self, durable: aiosqlite.Connection, light: aiosqlite.Connection, guard: FileGuard, lock_timeout: float
     ) -> None:
         self._durable = durable
         self._light = light
-        self._path = path
+        self._guard = guard
         self._lock_timeout = lock_timeout
         self._one_at_a_time = asyncio.Lock()
 
     async def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
-        with translated(self._path):
+        self._guard.check()
+        with translated(self._guard.path, self._guard):
             async with self._one_at_a_time:
-                return await _patiently_async(self._light, sql, parameters, self._lock_timeout)
+                return await patiently_async(self._light, sql, parameters, self._lock_timeout)
 
     async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own, waiting for the lock."""
         connection = self._durable if durable else self._light
-        with translated(self._path):
+        self._guard.check()
+        with translated(self._guard.path, self._guard):
             async with self._one_at_a_time:
-                return await _patiently_async(connection, sql, parameters, self._lock_timeout)
+                return await patiently_async(connection, sql, parameters, self._lock_timeout)
 
     async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         """Run *body* in ``BEGIN IMMEDIATE … COMMIT``; a cancellation of the caller is looked at afterwards."""
@@ -429,10 +327,11 @@ class SqliteLink:
             raise
 
     async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
-        with translated(self._path):
+        self._guard.check()
+        with translated(self._guard.path, self._guard):
             async with self._one_at_a_time:
-                await _patiently_async(self._durable, "BEGIN IMMEDIATE", {}, self._lock_timeout)
-                run = functools.partial(_fetch, self._durable)
+                await patiently_async(self._durable, "BEGIN IMMEDIATE", {}, self._lock_timeout)
+                run = functools.partial(fetch, self._durable)
                 try:
                     result = await body(run)
                     await run("COMMIT", {})
@@ -449,26 +348,22 @@ class SqliteLink:
             await self._durable.close()
 
 
-async def _fetch(connection: aiosqlite.Connection, sql: str, parameters: Parameters) -> list[Row]:
-    return cast(list[Row], await connection.execute_fetchall(sql, cast(Any, parameters)))
-
-
 class ThreadLink:
     """A heartbeat thread's connection. It waits for the lock no longer than a beat."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, guard: FileGuard) -> None:
         self._connection = connection
-        self._path = path
+        self._guard = guard
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
-        with translated(self._path):
-            return _patiently(self._connection, sql, parameters, lock_timeout=1.0)
+        with translated(self._guard.path, self._guard):
+            return patiently(self._connection, sql, parameters, lock_timeout=1.0)
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement in a transaction of its own."""
-        with translated(self._path):
-            return _patiently(self._connection, sql, parameters, lock_timeout=1.0)
+        with translated(self._guard.path, self._guard):
+            return patiently(self._connection, sql, parameters, lock_timeout=1.0)
 
     def close(self) -> None:
         """Close the connection."""
@@ -498,7 +393,7 @@ def _connect(path: Path, synchronous: str, lock_timeout: float) -> sqlite3.Conne
         # The first of them reads the file, which is locked while another process opens it after a crash, or was the
         # last to close it.
         for pragma in _pragmas(synchronous):
-            _patiently(connection, pragma, {}, lock_timeout)
+            patiently(connection, pragma, {}, lock_timeout)
     except BaseException:
         connection.close()
         raise
@@ -536,7 +431,7 @@ def _create_file(path: Path) -> None:
 
 
 def _enter_wal(connection: sqlite3.Connection, lock_timeout: float) -> None:
-    ((mode,),) = _patiently(connection, "PRAGMA journal_mode = WAL", {}, lock_timeout)
+    ((mode,),) = patiently(connection, "PRAGMA journal_mode = WAL", {}, lock_timeout)
     if mode != "wal":
         raise NotSupported(
             f"SQLite cannot use a write-ahead log here (journal mode {mode!r}). "
@@ -544,62 +439,22 @@ def _enter_wal(connection: sqlite3.Connection, lock_timeout: float) -> None:
         )
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-# -- waiting for the lock --------------------------------------------------------------------------------------------
-
-
-def _plainly(connection: sqlite3.Connection, sql: str, parameters: Parameters) -> list[Row]:
-    return connection.execute(sql, parameters).fetchall()
-
-
-def _patiently(connection: sqlite3.Connection, sql: str, parameters: Parameters, lock_timeout: float) -> list[Row]:
-    started = time.monotonic()
-    while True:
-        try:
-            return connection.execute(sql, parameters).fetchall()
-        except sqlite3.OperationalError as error:
-            time.sleep(_next_step(error, started, lock_timeout))
-
-
-async def _patiently_async(
-    connection: aiosqlite.Connection, sql: str, parameters: Parameters, lock_timeout: float
-) -> list[Row]:
-    started = time.monotonic()
-    while True:
-        try:
-            return await _fetch(connection, sql, parameters)
-        except sqlite3.OperationalError as error:
-            await asyncio.sleep(_next_step(error, started, lock_timeout))
-
-
-def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:
-    """How long to wait before the next try: short at first, so that the lock goes round; longer once it is plain
-    that somebody keeps it. Raises *error* when it is another error, or when the time is over."""
-    waited = time.monotonic() - started
-    # Errors of Python's own layer have no code.
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or waited > lock_timeout:
-        raise error
-    longest = 0.0005 if waited < 1 else 0.02
-    return random.uniform(longest / 5, longest)
-
-
 class translated:
     """Turns SQLite's errors into ours, with what to do about them."""
 
-    __slots__ = ("_path",)
+    __slots__ = ("_guard", "_path")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, guard: FileGuard | None = None) -> None:
         self._path = path
+        self._guard = guard
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
         if isinstance(error, sqlite3.Error):
+            if self._guard is not None:
+                self._guard.note(error)
             raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error)}") from error
         if isinstance(error, OSError):
             remedy = (
