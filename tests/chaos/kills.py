@@ -26,12 +26,14 @@ def _most_in_hand(run: Run) -> float:
 def kill_workers(run: Run) -> Result:
     """Kill a random worker again and again, while jobs come in."""
     kills, jobs = run.choose((200, 10_000), (5, 150))
+    # PostgreSQL: a death is certain after two beats of an observer, who has to live so long.
+    pause = 0.5 if run.database == "sqlite" else 1.5
     with a_stage(run) as stage:
         stage.start(WORKERS)
         settle(stage, WORKERS)
-        with stage.feeding(per_second=jobs / (kills * 0.5), longest=0.5, limit=jobs) as feeder:
+        with stage.feeding(per_second=jobs / (kills * pause), longest=0.5, limit=jobs) as feeder:
             for _ in range(kills):
-                time.sleep(stage.chance.uniform(0.2, 0.6))
+                time.sleep(pause * stage.chance.uniform(0.5, 1.5))
                 child = stage.chance.choice(stage.children)
                 _await_work(stage, child)
                 stage.kill(child)
@@ -39,6 +41,7 @@ def kill_workers(run: Run) -> Result:
             until(lambda: feeder.over, "the last job is enqueued", 300)
         result = Result(done=f"{kills} kills, {jobs} jobs, {WORKERS} workers").weigh(stage.judge())
         most = _check_hands(stage, result)
+        settle(stage, WORKERS)
         stage.stop()
     result.figures["most doubled by one kill"] = most
     limit = _most_in_hand(run)
@@ -94,9 +97,11 @@ def kill_all(run: Run) -> Result:
                 time.sleep(stage.chance.uniform(0.3, 0.8))
                 boots.append(_kill_all(stage, pause))
         result = Result(done=f"{cycles} times, {pause:g} s without a worker", recovery=boots).weigh(stage.judge())
+        settle(stage, WORKERS)
         stage.stop()
-    boots.sort()
-    result.expect("first start <= 2 s after boot", boots[-1] <= 2.0 if run.full else True)
+    # PostgreSQL: a death is certain after two beats.
+    limit = 2.0 if run.database == "sqlite" else 4.0
+    result.expect(f"first start <= {limit:g} s after boot", max(boots) <= limit if run.full else True)
     return result
 
 
@@ -165,8 +170,9 @@ def terminate(run: Run) -> Result:
                 stage.start()
                 exits.append(stage.end(child, (signal.SIGTERM, signal.SIGINT)[number % 2], grace=grace))
         result = Result(done=f"{deploys} signals, grace {grace:g} s").weigh(stage.judge(), doubled=False)
+        settle(stage, WORKERS)
         stage.stop()
-    result.figures["slowest exit"] = f"{max(exits):.2f} s"
+    _tell_exits(result, exits)
     result.expect("exit <= grace + 1 s", max(exits) <= grace + 1)
     return result
 
@@ -188,10 +194,17 @@ def terminate_short(run: Run) -> Result:
             stage.put(4, longest=4 * grace)
         result = Result(done=f"{deploys} signals, grace {grace:g} s").weigh(stage.judge())
         result.expect("no crash counted", not _crashes(stage))
+        settle(stage, WORKERS)
         stage.stop()
-    result.figures["slowest exit"] = f"{max(exits):.2f} s"
+    _tell_exits(result, exits)
     result.expect("exit <= grace + 1 s", max(exits) <= grace + 1)
     return result
+
+
+def _tell_exits(result: Result, exits: list[float]) -> None:
+    assert result.judgement is not None
+    result.figures["slowest exit"] = f"{max(exits):.2f} s"
+    result.figures["a thread ran on beside its successor"] = f"{result.judgement.handover * 1000:.0f} ms at most"
 
 
 def _crashes(stage: Stage) -> int:
@@ -215,8 +228,9 @@ def second_signal(run: Run) -> Result:
         stage.start()
         result = Result(done=f"{len(exits)} workers with 6 jobs each, in mid-job").weigh(stage.judge())
         result.expect("no crash counted", not _crashes(stage))
+        settle(stage, 1)
         stage.stop()
-    result.figures["slowest exit"] = f"{max(exits):.2f} s"
+    _tell_exits(result, exits)
     result.expect("exit <= 2 s", max(exits) <= 2)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tests.chaos.disks
 import tests.chaos.kills  # noqa: F401
 from tests.chaos.row import ROWS
 

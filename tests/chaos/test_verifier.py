@@ -160,13 +160,19 @@ def test_uid_accepted_twice_is_unexcused() -> None:
 
 def test_two_executions_at_once_overlap() -> None:
     text = TWICE.replace(f"{ENDED} 1 {A} 2.0", f"{ENDED} 1 {A} 5.5")
-    assert verdict(text).overlapping == ["j claims 1 and 2"]
+    assert verdict(text).overlapping == ["j claims 1 and 2 by 0.500 s"]
     assert verdict(text, Fault(kind=FROZEN, pid=A, at=1.5, until=20.0)).overlapping
 
 
 def test_execution_that_died_is_over_with_its_process() -> None:
     assert verdict(BROKEN_OFF, kill(A, 1.5)).overlapping == []
-    assert verdict(BROKEN_OFF).overlapping == ["j claims 1 and 2"]
+    assert verdict(BROKEN_OFF).overlapping == ["j claims 1 and 2 by inf s"]
+
+
+def test_thread_that_was_handed_back_may_end_with_its_process_a_moment_later_only() -> None:
+    told = Fault(kind=TOLD_TO_END, pid=A, at=1.5, until=3.0)
+    assert verdict(BROKEN_OFF, told, kill(A, 5.05)).clean
+    assert verdict(BROKEN_OFF, told, kill(A, 5.5)).overlapping == ["j claims 1 and 2 by 0.500 s"]
 
 
 # -- recovery ----------------------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class Rules:
     """Seconds after which a stopped worker's jobs are others'."""
     commit: float = 1.0
     """Seconds in which an ending is committed, so that a death within them may repeat the job."""
+    handover: float = 0.1
+    """Seconds in which a process ends that has handed back what its threads still run."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +84,8 @@ class Judgement:
     """Failed as poison, since the kills from outside met them while they ran alone."""
     counted: list[str] = field(default_factory=list)
     """An attempt was counted although the job never raised."""
+    handover: float = 0.0
+    """Seconds: the longest that a thread ran on beside the job's next execution, until its process had ended."""
     recovery: list[float] = field(default_factory=list)
     """Seconds from the first death of a job's process until it ran again."""
 
@@ -176,8 +180,11 @@ class _Court:
             self._found.unexcused.append(f"{uid} claim {later.claim} after {earlier.how or 'no end'}")
         elif excuse != RAISED:
             self._found.excused.append(f"{uid} {excuse}")
-        if excuse != FROZEN and later.began < self._end_of_life(earlier):
-            self._found.overlapping.append(f"{uid} claims {earlier.claim} and {later.claim}")
+        overlap = self._end_of_life(earlier) - later.began
+        if excuse == TOLD_TO_END:
+            self._found.handover = max(self._found.handover, overlap)
+        if excuse != FROZEN and overlap > (self._rules.handover if excuse == TOLD_TO_END else 0.0):
+            self._found.overlapping.append(f"{uid} claims {earlier.claim} and {later.claim} by {overlap:.3f} s")
 
     def _excuse(self, earlier: Execution, later: Execution) -> str | None:
         if earlier.how == RAISED:

@@ -94,6 +94,11 @@ class Shop:
                 os.kill(os.getpid(), 9)
                 time.sleep(60)
 
+        @task(name="shop.hold")
+        async def hold(text: str) -> None:
+            """Something large to store."""
+
+        self.hold: Task[..., Any, Any] = hold
         self.pulse: Task[..., Any, Any] = pulse
         self.grind: Task[..., Any, Any] = grind
         self.pill: Task[..., Any, Any] = pill
