@@ -49,6 +49,7 @@ FLOORS = [
     "store.advisory",
     "store.postgresql",
     "store.sql",
+    "store.steer_statements",
     "store.work",
     "store.browse_statements",
     "store.browse",
@@ -56,9 +57,11 @@ FLOORS = [
     "health",
     "threads",
     "sessions",
+    "origin",
     "client",
     "executor",
     "slots",
+    "hung",
     "quarantine",
     "bookkeeper",
     "crew",
@@ -67,6 +70,7 @@ FLOORS = [
     "launch",
     "liveness",
     "worker",
+    "watchdog",
     "runner",
     "mail.errors",
     "mail.addresses",
@@ -87,6 +91,7 @@ FLOORS = [
     "mail.cli",
     "mail.extension",
     "mail",
+    "steering",
     "dashboard.*",
     "dashboard",
     "cli.text",
@@ -107,6 +112,7 @@ FLOORS = [
 # No I/O, no asyncio, no Flask objects, and no clock: time is an argument.
 PURE = {
     *("errors", "clock", "config", "hints", "codec", "jobs", "failures", "retry", "triggers", "tasks"),
+    "hung",
     *("store.schema", "store.statements"),
     *("mail.addresses", "mail.mime", "mail.envelope", "mail.message"),
 }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
+from blinker import Signal
 from flask import Flask
 from sqlalchemy import Engine
 
@@ -25,6 +26,7 @@ from .clock import from_ms, to_ms
 from .codec import Codec
 from .errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
+from .origin import current_origin
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .store.sql import JobEnding, Store, next_fire_ms, record_of, to_duration_ms
 from .tasks import DeclaredSchedule, EnqueueOptions, Task
@@ -61,7 +63,8 @@ class Client:
     def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
         now = self.store.clock()
-        rows = [new_job(task, args, options, now) for args in calls]
+        origin = current_origin()
+        rows = [new_job(task, args, options, now, origin) for args in calls]
         if options.session is not None:
             return self._enqueue_within(CallerTransaction(options.session), rows)
         records = self.store.add(rows)
@@ -231,11 +234,22 @@ class Client:
         """Cancel, or ask the running job to stop."""
         state = self.store.cancel(job_id)
         if state is JobState.CANCELLED:
-            self.finished((job_id,))
-            if signals.job_cancelled.receivers and (app := self._find_app()) is not None:
-                with app.app_context():
-                    announce.send(signals.job_cancelled, app, job=self.job(job_id), outcome=None)
+            self.cancelled((job_id,))
         return state is not None
+
+    def cancelled(self, job_ids: Iterable[int]) -> None:
+        """These waiting jobs were cancelled: end the waiting for them and send job_cancelled."""
+        ended = tuple(job_ids)
+        self.finished(ended)
+        if signals.job_cancelled.receivers and (app := self._find_app()) is not None:
+            with app.app_context():
+                for job_id in ended:
+                    announce.send(signals.job_cancelled, app, job=self.job(job_id), outcome=None)
+
+    def announce(self, signal: Signal, **values: Any) -> None:
+        """Send a signal here and now, if anybody listens and the app lives."""
+        if signal.receivers and (app := self._find_app()) is not None:
+            announce.send(signal, app, **values)
 
     def retry(self, job_id: int) -> bool:
         """Put a finished job back into its queue."""
@@ -339,7 +353,9 @@ class _Waiter:
         self._waiting.remove(self._job_id, self._finished)
 
 
-def new_job(task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: int) -> NewJob:
+def new_job(
+    task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: int, origin: str | None = None
+) -> NewJob:
     """The row for one encoded call of *task*."""
     timeout = task.options.timeout
     return NewJob(
@@ -355,6 +371,7 @@ def new_job(task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: 
         created_at=now,
         unique_key=None if options.unique is None else f"{task.name}:{options.unique}",
         at_most_once=int(task.options.at_most_once),
+        origin=origin,
     )
 
 

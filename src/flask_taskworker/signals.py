@@ -21,6 +21,10 @@ job_failed = _signals.signal("job-failed", "A job failed for good. Keywords: job
 job_cancelled = _signals.signal("job-cancelled", "A job was cancelled. Keywords: job, outcome.")
 job_rescued = _signals.signal("job-rescued", "A dead worker's job went back to its queue. Keyword: job.")
 schedule_fired = _signals.signal("schedule-fired", "A schedule made a job. Keywords: job, schedule, fire_at.")
+queue_paused = _signals.signal("queue-paused", "A queue was paused or resumed. Keywords: queue, paused.")
+dashboard_action = _signals.signal(
+    "dashboard-action", "A person acted through a page or a command. Keywords: who, action, target, number."
+)
 worker_started = _signals.signal("worker-started", "A worker begins to claim. Keyword: worker.")
 worker_stopped = _signals.signal("worker-stopped", "A worker has ended. Keyword: worker.")
 email_queued = _signals.signal("email-queued", "A mail was accepted for later. Keywords: message, job.")

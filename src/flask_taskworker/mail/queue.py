@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..jobs import Job, JobClient, JobRecord, JobState, NewJob
 from ..mail_config import MailConfig
+from ..origin import current_origin
 from ..sessions import CallerTransaction
 from ..signals import email_queued, job_enqueued
 from ..store import mail_statements, statements
@@ -147,7 +148,7 @@ class MailQueue:
                 f"The message has {size} octets; MAIL_MAX_SIZE allows {self._config.max_size}. "
                 "Send a link instead of the attachment, or raise the limit."
             )
-        job = new_job(self._task, "", options.enqueue, now)
+        job = new_job(self._task, "", options.enqueue, now, current_origin())
         job = job._replace(args=self._task.encode((job.uid,), {}))
         give_up_at = max(job.run_at, now) + to_duration_ms(self._config.expires)
         return NewMail(message=message, prepared=prepared, job=job, once=options.once, give_up_at=give_up_at)

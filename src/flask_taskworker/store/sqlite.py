@@ -49,6 +49,9 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 CHECKPOINT_PATIENCE = 0.5
 """Seconds to wait for the write lock: a checkpoint can be put off."""
 
+LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
+"""A write-ahead log above this size, which a reader keeps from being cut, is warned of; again at each doubling."""
+
 CHECKPOINT_ENQUEUES = 256
 """An enqueuing process looks at the log's size once in so many writes."""
 
@@ -83,6 +86,7 @@ class SqliteDriver:
         self.engine = self._engine()
         self._commits = SharedCommit(self._lock_timeout)
         self._writes = 0
+        self._warn_at = LONG_LOG_BYTES
 
     def _engine(self) -> Engine:
         # Whoever returns a connection has ended its transaction: a rollback at each return would be a wasted call.
@@ -201,7 +205,23 @@ class SqliteDriver:
             self._guard.check()
             with translated(self.path, self._guard), Lent(self.engine) as lock, Lent(self.engine) as worker:
                 with Transaction(lock, CHECKPOINT_PATIENCE):
-                    worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    ((_, pages, copied),) = worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._warn_of_reader(held_back=copied < pages)
+
+    def _warn_of_reader(self, *, held_back: bool) -> None:
+        """The log is begun anew only when no reader needs its pages any more."""
+        size = self._log_size()
+        if not held_back:
+            self._warn_at = LONG_LOG_BYTES
+        elif size >= self._warn_at:
+            self._warn_at = 2 * size
+            log.warning(
+                "the write-ahead log %s-wal has grown to %.0f MB: a read transaction that somebody keeps open holds "
+                "it back. It is cut when that ends; find the process with: fuser -v %s-wal",
+                self.path,
+                size / 1e6,
+                self.path,
+            )
 
     def _inspect(self) -> None:
         """With a connection of its own, which has nothing cached."""

@@ -139,6 +139,21 @@ def job_args() -> str:
     return "SELECT args FROM taskworker_job WHERE id = :id"
 
 
+def newest_job() -> str:
+    """The highest number that a job has, or 0."""
+    return "SELECT COALESCE(max(id), 0) FROM taskworker_job"
+
+
+def jobs_after() -> str:
+    """The jobs with numbers above ``:number``, with their arguments, oldest first. For tests: it reads them all."""
+    return f"SELECT {RECORD}, args FROM taskworker_job WHERE id > :number ORDER BY id"
+
+
+def unfinished_before() -> str:
+    """A few unfinished jobs that were enqueued before ``:moment``."""
+    return f"SELECT {RECORD} FROM taskworker_job WHERE {UNFINISHED} AND created_at < :moment ORDER BY id LIMIT 5"
+
+
 def attempts() -> str:
     """The tries of one job that did not succeed, oldest first."""
     return (

@@ -12,7 +12,7 @@ from ..failures import group_of
 from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
 from ..rollups import Tally
 from ..tasks import DeclaredSchedule
-from . import mail_statements, statements
+from . import mail_statements, statements, steer_statements
 from .driver import AsyncLink, AsyncRun
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import Dialect, batch_of
@@ -22,7 +22,8 @@ PRUNE_BATCH = 250
 PROMOTE_BATCH = 250
 KEEP_MINUTES_MS = 2 * 24 * 3600 * 1000
 KEEP_HOURS_MS = 62 * 24 * 3600 * 1000
-"""How long the figures of minutes and of hours are kept."""
+KEEP_NOTES_MS = 400 * 24 * 3600 * 1000
+"""How long the figures of minutes, those of hours and the audit log are kept."""
 UNSEEN_SCHEDULE_MS = 7 * 24 * 3600 * 1000
 """A schedule that no code has declared for so long is deleted. During a rolling deploy old and new code disagree."""
 
@@ -289,6 +290,7 @@ class WorkerStore:
         now = self._store.clock()
         parameters = {"minutes_before": now - KEEP_MINUTES_MS, "hours_before": now - KEEP_HOURS_MS}
         await self._link.write(statements.remove_rollups(), parameters, durable=False)
+        await self._link.write(steer_statements.remove_notes(), {"before": now - KEEP_NOTES_MS}, durable=False)
 
     async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
         """Store what tries have logged: for each its lines so far, as JSON."""

@@ -1,0 +1,464 @@
+"""The rows as people look at them: lists, groups and figures, each in a bounded time however many rows there are.
+
+Nothing here counts a table. A list looks at no more than :data:`WINDOW` rows of an index and says where it stopped;
+a count stops at :data:`MOST`; what ended, and how long it took, is read from the roll-ups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from ..errors import JobNotFound
+from ..filters import EVERYTHING, JobFilter
+from ..jobs import JobRecord
+from ..rollups import percentile
+from . import browse_statements as statements
+from .driver import Row
+from .schema import BUCKETS_MS, ROLLUP_FIGURES
+from .sql import MAX_ID, MOST, Attempt, ScheduleRow, Store, WorkerRow
+from .statements import batch_of
+
+WINDOW = 20_000
+"""Rows that one page of a list looks at."""
+ARGS_WINDOW = 10_000
+"""Jobs whose arguments a filter looks at."""
+GROUPED = 10_000
+"""Failed jobs that are grouped: the newest."""
+HOUR_MS = 3_600_000
+_CHUNK = 500
+
+Names = Callable[[str], Sequence[str]]
+"""The names of a task's parameters, in order; none where the task is not known."""
+
+
+class JobRow(NamedTuple):
+    """One job in a list. Times are epoch milliseconds; arguments and error are cut."""
+
+    record: JobRecord
+    hidden: int
+    failure_group: str | None
+    args: str
+    error: str | None
+
+
+class JobWhole(NamedTuple):
+    """One job with all that is stored of it. Times are epoch milliseconds, payloads as stored."""
+
+    record: JobRecord
+    hidden: int
+    failure_group: str | None
+    args: str
+    error: str | None
+    result: str | None
+    origin: str | None
+    attempts: list[Attempt]
+    lines: dict[int, list[LogLine]]
+    """What each try has logged, by its claim."""
+
+
+class LogLine(NamedTuple):
+    """One line that a try has logged."""
+
+    at: int
+    level: str
+    logger: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """One page of a list, newest first."""
+
+    rows: list[JobRow]
+    older: int | None
+    """``before`` of the next page; None where there is none."""
+    searched_out: bool
+    """Whether the page ended because WINDOW rows were looked at, rather than because it was full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateCounts:
+    """How many jobs each state has, each counted up to :data:`MOST`; hidden ones may be among the succeeded."""
+
+    scheduled: int
+    retrying: int
+    """Of the scheduled."""
+    ready: int
+    running: int
+    succeeded: int | None
+    """None where it cannot be told cheaply: the failed and cancelled ones alone fill the count."""
+    failed: int
+    cancelled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Failed jobs with one cause."""
+
+    group: str
+    count: int
+    first_at: int
+    last_at: int
+    newest: JobRow
+    by_slice: dict[int, int]
+    """How many in each slice of time, by its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """A queue. Times are epoch milliseconds."""
+
+    name: str
+    ready: int
+    """Counted up to MOST."""
+    running: int
+    oldest_at: int | None
+    paused: bool
+    paused_at: int | None
+    paused_by: str | None
+    figures: Figures | None
+    """Those of the last hour."""
+
+
+class ScheduleRun(NamedTuple):
+    """One job of a schedule."""
+
+    schedule: str
+    id: int
+    state: str
+    fire_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+class MailRow(NamedTuple):
+    """One queued mail in a list. Times are epoch milliseconds."""
+
+    id: str
+    message_id: str
+    sender: str
+    once: int
+    phase: str | None
+    tries: int
+    size: int
+    created_at: int
+    give_up_at: int
+    finished_at: int | None
+    head: bytes
+    """The beginning of its bytes, with most of its header."""
+    job_id: int | None
+    state: str | None
+    failure_kind: str | None
+    run_at: int | None
+
+
+class AuditRow(NamedTuple):
+    """One thing that a person did."""
+
+    id: int
+    at: int
+    who: str
+    action: str
+    target: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What ended in a slice of time, and how long it took."""
+
+    start: int
+    """Epoch milliseconds."""
+    key: str
+    """The task or the queue, where the figures are of one."""
+    succeeded: int
+    failed: int
+    retried: int
+    cancelled: int
+    run_ms: int
+    longest_ms: int
+    wait_ms: int
+    run: tuple[int, ...]
+    """Tries by duration: counts by BUCKETS_MS."""
+    wait: tuple[int, ...]
+    """Tries by the time they waited: counts by BUCKETS_MS."""
+
+    @property
+    def ended(self) -> int:
+        """Jobs that ended for good."""
+        return self.succeeded + self.failed + self.cancelled
+
+    def run_percentile(self, share: float) -> float | None:
+        """About how many ms *share* of the tries ran at most."""
+        found = percentile(self.run, share)
+        return None if found is None else min(found, float(self.longest_ms))
+
+    def wait_percentile(self, share: float) -> float | None:
+        """About how many ms *share* of the tries waited at most."""
+        return percentile(self.wait, share)
+
+
+class Browser:
+    """One app's rows for pages and commands. Safe from any thread. Errors come as StoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._dialect = store.driver.dialect
+
+    # -- jobs -------------------------------------------------------------------------------------------------------
+
+    def jobs(
+        self,
+        chosen: JobFilter = EVERYTHING,
+        *,
+        limit: int = 50,
+        before: int | None = None,
+        names: Names = lambda task: (),
+    ) -> JobPage:
+        """A page of jobs, newest first. *before*: the id above which to look no more. *names*: for ``args.…``."""
+        if chosen.args:
+            return self._jobs_by_args(chosen, limit, before, names)
+        parameters = {
+            **statements.parameters_of(chosen),
+            "before": MAX_ID if before is None else before,
+            "window": WINDOW,
+        }
+        rows = [_job_row(row) for row in self._read(statements.jobs(chosen), {**parameters, "limit": limit + 1})]
+        if len(rows) > limit:
+            return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
+        floor = self._read(statements.jobs_floor(chosen), parameters)
+        return JobPage(rows=rows, older=floor[0][0] if floor else None, searched_out=bool(floor))
+
+    def _jobs_by_args(self, chosen: JobFilter, limit: int, before: int | None, names: Names) -> JobPage:
+        rows: list[JobRow] = []
+        looked = 0
+        last = before
+        for row in self._one_by_one(chosen, before):
+            looked, last = looked + 1, row.record.id
+            if args_fit(row.args, chosen.args, names(row.record.task)):
+                rows.append(row)
+            if len(rows) == limit or looked == ARGS_WINDOW:
+                return JobPage(rows=rows, older=last, searched_out=len(rows) < limit)
+        return JobPage(rows=rows, older=None, searched_out=False)
+
+    def _one_by_one(self, chosen: JobFilter, before: int | None) -> Iterator[JobRow]:
+        parameters = {**statements.parameters_of(chosen), "window": WINDOW, "limit": _CHUNK}
+        below = MAX_ID if before is None else before
+        while rows := self._read(statements.jobs(chosen), {**parameters, "before": below}):
+            for row in rows:
+                yield _job_row(row)
+            below = rows[-1][0]
+
+    def count(self, chosen: JobFilter, *, names: Names = lambda task: ()) -> int:
+        """How many jobs fit, counted up to :data:`MOST`, among those that a page looks at."""
+        if chosen.args:
+            return len(self.jobs(chosen, limit=MOST, names=names).rows)
+        parameters = {**statements.parameters_of(chosen), "before": MAX_ID, "window": WINDOW, "limit": MOST}
+        number: int = self._read(statements.count_jobs(chosen), parameters)[0][0]
+        return number
+
+    def ids(
+        self, chosen: JobFilter, *, before: int | None = None, names: Names = lambda task: ()
+    ) -> Iterator[list[int]]:
+        """The ids of all jobs that fit, newest first, in batches of at most 1,000; for bulk actions.
+
+        It looks on, window by window, until it has seen all; jobs that an action changes meanwhile do not disturb it.
+        """
+        while True:
+            page = self.jobs(chosen, limit=1000, before=before, names=names)
+            if page.rows:
+                yield [row.record.id for row in page.rows]
+            if page.older is None:
+                return
+            before = page.older
+
+    def job(self, job_id: int) -> JobWhole:
+        """One job with all that is stored of it. Raises JobNotFound."""
+        rows = self._read(statements.job_whole(), {"id": job_id}) if 0 < job_id <= MAX_ID else []
+        if not rows:
+            raise JobNotFound(f"There is no job {job_id}: it never existed, or it was pruned after its time.")
+        fields = len(JobRecord._fields)
+        record = JobRecord._make(rows[0][:fields])
+        hidden, group, args, error, result, origin = rows[0][fields:]
+        lines = {claim: _lines(text) for claim, text in self._read(statements.log_lines(), {"id": job_id})}
+        attempts = self._store.attempts(job_id)
+        return JobWhole(record, hidden, group, args, error, result, origin, attempts, lines)
+
+    def running(self, limit: int = 200) -> list[JobRow]:
+        """The jobs that run, those first that have run longest."""
+        return [_job_row(row) for row in self._read(statements.running(), {"limit": limit})]
+
+    def state_counts(self) -> StateCounts:
+        """How many jobs there are in each state."""
+        found: dict[str, int] = dict(self._read(statements.count_states(), {"most": MOST}))
+        lost = found["failed"] >= MOST or found["cancelled"] >= MOST
+        succeeded = max(0, found["finished"] - found["failed"] - found["cancelled"])
+        return StateCounts(
+            scheduled=found["scheduled"],
+            retrying=found["retrying"],
+            ready=min(MOST, found["ready"] + found["suspect"]),
+            running=found["running"],
+            succeeded=None if lost else min(MOST, succeeded),
+            failed=found["failed"],
+            cancelled=found["cancelled"],
+        )
+
+    def oldest_ready_at(self) -> int | None:
+        """Since when the job waits that has waited longest, in epoch ms; None where none waits."""
+        at: int | None = self._read(statements.oldest_ready(), {"window": WINDOW})[0][0]
+        return at
+
+    def tasks_waiting(self) -> dict[str, int]:
+        """How many unfinished jobs each task has, among the first 10,000 ready and as many scheduled ones."""
+        return dict(self._read(statements.unfinished_tasks(), {"window": MOST}))
+
+    # -- failures ---------------------------------------------------------------------------------------------------
+
+    def failures(self, since: int, *, step: int = HOUR_MS) -> list[FailureGroup]:
+        """The failed jobs since *since* by their cause, latest first; of the newest :data:`GROUPED`."""
+        found: dict[str, list[Row]] = {}
+        for row in self._read(statements.failure_groups(), {"window": GROUPED, "since": since, "step": step}):
+            found.setdefault(row[0] or "", []).append(row)
+        newest = self.jobs_by_id([max(row[3] for row in rows) for rows in found.values()])
+        groups = [_failure_group(group, rows, newest) for group, rows in found.items()]
+        return sorted((g for g in groups if g is not None), key=lambda g: -g.last_at)
+
+    def jobs_by_id(self, ids: Sequence[int]) -> dict[int, JobRow]:
+        """These jobs, as far as they are there."""
+        if not ids:
+            return {}
+        rows = self._read(statements.jobs_by_id(self._dialect), {"batch": batch_of([(i,) for i in ids])})
+        return {row[0]: _job_row(row) for row in rows}
+
+    # -- queues, schedules, workers -----------------------------------------------------------------------------------
+
+    def queues(self, *, also: Sequence[str] = ()) -> list[QueueState]:
+        """The queues with jobs, those that are paused, those that worked in the last hour, and *also*, by name."""
+        ready = {name: (number, oldest) for name, number, oldest in self._read(statements.queues(), {"most": MOST})}
+        running: dict[str, int] = dict(self._read(statements.running_by_queue(), {}))
+        paused = {name: (at, who) for name, at, who in self._read(statements.paused_queues(), {})}
+        now = self._store.clock()
+        worked = {f.key: f for f in self.figures(now - HOUR_MS, step=MAX_ID, by="queue")}
+        return [
+            QueueState(
+                name=name,
+                ready=ready.get(name, (0, None))[0],
+                running=running.get(name, 0),
+                oldest_at=ready.get(name, (0, None))[1],
+                paused=name in paused,
+                paused_at=paused.get(name, (None, None))[0],
+                paused_by=paused.get(name, (None, None))[1],
+                figures=worked.get(name),
+            )
+            for name in sorted({*ready, *running, *paused, *worked, *also})
+        ]
+
+    def schedules(self) -> list[ScheduleRow]:
+        """Every schedule."""
+        return self._store.schedules()
+
+    def schedule_runs(self, limit: int = 30) -> dict[str, list[ScheduleRun]]:
+        """The last jobs of each schedule, newest first."""
+        runs: dict[str, list[ScheduleRun]] = {}
+        for row in self._read(statements.schedule_runs(), {"limit": limit}):
+            runs.setdefault(row[0], []).append(ScheduleRun._make(row))
+        return runs
+
+    def workers(self) -> list[WorkerRow]:
+        """Every worker that the store knows, the dead of the last hour included."""
+        return self._store.workers()
+
+    # -- figures ----------------------------------------------------------------------------------------------------
+
+    def figures(
+        self,
+        since: int,
+        *,
+        step: int,
+        span: Literal[60, 3600] = 60,
+        by: statements.Key | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+    ) -> list[Figures]:
+        """What ended since *since*, in slices of *step* ms, oldest first; slices in which nothing ended are left out.
+
+        *span* says which roll-ups are added up: those of minutes (60), kept for 2 days, or of hours (3600), kept for
+        62. A *step* of MAX_ID gives one row for all the time. *by* tells tasks or queues apart.
+        """
+        parameters = {"since": since, "step": step, "span": span, "task": task, "queue": queue}
+        return [_figures(row) for row in self._read(statements.series(by), parameters)]
+
+    # -- mails and the audit log --------------------------------------------------------------------------------------
+
+    def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> list[MailRow]:
+        """The newest queued mails before that id; *address*: only those with a recipient that has this in it."""
+        below = "~" if before is None else before
+        parameters: dict[str, Any] = {"before": below, "limit": limit}
+        if address is not None:
+            pattern = address.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            parameters |= {"address": f"%{pattern}%", "window": WINDOW}
+        rows = self._read(statements.mails(self._dialect, addressed=address is not None), parameters)
+        return [MailRow._make(row) for row in rows]
+
+    def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:
+        """What people did, newest first."""
+        parameters = {"limit": limit, "before": MAX_ID if before is None else before}
+        return [AuditRow._make(row) for row in self._read(statements.audit(), parameters)]
+
+    def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        self._store.driver.prepare()
+        return self._store.driver.read(sql, parameters)
+
+
+def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str]) -> bool:
+    """Whether stored arguments have these values, written as text or JSON. Damaged ones fit nothing."""
+    try:
+        positional, keywords = json.loads(args)
+        given = {**dict(zip(names, positional, strict=False)), **keywords}
+    except (ValueError, TypeError):
+        return False
+    return all(name in given and _is_written(given[name], text) for name, text in wanted)
+
+
+def _is_written(value: object, text: str) -> bool:
+    return text == (value if isinstance(value, str) else json.dumps(value))
+
+
+def _job_row(row: Row) -> JobRow:
+    fields = len(JobRecord._fields)
+    return JobRow(JobRecord._make(row[:fields]), *row[fields:])
+
+
+def _lines(text: str) -> list[LogLine]:
+    try:
+        return [LogLine._make(line) for line in json.loads(text)]
+    except (ValueError, TypeError):
+        return []
+
+
+def _failure_group(group: str, rows: Sequence[Row], newest: dict[int, JobRow]) -> FailureGroup | None:
+    job = newest.get(max(row[3] for row in rows))
+    if job is None:
+        return None
+    return FailureGroup(
+        group=group,
+        count=sum(row[2] for row in rows),
+        first_at=min(row[4] for row in rows),
+        last_at=max(row[5] for row in rows),
+        newest=job,
+        by_slice={row[1]: row[2] for row in rows},
+    )
+
+
+_SINGLE = ROLLUP_FIGURES.index("run_0")
+
+
+def _figures(row: Row) -> Figures:
+    start, key, *sums = row
+    buckets = len(BUCKETS_MS) + 1
+    single = dict(zip(ROLLUP_FIGURES[:_SINGLE], sums[:_SINGLE], strict=True))
+    run, wait = sums[_SINGLE : _SINGLE + buckets], sums[_SINGLE + buckets :]
+    return Figures(start=start, key=key, run=tuple(run), wait=tuple(wait), **single)

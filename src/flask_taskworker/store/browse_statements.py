@@ -1,0 +1,276 @@
+"""The SQL behind pages and commands, one function a statement, in the manner of ``statements.py``. Pure.
+
+Each statement is bounded: it looks at no more than ``:window`` rows of an index, whatever lies in the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ..filters import JobFilter
+from .schema import BUCKETS_MS, FINISHED, ROLLUP_FIGURES
+from .statements import RECORD, Dialect
+
+SHOWN = 2_000
+"""Characters of arguments and errors that a list needs."""
+
+_ALIVE = "hidden = 0"
+ROW = f"{RECORD}, hidden, failure_group, substr(args, 1, {SHOWN}) AS args, substr(error, 1, {SHOWN}) AS error"
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def _base(chosen: JobFilter) -> str:
+    """What an index knows of the filter: there the looking begins."""
+    if chosen.hidden:
+        return "true"
+    if chosen.group is not None:
+        return f"state = 'failed' AND {_ALIVE} AND failure_group = :group"
+    match chosen.states:
+        case ("failed",) | ("cancelled",):
+            return f"state = '{chosen.states[0]}' AND state IN ('failed', 'cancelled') AND {_ALIVE}"
+        case ("running",):
+            return "state = 'running'"
+        case ("ready",):
+            few = "SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = {} LIMIT :window"
+            return f"(id IN ({few.format(0)}) OR id IN ({few.format(1)}))"
+        case ("scheduled",) | ("retrying",):
+            return "id IN (SELECT id FROM taskworker_job WHERE state = 'scheduled' ORDER BY run_at LIMIT :window)"
+    if chosen.schedule is not None:
+        # Newest first by fire time is newest first by id.
+        return (
+            "id IN (SELECT id FROM taskworker_job WHERE schedule IS NOT NULL AND schedule = :schedule "
+            "ORDER BY fire_at DESC LIMIT :window)"
+        )
+    return "true"
+
+
+def _conditions(chosen: JobFilter) -> str:
+    parts = ["hidden <> 0" if chosen.hidden else _ALIVE]
+    if chosen.states:
+        retrying = "(state = 'scheduled' AND failures > 0)"
+        states = [retrying if state == "retrying" else f"state = '{state}'" for state in chosen.states]
+        parts.append(f"({' OR '.join(states)})")
+    if chosen.task is not None:
+        parts.append("task LIKE :task ESCAPE '\\'" if "*" in chosen.task else "task = :task")
+    for name, column in _EQUAL.items():
+        if getattr(chosen, name) is not None:
+            parts.append(f"{column} = :{name}")
+    if chosen.unique is not None:
+        # Stored with the task before it.
+        parts.append("unique_key = task || ':' || :unique")
+    if chosen.attempts is not None:
+        parts.append("failures >= :attempts")
+    if chosen.after is not None:
+        parts.append("created_at >= :after")
+    if chosen.before is not None:
+        parts.append("created_at < :created_before")
+    return " AND ".join(parts)
+
+
+_EQUAL = {
+    "id": "id",
+    "uid": "uid",
+    "queue": "queue",
+    "schedule": "schedule",
+    "worker": "worker_id",
+    "group": "failure_group",
+}
+
+
+def parameters_of(chosen: JobFilter) -> dict[str, Any]:
+    """The parameters of :func:`jobs` that come from the filter."""
+    task = chosen.task_pattern() if chosen.task is not None and "*" in chosen.task else chosen.task
+    values = {
+        **{name: getattr(chosen, name) for name in _EQUAL},
+        "task": task,
+        "unique": chosen.unique,
+        "attempts": chosen.attempts,
+        "after": chosen.after,
+        "created_before": chosen.before,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def jobs(chosen: JobFilter, columns: str = ROW) -> str:
+    """The newest ``:limit`` jobs before ``:before`` that fit, among the ``:window`` newest that the index offers."""
+    base = _base(chosen)
+    return (
+        f"SELECT {columns} FROM taskworker_job WHERE {base} AND id < :before AND id >= COALESCE(({_floor(base)}), 0) "
+        f"AND {_conditions(chosen)} ORDER BY id DESC LIMIT :limit"
+    )
+
+
+def jobs_floor(chosen: JobFilter) -> str:
+    """Where the window of :func:`jobs` ends: the id of its oldest row, or no row where it holds all there is."""
+    return _floor(_base(chosen))
+
+
+def _floor(base: str) -> str:
+    return f"SELECT id FROM taskworker_job WHERE {base} AND id < :before ORDER BY id DESC LIMIT 1 OFFSET :window"
+
+
+def count_jobs(chosen: JobFilter) -> str:
+    """How many of the jobs of :func:`jobs` there are, up to ``:limit``."""
+    return f"SELECT count(*) FROM ({jobs(chosen, 'id')}) AS counted"
+
+
+def job_whole() -> str:
+    """One job with its payloads, and what a list does not need."""
+    return f"SELECT {RECORD}, hidden, failure_group, args, error, result, origin FROM taskworker_job WHERE id = :id"
+
+
+def log_lines() -> str:
+    """The log lines of the tries of one job."""
+    return "SELECT claim, lines FROM taskworker_log WHERE job_id = :id ORDER BY claim"
+
+
+def count_states() -> str:
+    """How many jobs have each state, each counted up to ``:most``; ``finished`` up to three times that."""
+    counted = "SELECT '{}' AS what, (SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT {}) AS c)"
+    kinds = {
+        "scheduled": "state = 'scheduled'",
+        "ready": "state = 'ready' AND solo = 0",
+        "suspect": "state = 'ready' AND solo = 1",
+        "running": "state = 'running'",
+        **{s: f"state = '{s}' AND state IN ('failed', 'cancelled') AND {_ALIVE}" for s in ("failed", "cancelled")},
+    }
+    parts = [counted.format(what, where, ":most") for what, where in kinds.items()]
+    parts.append(counted.format("finished", FINISHED, "3 * CAST(:most AS integer)"))
+    due = "SELECT failures FROM taskworker_job WHERE state = 'scheduled' ORDER BY run_at LIMIT :most"
+    parts.append(f"SELECT 'retrying', (SELECT count(*) FROM ({due}) AS r WHERE failures > 0)")
+    return " UNION ALL ".join(parts)
+
+
+def oldest_ready() -> str:
+    """Since when the job waits that has waited longest, among the first ``:window`` of the ready ones."""
+    since = "CASE WHEN run_at > 0 THEN run_at ELSE created_at END"
+    few = f"SELECT {since} AS since FROM taskworker_job WHERE state = 'ready' AND solo = 0 LIMIT :window"
+    return f"SELECT min(since) FROM ({few}) AS dated"
+
+
+def running() -> str:
+    """The jobs that run, those that have run longest first, up to ``:limit``."""
+    return f"SELECT {ROW} FROM taskworker_job WHERE state = 'running' ORDER BY started_at, id LIMIT :limit"
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def failure_groups() -> str:
+    """The newest ``:window`` failed jobs by group and slice of ``:step`` ms: how many, when, and the newest job."""
+    newest = (
+        "SELECT id, failure_group, finished_at FROM taskworker_job WHERE state = 'failed' "
+        f"AND state IN ('failed', 'cancelled') AND {_ALIVE} ORDER BY id DESC LIMIT :window"
+    )
+    return (
+        "SELECT failure_group, finished_at / :step * :step AS slice, count(*), max(id), min(finished_at), "
+        f"max(finished_at) FROM ({newest}) AS f WHERE finished_at >= :since GROUP BY 1, 2"
+    )
+
+
+def jobs_by_id(dialect: Dialect) -> str:
+    """The jobs of a batch of ids."""
+    return f"SELECT {ROW} FROM taskworker_job WHERE id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+
+
+# -- queues, schedules, workers ----------------------------------------------------------------------------------------
+
+
+def queues() -> str:
+    """Queues with ready jobs: how many up to ``:most``, and since when the oldest of the next 1,000 waits."""
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
+    since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
+    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT {}"
+    return (
+        f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
+        f"WHERE q.name IS NOT NULL) SELECT name, (SELECT count(*) FROM (SELECT 1 {ready.format(':most')}) AS counted), "
+        f"(SELECT min(since) FROM (SELECT {since} AS since {ready.format(1000)}) AS dated) "
+        "FROM q WHERE name IS NOT NULL"
+    )
+
+
+def running_by_queue() -> str:
+    """How many jobs of each queue run."""
+    return "SELECT queue, count(*) FROM taskworker_job WHERE state = 'running' GROUP BY queue"
+
+
+def paused_queues() -> str:
+    """The queues that are paused."""
+    return "SELECT name, paused_at, paused_by FROM taskworker_queue WHERE paused = 1 ORDER BY name"
+
+
+def schedule_runs() -> str:
+    """The last ``:limit`` jobs of each schedule, newest first."""
+    return (
+        f"SELECT {', '.join('j.' + name for name in _RUN)} FROM taskworker_schedule AS s JOIN taskworker_job AS j "
+        "ON j.schedule = s.name AND j.schedule IS NOT NULL WHERE j.fire_at IN (SELECT fire_at FROM taskworker_job "
+        "WHERE schedule IS NOT NULL AND schedule = s.name ORDER BY fire_at DESC LIMIT :limit) "
+        "ORDER BY j.schedule, j.fire_at DESC"
+    )
+
+
+_RUN = ("schedule", "id", "state", "fire_at", "started_at", "finished_at")
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+_BUCKETS = range(len(BUCKETS_MS) + 1)
+Key = Literal["task", "queue"]
+
+
+def series(by: Key | None = None) -> str:
+    """Figures since ``:since`` in slices of ``:step`` ms, one row a slice (and task or queue), oldest first."""
+    sums = [f"CAST(sum({name}) AS bigint)" for name in ROLLUP_FIGURES if name != "longest_ms"]
+    sums.insert(ROLLUP_FIGURES.index("longest_ms"), "max(longest_ms)")
+    key = f", {by}" if by else ", ''"
+    return (
+        f"SELECT start / :step * :step AS slice{key}, {', '.join(sums)} FROM taskworker_rollup "
+        "WHERE span = :span AND start >= :since AND (CAST(:task AS text) IS NULL OR task = :task) "
+        "AND (CAST(:queue AS text) IS NULL OR queue = :queue) GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+
+
+# -- mails -------------------------------------------------------------------------------------------------------------
+
+MAIL_HEAD = 4_096
+"""Bytes of a mail in which its header lines are looked for."""
+
+
+def mails(dialect: Dialect, *, addressed: bool) -> str:
+    """The newest ``:limit`` queued mails before ``:before``, with the beginning of their bytes.
+
+    *addressed*: those to an address with ``:address`` in it, among the ``:window`` newest.
+    """
+    like = "LIKE" if dialect.name == "sqlite" else "ILIKE"
+    to = (
+        "AND m.id >= COALESCE((SELECT id FROM taskworker_mail WHERE id < :before ORDER BY id DESC LIMIT 1 "
+        "OFFSET :window), '') AND EXISTS (SELECT 1 FROM taskworker_recipient AS r WHERE r.mail_id = m.id "
+        f"AND r.address {like} :address ESCAPE '\\')"
+    )
+    return (
+        "SELECT m.id, m.message_id, m.sender, m.once, m.phase, m.tries, m.size, m.created_at, m.give_up_at, "
+        f"m.finished_at, substr(b.body, 1, {MAIL_HEAD}), j.id, j.state, j.failure_kind, j.run_at "
+        "FROM taskworker_mail AS m LEFT JOIN taskworker_mail_body AS b ON b.mail_id = m.id "
+        f"LEFT JOIN taskworker_job AS j ON j.uid = m.id WHERE m.id < :before {to if addressed else ''} "
+        "ORDER BY m.id DESC LIMIT :limit"
+    )
+
+
+# -- the audit log -----------------------------------------------------------------------------------------------------
+
+
+def audit() -> str:
+    """The newest ``:limit`` actions before ``:before``."""
+    return (
+        "SELECT id, at, who, action, target, number FROM taskworker_audit WHERE id < :before ORDER BY id DESC "
+        "LIMIT :limit"
+    )
+
+
+def unfinished_tasks() -> str:
+    """How many of the first ``:window`` ready, and of as many scheduled, jobs there are of each task."""
+    some = "(SELECT task FROM taskworker_job WHERE state = '{}' LIMIT :window)"
+    both = f"SELECT * FROM {some.format('ready')} AS r UNION ALL SELECT * FROM {some.format('scheduled')} AS s"
+    return f"SELECT task, count(*) FROM ({both}) AS u GROUP BY task ORDER BY task"

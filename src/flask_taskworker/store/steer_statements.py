@@ -1,0 +1,143 @@
+"""The SQL of what people do to jobs, queues and schedules, in the manner of ``statements.py``. Pure.
+
+A batch statement leaves alone the jobs that are in no state for it, and returns (id, state) of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .schema import FINISHED, UNFINISHED
+from .statements import Dialect
+
+_KEY_FREE = (
+    "(unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = "
+    f"taskworker_job.unique_key AND other.unique_key IS NOT NULL AND other.{UNFINISHED}))"
+)
+
+
+def _chosen(dialect: Dialect) -> str:
+    return f"id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+
+
+def retry(dialect: Dialect) -> str:
+    """Put failed and cancelled jobs back into their queues, but for those of :func:`special_retries`."""
+    return (
+        "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
+        "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
+        "failure_group = NULL, hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+        f"WHERE {_chosen(dialect)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
+        "AND task <> 'flask_taskworker.mail.deliver' RETURNING id, state"
+    )
+
+
+def special_retries(dialect: Dialect) -> str:
+    """The failed and cancelled ones that are put back one by one: of two with one unique key only one can come back,
+    and with the job of a mail its recipients must be opened again."""
+    return (
+        f"SELECT id FROM taskworker_job WHERE {_chosen(dialect)} AND state IN ('failed', 'cancelled') "
+        "AND (unique_key IS NOT NULL OR task = :mail)"
+    )
+
+
+def cancel(dialect: Dialect) -> str:
+    """Cancel waiting jobs, ask running ones to stop."""
+    return (
+        "UPDATE taskworker_job SET cancel_requested = 1, "
+        "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
+        "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
+        "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
+        f"WHERE {_chosen(dialect)} AND {UNFINISHED} RETURNING id, state"
+    )
+
+
+def discard(dialect: Dialect) -> str:
+    """Put finished jobs away; waiting ones are cancelled and put away. They are pruned when their time comes."""
+    return (
+        f"UPDATE taskworker_job SET hidden = CASE WHEN {FINISHED} THEN 1 ELSE 2 END, "
+        f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
+        f"state = CASE WHEN {FINISHED} THEN state ELSE 'cancelled' END "
+        f"WHERE {_chosen(dialect)} AND hidden = 0 AND state <> 'running' RETURNING id, "
+        "CASE WHEN hidden = 2 THEN 'cancelled' ELSE 'hidden' END"
+    )
+
+
+def restore(dialect: Dialect) -> str:
+    """Take discarded jobs back; those that waited wait again, if their unique keys are free."""
+    waits = "hidden = 2 AND state = 'cancelled'"
+    return (
+        f"UPDATE taskworker_job SET state = CASE WHEN {waits} THEN CASE WHEN run_at > :now THEN 'scheduled' "
+        f"ELSE 'ready' END ELSE state END, finished_at = CASE WHEN {waits} THEN NULL ELSE finished_at END, "
+        f"expires_at = CASE WHEN {waits} THEN NULL ELSE expires_at END, hidden = 0 "
+        f"WHERE {_chosen(dialect)} AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE}) RETURNING id, state"
+    )
+
+
+def run(dialect: Dialect) -> str:
+    """Have scheduled jobs run now."""
+    return (
+        f"UPDATE taskworker_job SET state = 'ready', run_at = :now WHERE {_chosen(dialect)} AND state = 'scheduled' "
+        "RETURNING id, state"
+    )
+
+
+BATCH: Mapping[str, Callable[[Dialect], str]] = {
+    "retry": retry,
+    "cancel": cancel,
+    "discard": discard,
+    "restore": restore,
+    "run": run,
+}
+
+
+def hidden_key_taken() -> str:
+    """Whether a discarded job waits for its unique key."""
+    return f"SELECT 1 FROM taskworker_job WHERE id = :id AND hidden = 2 AND NOT {_KEY_FREE}"
+
+
+def pause_queue() -> str:
+    """Pause a queue; one that is paused stays as it is."""
+    return (
+        "INSERT INTO taskworker_queue (name, paused, paused_at, paused_by) VALUES (:name, 1, :now, :who) "
+        "ON CONFLICT (name) DO UPDATE SET paused = 1, "
+        "paused_at = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_at ELSE excluded.paused_at "
+        "END, paused_by = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_by "
+        "ELSE excluded.paused_by END"
+    )
+
+
+def resume_queue() -> str:
+    """Resume a queue."""
+    return (
+        "UPDATE taskworker_queue SET paused = 0, paused_at = NULL, paused_by = NULL WHERE name = :name AND paused = 1 "
+        "RETURNING name"
+    )
+
+
+def pause_schedule() -> str:
+    """Pause a schedule."""
+    return "UPDATE taskworker_schedule SET paused = 1 WHERE name = :name AND paused = 0 RETURNING name"
+
+
+def resume_schedule() -> str:
+    """Resume a schedule at its next time."""
+    return (
+        "UPDATE taskworker_schedule SET paused = 0, next_at = :next_at WHERE name = :name AND paused = 1 RETURNING name"
+    )
+
+
+def move_schedule() -> str:
+    """Move a schedule on, if nobody else has."""
+    return "UPDATE taskworker_schedule SET next_at = :next_at WHERE name = :name AND next_at = :expected RETURNING name"
+
+
+def note() -> str:
+    """Note an act."""
+    return (
+        "INSERT INTO taskworker_audit (at, who, action, target, number) VALUES (:at, :who, :action, :target, :number)"
+    )
+
+
+def remove_notes() -> str:
+    """Delete the notes of acts before ``:before``."""
+    return "DELETE FROM taskworker_audit WHERE at < :before"
