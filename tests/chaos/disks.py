@@ -188,7 +188,7 @@ def long_reader(run: Run) -> Result:
             with _writing(stage, payload):
                 time.sleep(seconds)
             grown = log.stat().st_size
-            warned = "read" in _warnings(stage)
+            warned = "read transaction" in _warnings(stage)
             reader.execute("ROLLBACK")
         released = time.monotonic()
         cut = _await_cut(stage, log, released)
@@ -209,7 +209,7 @@ def _writing(stage: Stage, payload: str) -> Iterator[None]:
     def work() -> None:
         with stage.shop.app.app_context():
             while not stopping.wait(0.002):
-                stage.shop.hold.enqueue(payload)
+                stage.accept([stage.shop.hold.enqueue(payload)])
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

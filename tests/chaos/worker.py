@@ -96,7 +96,8 @@ class Shop:
 
         @task(name="shop.hold")
         async def hold(text: str) -> None:
-            """Something large to store."""
+            with executed(self.place.folder):
+                assert text
 
         self.hold: Task[..., Any, Any] = hold
         self.pulse: Task[..., Any, Any] = pulse

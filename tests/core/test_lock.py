@@ -489,6 +489,26 @@ def test_log_stays_short_with_a_worker_that_does_nothing_else(
     wait_for(lambda: path_of(app).stat().st_size > 5 * 900_000, "the log is copied into the database")
 
 
+def test_log_that_an_open_reader_holds_back_is_warned_of_once(
+    make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "LONG_LOG_BYTES", 500_000)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_ENQUEUES", 2)
+    app = make_app(TASKER_DURABILITY="normal")
+    task = make_task(make_worker(app, start=False))
+    task.enqueue()
+    with closing(sqlite3.connect(path_of(app), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM taskworker_job").fetchall()
+        for _ in range(10):
+            task.enqueue("x" * 70_000)
+    assert caplog.text.count("a read transaction that somebody keeps open holds it back") == 1
+    for _ in range(10):
+        task.enqueue("x" * 70_000)
+    assert caplog.text.count("a read transaction that somebody keeps open holds it back") == 1
+
+
 def test_trouble_with_the_log_is_no_refusal_of_the_job(
     make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
