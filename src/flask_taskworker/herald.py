@@ -78,7 +78,7 @@ class Herald:
 
     def _job(self, claim: Claim, state: str, failures: int = 0) -> Job[object]:
         known = claim._asdict() | {"failures": claim.failures + failures}
-        del known["args"]
+        del known["args"], known["origin"]
         return Job(JobRecord(**known, state=state), self._client)
 
     def fired(self, fired: Iterable[tuple[str, JobRecord]]) -> None:
