@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tests.chaos.disks
-import tests.chaos.kills  # noqa: F401
+import tests.chaos.kills
+import tests.chaos.clocks
+import tests.chaos.disks  # noqa: F401, I001 - in the order of the matrix
 from tests.chaos.row import ROWS
 
 __all__ = ["ROWS"]

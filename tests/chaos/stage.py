@@ -15,6 +15,7 @@ from typing import Any
 from tests.chaos import journal
 from tests.chaos.fleet import Fleet, until
 from tests.chaos.row import Run
+from tests.chaos.spawned import Spawned, spawn
 from tests.chaos.verifier import DIED, FROZEN, TOLD_TO_END, Fault, Final, Judgement, Rules, judge
 from tests.chaos.worker import Place
 
@@ -29,6 +30,17 @@ class Stage(Fleet):
         self.chance = chance
         self.faults: list[Fault] = []
         self._stopped: dict[int, float] = {}
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def spawn(self, number: int = 1, function: str = "tests.chaos.worker:serve", **environment: str) -> list[Spawned]:
+        """Start processes that are not forked from this one's server."""
+        made = []
+        for _ in range(number):
+            log = str(Path(self.place.folder, f"log-{next(self._numbers)}"))
+            made.append(spawn(self.place, function, log, environment))
+        self.children += made
+        return made
 
     # -- jobs -------------------------------------------------------------------------------------------------------
 
