@@ -104,7 +104,14 @@ FLOORS = [
     "cli.acting",
     "cli.tables",
     "cli",
+    "testing.matching",
+    "testing.drive",
+    "testing.jobs",
+    "testing.clock",
+    "testing.live",
+    "testing.outbox",
     "testing",
+    "pytest_plugin",
     "extension",
     "",  # flask_taskworker/__init__.py
 ]

@@ -213,13 +213,7 @@ class Worker:
     async def _connect(self) -> None:
         await self._in_thread(self._store.driver.prepare)
         self._crew = Crew(
-            executor=Executor(
-                self._find_app,
-                self._registry,
-                threads=self.config.threads,
-                clock=self._store.clock,
-                run_atomically=self.client.run_atomically,
-            ),
+            executor=self._make_executor(),
             config=self.config,
             clock=self._store.clock,
             find_app=self._find_app,
@@ -232,6 +226,15 @@ class Worker:
         except BaseException:
             await self._work.close()
             raise
+
+    def _make_executor(self) -> Executor:
+        return Executor(
+            self._find_app,
+            self._registry,
+            threads=self.config.threads,
+            clock=self._store.clock,
+            run_atomically=self.client.run_atomically,
+        )
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
         """Not asyncio.to_thread: its threads refuse work once the main thread has ended, which is when we stop."""

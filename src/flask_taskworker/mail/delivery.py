@@ -29,7 +29,9 @@ from ..tasks import TaskOptions, TaskRegistry
 from .envelope import Ending, Envelope
 from .errors import (
     AuthenticationFailed,
+    ConnectError,
     DeliveryUnknown,
+    HeloRefused,
     MailError,
     RecipientsRefused,
     ServerDisconnected,
@@ -385,7 +387,12 @@ async def _give_to(host: Host, envelope: Envelope) -> dict[str, Verdict]:
         envelope.mail_options,
         envelope.rcpt_options,
     )
-    await asyncio.to_thread(host.sendmail, *arguments)
+    try:
+        await asyncio.to_thread(host.sendmail, *arguments)
+    except (ConnectError, HeloRefused, AuthenticationFailed) as error:
+        raise Parked(FIRST_PARKING_S) from error
+    except MailError as error:
+        return verdicts(envelope, error)
     return dict.fromkeys(envelope.recipients, Verdict(Ending.ACCEPTED, 250, ""))
 
 

@@ -1,0 +1,347 @@
+"""Running an app's worker for a test: the real one, one job at a time, until there is nothing left to do.
+
+The worker gets a thread and an event loop of its own. So it works from a test that is a coroutine, inside a request,
+inside an app context; and jobs see nothing of these, as in production.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+from flask import Flask
+
+from ..client import Client
+from ..errors import AppError, TaskWorkerError
+from ..executor import Executor
+from ..herald import Herald
+from ..jobs import Claim, Ending, JobRecord, Outcome, RunningJob, running_job
+from ..runner import Runner
+from ..scheduling import Scheduler
+from ..store.work import Ended, Peek, WorkerStore
+from ..worker import Limits, Worker
+
+if TYPE_CHECKING:
+    from ..extension import AppState
+
+CrashPoint = Literal["before_run", "before_finish"]
+
+PATIENCE = 0.25
+"""A job that runs longer may wait for another, which then runs beside it. Seconds."""
+_LOOK_INTERVAL = 0.1
+FOR_EVER = 250_000_000_000_000
+"""In the year 9892, in epoch milliseconds."""
+
+
+class MovableClock:
+    """A store's clock that stands still until it is moved. Epoch milliseconds."""
+
+    def __init__(self, ms: int) -> None:
+        self.ms = ms
+
+    def __call__(self) -> int:
+        """What time it is."""
+        return self.ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one run of the worker shall do."""
+
+    max_jobs: int
+    until: int | None = None
+    """Whenever there is nothing to do, the clock moves to the next moment at which there is; as far as this."""
+    schedules: bool = False
+    """Fire schedules, too."""
+    perform: bool = True
+    """Run jobs; else they are made ready, and rescued, only."""
+    only: tuple[str, str] | None = None
+    """The (queue, kind) to work on."""
+
+
+@dataclass(slots=True)
+class Faults:
+    """What shall go wrong."""
+
+    crash_at: CrashPoint | None = None
+    """Where the process of the next job dies."""
+    twice: bool = False
+    """Run each job that succeeds once more."""
+    repeated: set[int] = field(default_factory=set)
+    """The jobs whose second run is to come, or over."""
+
+    def wants_again(self, job: RunningJob, outcome: Outcome) -> bool:
+        """Whether the job must run a second time; never one that says that it must not."""
+        if not self.twice or outcome.ending is not Ending.SUCCEEDED or outcome.recorded or job.claim.at_most_once:
+            return False
+        if job.claim.id in self.repeated:
+            return False
+        self.repeated.add(job.claim.id)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One try of one job, and the state in which it left the job."""
+
+    claim: Claim
+    outcome: Outcome
+    state: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of one run of the worker."""
+
+    executions: list[Execution] = field(default_factory=list)
+    repeats: int = 0
+    rescued: list[JobRecord] = field(default_factory=list)
+    died: bool = False
+    is_cut_short: bool = False
+    """Whether the plan's ``max_jobs`` ended the run."""
+
+
+class _Recorder(Herald):
+    """Notes what is announced."""
+
+    def __init__(self, client: Client, find_app: Callable[[], Flask | None], report: Report) -> None:
+        super().__init__(client, find_app)
+        self._report = report
+
+    def ended(self, ended: Iterable[Ended], states: dict[int, str]) -> None:
+        told = list(ended)
+        self._report.executions += [
+            Execution(e.claim, e.outcome, states[e.claim.id]) for e in told if e.claim.id in states
+        ]
+        super().ended(told, states)
+
+    def rescued(self, records: Iterable[JobRecord]) -> None:
+        told = list(records)
+        self._report.rescued += told
+        super().rescued(told)
+
+
+class _NoSchedules(Scheduler):
+    """Declares none and fires none: what a test runs must not depend on the time of day."""
+
+    async def declare(self, work: WorkerStore) -> None:
+        pass
+
+
+class _FaultyExecutor(Executor):
+    """Does what the plan wants to go wrong, where it would go wrong."""
+
+    faults: Faults
+    die: Callable[[], None]
+    report: Report
+
+    async def execute(self, job: RunningJob) -> Outcome:
+        if self.faults.crash_at == "before_run":
+            await self._crash()
+        outcome = await super().execute(job)
+        if self.faults.crash_at == "before_finish":
+            await self._crash()
+        if self.faults.wants_again(job, outcome):
+            # As by a worker that had to hand the job back when it was done already.
+            self.report.repeats += 1
+            return Outcome(Ending.RELEASED)
+        return outcome
+
+    async def _crash(self) -> None:
+        self.faults.crash_at = None
+        self.die()
+        await asyncio.Event().wait()
+
+
+class DrainWorker(Worker):
+    """The worker, but it takes one job at a time, ends when the plan is done, and can die."""
+
+    def __init__(self, *, plan: Plan, faults: Faults, clock: MovableClock | None, **options: Any) -> None:
+        super().__init__(limits=Limits(drain=True, max_jobs=plan.max_jobs), **options)
+        self.report = Report()
+        self._plan = plan
+        self._faults = faults
+        self._moved = clock
+        self._claimed_at = 0.0
+        self._herald = _Recorder(self.client, self._find_app, self.report)
+        # What a test has done must stay to be looked at, however far it moves the clock.
+        self._next_upkeep = math.inf
+        if not plan.schedules:
+            self._scheduler = _NoSchedules(self._registry, self._store.clock)
+
+    def _make_executor(self) -> Executor:
+        executor = _FaultyExecutor(
+            self._find_app,
+            self._registry,
+            threads=self.config.threads,
+            clock=self._store.clock,
+            run_atomically=self.client.run_atomically,
+        )
+        executor.faults, executor.die, executor.report = self._faults, self._die, self.report
+        return executor
+
+    # -- what to take -----------------------------------------------------------------------------------------------
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        if not self._plan.perform:
+            return []
+        return super()._in_order(names) if self.config.queues is not None else sorted(names)
+
+    def _take(self, peek: Peek) -> None:
+        super()._take(peek)
+        if self._plan.only is not None:
+            self._ready = {kind: names if kind == self._plan.only[1] else [] for kind, names in self._ready.items()}
+
+    def _room(self, kind: str) -> int:
+        if self._crew.claims() and self._loop.time() - self._claimed_at < PATIENCE:
+            return 0
+        return min(1, super()._room(kind))
+
+    async def _accept(self, kind: str, claims: list[Claim]) -> None:
+        self._claimed_at = self._loop.time()
+        await super()._accept(kind, claims)
+
+    # -- how it ends ------------------------------------------------------------------------------------------------
+
+    def _is_at_limit(self) -> bool:
+        if not super()._is_at_limit():
+            return False
+        self.report.is_cut_short = self._crew.jobs_done >= self._plan.max_jobs
+        return self.report.is_cut_short or not self._move_clock()
+
+    def _move_clock(self) -> bool:
+        """Go to the next moment at which something is due; False when there is none in the plan's time."""
+        if self._plan.until is None or self._moved is None:
+            return False
+        last, now = self._plan.until, self._moved.ms
+        # What was due and did not fire cannot: its task is unknown, for example.
+        coming = (self._next_due, self._next_fire)
+        moments = [moment for moment in coming if moment is not None and now < moment <= last]
+        self._moved.ms = min(moments, default=now)
+        return bool(moments)
+
+    def _die(self) -> None:
+        self.report.died = True
+        self._stopping = True
+        self._news.set()
+
+    async def _end(self) -> bool:
+        if not self.report.died:
+            return await super()._end()
+        if self.client.on_news == self.wake:
+            self.client.on_news = None
+        # Nothing is recorded and nothing handed back: the row of this worker stays, and so do the claims.
+        self._crew.lose()
+        await self._close(holding=True)
+        return True
+
+    def _leave(self, *, holding: bool = False) -> None:
+        super()._leave(holding=holding and not self.report.died)
+
+
+# -- one app's ---------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Where the jobs of one app are run for tests. One for each app; safe from any thread."""
+
+    def __init__(self, app: Flask) -> None:
+        if "taskworker" not in app.extensions:
+            raise AppError(f"The app {app.import_name!r} has no TaskWorker. Call task_worker.init_app(app) first.")
+        self.state: AppState = app.extensions["taskworker"]
+        self.faults = Faults()
+        self.clock: MovableClock | None = None
+        """The frozen clock, while there is one."""
+        self.dead: list[str] = []
+        """The workers that have died and were not rescued yet."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, app: Flask) -> Bench:
+        """The bench of *app*. Raises AppError for an app without a TaskWorker."""
+        bench = _benches.get(app)
+        if bench is None:
+            bench = _benches[app] = cls(app)
+        return bench
+
+    def run(self, plan: Plan) -> Report:
+        """Run the worker as planned, and wait for its end."""
+        self._refuse_company()
+        with self._lock:
+            return self._run(plan)
+
+    def run_unless_busy(self, plan: Plan) -> Report | None:
+        """Run the worker as planned; None while it runs already, or where a job of it asks."""
+        if running_job() is not None or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._refuse_company()
+            return self._run(plan)
+        finally:
+            self._lock.release()
+
+    def _refuse_company(self) -> None:
+        if running_job() is not None:
+            raise RuntimeError("A job cannot run the worker that runs it. Enqueue, and let the test run the jobs.")
+        worker = self.state.worker
+        if worker is not None and self.state.client.on_news is not None:
+            raise TaskWorkerError(
+                f"{worker!r} of the app {self.state.import_name!r} runs in this process and takes the jobs. Stop it "
+                "first: task_worker.stop(). Better do not start it in tests, or do without drain()."
+            )
+
+    def _run(self, plan: Plan) -> Report:
+        with self._movable_clock(plan) as clock:
+            self.state.store.driver.prepare()
+            runner = Runner()
+            worker = self._worker(runner, plan, clock)
+            runner.serve(worker)
+            runner.start_thread(debug=False)
+            try:
+                runner.join()
+            except BaseException:
+                # Somebody has pressed Ctrl-C, or the test has taken too long.
+                runner.stop(0.0)
+                raise
+        if runner.error is not None:
+            raise runner.error
+        if worker.report.died:
+            self.dead.append(worker.id)
+        return worker.report
+
+    def _worker(self, runner: Runner, plan: Plan, clock: MovableClock | None) -> DrainWorker:
+        state = self.state
+        queues = None if plan.only is None else (plan.only[0],)
+        return DrainWorker(
+            plan=plan,
+            faults=self.faults,
+            clock=clock,
+            loop=runner.loop,
+            client=state.client,
+            registry=state.task_worker.registry,
+            config=replace(state.config, queues=queues, loop_interval=_LOOK_INTERVAL),
+            find_app=state.find_app,
+        )
+
+    @contextmanager
+    def _movable_clock(self, plan: Plan) -> Iterator[MovableClock | None]:
+        """The clock that the plan may move; one for this run alone where none is frozen."""
+        if self.clock is not None or plan.until is None:
+            yield self.clock
+            return
+        store = self.state.store
+        before = store.clock
+        clock = store.clock = MovableClock(before())
+        try:
+            yield clock
+        finally:
+            store.clock = before
+
+
+_benches: WeakKeyDictionary[Flask, Bench] = WeakKeyDictionary()

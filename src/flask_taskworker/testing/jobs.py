@@ -1,0 +1,409 @@
+"""Jobs in a test: what was enqueued, and running it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from flask import Flask
+
+from ..clock import require_aware, to_ms
+from ..codec import Codec
+from ..errors import NotDecodable, RetryJob, TaskWorkerError
+from ..jobs import Ending, Job, JobRecord, JobState
+from ..signals import job_enqueued
+from ..store import statements
+from ..tasks import MAX_PRIORITY, Task
+from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
+from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, performed, some_by_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_JOBS = 1000
+_ANYTHING: Any = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """How the jobs ended that were run. Every try counts: a job that failed twice and then succeeded counts thrice."""
+
+    succeeded: int = 0
+    failed: int = 0
+    retrying: int = 0
+    """Tries that failed, and are followed by another."""
+    cancelled: int = 0
+    snoozed: int = 0
+    released: int = 0
+    """Jobs that went back because no task of their name is registered."""
+    crashed: int = 0
+    """Jobs whose process has died: see :meth:`Jobs.crash`."""
+    errors: tuple[BaseException, ...] = ()
+    """What was raised by the jobs that have not succeeded in the end."""
+
+    @property
+    def total(self) -> int:
+        """How many tries there were."""
+        return self.succeeded + self.failed + self.retrying + self.cancelled + self.snoozed + self.released
+
+
+class Jobs:
+    """The jobs of *app* for one test: those that were enqueued since this object was made.
+
+    It runs them through the whole way of a job: claimed out of the database, decoded, run in an app context of their
+    own and finished in the database; one at a time. Nothing else may run the app's worker meanwhile. Safe from any
+    thread, inside a request, an app context or a coroutine.
+
+    ``begun``: epoch milliseconds. Unfinished jobs that are older belong to somebody else; the worker is not run then.
+    """
+
+    def __init__(self, app: Flask, *, begun: int | None = None) -> None:
+        self._app = app
+        self._bench = Bench.of(app)
+        self._store = self._bench.state.store
+        self._registry = self._bench.state.task_worker.registry
+        self._since = self._newest()
+        self._foreign = [] if begun is None else self._read(statements.unfinished_before(), moment=begun)
+
+    # -- what was enqueued ------------------------------------------------------------------------------------------
+
+    def enqueued(self, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
+        """The jobs, oldest first, in whatever state they are; those of *task*, if it is given.
+
+        Each has its ``arguments`` by name. Jobs that schedules have made are among them; those of a transaction that
+        has not committed are not.
+        """
+        return self._after(self._since, task)
+
+    @contextmanager
+    def capture(self) -> Iterator[list[EnqueuedJob]]:
+        """A list that holds, after the block, the jobs that were enqueued in it."""
+        newest, captured = self._newest(), list[EnqueuedJob]()
+        try:
+            yield captured
+        finally:
+            captured += self._after(newest)
+
+    def assert_enqueued(
+        self,
+        task: Task[..., Any, Any] | str,
+        /,
+        *args: Any,
+        queue: str = _ANYTHING,
+        run_at: datetime | None = _ANYTHING,
+        priority: int = _ANYTHING,
+        times: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> EnqueuedJob:
+        """Fail unless such a job was enqueued; *times* times, if that is given. Returns the first of them.
+
+        What is not mentioned may be anything: arguments, too. ``run_at`` is compared to the second; None means at
+        once. ``where``: arguments whose names are taken by the other parameters, such as ``queue``.
+        """
+        __tracebackhide__ = True
+        wanted = self._wanted(task, args, {**kwargs, **(where or {})}, queue=queue, run_at=run_at, priority=priority)
+        return self._assert(wanted, times)
+
+    def assert_not_enqueued(
+        self,
+        task: Task[..., Any, Any] | str,
+        /,
+        *args: Any,
+        queue: str = _ANYTHING,
+        run_at: datetime | None = _ANYTHING,
+        priority: int = _ANYTHING,
+        where: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Fail if such a job was enqueued. Parameters as for :meth:`assert_enqueued`."""
+        __tracebackhide__ = True
+        wanted = self._wanted(task, args, {**kwargs, **(where or {})}, queue=queue, run_at=run_at, priority=priority)
+        found = [job for job in self.enqueued() if not wanted.misses(job)]
+        if found:
+            raise AssertionError(f"{wanted} was enqueued.\n{listing(found)}")
+
+    def assert_performed(
+        self,
+        task: Task[..., Any, Any] | str,
+        /,
+        *args: Any,
+        times: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Fail unless such a job has run and succeeded; *times* times, if that is given."""
+        __tracebackhide__ = True
+        self._assert(performed(self._wanted(task, args, {**kwargs, **(where or {})})), times)
+
+    def _assert(self, wanted: Wanted, times: int | None) -> EnqueuedJob:
+        __tracebackhide__ = True
+        jobs = self.enqueued()
+        matches = [job for job in jobs if not wanted.misses(job)]
+        if not matches if times is None else len(matches) != times:
+            raise AssertionError(no_match(wanted, jobs, matches, times))
+        return matches[0] if matches else _ANYTHING
+
+    def _wanted(
+        self, task: Task[..., Any, Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any], **properties: Any
+    ) -> Wanted:
+        found = self._registry.find(task) if isinstance(task, str) else task
+        return Wanted(
+            task=found.name,
+            arguments=some_by_name(found.name, found.function, args, kwargs),
+            properties={name: value for name, value in properties.items() if value is not _ANYTHING},
+        )
+
+    def _after(self, number: int, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
+        name = task.name if isinstance(task, Task) else task
+        rows = self._read(statements.jobs_after(), number=number)
+        return [self._job(JobRecord._make(row[:-1]), row[-1]) for row in rows if name in (None, row[2])]
+
+    def _job(self, record: JobRecord, args: str) -> EnqueuedJob:
+        task = self._registry.get(record.task)
+        arguments = _decoded(self._registry.codec, args)
+        return EnqueuedJob(record, self._bench.state.client, by_name(task and task.function, *arguments))
+
+    def _newest(self) -> int:
+        number: int = self._read(statements.newest_job())[0][0]
+        return number
+
+    def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        self._store.driver.prepare()
+        return self._store.driver.read(sql, parameters)
+
+    # -- running it -------------------------------------------------------------------------------------------------
+
+    def drain(
+        self,
+        until: datetime | None = None,
+        scheduled: bool = False,
+        max: int = MAX_JOBS,
+        raise_errors: bool = True,
+    ) -> Drained:
+        """Run the jobs that are ready, and those which they enqueue, until none is left.
+
+        ``until``: jobs that are due by then, too, each at its time: the clock moves along, and back at the end.
+        ``scheduled``: all jobs that wait for their time, however far it is. Retries wait for theirs, too. Schedules do
+        not fire: :class:`TaskClock` does that. ``max``: more jobs than that are an error, since some job may enqueue
+        itself again and again. ``raise_errors``: raise what the first job raised that has not succeeded in the end.
+        Raises TaskWorkerError when the worker runs in this process already.
+        """
+        __tracebackhide__ = True
+        last = FOR_EVER if scheduled else None if until is None else to_ms(require_aware(until, "until"))
+        return self._run(Plan(max_jobs=max, until=last), raise_errors)
+
+    async def adrain(
+        self,
+        until: datetime | None = None,
+        scheduled: bool = False,
+        max: int = MAX_JOBS,
+        raise_errors: bool = True,
+    ) -> Drained:
+        """:meth:`drain`, without blocking the event loop."""
+        return await asyncio.to_thread(self.drain, until, scheduled, max, raise_errors)
+
+    def perform(self, task: Task[P, R, Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Enqueue one job, run it before all others, and return its result, or raise what it raised.
+
+        It has the highest priority, so that the worker takes it first.
+        """
+        __tracebackhide__ = True
+        with self._app.app_context():
+            job = task.using(priority=MAX_PRIORITY).enqueue(*args, **kwargs)
+        self._run(Plan(max_jobs=2 if self._bench.faults.twice else 1, only=(job.queue, job.kind)), raise_errors=True)
+        if not job.refresh().state.finished:
+            raise TaskWorkerError(f"{job} did not end: it was {job.state} after its first run.")
+        return job.result(timeout=0)
+
+    async def aperform(self, task: Task[P, R, Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """:meth:`perform`, without blocking the event loop."""
+        return await asyncio.to_thread(functools.partial(self.perform, task, *args, **kwargs))
+
+    @contextmanager
+    def inline(self, raise_errors: bool = True) -> Iterator[None]:
+        """Within the block a job is run as soon as it is stored, before ``enqueue`` returns.
+
+        It still goes all its way. What jobs raise never reaches who enqueues, as in production: it is raised at the
+        end of the block. Delayed jobs and retries wait for :meth:`drain`.
+        """
+        __tracebackhide__ = True
+        inline = _Inline(self._bench, self._refuse_foreign)
+        with job_enqueued.connected_to(inline.on_enqueued, sender=self._app):
+            yield
+        if raise_errors:
+            _raise_first(inline.reports)
+
+    def _run(self, plan: Plan, raise_errors: bool) -> Drained:
+        __tracebackhide__ = True
+        self._refuse_foreign()
+        report = self._bench.run(plan)
+        if raise_errors:
+            _raise_first([report])
+        if plan.only is None:
+            refuse_endless(self._bench, plan, report)
+        return summary(report)
+
+    def _refuse_foreign(self) -> None:
+        if self._foreign:
+            jobs = ", ".join(str(Job(JobRecord._make(row), self._bench.state.client)) for row in self._foreign)
+            raise TaskWorkerError(
+                f"The database {self._store.driver.key} holds unfinished jobs that are older than this test run: "
+                f"{jobs}. Give tests a database of their own: "
+                "TASKER_DATABASE_URI = 'sqlite:///' + str(tmp_path / 'taskworker.db')."
+            )
+
+    def clear(self) -> None:
+        """Cancel the jobs that are unfinished, so that the next test does not find them."""
+        for job in self.enqueued():
+            if not job.state.finished:
+                self._store.cancel(job.id)
+
+    # -- faults -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def run_twice(self) -> Iterator[None]:
+        """Within the block every job that succeeds is run once more, as after a power cut: that must do no harm.
+
+        Left alone are jobs of tasks with ``at_most_once=True``, and those of ``atomic`` tasks, whose success cannot
+        get lost.
+        """
+        faults = self._bench.faults
+        faults.twice = True
+        try:
+            yield
+        finally:
+            faults.twice = False
+            faults.repeated.clear()
+
+    def crash(self, at: CrashPoint = "before_finish") -> Crash:
+        """The process in which the next job runs dies: before its end is recorded, or ``"before_run"``.
+
+        It happens in the next :meth:`drain`, whose other jobs stay ready. The job is then held by a dead worker until
+        :meth:`recover`. As a context manager it ends with the block, if nothing has run by then.
+        """
+        self._bench.faults.crash_at = at
+        return Crash(self._bench)
+
+    def recover(self) -> list[Job[Any]]:
+        """Have another worker find the dead one and rescue its jobs; returns them. Each has one crash counted.
+
+        A job goes back into its queue after the first crash; after later ones it first waits some seconds, which
+        ``drain(scheduled=True)`` skips. One with ``at_most_once=True`` has failed.
+        """
+        beats = {worker.id: worker.beat for worker in self._store.workers()}
+        for worker_id in self._bench.dead:
+            self._store.driver.write(statements.declare_dead(), {"id": worker_id, "beat": beats[worker_id]})
+        self._bench.dead.clear()
+        report = self._bench.run(Plan(max_jobs=MAX_JOBS, perform=False))
+        return [Job(record, self._bench.state.client) for record in report.rescued]
+
+
+class Crash:
+    """A crash that is to come. After ``with``: none any more."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def __enter__(self) -> Crash:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bench.faults.crash_at = None
+
+
+class _Inline:
+    """Runs jobs as they come. A job that enqueues another does not run it: the worker that runs the first one does."""
+
+    def __init__(self, bench: Bench, check: Any) -> None:
+        self._bench = bench
+        self._check = check
+        self._wanted = threading.Event()
+        self.reports: list[Report] = []
+
+    def on_enqueued(self, app: Flask, job: Job[Any]) -> None:
+        if job.state is not JobState.READY:
+            return
+        self._wanted.set()
+        while self._wanted.is_set():
+            self._check()
+            report = self._bench.run_unless_busy(Plan(max_jobs=MAX_JOBS))
+            if report is None:
+                return
+            self._wanted.clear()
+            self.reports.append(report)
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+def summary(report: Report) -> Drained:
+    """What came of a run, in numbers."""
+    endings = [execution.outcome.ending for execution in report.executions]
+    counts = {ending.value: endings.count(ending) for ending in Ending}
+    counts["released"] -= report.repeats
+    errors = tuple(e.outcome.exception for e in unsuccessful([report]) if e.outcome.exception is not None)
+    return Drained(**counts, crashed=int(report.died), errors=errors)
+
+
+def unsuccessful(reports: Iterable[Report]) -> list[Execution]:
+    """The last try of each job whose last try has failed; but not of one that wants to be tried again."""
+    last = {e.claim.id: e for report in reports for e in report.executions}
+    return [
+        e
+        for e in last.values()
+        if e.outcome.ending in (Ending.FAILED, Ending.RETRYING)
+        and not (e.outcome.ending is Ending.RETRYING and isinstance(e.outcome.exception, RetryJob))
+    ]
+
+
+def _raise_first(reports: Iterable[Report]) -> None:
+    __tracebackhide__ = True
+    failed = unsuccessful(reports)
+    if not failed:
+        return
+    first, others = failed[0], len(failed) - 1
+    claim, error = first.claim, first.outcome.exception
+    note = f"Raised by {claim} in attempt {claim.attempt} of {claim.max_attempts}"
+    if first.outcome.ending is Ending.RETRYING:
+        note += f"; it is tried again in {first.outcome.delay}, and drain(scheduled=True) does not wait for that"
+    note += f". {others} other jobs have failed, too." if others else "."
+    note += " With raise_errors=False the errors are in the result only."
+    if isinstance(error, Exception):
+        error.add_note(note)
+        raise error
+    # SystemExit, for example, would end pytest.
+    message = first.outcome.failure.message if first.outcome.failure is not None else ""
+    raise AssertionError(f"{claim} has failed: {error!r} {message}".rstrip()) from error
+
+
+def raise_errors_of(report: Report) -> None:
+    """Raise what the first job raised that has not succeeded in the end, with a note that names the job."""
+    __tracebackhide__ = True
+    _raise_first([report])
+
+
+def refuse_endless(bench: Bench, plan: Plan, report: Report) -> None:
+    """Raise TaskWorkerError where the limit has ended a run, and there is more to do."""
+    if report.is_cut_short and (ready := bench.state.store.queues()):
+        queues = ", ".join(f"{row.ready} in {row.name!r}" for row in ready)
+        raise TaskWorkerError(
+            f"{plan.max_jobs} jobs have run, and more are ready: {queues}. Does a job enqueue itself again and again? "
+            "If it is meant so, give a higher max=…."
+        )
+
+
+def _decoded(codec: Codec, args: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        return codec.decode_call(args)
+    except NotDecodable as error:
+        return (f"<{error}>",), {}

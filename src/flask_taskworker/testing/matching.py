@@ -1,0 +1,153 @@
+"""Comparing what a test wants with the jobs that there are, and saying how they differ. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from ..clock import require_aware
+from ..errors import ArgumentsError
+from ..jobs import Job, JobClient, JobRecord, JobState
+
+MOST_SHOWN = 20
+"""Jobs in a message."""
+_LONGEST = 120
+_TOLERANCE = timedelta(seconds=1)
+
+
+class EnqueuedJob(Job[Any]):
+    """A job together with its arguments."""
+
+    __slots__ = ("arguments",)
+
+    def __init__(self, record: JobRecord, client: JobClient, arguments: Mapping[str, Any]) -> None:
+        super().__init__(record, client)
+        self.arguments = dict(arguments)
+        """The arguments by name, defaults included, as they came out of the database."""
+
+    def __str__(self) -> str:
+        notes = [self.state.value, f"queue={self.queue!r}"]
+        notes += [f"priority={self.priority}"] if self.priority else []
+        notes += [f"run_at={self.run_at.isoformat()}"] if self.run_at else []
+        return f"job {self.id}  {self.task}({_listed(self.arguments)})  {', '.join(notes)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A description of jobs: what it does not mention may be anything."""
+
+    task: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    """Of queue, priority, run_at and state."""
+
+    def __str__(self) -> str:
+        properties = "".join(f", {name}={_short(value)}" for name, value in self.properties.items())
+        return f"{self.task}({_listed(self.arguments)}){properties}"
+
+    def misses(self, job: EnqueuedJob) -> list[str]:
+        """Where *job* differs, a line a field; empty for a job that fits."""
+        found = [] if job.task == self.task else [f"task: wanted {self.task}, is {job.task}"]
+        for name, value in self.arguments.items():
+            if name not in job.arguments:
+                found.append(f"{name}: wanted {_short(value)}, has none")
+            elif not _equal(value, job.arguments[name]):
+                found.append(f"{name}: wanted {_short(value)}, is {_short(job.arguments[name])}")
+        for name, value in self.properties.items():
+            actual = getattr(job, name)
+            if not (_is_time(value, actual) if name == "run_at" else _equal(value, actual)):
+                found.append(f"{name}: wanted {_short(value)}, is {_short(actual)}")
+        return found
+
+
+def _equal(wanted: object, actual: object) -> bool:
+    return bool(wanted == actual)
+
+
+def _is_time(wanted: object, actual: datetime | None) -> bool:
+    """To the second: nobody can say the millisecond of "in an hour" beforehand. None means at once."""
+    if wanted is None or actual is None:
+        return wanted is actual
+    if isinstance(wanted, datetime):
+        return abs(require_aware(wanted, "run_at") - actual) < _TOLERANCE
+    return _equal(wanted, actual)
+
+
+def no_match(wanted: Wanted, jobs: Sequence[EnqueuedJob], matches: Sequence[EnqueuedJob], times: int | None) -> str:
+    """Why the jobs are not what was wanted."""
+    head = f"No job is {wanted}." if not matches else f"{len(matches)} jobs are {wanted}."
+    if times is not None:
+        head = f"{head[:-1]}; wanted: {times}."
+    parts = [head]
+    others = [job for job in jobs if job not in matches]
+    if not matches and others:
+        parts.append(_nearest(wanted, others))
+    return "\n".join([*parts, listing(jobs)])
+
+
+def _nearest(wanted: Wanted, jobs: Sequence[EnqueuedJob]) -> str:
+    same_task = [job for job in jobs if job.task == wanted.task]
+    if not same_task:
+        return f"No job of {wanted.task} was enqueued at all."
+    nearest = min(same_task, key=lambda job: len(wanted.misses(job)))
+    return "\n  ".join([f"Nearest miss: job {nearest.id}", *wanted.misses(nearest)])
+
+
+def listing(jobs: Sequence[EnqueuedJob]) -> str:
+    """All jobs, a line each."""
+    if not jobs:
+        return "Nothing was enqueued."
+    more = [f"… and {len(jobs) - MOST_SHOWN} more"] if len(jobs) > MOST_SHOWN else []
+    return "\n  ".join([f"Enqueued ({len(jobs)}):", *map(str, jobs[:MOST_SHOWN]), *more])
+
+
+def performed(wanted: Wanted) -> Wanted:
+    """As *wanted*, and succeeded."""
+    return Wanted(
+        task=wanted.task, arguments=wanted.arguments, properties={**wanted.properties, "state": JobState.SUCCEEDED}
+    )
+
+
+# -- arguments by name -------------------------------------------------------------------------------------------------
+
+
+def by_name(function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored call's arguments by name. Those that do not fit, of another version of the code, by number."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)  # type: ignore[arg-type]
+    except TypeError:
+        return {f"[{number}]": value for number, value in enumerate(args)} | dict(kwargs)
+    bound.apply_defaults()
+    return _flat(bound)
+
+
+def some_by_name(name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Some of a call's arguments by name. Raises ArgumentsError for one that the function does not take."""
+    try:
+        return _flat(inspect.signature(function).bind_partial(*args, **kwargs))
+    except TypeError as error:
+        raise ArgumentsError(f"{name}{inspect.signature(function)} has no such arguments: {error}.") from None
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    found = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in arguments.items())
+
+
+def _short(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, JobState):
+        return value.value
+    words = repr(value)
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
