@@ -10,12 +10,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from flask import Flask
 
 from . import signals
 from .config import TaskWorkerConfig
 from .executor import Executor
+from .hung import HungThreads
 from .jobs import INTERRUPTED, Claim, Ending, Failure, Outcome, Progress, RunningJob, set_running
 from .slots import Slots
 from .store.work import Ended
@@ -52,6 +54,8 @@ class Crew:
         self._on_change = on_change
         self._on_start = on_start
         self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
+        self.hung = HungThreads(config.threads)
+        """The threads that timed-out sync jobs still use."""
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
         self._reports: dict[RunningJob, Progress] = {}
@@ -72,7 +76,7 @@ class Crew:
     @property
     def overdue(self) -> bool:
         """Whether a timed-out sync job still uses its thread."""
-        return any(slots.overdue for slots in self._slots.values())
+        return bool(self.hung.claims)
 
     @property
     def waiting(self) -> int:
@@ -99,6 +103,10 @@ class Crew:
         """How many jobs of each kind run. Safe from any thread."""
         return {kind: slots.running for kind, slots in self._slots.items()}
 
+    def job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
+        """The job that this asyncio task runs. Safe from any thread."""
+        return self._tasks.get(task)
+
     # -- starting ---------------------------------------------------------------------------------------------------
 
     def take(self, kind: str, claims: Iterable[Claim]) -> None:
@@ -119,9 +127,13 @@ class Crew:
         while slots.waiting and slots.free > 0:
             self._start(kind, slots.waiting.popleft())
 
-    def _on_overdue(self, change: int) -> None:
+    def _on_overdue(self, claim: Claim, is_overdue: bool) -> None:
         """A timed-out sync job keeps its thread, or has given it back."""
-        self._slots["sync"].overdue += change
+        if is_overdue:
+            self.hung.add(claim, self._loop.time())
+        else:
+            self.hung.remove(claim)
+        self._slots["sync"].overdue = len(self.hung.claims)
         self._fill("sync")
         self._on_change()
 

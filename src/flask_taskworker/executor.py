@@ -7,6 +7,7 @@ Foreign code is called in one place for each kind, and every ending of it (retur
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -68,8 +69,8 @@ class Executor:
         self._codec = registry.codec
         self._pool = ThreadPool(threads, "taskworker-job")
         self._parent_only = ParentOnly()
-        self.on_overdue: Callable[[int], None] = _ignore
-        """Told 1 when a timed-out job keeps its thread, since its function runs on, and -1 when that returns."""
+        self.on_overdue: Callable[[Claim, bool], None] = _ignore
+        """Told True when a timed-out job keeps its thread, since its function runs on, and False when that returns."""
 
     async def execute(self, job: RunningJob) -> Outcome:
         """Run one job to its ending. Never raises but CancelledError before it began."""
@@ -153,17 +154,18 @@ class Executor:
         if done:
             return thread.result()
         job.cancelled = True
-        self.on_overdue(1)
-        thread.add_done_callback(self._on_overdue_end)
+        self.on_overdue(job.claim, True)
+        thread.add_done_callback(functools.partial(self._on_overdue_end, job.claim))
         log.warning(
             "%s exceeded its timeout of %g s; its thread is in use until the function returns", job.claim, limit
         )
         return self.ending_of(job, TimeoutError(_TOO_LONG.format(limit)), "timeout")
 
-    def _on_overdue_end(self, thread: asyncio.Future[Outcome]) -> None:
-        self.on_overdue(-1)
+    def _on_overdue_end(self, claim: Claim, thread: asyncio.Future[Outcome]) -> None:
+        self.on_overdue(claim, False)
         if not thread.cancelled() and thread.exception() is None:
-            log.info("a timed-out sync job has returned (%s); its thread is free again", thread.result().ending)
+            ending = thread.result().ending
+            log.info("%s, timed out before, has returned (%s, dropped); its thread is free again", claim, ending)
 
     def _succeeded(self, task: Task[..., Any, Any], value: object) -> Outcome:
         keep = task.options.keep
@@ -219,7 +221,7 @@ class Executor:
         self._pool.shutdown()
 
 
-def _ignore(_: int) -> None:
+def _ignore(_: Claim, __: bool) -> None:
     """Nobody counts the threads."""
 
 

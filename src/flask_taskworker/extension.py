@@ -254,8 +254,8 @@ class TaskWorker:
 
         ``settings`` override fields of the configuration for this run, for example ``queues=("mail",)``. A sync job
         that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once, since its
-        thread cannot be stopped. ``flask tasks run`` calls this. Raises RuntimeError outside of the main thread,
-        AppError without an app, StoreError.
+        thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75. ``flask tasks run``
+        calls this. Raises RuntimeError outside of the main thread, AppError without an app, StoreError.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("A blocking worker must run in the main thread, where signals arrive.")
@@ -266,8 +266,8 @@ class TaskWorker:
             self._forget_runner()
         if runner.error is not None:
             raise runner.error
-        if not runner.handed_back:
-            end_process(0)
+        if runner.exit_code or not runner.handed_back:
+            end_process(runner.exit_code)
 
     def _begin(self, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> Runner:
         """A runner that serves every app. The databases are opened here, so that errors reach the caller."""

@@ -19,6 +19,9 @@ LONG_WAIT_MS = 300_000
 LATE_MS = 60_000
 """What is due for longer than this, with no worker to take it, is late."""
 
+BLOCKED_MS = 5_000
+"""An event loop that has not turned for so long is blocked."""
+
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -51,7 +54,7 @@ class Snapshot:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each; empty when all is well."""
         taken = self._not_taken_by_all() if self.claiming else self._not_taken()
-        return [*self._silent(), *taken, *self._slow()]
+        return [*self._silent(), *self._stuck(), *taken, *self._slow()]
 
     @property
     def claiming(self) -> list[WorkerRow]:
@@ -68,6 +71,21 @@ class Snapshot:
                 yield (
                     f"Worker {worker.host}:{worker.pid} has not checked in for {spoken(self.now - worker.beat_at)}: "
                     "frozen, cut off or dead. Another worker takes its jobs over."
+                )
+
+    def _stuck(self) -> Iterator[str]:
+        for worker in self.claiming:
+            info = info_of(worker)
+            lag, hung, threads = (info.get(name) for name in ("loop_lag_ms", "hung_threads", "threads"))
+            if isinstance(lag, int | float) and lag > BLOCKED_MS:
+                yield (
+                    f"The event loop of worker {worker.host}:{worker.pid} has not turned for {spoken(int(lag))}. "
+                    "Its log names the job that blocks it."
+                )
+            if isinstance(hung, int) and hung and hung == threads:
+                yield (
+                    f"Worker {worker.host}:{worker.pid} runs no sync jobs: jobs that exceeded their timeout hold all "
+                    f"{hung} of its threads. Restart it."
                 )
 
     def _not_taken(self) -> Iterator[str]:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import StoreError
+from .errors import SchemaError, StoreError
 from .jobs import CRASHED, INTERRUPTED, JobRecord, shown
 from .store import statements
 from .store.driver import Other, Presence, SyncLink
@@ -54,7 +54,7 @@ class News:
     rescued: Callable[[list[JobRecord]], None]
     """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
     reached: Callable[[], None]
-    """The database answers again."""
+    """The database answers again, or is not the same any more: the worker should look for itself."""
 
 
 @dataclass(slots=True)
@@ -132,6 +132,8 @@ class Heartbeat:
         """A beat that failed is not counted, ours or theirs. Said once, not once a second."""
         if not self._failing:
             log.warning("worker %s cannot beat: %s", self._id, error)
+            if isinstance(error, SchemaError):
+                self._news.reached()
         self._failing = True
 
     def _note_success(self) -> None:

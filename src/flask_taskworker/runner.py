@@ -10,9 +10,12 @@ import logging
 import os
 import signal
 import threading
+from typing import Any
 
 from . import logs
+from .jobs import RunningJob
 from .threads import LoopThreads
+from .watchdog import Watchdog
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -38,12 +41,16 @@ class Runner:
         self._stopping = False
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._is_main = False
         self._all_ended = asyncio.Event()
         self._ended = threading.Event()
         self.error: BaseException | None = None
         """What ended a worker that should have gone on."""
         self.handed_back = True
         """Whether, at the end, no thread ran a job any more."""
+        self.exit_code = 0
+        """With which the process should end, if it has nothing else to do."""
+        self._watchdog = Watchdog(self.loop, self._job_of)
 
     @property
     def alive(self) -> bool:
@@ -56,6 +63,7 @@ class Runner:
             if self._closed:
                 return False
             self._workers.add(worker)
+        worker.lag_ms = lambda: self._watchdog.lag_ms
         # An empty context: jobs must not see the request in which somebody has called start(). See
         # test_job_sees_nothing_of_the_request_that_started_the_worker.
         self.loop.call_soon_threadsafe(self._launch, worker, context=contextvars.Context())
@@ -73,13 +81,25 @@ class Runner:
         if run.cancelled() or run.exception() is not None:
             self.error = None if run.cancelled() else run.exception()
             log.critical("a worker could not go on", exc_info=self.error)
+            self._fail(1)
         else:
             self.handed_back &= run.result()
+            self._fail(worker.exit_code)
         with self._lock:
             self._workers.discard(worker)
             self._closed = not self._workers
         if self._closed:
             self._all_ended.set()
+
+    def _fail(self, exit_code: int) -> None:
+        """A process that is the workers' alone ends when one of them cannot go on: a new one may be started."""
+        if exit_code and self._is_main:
+            self.exit_code = self.exit_code or exit_code
+            self._stop(None)
+
+    def _job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
+        jobs = [worker.job_of(task) for worker in self._workers.copy()]
+        return next((job for job in jobs if job is not None), None)
 
     def abandon(self) -> None:
         """After a fork, in the child: this loop is the parent's."""
@@ -126,6 +146,7 @@ class Runner:
             if signal.getsignal(number) is signal.SIG_DFL:
                 self.loop.add_signal_handler(number, self._on_urgent_signal, number)
         self._thread = threading.current_thread()
+        self._is_main = True
         self._run(debug)
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -160,11 +181,13 @@ class Runner:
         self.loop.set_debug(debug)
         asyncio.set_event_loop(self.loop)
         main = self.loop.create_task(self._until_ended())
+        self._watchdog.start()
         try:
             while not main.done():
                 self._run_on(main)
             self.loop.run_until_complete(self._end_stray_tasks())
         finally:
+            self._watchdog.stop()
             asyncio.set_event_loop(None)
             self.loop.close()
             _watched.discard(self)

@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Flask
 
@@ -25,10 +26,10 @@ from .bookkeeper import Bookkeeper
 from .client import Client
 from .config import TaskWorkerConfig
 from .crew import KINDS, WAIT_FOR_SLOT, Crew
-from .errors import SchemaError, StoreError
+from .errors import DatabaseReplaced, SchemaError, StoreError
 from .executor import Executor
 from .herald import Herald
-from .jobs import Claim, Ending, JobRecord
+from .jobs import Claim, Ending, JobRecord, RunningJob
 from .launch import is_reloader_parent
 from .liveness import Heartbeat, News, resident_mb
 from .quarantine import Quarantine
@@ -49,6 +50,8 @@ FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""
 FLUSH_AT = 64
 LONGEST_BACK_OFF = 5.0
+TEMPORARY_FAILURE = 75
+"""The exit code of a process that cannot go on where a new one could: EX_TEMPFAIL of sysexits.h."""
 
 _IMMEDIATE = 0.0
 
@@ -93,6 +96,12 @@ class Worker:
         self._find_app = find_app
         self._limits = limits
         self._may_abandon_threads = may_abandon_threads
+        self.job_of: Callable[[asyncio.Task[Any]], RunningJob | None] = lambda _: None
+        """The job that an asyncio task runs, if it is one of this worker's. Safe from any thread."""
+        self.lag_ms: Callable[[], float | None] = lambda: None
+        """How late the loop is; the runner knows it. Safe from any thread."""
+        self.exit_code = 0
+        """With which the process should end, where it is this worker's alone."""
         self._herald = Herald(client, find_app)
         self._quarantine = Quarantine()
         self._books = Bookkeeper()
@@ -220,6 +229,7 @@ class Worker:
             on_change=self._news.set,
             on_start=self._herald.started,
         )
+        self.job_of = self._crew.job_of
         self._work = await WorkerStore.open(self._store)
         try:
             await self._join()
@@ -277,12 +287,18 @@ class Worker:
             "threads": self.config.threads,
             "running": self._crew.counts(),
             "resident_mb": resident_mb(),
+            "loop_lag_ms": self.lag_ms(),
+            "hung_threads": len(self._crew.hung.claims),
         }
 
     async def _guarded_turn(self) -> float:
         """One turn. When the database fails nothing is lost: what ended is recorded when it is back."""
         try:
             delay = await self._turn()
+        except DatabaseReplaced as error:
+            if self._may_abandon_threads:
+                raise
+            log.error("worker %s: %s Next look in %.1f s.", self.id, error, self._longer_back_off())  # noqa: TRY400
         except StoreError as error:
             log.warning("worker %s: %s Next try in %.1f s.", self.id, error, self._longer_back_off())
         except Exception:
@@ -301,7 +317,7 @@ class Worker:
 
     async def _turn(self) -> float:
         """One round of all that there is to do. Returns the seconds until the next."""
-        if is_reloader_parent() or self._is_at_limit():
+        if is_reloader_parent() or self._is_at_limit() or self._is_out_of_threads():
             self._stop(None)
             return _IMMEDIATE
         if not self._loop.get_debug() and self._crew.is_debug():
@@ -364,6 +380,8 @@ class Worker:
             yield suspect_delay
         if self._crew.waiting:
             yield WAIT_FOR_SLOT
+        if (hung_delay := self._crew.hung.delay(self._loop.time())) is not None:
+            yield hung_delay
 
     # -- looking and claiming ---------------------------------------------------------------------------------------
 
@@ -540,6 +558,15 @@ class Worker:
             return False
         log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", self.id, resident, limit_mb)
         return True
+
+    def _is_out_of_threads(self) -> bool:
+        """Whether to end since hung sync jobs have all threads, which only the end of the process gives back."""
+        if not self._crew.hung.to_tell(self._loop.time()):
+            return False
+        ends = self._may_abandon_threads
+        log.error("worker %s: %s", self.id, self._crew.hung.words(ends=ends))
+        self.exit_code = TEMPORARY_FAILURE if ends else 0
+        return ends
 
     # -- news from the heartbeat's thread ---------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ def status(as_json: bool, watch: float | None) -> None:
     """Say whether all is well.
 
     Shows workers, queues, counts and schedules. Exits with 4 if all is not well: jobs are ready or due and no living
-    worker takes them, a worker has not checked in for 30 seconds, or a job has been ready for more than 5 minutes.
+    worker takes them, a worker has not checked in for 30 seconds, its event loop is blocked or hung jobs hold all its
+    threads, or a job has been ready for more than 5 minutes.
     """
     state = app_state()
     if watch is None:
@@ -84,15 +85,15 @@ def _verdict(snapshot: Snapshot) -> list[str]:
 def _workers(snapshot: Snapshot) -> list[str]:
     if not snapshot.workers:
         return ["  No worker runs. Start one: flask tasks run"]
-    headers = ("process", "state", "up", "beat", "running", "async", "sync", "memory", "queues", "id")
+    headers = ("process", "state", "up", "beat", "running", "async", "sync", "hung", "lag", "memory", "queues", "id")
     rows = [_worker_cells(worker, snapshot) for worker in snapshot.workers]
-    return table(headers, rows, right={"up", "beat", "running", "async", "sync", "memory"})
+    return table(headers, rows, right={"up", "beat", "running", "async", "sync", "hung", "lag", "memory"})
 
 
 def _worker_cells(worker: WorkerRow, snapshot: Snapshot) -> tuple[str, ...]:
     info = info_of(worker)
     busy = info.get("running") or {}
-    memory = info.get("resident_mb")
+    memory, lag = info.get("resident_mb"), info.get("loop_lag_ms")
     return (
         f"{worker.host}:{worker.pid}",
         "silent" if snapshot.is_silent(worker) else worker.state,
@@ -101,6 +102,8 @@ def _worker_cells(worker: WorkerRow, snapshot: Snapshot) -> tuple[str, ...]:
         str(worker.running),
         f"{busy.get('async', 0)}/{info.get('concurrency', '?')}",
         f"{busy.get('sync', 0)}/{info.get('threads', '?')}",
+        str(info.get("hung_threads", "")),
+        f"{lag:.0f} ms" if isinstance(lag, int | float) else "",
         f"{memory:.0f} MB" if isinstance(memory, int | float) else "",
         ", ".join(info.get("queues") or ("all",)),
         worker.id,

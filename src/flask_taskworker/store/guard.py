@@ -76,6 +76,8 @@ class FileGuard:
             raise StoreError(_DAMAGED.format(self.path, self._damage))
         if self._replaced:
             raise DatabaseReplaced(_GONE.format(self.path))
+        if self._seen is None:
+            return
         try:
             now = _Seen.at(self.path)
         except OSError as error:
@@ -84,8 +86,7 @@ class FileGuard:
             self._compare(now)
 
     def _compare(self, now: _Seen) -> None:
-        assert self._seen is not None
-        if not now.is_same_file(self._seen):
+        if self._seen is None or not now.is_same_file(self._seen):
             raise DatabaseReplaced(_GONE.format(self.path))
         if not os.access(self.path, os.R_OK | os.W_OK):
             raise StoreError(_LOCKED_OUT.format(self.path, now.mode & 0o7777))

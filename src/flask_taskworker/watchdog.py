@@ -1,0 +1,143 @@
+"""The watchdog: notices that an event loop stands still, and names who holds it up.
+
+A thread of its own asks the loop twice a second to note the time. From the answers comes the loop's lag; where none
+comes for :data:`BLOCKED_AFTER`, the log gets the job that runs on the loop, and where in its code it is: once for each
+blockage, and once more when it is over. The heartbeat is not in this: a worker whose loop stands still keeps its jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .jobs import RunningJob, set_running, shown
+
+log = logging.getLogger(__name__)
+
+TURN = 0.5
+"""Seconds from question to question."""
+
+BLOCKED_AFTER = 1.0
+"""A loop that has not turned for so many seconds is blocked."""
+
+FROZEN_AFTER = 5.0
+"""Where the watchdog itself did not run for so many seconds, the whole process stood still."""
+
+MOST_FRAMES = 30
+MOST_STACK = 16_000
+"""Characters of a stack that are logged, from its inner end."""
+
+Task = asyncio.Task[Any]
+
+
+class Watchdog:
+    """Watches one event loop. *find_job* gives the job that an asyncio task runs; it is called in another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, find_job: Callable[[Task], RunningJob | None]) -> None:
+        self._loop = loop
+        self._find_job = find_job
+        self._stopping = threading.Event()
+        self._loop_thread = 0
+        self._asked_at = 0.0
+        self._answered_at: float | None = 0.0
+        """None while a question is open."""
+        self._open_turns = 0
+        self._culprit: str | None = None
+        """Who was reported as blocking the loop, while it is blocked."""
+
+    @property
+    def lag_ms(self) -> float:
+        """How late the loop was of late, in milliseconds; for how long it stands still. Safe from any thread."""
+        answered_at, asked_at = self._answered_at, self._asked_at
+        return round(((time.monotonic() if answered_at is None else answered_at) - asked_at) * 1000, 1)
+
+    def start(self) -> None:
+        """Begin, on the thread of the loop. Where the system has no thread left there is no watchdog."""
+        self._loop_thread = threading.get_ident()
+        try:
+            threading.Thread(target=self._work, name="taskworker-watchdog", daemon=True).start()
+        except RuntimeError as error:
+            log.info("nobody watches the event loop: %s", error)
+
+    def stop(self) -> None:
+        """End soon. Safe from any thread."""
+        self._stopping.set()
+
+    def _work(self) -> None:
+        before = time.monotonic()
+        while not self._stopping.wait(TURN):
+            now = time.monotonic()
+            if now - before - TURN > FROZEN_AFTER:
+                self._tell_frozen(now - before)
+            before = now
+            try:
+                self._look(now)
+            except RuntimeError:  # the loop has ended
+                return
+
+    def _look(self, now: float) -> None:
+        if self._answered_at is None:
+            # Counted in turns of our own: while the process is stopped, nobody blocks anything.
+            self._open_turns += 1
+            if self._culprit is None and self._open_turns * TURN >= BLOCKED_AFTER:
+                self._tell_blocked(now)
+            return
+        if self._culprit is not None:
+            log.warning(
+                "the event loop turns again after %.1f s; %s", self._answered_at - self._asked_at, self._culprit
+            )
+            self._culprit = None
+        self._open_turns = 0
+        self._answered_at, self._asked_at = None, now
+        self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._answered_at = time.monotonic()
+
+    def _tell_blocked(self, now: float) -> None:
+        frame = sys._current_frames().get(self._loop_thread)
+        task = asyncio.current_task(self._loop)
+        job = None if task is None else self._job_of(task)
+        self._culprit = _name(task, job)
+        stack = "".join(traceback.format_stack(frame, limit=MOST_FRAMES))[-MOST_STACK:] if frame else ""
+        # So that the record carries the job, as those do that the job writes itself.
+        set_running(job)
+        try:
+            log.warning(
+                "the event loop has not turned for %.1f s: it is blocked by %s. Until it turns no async job goes on. "
+                "What takes long belongs into a sync task, or behind: await asyncio.to_thread(…). The loop is at:\n%s",
+                now - self._asked_at,
+                self._culprit,
+                stack,
+            )
+        finally:
+            set_running(None)
+
+    def _job_of(self, task: Task) -> RunningJob | None:
+        """The job that runs in *task*, or that has started it: those inherit its context."""
+        job = self._find_job(task)
+        if job is None and sys.version_info >= (3, 12):
+            return next((value for value in task.get_context().values() if isinstance(value, RunningJob)), None)
+        return job
+
+    def _tell_frozen(self, seconds: float) -> None:
+        log.warning(
+            "this process stood still for %.1f s: it was stopped, the machine slept or has too much to do, or C code "
+            "did not let go of Python's lock (GIL)",
+            seconds,
+        )
+
+
+def _name(task: Task | None, job: RunningJob | None) -> str:
+    if job is not None:
+        return str(job.claim)
+    if task is None or task.get_name().startswith("taskworker-"):
+        return "no job"
+    name = getattr(task.get_coro(), "__qualname__", task.get_name())
+    return f"no job, but the coroutine {shown(name)}"
