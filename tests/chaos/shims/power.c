@@ -38,7 +38,12 @@ static int is_ours(const char *path, size_t length)
 {
     /* The index in shared memory is built anew after a power cut, and the folder of locks is no part of the data. */
     static const char index[] = "-shm", live[] = "-live";
-    if (log_fd < 0 || length < files_length || memcmp(path, files, files_length))
+    const char *slash = files ? strrchr(files, '/') : NULL;
+    if (log_fd < 0 || !slash)
+        return 0;
+    if (length == (size_t)(slash - files) && !memcmp(path, files, length))
+        return 1; /* the folder, whose sync makes a removal certain */
+    if (length < files_length || memcmp(path, files, files_length))
         return 0;
     if (!strncmp(path + files_length, live, sizeof live - 1))
         return 0;
