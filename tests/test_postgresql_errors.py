@@ -123,12 +123,23 @@ def test_unknown_parameter_of_the_url_is_named(make_worker: MakeWorker) -> None:
         make_worker("postgresql://u:hunter2@localhost/x?colour=red").start()
 
 
+def test_value_of_a_parameter_that_libpq_does_not_know_is_named(make_worker: MakeWorker) -> None:
+    with pytest.raises(StoreError, match='invalid sslmode value: "on". Correct that parameter in TASKER_DATABASE_URI'):
+        make_worker("postgresql://u:hunter2@127.0.0.1:1/x?sslmode=on").start()
+
+
+def test_url_that_is_none_is_refused_with_an_example(make_worker: MakeWorker) -> None:
+    with pytest.raises(ConfigError, match="not an SQLAlchemy URL. Example: postgresql://user:password@host") as caught:
+        make_worker("postgresql://u:hunter2@host:port/x")
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
         (
             "postgresql://127.0.0.1:1/x",
-            "PostgreSQL at 127.0.0.1:1/x: .*Connection refused.*Check TASKER_DATABASE_URI, and",
+            "PostgreSQL at 127.0.0.1:1/x: .*Connection refused. Check TASKER_DATABASE_URI, and",
         ),
         (
             "postgresql:///x?host=/nowhere",
@@ -178,6 +189,12 @@ def test_schema_that_does_not_exist_is_named(make_worker: MakeWorker, own: str) 
 
 
 # -- passwords ---------------------------------------------------------------------------------------------------------
+
+
+def test_password_with_an_at_sign_is_not_taken_for_a_host_and_shown(make_worker: MakeWorker) -> None:
+    with pytest.raises(ConfigError, match="more than one @ before its host. In a password write @ as %40") as caught:
+        make_worker("postgresql://u:hun@ter2@127.0.0.1:1/x")
+    assert not any("ter2" in repr(error) for error in chain_of(caught.value))
 
 
 def test_wrong_password_is_refused_and_never_shown(

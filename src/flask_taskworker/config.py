@@ -161,7 +161,7 @@ def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
         return URL.create("sqlite", database=str((instance_path / "taskworker.db").resolve()))
     if not isinstance(value, str | URL):
         raise ConfigError(f"{key} must be an SQLAlchemy URL as a string, not a value of type {type(value).__name__}.")
-    url = _parsed(key, value)
+    url = _parsed(key, value, driver)
     if url.get_backend_name() != driver:
         raise ConfigError(
             f"{key} is a {url.get_backend_name()!r} URL but TASKER_DRIVER is {driver!r}. "
@@ -172,19 +172,29 @@ def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
 
 def _postgresql_server(url: URL) -> URL:
     """A password among the parameters goes where it is hidden when the URL is shown."""
+    if "@" in (url.host or ""):
+        # The rest of a password would be shown as part of the host.
+        raise ConfigError(f"TASKER_DATABASE_URI has more than one @ before its host. {_IN_PASSWORDS}")
     password = url.query.get("password")
     if not isinstance(password, str):
         return url
     return url.difference_update_query(["password"]).set(password=password)
 
 
-def _parsed(key: str, value: str | URL) -> URL:
+_IN_PASSWORDS = "In a password write @ as %40, / as %2F, : as %3A and % as %25."
+_EXAMPLES: dict[Driver, str] = {
+    "sqlite": "Example: sqlite:////var/lib/app/taskworker.db.",
+    "postgresql": f"Example: postgresql://user:password@host:5432/database. {_IN_PASSWORDS}",
+}
+
+
+def _parsed(key: str, value: str | URL, driver: Driver) -> URL:
     with suppress(ArgumentError, ValueError):
         url = make_url(value)
         # The old name, which hosting services still give out.
         return url.set(drivername="postgresql") if url.drivername == "postgres" else url
     # The text may hold a password: neither this error nor one behind it repeats it. See test_no_error_repeats_the_uri.
-    raise ConfigError(f"{key} is not an SQLAlchemy URL. Example: sqlite:////var/lib/app/taskworker.db.")
+    raise ConfigError(f"{key} is not an SQLAlchemy URL. {_EXAMPLES[driver]}")
 
 
 def _sqlite_file(key: str, url: URL, instance_path: Path) -> URL:

@@ -99,6 +99,7 @@ class Unreachable:
 _CHECK_SERVER = "Check TASKER_DATABASE_URI, and that the server runs and lets this machine in."
 _FEWER = "Raise the server's limit, run fewer processes, or put a pooler before it."
 _CONNECT_REMEDIES = (
+    ("^invalid .* value", "Correct that parameter in TASKER_DATABASE_URI."),
     ("authentication failed", "Check the user and the password in TASKER_DATABASE_URI."),
     ("no password supplied", "Give the password in TASKER_DATABASE_URI, or in a password file (PGPASSFILE)."),
     ("no pg_hba.conf entry", "Let this machine and user in: in the server's pg_hba.conf, or its firewall rules."),
@@ -145,9 +146,13 @@ _REMEDIES = {
 }
 
 
+_NO_NEWS = re.compile(r"^connection (failed|is bad): | ?Is the server running [^?]*\?")
+"""What libpq adds and our remedy says, too."""
+
+
 def in_words(error: BaseException) -> str:
     """What the error says, in one line."""
-    return " ".join(str(error).split()).removeprefix("connection failed: ").rstrip(".")
+    return _NO_NEWS.sub("", " ".join(str(error).split())).rstrip(".")
 
 
 # -- statements --------------------------------------------------------------------------------------------------------
