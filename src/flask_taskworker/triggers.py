@@ -306,6 +306,58 @@ def _latest_before(trigger: Trigger, earlier: datetime, end: datetime) -> dateti
             low, high = following, middle
 
 
+# ---- the future ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fire:
+    """A fire time to come, as people look at it."""
+
+    at: datetime
+    """In UTC."""
+    local: datetime
+    """On the clock of the trigger's zone; UTC where it has none."""
+    notes: tuple[str, ...]
+    """What a change of that clock does to it, a sentence each."""
+
+
+def upcoming(trigger: Trigger, now: datetime, number: int = 10) -> list[Fire]:
+    """The next *number* fire times after *now* (aware), with notes where the clock changes before one of them."""
+    zone = ZoneInfo(trigger.timezone) if isinstance(trigger, Cron) else None
+    fires: list[Fire] = []
+    before = now
+    for moment in _take(trigger, trigger.next_after(now), datetime.max.replace(tzinfo=UTC), number)[0]:
+        local = moment if zone is None else moment.astimezone(zone)
+        notes = tuple(_notes(trigger, zone, before, moment)) if zone is not None and isinstance(trigger, Cron) else ()
+        fires.append(Fire(at=moment, local=local, notes=notes))
+        before = moment
+    return fires
+
+
+def _notes(trigger: Cron, zone: ZoneInfo, before: datetime, moment: datetime) -> Iterator[str]:
+    change = _first_change(before, moment, zone) if _offset(before, zone) != _offset(moment, zone) else None
+    if change is not None:
+        old, new = (change - SECOND).astimezone(zone), change.astimezone(zone)
+        yield (
+            f"The clock changes before it, on {new:%Y-%m-%d} from {_wall(change - SECOND, zone) + SECOND:%H:%M} to "
+            f"{new:%H:%M}: {_spoken_offset(old)} becomes {_spoken_offset(new)}."
+        )
+    wall = _wall(moment, zone)
+    if moment == change and trigger._is_fixed:
+        meant = next(trigger._walls_after(_wall(moment - SECOND, zone)), wall)
+        if meant < wall:
+            yield f"{meant:%H:%M} is left out by the clock on that day: it fires at {wall:%H:%M}."
+    first, second = (wall.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+    if first is not None and second is not None and first > second:
+        again = "it fires the first time only." if trigger._is_fixed else "it fires both times."
+        yield f"The clock shows {wall:%H:%M} twice on that day: {again}"
+
+
+def _spoken_offset(moment: datetime) -> str:
+    offset = f"{moment:%z}"
+    return f"UTC{offset[:3]}:{offset[3:5]}"
+
+
 # ---- texts ----
 
 
