@@ -152,7 +152,7 @@ class Client:
         # Looked up once: the worker may end, and clear it, at any moment.
         if (on_news := self.on_news) is not None:
             on_news(ready)
-        self.store.driver.wake_others()
+        self.store.driver.wake_others(ready)
 
     def run_atomically(self, task: Task[..., Any, Any], claim: Claim, work: Callable[[], Outcome]) -> Outcome:
         """Run an atomic task's work and commit its writes and its success together, or neither. In a worker thread.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import psycopg
 
 from ..errors import StoreError
-from .driver import Other
+from .driver import Other, Ready
 from .libpq import Server, ThreadLink, in_words
 
 log = logging.getLogger(__name__)
@@ -91,11 +91,11 @@ class AdvisoryPresence:
 
     # -- the ear ----------------------------------------------------------------------------------------------------
 
-    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
+    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
         """Call *on_wake* when a notification comes, through a connection of its own on *loop*."""
         self._ear = loop.create_task(self._listen(on_wake), name="taskworker-ear")
 
-    async def _listen(self, on_wake: Callable[[], None]) -> None:
+    async def _listen(self, on_wake: Callable[[Ready], None]) -> None:
         shortest, longest = _LISTEN_BACK_OFF
         pause = shortest
         while True:
@@ -104,9 +104,9 @@ class AdvisoryPresence:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     pause = shortest
                     # What was notified while nobody listened is news, too.
-                    on_wake()
+                    on_wake(())
                     async for _ in connection.notifies():
-                        on_wake()
+                        on_wake(())
             except (psycopg.Error, StoreError) as error:
                 log.warning("not listening for notifications, next try in %.1f s: %s", pause, in_words(error))
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
@@ -153,7 +153,7 @@ class BeatsOnly:
     def forget(self, worker_id: str) -> None:
         """Nothing is left behind."""
 
-    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
+    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
         """Nothing: no notification gets through."""
 
     def close(self, *, keep_lock: bool = False) -> None:

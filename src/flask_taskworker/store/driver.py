@@ -6,7 +6,7 @@ A second implementation exists for each protocol here, or will not be needed: ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..jobs import NewJob
@@ -16,6 +16,8 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 Parameters = Mapping[str, Any]
 Run = Callable[[str, Parameters], list[Row]]
+Ready = Collection[tuple[str, str]]
+"""Queues with ready jobs, and of which kind these are."""
 AsyncRun = Callable[[str, Parameters], Awaitable[list[Row]]]
 
 
@@ -63,8 +65,9 @@ class SyncLink(Protocol):
 class Presence(Protocol):
     """A living worker as other processes see it: a lock that the kernel or the server frees at death, and an ear."""
 
-    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
-        """Call *on_wake* on *loop* when another process has news."""
+    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
+        """Call *on_wake* on *loop* when another process has news: with what is ready, or with nothing to have it look.
+        """
 
     server_started_at: int | None
     """When the server started that holds the lock, in epoch milliseconds; None where there is no server."""
@@ -128,8 +131,11 @@ class Driver(Protocol):
     def presence(self, worker_id: str) -> Presence:
         """Take the lock of a new worker and open its ear."""
 
-    def wake_others(self) -> None:
-        """Tell the workers of other processes that there is news. Never raises, never waits."""
+    def wake_others(self, ready: Ready = ()) -> None:
+        """Tell the workers of other processes that there is news. Never raises, never waits.
+
+        *ready*: the (queue, kind) of jobs that are ready, where that is all there is to know.
+        """
 
     def close(self) -> None:
         """Close pooled connections."""

@@ -4,8 +4,9 @@
 that has the descriptor ends, however it ends; so a lock that can be taken proves a death, across containers on one
 kernel and immune to reused process ids and to clocks. A missing file proves nothing.
 
-*Wake-up.* A worker listens on a UNIX datagram socket. Whoever enqueues sends an empty datagram to each socket. A full
-socket means that its worker is awake already.
+*Wake-up.* A worker listens on a UNIX datagram socket. Whoever enqueues sends a datagram to each socket, which names the
+queues that have work now; an empty one says only that there is news. A full socket means that its worker is awake
+already: having read so many, it looks at the database rather than believe that it has them all.
 
 Needs ``fcntl`` and UNIX sockets. Where they are missing (Windows), :func:`supported` says so in words.
 """
@@ -21,12 +22,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import NotSupported
-from .driver import Other
+from .driver import Other, Ready
 
 try:
     import fcntl
@@ -41,6 +42,10 @@ SOCKET = ".sock"
 LONGEST_ADDRESS = 103
 """Bytes; macOS and the BSDs allow so many, Linux 107."""
 _LINUX: bool = sys.platform == "linux" and Path("/proc/self/fd").is_dir()
+LONGEST_WORDS = 1000
+"""Bytes of a datagram; what does not fit is left to a look at the database."""
+MOST_BELIEVED = 4
+"""Datagrams at once. A socket takes ten on Linux (net.unix.max_dgram_qlen); where as many came, more may be lost."""
 _TICK = 100_000_000
 """Nanoseconds; longer than any file system's time stamps are coarse."""
 
@@ -80,7 +85,7 @@ class LiveDirectory:
             return False
         return _CAN_LOCK and any(_is_locked(self.path / name) for name in names)
 
-    def wake_others(self) -> None:
+    def wake_others(self, ready: Ready = ()) -> None:
         """Send a datagram to each worker of another process. Costs one stat call when nobody listens. Never raises:
         the caller's job is stored, and workers look by themselves soon."""
         if not _CAN_LOCK:
@@ -89,9 +94,11 @@ class LiveDirectory:
             changed_at = os.stat(self.path).st_mtime_ns
             if changed_at != self._listed_at:
                 self._list(changed_at)
-            for name in self._sockets:
-                if name.removesuffix(SOCKET) not in self.own:
-                    self._send(name)
+            if self._sockets:
+                words = _in_words(ready)
+                for name in self._sockets:
+                    if name.removesuffix(SOCKET) not in self.own:
+                        self._send(name, words)
 
     def _list(self, changed_at: int) -> None:
         self._forget_replaced()
@@ -106,10 +113,10 @@ class LiveDirectory:
                 os.close(self._descriptor)
                 self._descriptor = None
 
-    def _send(self, name: str) -> None:
+    def _send(self, name: str, words: bytes) -> None:
         # Full: already awake. Refused or gone: a dead worker's socket, which its rescuer clears away.
         with suppress(OSError):
-            self._outlet().sendto(b"", self.address(name))
+            self._outlet().sendto(words, self.address(name))
 
     def _outlet(self) -> socket.socket:
         with self._opening:
@@ -204,16 +211,17 @@ class LivePresence:
             raise
         return ear
 
-    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[], None]) -> None:
-        """Call *on_wake* on *loop* when a datagram comes."""
+    def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
+        """Call *on_wake* on *loop* when datagrams come."""
         self._loop = loop
         loop.add_reader(self._socket, self._drain, on_wake)
 
-    def _drain(self, on_wake: Callable[[], None]) -> None:
+    def _drain(self, on_wake: Callable[[Ready], None]) -> None:
+        heard: list[bytes] = []
         with suppress(BlockingIOError):
             while True:
-                self._socket.recv(16)
-        on_wake()
+                heard.append(self._socket.recv(LONGEST_WORDS + 1))
+        on_wake(_ready_in(heard))
 
     def renew(self) -> None:
         """Nothing: the kernel loses no locks."""
@@ -262,6 +270,24 @@ class LivePresence:
         if not _LINUX:
             with suppress(OSError, NotSupported):
                 Path(self._directory.address(name)).unlink()
+
+
+def _in_words(ready: Ready) -> bytes:
+    words = "\0".join(f"{kind} {queue}" for queue, kind in ready).encode("utf-8", "replace")
+    return words if len(words) <= LONGEST_WORDS else b""
+
+
+def _ready_in(heard: Sequence[bytes]) -> Ready:
+    """What is ready according to these datagrams; nothing where they may not be all, or are not ours."""
+    if len(heard) > MOST_BELIEVED:
+        return ()
+    ready = set()
+    for word in b"\0".join(heard).split(b"\0"):
+        kind, _, queue = word.decode("utf-8", "replace").partition(" ")
+        if kind not in ("sync", "async") or not queue:
+            return ()
+        ready.add((queue, kind))
+    return ready
 
 
 def _is_locked(path: Path) -> bool | None:

@@ -23,7 +23,7 @@ from ..errors import ConnectionLost, NotSupported, StoreError
 from ..jobs import NewJob
 from . import statements
 from .advisory import CHANNEL, AdvisoryPresence, BeatsOnly
-from .driver import Parameters, Presence, Row, Run
+from .driver import Parameters, Presence, Ready, Row, Run
 from .libpq import LoopLink, Server, ThreadLink, fetch, has_ended, translated
 from .migrations import STEPS, Step, found_version, prepare_schema
 from .statements import POSTGRESQL, batch_of
@@ -137,8 +137,8 @@ class PostgresqlDriver:
         """Take the advisory lock of a new worker."""
         return AdvisoryPresence(self._server, worker_id) if self._listen else BeatsOnly()
 
-    def wake_others(self) -> None:
-        """Tell the workers of other processes and machines that there is news, soon and in a thread."""
+    def wake_others(self, ready: Ready = ()) -> None:
+        """Tell the workers of other processes and machines that there is news, soon and in a thread. They look."""
         if self._listen:
             self._notifier.news()
 

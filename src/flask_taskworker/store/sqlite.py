@@ -26,7 +26,7 @@ from sqlalchemy.pool import QueuePool
 from ..errors import NotSupported, StoreError
 from ..jobs import NewJob
 from .commits import Lent, SharedCommit, Transaction, fetch, patiently, patiently_async, plainly
-from .driver import AsyncRun, Parameters, Row, Run
+from .driver import AsyncRun, Parameters, Ready, Row, Run
 from .forks import Connection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
 from .live import LiveDirectory, LivePresence, supported
@@ -284,9 +284,9 @@ class SqliteDriver:
         with translated(self._live.path):
             return LivePresence(self._live, worker_id)
 
-    def wake_others(self) -> None:
+    def wake_others(self, ready: Ready = ()) -> None:
         """Tell the workers of other processes that there is news."""
-        self._live.wake_others()
+        self._live.wake_others(ready)
 
     def close(self) -> None:
         """Close pooled connections."""
