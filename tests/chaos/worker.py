@@ -20,6 +20,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from tests.chaos.journal import executed
 
 from flask_taskworker import BlockingTaskWorker, Every, current_job, liveness
+from flask_taskworker.extension import TaskWorker
 from flask_taskworker.tasks import Task
 
 metadata = MetaData()
@@ -42,9 +43,9 @@ class Place(NamedTuple):
 class Shop:
     """The app and its tasks."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, kind: type[TaskWorker] = BlockingTaskWorker) -> None:
         self.place = place
-        self.task_worker = BlockingTaskWorker()
+        self.task_worker = kind()
         backend = make_url(place.url).get_backend_name()
         self.app = Flask("shop", instance_path=place.folder, root_path=place.folder)
         self.app.config.update(TASKER_DRIVER=backend, TASKER_DATABASE_URI=place.url, **place.config)
@@ -76,7 +77,8 @@ class Shop:
         @task(name="shop.tick", schedule=Every(seconds=1, misfire="all", overlap="allow") if self.place.ticks else None)
         async def tick() -> None:
             assert current_job.fire_at is not None
-            record(self.place.folder, "tick", int(current_job.fire_at.timestamp()))
+            with executed(self.place.folder):
+                record(self.place.folder, "tick", int(current_job.fire_at.timestamp()))
 
         @task(name="shop.pulse")
         async def pulse(seconds: float) -> None:
@@ -162,7 +164,7 @@ def evidence(folder: str | Path, what: str) -> list[Line]:
 
 def serve(place: Place, log: str) -> None:
     """The life of a worker process: until SIGTERM."""
-    _log_to(log)
+    log_to(log)
     for name, value in place.knobs.items():
         setattr(liveness, name, value)
     Shop(place).task_worker.start()
@@ -170,7 +172,7 @@ def serve(place: Place, log: str) -> None:
 
 def prepare(place: Place, log: str, gate: str) -> None:
     """Open the database for the first time, together with others, and say which one it is."""
-    _log_to(log)
+    log_to(log)
     shop = Shop(place)
     while not Path(gate).exists():
         pass
@@ -178,7 +180,8 @@ def prepare(place: Place, log: str, gate: str) -> None:
     shop.close()
 
 
-def _log_to(path: str) -> None:
+def log_to(path: str) -> None:
+    """Have this process log to that file, whatever it prints included."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,0 +1,21 @@
+"""The web application of row 28, for gunicorn: ``tests.chaos.web:app``. Each of its processes works in the background."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from tests.chaos.worker import Place, Shop
+
+from flask_taskworker import BackgroundTaskWorker
+
+shop = Shop(Place(*json.loads(os.environ["CHAOS_PLACE"])), BackgroundTaskWorker)
+app = shop.app
+
+
+@app.get("/")
+def enqueue() -> str:
+    return str(shop.pulse.enqueue(0.01).uid)
+
+
+shop.task_worker.start()
