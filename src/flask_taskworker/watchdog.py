@@ -55,7 +55,9 @@ class Watchdog:
     def lag_ms(self) -> float:
         """How late the loop was of late, in milliseconds; for how long it stands still. Safe from any thread."""
         answered_at, asked_at = self._answered_at, self._asked_at
-        return round(((time.monotonic() if answered_at is None else answered_at) - asked_at) * 1000, 1)
+        seconds = (time.monotonic() if answered_at is None else answered_at) - asked_at
+        # A question that is asked at this moment comes after the last answer.
+        return round(max(0.0, seconds) * 1000, 1)
 
     def start(self) -> None:
         """Begin, on the thread of the loop. Where the system has no thread left there is no watchdog."""
@@ -89,12 +91,12 @@ class Watchdog:
                 self._tell_blocked(now)
             return
         if self._culprit is not None:
-            log.warning(
-                "the event loop turns again after %.1f s; %s", self._answered_at - self._asked_at, self._culprit
-            )
+            seconds = self._answered_at - self._asked_at
+            log.warning("the event loop turns again after %.1f s; it was blocked by %s", seconds, self._culprit)
             self._culprit = None
         self._open_turns = 0
-        self._answered_at, self._asked_at = None, now
+        self._asked_at = now
+        self._answered_at = None
         self._loop.call_soon_threadsafe(self._answer)
 
     def _answer(self) -> None:
