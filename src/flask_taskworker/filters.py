@@ -1,7 +1,8 @@
 """The filter language of the commands and the pages: ``state:failed task:mail.* args.user_id:42 after:-1h``. Pure.
 
-Words are separated by spaces; a value with a space stands in double quotes. Each word is ``key:value``; a word without
-a colon is a task, or, if it is a number, a job. All words must fit; of several ``state:`` words one must.
+Words are separated by spaces; a value with a space stands in double quotes, and none has a double quote in it. Each
+word is ``key:value``; a word without a colon is a task, or, if it is a number, a job. All words must fit; of several
+``state:`` words one must.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _RELATIVE = re.compile(r"-?(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST = 1_000
 """Characters of a filter."""
+_LAST = to_ms(datetime.max.replace(tzinfo=UTC))
+"""The last moment that can be written."""
 HELP = (
     "state:failed (also retrying), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, worker:ID, "
     "group:ID, unique:KEY, uid:UID, id:42, attempts:3 (tries that failed, at least), args.NAME:VALUE, "
@@ -61,12 +64,13 @@ class JobFilter:
         """Read a filter. *now*: epoch milliseconds. Raises ArgumentsError that names the word."""
         if len(text) > _LONGEST:
             raise ArgumentsError(f"A filter has at most {_LONGEST} characters; this one has {len(text)}.")
+        _require_storable(text)
         found: dict[str, object] = {}
         args: list[tuple[str, str]] = []
         states: list[str] = []
         for word in _words(text):
             key, value = _split(word)
-            if key.startswith("args."):
+            if key.startswith("args.") and len(key) > 5:
                 args.append((key[5:], value))
             elif key == "state":
                 states += _states(value)
@@ -121,9 +125,14 @@ def _states(value: str) -> list[str]:
     return names
 
 
+def _require_storable(text: str) -> None:
+    """No database takes NUL, or half a surrogate pair; neither can be in anything that is stored."""
+    for word in text.split():
+        if "\0" in word or word.encode("utf-8", "replace") != word.encode("utf-8", "surrogatepass"):
+            raise ArgumentsError(f"The filter word {word!r} contains a character that cannot be stored.")
+
+
 def _plain(key: str, value: str, now: int) -> str:
-    if "\0" in value:
-        raise ArgumentsError(f"The value of {key}: must not contain NUL.")
     return value
 
 
@@ -144,7 +153,7 @@ def _moment(key: str, value: str, now: int) -> int:
         raise ArgumentsError(
             f"{key}: takes a span like -90s, -15m, -1h, -7d or a moment like 2026-01-31T12:00, not {value!r}."
         ) from None
-    return max(0, to_ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC)))
+    return min(max(0, to_ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))), _LAST)
 
 
 def _yes(key: str, value: str, now: int) -> bool:
