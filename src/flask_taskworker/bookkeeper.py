@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from .errors import StoreError
+from .jobs import Ending, JobRecord
 from .rollups import Tally
 from .store.work import Ended, WorkerStore
 
@@ -38,10 +39,19 @@ class Bookkeeper:
         add = self._tally.add
         for e in ended:
             claim = e.claim
-            if claim.id in states:
+            if (state := states.get(claim.id)) is not None:
                 due_at = max(claim.run_at, claim.created_at)
-                ending = e.outcome.ending
+                # What was to run again, and was asked to stop meanwhile, has been cancelled.
+                ending = Ending.CANCELLED if state == "cancelled" else e.outcome.ending
                 add(claim.task, claim.queue, ending, due_at=due_at, started_at=e.started_at, ended_at=e.ended_at)
+
+    def rescued(self, records: Iterable[JobRecord]) -> None:
+        """Count those that ended with their worker: the others run again."""
+        for r in records:
+            if r.finished_at is not None:
+                due_at, started_at = max(r.run_at, r.created_at), r.started_at or r.finished_at
+                ended = {"due_at": due_at, "started_at": started_at, "ended_at": r.finished_at}
+                self._tally.add(r.task, r.queue, Ending(r.state), **ended)
 
     async def keep_up(self, work: WorkerStore, now: float) -> None:
         """Store what is pending when its time has come. *now*: seconds on the loop's clock. Raises StoreError."""
@@ -60,6 +70,7 @@ class Bookkeeper:
             log.warning("the figures of the last seconds are lost: %s", error)
 
     async def _write(self, work: WorkerStore) -> None:
-        tally, self._tally = self._tally, Tally()
-        if tally:
-            await work.add_rollups(tally)
+        # Kept until it is stored. An answer that got lost may count it twice, which harms less than a gap.
+        if self._tally:
+            await work.add_rollups(self._tally)
+            self._tally = Tally()

@@ -51,14 +51,17 @@ class Tally:
         figures[_WAIT + bisect_left(BUCKETS_MS, wait)] += 1
 
     def rows(self) -> list[tuple[int | str, ...]]:
-        """A row for each minute and one for each hour: span, start, task, queue and the figures."""
+        """A row for each minute and one for each hour: span, start, task, queue and the figures.
+
+        In one order in every process: two workers that store theirs at once must not wait for each other.
+        """
         merged: dict[tuple[int, int, str, str], list[int]] = {}
         for (task, queue, minute), figures in self._figures.items():
             for span in SPANS:
                 start = minute * 60_000 // (span * 1000) * (span * 1000)
                 key = (span, start, task, queue)
                 merged[key] = _sum(merged[key], figures) if key in merged else figures
-        return [(*key, *figures) for key, figures in merged.items()]
+        return [(*key, *merged[key]) for key in sorted(merged)]
 
 
 def _sum(one: Sequence[int], other: Sequence[int]) -> list[int]:

@@ -11,18 +11,20 @@ from typing import Any
 from flask import Flask
 
 from . import signals
-from .client import Client, new_job
+from .client import Client
 from .clock import from_ms, to_ms
 from .errors import DeclarationError, JobNotFound, NotAccepted
 from .filters import JobFilter
 from .jobs import Job, JobRecord
 from .mail.queue import DELIVER, MailQueue
 from .mail_config import MailConfig
+from .store import statements as worker_statements
 from .store import steer_statements as statements
 from .store.browse import Browser, Names
-from .store.driver import Row
+from .store.driver import Row, Run
 from .store.sql import ScheduleRow, to_duration_ms
-from .store.statements import batch_of
+from .store.statements import batch_of, expired_attempts
+from .store.work import PRUNE_BATCH
 from .tasks import EnqueueOptions, TaskRegistry
 from .triggers import trigger_from_text
 
@@ -52,6 +54,7 @@ class Steering:
     def act(self, action: str, job_id: int) -> bool:
         """Do *action* to one job; whether it was in a state for it. Raises JobNotFound, or NotAccepted for a retry
         whose unique key another unfinished job has."""
+        _require(action)
         record = self._store.record(job_id)
         match action:
             case "retry":
@@ -73,18 +76,20 @@ class Steering:
     def act_on_all(self, action: str, chosen: JobFilter, *, names: Names = lambda task: ()) -> Iterator[int]:
         """Do *action* to every job that fits, in batches; yields how many jobs each batch changed.
 
-        The act is noted when the iterator ends. Those that are in no state for it are left as they are.
+        The act is noted when the iterator ends, or is closed. Those that are in no state for it are left as they are.
         """
+        _require(action)
         total = 0
-        for ids in Browser(self._store).ids(chosen, names=names):
-            changed = self._batch(action, ids)
-            total += changed
-            yield changed
-        self.note(action, str(chosen) or "every job", total)
+        try:
+            for ids in Browser(self._store).ids(chosen, names=names):
+                changed = self._batch(action, ids)
+                total += changed
+                yield changed
+        finally:
+            # Also where it was left half way: what was done is done.
+            self.note(action, str(chosen) or "every job", total)
 
     def _batch(self, action: str, ids: Sequence[int]) -> int:
-        if action not in ACTIONS:
-            raise ValueError(f"There is no action {action!r}. Actions: {', '.join(ACTIONS)}.")
         now = self._store.clock()
         parameters = {
             "batch": batch_of([(job_id,) for job_id in ids]),
@@ -95,6 +100,10 @@ class Steering:
         if action == "retry":
             special = self._read(statements.special_retries(self._dialect), {**parameters, "mail": DELIVER})
             rows += [(job_id, "ready") for (job_id,) in special if self._try_to_retry(job_id)]
+        elif action == "restore":
+            # Of two with one unique key only one can come back, so they come one by one.
+            for (job_id,) in self._read(statements.special_restores(self._dialect), parameters):
+                rows += self._write(statements.restore_one(), {"id": job_id, "now": now})
         self._tell(action, rows)
         return len(rows)
 
@@ -118,6 +127,44 @@ class Steering:
             return
         ended = [job_id for job_id, state in rows if state == "cancelled"]
         self._client.cancelled(ended)
+
+    # -- deleting -----------------------------------------------------------------------------------------------------
+
+    def purge(self, before: int) -> Iterator[int]:
+        """Delete the jobs that ended before *before* (epoch ms), oldest first; yields how many each batch had.
+
+        The act is noted when the iterator ends. Their mails stay for their own time.
+        """
+        total = 0
+        for ids in self._ended(before):
+            for start in range(0, len(ids), PRUNE_BATCH):
+                gone = self._delete(ids[start : start + PRUNE_BATCH], before)
+                total += gone
+                yield gone
+        self.note("purge", f"finished before {from_ms(before).isoformat(timespec='seconds')}", total)
+
+    def purgeable(self, before: int) -> Iterator[int]:
+        """How many jobs :meth:`purge` would delete, in parts."""
+        return map(len, self._ended(before))
+
+    def _ended(self, before: int) -> Iterator[list[int]]:
+        self._store.driver.prepare()
+        last = 0
+        while rows := self._read(statements.ended_before(), {"after": last, "before": before, "number": 1000}):
+            yield [job_id for job_id, ended in rows if ended]
+            last = rows[-1][0]
+
+    def _delete(self, ids: Sequence[int], before: int) -> int:
+        batch = {"batch": batch_of([(job_id,) for job_id in ids])}
+
+        def body(run: Run) -> int:
+            gone = run(statements.purge(self._dialect), {**batch, "before": before})
+            parts = {"batch": batch_of(gone)}
+            run(expired_attempts(self._dialect, "taskworker_attempt"), parts)
+            run(expired_attempts(self._dialect, "taskworker_log"), parts)
+            return len(gone)
+
+        return self._store.driver.transaction(body)
 
     # -- queues and schedules -----------------------------------------------------------------------------------------
 
@@ -147,13 +194,19 @@ class Steering:
 
     def skip_next(self, name: str) -> int | None:
         """Leave out the next fire time; returns the one after it, in epoch ms. Raises DeclarationError if there is
-        no such schedule."""
+        no such schedule.
+
+        A schedule that was made at run time and has no time left is deleted, as after its last firing.
+        """
         schedule = self._schedule(name)
         if schedule.next_at is None:
             return None
         following = trigger_from_text(schedule.trigger).next_after(from_ms(schedule.next_at))
         next_at = None if following is None else to_ms(following)
-        self._on_schedule(name, "skip", statements.move_schedule(), next_at=next_at, expected=schedule.next_at)
+        if not self._on_schedule(name, "skip", statements.move_schedule(), next_at=next_at, expected=schedule.next_at):
+            # It has fired just now.
+            return self._schedule(name).next_at
+        self._write(worker_statements.remove_ended_schedule(), {"name": name})
         return next_at
 
     def run_schedule(self, name: str) -> Job[Any]:
@@ -165,9 +218,7 @@ class Steering:
             raise DeclarationError(
                 f"The schedule {name!r} is for the task {schedule.task!r}, which this code does not declare."
             )
-        row = new_job(task, schedule.args, EnqueueOptions(), self._store.clock())
-        job: Job[Any] = Job(self._store.add([row])[0], self._client)
-        self._client.wake()
+        job = self._client.enqueue(task, [schedule.args], EnqueueOptions())[0]
         self.note("run", f"schedule {name}", 1)
         return job
 
@@ -203,6 +254,11 @@ class Steering:
 
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         return self._store.driver.read(sql, parameters)
+
+
+def _require(action: str) -> None:
+    if action not in ACTIONS:
+        raise ValueError(f"There is no action {action!r}. Actions: {', '.join(ACTIONS)}.")
 
 
 def names_of(registry: TaskRegistry) -> Callable[[str], Sequence[str]]:

@@ -577,6 +577,7 @@ class Worker:
 
     def _on_rescued(self, records: list[JobRecord]) -> None:
         self._herald.rescued(records)
+        self._books.rescued(records)
         self.client.wake()
 
     async def _rejoin(self) -> None:

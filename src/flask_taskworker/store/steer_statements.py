@@ -62,15 +62,27 @@ def discard(dialect: Dialect) -> str:
     )
 
 
+_WAITED = "hidden = 2 AND state = 'cancelled'"
+_RESTORE = (
+    f"UPDATE taskworker_job SET state = CASE WHEN {_WAITED} THEN CASE WHEN run_at > :now THEN 'scheduled' "
+    f"ELSE 'ready' END ELSE state END, finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
+    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, hidden = 0 WHERE {{}} RETURNING id, state"
+)
+
+
 def restore(dialect: Dialect) -> str:
-    """Take discarded jobs back; those that waited wait again, if their unique keys are free."""
-    waits = "hidden = 2 AND state = 'cancelled'"
-    return (
-        f"UPDATE taskworker_job SET state = CASE WHEN {waits} THEN CASE WHEN run_at > :now THEN 'scheduled' "
-        f"ELSE 'ready' END ELSE state END, finished_at = CASE WHEN {waits} THEN NULL ELSE finished_at END, "
-        f"expires_at = CASE WHEN {waits} THEN NULL ELSE expires_at END, hidden = 0 "
-        f"WHERE {_chosen(dialect)} AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE}) RETURNING id, state"
-    )
+    """Take discarded jobs back; those that waited wait again, but for those of :func:`special_restores`."""
+    return _RESTORE.format(f"{_chosen(dialect)} AND hidden <> 0 AND (hidden = 1 OR unique_key IS NULL)")
+
+
+def special_restores(dialect: Dialect) -> str:
+    """The discarded jobs that waited and have unique keys, which may be taken: they come back one by one."""
+    return f"SELECT id FROM taskworker_job WHERE {_chosen(dialect)} AND hidden = 2 AND unique_key IS NOT NULL"
+
+
+def restore_one() -> str:
+    """Take one discarded job back, if its unique key is free."""
+    return _RESTORE.format(f"id = :id AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE})")
 
 
 def run(dialect: Dialect) -> str:
@@ -93,6 +105,21 @@ BATCH: Mapping[str, Callable[[Dialect], str]] = {
 def hidden_key_taken() -> str:
     """Whether a discarded job waits for its unique key."""
     return f"SELECT 1 FROM taskworker_job WHERE id = :id AND hidden = 2 AND NOT {_KEY_FREE}"
+
+
+def ended_before() -> str:
+    """The next ``:number`` jobs after ``:after`` by id, and of each whether it ended before ``:before``."""
+    return (
+        f"SELECT id, CASE WHEN {FINISHED} AND finished_at < :before THEN 1 ELSE 0 END FROM taskworker_job "
+        "WHERE id > :after ORDER BY id LIMIT :number"
+    )
+
+
+def purge(dialect: Dialect) -> str:
+    """Delete the jobs of a batch that ended before ``:before``."""
+    return (
+        f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {FINISHED} AND finished_at < :before RETURNING id"
+    )
 
 
 def pause_queue() -> str:
