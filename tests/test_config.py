@@ -37,6 +37,9 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         "keep_succeeded": timedelta(days=1),
         "keep_failed": timedelta(days=14),
         "listen": True,
+        "dashboard_url": None,
+        "dashboard_user": None,
+        "dashboard_password": None,
     }
 
 
@@ -62,7 +65,11 @@ def test_every_value_is_read() -> None:
         TASKER_KEEP_SUCCEEDED=3600,
         TASKER_KEEP_FAILED=timedelta(days=2),
         TASKER_LISTEN=False,
+        TASKER_DASHBOARD_URL="/tasks",
+        TASKER_DASHBOARD_USER="ana",
+        TASKER_DASHBOARD_PASSWORD="hunter2",
     )
+    assert "hunter2" not in repr(config)
     assert dataclasses.asdict(config) == {
         "engine": "sqlalchemy",
         "driver": "postgresql",
@@ -78,6 +85,9 @@ def test_every_value_is_read() -> None:
         "keep_succeeded": timedelta(hours=1),
         "keep_failed": timedelta(days=2),
         "listen": False,
+        "dashboard_url": "/tasks",
+        "dashboard_user": "ana",
+        "dashboard_password": "hunter2",
     }
 
 

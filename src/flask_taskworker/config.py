@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -73,6 +73,15 @@ class TaskWorkerConfig:
     """PostgreSQL: wake workers by LISTEN and NOTIFY, and use prepared statements. False for PgBouncer in transaction
     mode, which has neither: workers then look every loop_interval. Defaults to True."""
 
+    dashboard_url: str | None
+    """Where the dashboard is mounted, for example "/tasks"; None mounts none. Defaults to None."""
+
+    dashboard_user: str | None
+    """Who may log in to a dashboard that has no access callback. Defaults to None: nobody."""
+
+    dashboard_password: str | None = field(repr=False)
+    """The password of dashboard_user. Defaults to None."""
+
     def is_debug(self, app_debug: bool) -> bool:
         """Whether to log every step, given what ``app.debug`` is now."""
         return app_debug if self.debug is None else self.debug
@@ -96,7 +105,31 @@ class TaskWorkerConfig:
             keep_succeeded=_period(config, "TASKER_KEEP_SUCCEEDED", timedelta(days=1)),
             keep_failed=_period(config, "TASKER_KEEP_FAILED", timedelta(days=14)),
             listen=_flag(config, "TASKER_LISTEN", default=True),
+            dashboard_url=_mount_point(config, "TASKER_DASHBOARD_URL"),
+            **_login(config),
         )
+
+
+def _mount_point(config: Mapping[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.startswith("/") or set(value) & set("<>?#") or value.endswith("/"):
+        raise ConfigError.of(key, value, 'a path with a slash before it and none behind it, such as "/tasks", or None')
+    return value
+
+
+def _login(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """User and password of the dashboard: both or neither. No error repeats the password."""
+    keys = ("TASKER_DASHBOARD_USER", "TASKER_DASHBOARD_PASSWORD")
+    user, password = (config.get(key) for key in keys)
+    if any(value is not None and (not isinstance(value, str) or not value) for value in (user, password)):
+        raise ConfigError(f"{keys[0]} and {keys[1]} must be texts that are not empty.")
+    if (user is None) != (password is None):
+        raise ConfigError(f"{keys[0]} and {keys[1]} belong together: set both, or neither.")
+    if user is not None and ":" in user:
+        raise ConfigError.of(keys[0], user, "a name without a colon, which browsers cannot send")
+    return {"dashboard_user": user, "dashboard_password": password}
 
 
 def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -104,6 +105,10 @@ class TaskWorker:
             if self._runner is not None and not self._serve(state):
                 # All other apps were gone, and the runner with them.
                 self._restart()
+        if config.dashboard_url is not None:
+            # Fetched here: an app without a dashboard pays nothing for it.
+            dashboard = import_module(".dashboard", __package__)
+            app.register_blueprint(dashboard.create_dashboard(self), url_prefix=config.dashboard_url)
 
     def _find_client(self) -> TaskClient:
         return self.state().client

@@ -1,0 +1,128 @@
+"""Who may see the dashboard, and do what. Closed unless somebody opened it."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import Any
+
+from flask import current_app, request
+from werkzeug.wrappers import Response as BaseResponse
+
+from ..config import TaskWorkerConfig
+
+log = logging.getLogger(__name__)
+
+PERMISSIONS = ("view", "payload", "mail_body", "retry", "cancel", "discard", "run", "pause")
+"""``view``: the pages. ``payload``: arguments, results and log lines. ``mail_body``: the text of mails, which may hold
+links that log somebody in. The others: the actions of that name; ``discard`` includes taking back, ``run`` is to run a
+scheduled job or a schedule now, ``pause`` is to pause and resume queues and schedules."""
+
+EVERYTHING = frozenset(PERMISSIONS)
+_VIEW = frozenset({"view"})
+_NOTHING: frozenset[str] = frozenset()
+
+_FORWARDED = ("X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "Cf-Connecting-Ip", "True-Client-Ip", "Via")
+_CLOSED = (
+    "The dashboard is closed: a request from %s was refused. Open it with create_dashboard(task_worker, access=…), or "
+    "set TASKER_DASHBOARD_USER and TASKER_DASHBOARD_PASSWORD. Without either it answers only on this machine, in debug "
+    "mode, and not behind a proxy."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """Who sends the request, and what they may do."""
+
+    permissions: frozenset[str]
+    who: str
+    """As it stands in the audit log."""
+
+
+class Gate:
+    """Decides about each request. *access* and *who* are the callbacks given to ``create_dashboard``, or None."""
+
+    def __init__(self, access: Callable[[], Any] | None, who: Callable[[], Any] | None) -> None:
+        self._access = access
+        self._who = who
+
+    def admit(self, config: TaskWorkerConfig) -> Visitor | BaseResponse:
+        """The visitor, who may have no permission at all; or what to answer instead."""
+        if self._access is not None:
+            answer = current_app.ensure_sync(self._access)()
+            if isinstance(answer, BaseResponse):
+                return answer
+            return self._visitor(_granted(answer))
+        if config.dashboard_user is not None:
+            return self._by_password(config.dashboard_user, config.dashboard_password or "")
+        if _is_developer():
+            return self._visitor(EVERYTHING)
+        log.warning(_CLOSED, request.remote_addr)
+        return self._visitor(_NOTHING)
+
+    def _by_password(self, user: str, password: str) -> Visitor | BaseResponse:
+        given = request.authorization
+        if given is not None and given.type == "basic":
+            # Both are compared, so that the time does not tell which was wrong.
+            right_user = hmac.compare_digest((given.username or "").encode(), user.encode())
+            right_password = hmac.compare_digest((given.password or "").encode(), password.encode())
+            if right_user and right_password:
+                return self._visitor(_usual(), user)
+        challenge = {"WWW-Authenticate": 'Basic realm="TaskWorker", charset="UTF-8"'}
+        return current_app.response_class("Log in to see the dashboard.\n", 401, challenge, "text/plain")
+
+    def _visitor(self, permissions: frozenset[str], user: str | None = None) -> Visitor:
+        if self._who is not None and permissions:
+            named = current_app.ensure_sync(self._who)()
+            user = str(named)[:200] if named is not None else user
+        return Visitor(permissions=permissions, who=user or request.remote_addr or "unknown")
+
+
+def _granted(answer: object) -> frozenset[str]:
+    """What the access callback means. Anything that it may not return opens nothing."""
+    if answer is True:
+        return _usual()
+    if answer is False or answer is None:
+        return _NOTHING
+    if answer == "read":
+        return _VIEW
+    if isinstance(answer, Set | list | tuple) and all(isinstance(name, str) and name in PERMISSIONS for name in answer):
+        return frozenset(answer)
+    log.error(
+        'The access callback of the dashboard returned %.200r, so nothing is shown. Allowed: True, False, "read", a '
+        "response, or a set of %s.",
+        answer,
+        ", ".join(PERMISSIONS),
+    )
+    return _NOTHING
+
+
+def _usual() -> frozenset[str]:
+    """Mails hold what logs people in: in production their text wants a permission that is named."""
+    return EVERYTHING if current_app.debug else EVERYTHING - {"mail_body"}
+
+
+def _is_developer() -> bool:
+    """Debug mode, from this machine, by a name of this machine, and not through a proxy, behind which all are local.
+
+    The name matters: a foreign page may have its own resolved to 127.0.0.1.
+    """
+    forwarded = any(name == "Forwarded" or name.startswith("X-Forwarded") for name, _ in request.headers)
+    if not current_app.debug or forwarded or any(name in request.headers for name in _FORWARDED):
+        return False
+    return _is_loopback(request.remote_addr or "") and _is_local_name(request.host)
+
+
+def _is_local_name(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name.strip("[]"))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

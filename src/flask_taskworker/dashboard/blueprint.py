@@ -1,0 +1,155 @@
+"""The dashboard as a Blueprint: every request goes through the gate, then to the page, then gets its headers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Response, current_app, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
+
+from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
+from . import overview
+from .access import Gate
+from .assets import ASSETS
+from .forgery import is_own
+from .responses import finish, takes_gzip
+from .routes import Route
+from .view import View, error_page
+
+if TYPE_CHECKING:
+    from ..extension import TaskWorker
+
+log = logging.getLogger(__name__)
+
+PAGES = (overview,)
+"""The modules with pages."""
+ROUTES: tuple[Route, ...] = tuple(route for module in PAGES for route in module.ROUTES)
+_COMMON = {"format", "note", "sign"}
+_WORDS = {400: "That cannot be asked", 403: "Not allowed", 404: "Not found", 409: "Not possible now"}
+
+
+def create_dashboard(
+    task_worker: TaskWorker,
+    access: Callable[[], Any] | None = None,
+    *,
+    who: Callable[[], Any] | None = None,
+    name: str = "taskworker",
+) -> Blueprint:
+    """Make the dashboard of *task_worker*, to be given to ``app.register_blueprint`` with a ``url_prefix``.
+
+    *access* is called in each request and returns True, False, ``"read"`` (look, and nothing else), a set of
+    permissions, or a response, such as a redirect to the login. Without it ``TASKER_DASHBOARD_USER`` and
+    ``TASKER_DASHBOARD_PASSWORD`` count; without those it answers only on this machine, in debug mode. *who* returns the
+    name that stands in the audit log. *name* is the blueprint's: a second dashboard needs another.
+    """
+    blueprint = Blueprint(name, __name__)
+    gate = _Dashboard(task_worker, Gate(access, who))
+    for route in ROUTES:
+        blueprint.add_url_rule(route.rule, route.endpoint, gate.handler(route), methods=list(route.methods))
+    asset = Route("/assets/<digest>/<name>", "asset", _asset)
+    blueprint.add_url_rule(asset.rule, asset.endpoint, gate.handler(asset))
+    nowhere = Route("/<path:rest>", "nowhere", _nowhere, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
+    blueprint.add_url_rule(nowhere.rule, nowhere.endpoint, gate.handler(nowhere), methods=list(nowhere.methods))
+    blueprint.after_request(finish)
+    blueprint.record(_exempt_from_csrf_tokens)
+    return blueprint
+
+
+class _Dashboard:
+    """One mounted dashboard."""
+
+    def __init__(self, task_worker: TaskWorker, gate: Gate) -> None:
+        self._task_worker = task_worker
+        self._gate = gate
+
+    def handler(self, route: Route) -> Callable[..., BaseResponse]:
+        """The function that Flask calls for this route."""
+
+        def handle(**values: Any) -> BaseResponse:
+            return self._answer(route, values)
+
+        return handle
+
+    def _answer(self, route: Route, values: Mapping[str, Any]) -> BaseResponse:
+        state = self._task_worker.state()
+        visitor = self._gate.admit(state.config)
+        if isinstance(visitor, BaseResponse):
+            return visitor
+        if not visitor.permissions:
+            return error_page(403, _WORDS[403], "This dashboard is not open to you. Its log says how to open it.")
+        if request.method not in ("GET", "HEAD", "OPTIONS") and not is_own(request.headers, request.host):
+            log.warning("refused a %s from another site: %s", request.method, request.headers.get("Origin"))
+            return error_page(403, _WORDS[403], "This request does not come from a page of this dashboard.")
+        if route.permission not in visitor.permissions:
+            message = f"You may not do this: it needs the permission {route.permission!r}."
+            return error_page(403, _WORDS[403], message)
+        return self._run(route, values, View(state, visitor, route.endpoint))
+
+    def _run(self, route: Route, values: Mapping[str, Any], view: View) -> BaseResponse:
+        framed = view if view.may("view") else None
+        try:
+            if problem := _bad_arguments(route, values):
+                return error_page(400, _WORDS[400], problem, framed)
+            response: BaseResponse = route.function(view, **values)
+            return response
+        except ArgumentsError as error:
+            return error_page(400, _WORDS[400], str(error), framed)
+        except (JobNotFound, TaskNotFound, DeclarationError) as error:
+            return error_page(404, _WORDS[404], str(error), framed)
+        except NotAccepted as error:
+            return error_page(409, _WORDS[409], str(error), framed)
+        except StoreError as error:
+            log.exception("the dashboard cannot be shown")
+            return error_page(503, "The task database does not answer", str(error), framed)
+        except HTTPException as error:
+            status = error.code or 500
+            return error_page(status, _WORDS.get(status, error.name), error.description or error.name, framed)
+
+
+def _bad_arguments(route: Route, values: Mapping[str, Any]) -> str | None:
+    """What is wrong with the request, whatever the page. Only GET has arguments in its address."""
+    given = [*values.values(), *request.args.values(), *request.form.values()]
+    if any("\0" in str(value) for value in given):
+        return "The request holds a NUL character, which nothing here can."
+    known = {*_COMMON, *route.arguments}
+    unknown = sorted(set(request.args) - known)
+    if unknown:
+        allowed = ", ".join(sorted({"format", *route.arguments}))
+        return f"There is no argument {unknown[0]!r:.80} here. Allowed: {allowed}."
+    if request.args.get("format", "json") not in ("json", "html"):
+        return f"format is {request.args['format']!r:.80}. Allowed: json, html."
+    return None
+
+
+def _asset(view: View, digest: str, name: str) -> Response:
+    found = ASSETS.get(name)
+    if found is None or found.digest != digest:
+        return error_page(404, _WORDS[404], "There is no such file in this version of the dashboard.")
+    packed = takes_gzip()
+    response = current_app.response_class(found.packed if packed else found.body, content_type=found.kind)
+    if packed:
+        response.headers["Content-Encoding"] = "gzip"
+    response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    return response
+
+
+def _nowhere(view: View, rest: str) -> Response:
+    return error_page(404, _WORDS[404], "There is no such page.", view)
+
+
+def _exempt_from_csrf_tokens(setup: BlueprintSetupState) -> None:
+    """Beside Flask-WTF's CSRFProtect: its token needs a session, and our own rule is at work here."""
+
+    def exempt() -> None:
+        protection = setup.app.extensions.get("csrf")
+        if protection is not None and request.endpoint in own:
+            protection.exempt(setup.blueprint)
+
+    prefix = ".".join(part for part in (setup.name_prefix, setup.name) if part)
+    own = {f"{prefix}.{endpoint}" for endpoint in (*(route.endpoint for route in ROUTES), "nowhere")}
+    # First of all, since CSRFProtect may have been set up before, and may be set up later.
+    setup.app.before_request_funcs.setdefault(None, []).insert(0, exempt)

@@ -1,0 +1,205 @@
+"""What a page function gets: one request's app, rows, visitor and words."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary
+
+from flask import Flask, Response, current_app, request, url_for
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from werkzeug.exceptions import BadRequest, Forbidden
+
+from ..steering import Steering, names_of
+from ..store.browse import Browser, Names
+from ..store.sql import Store
+from . import words
+from .access import Visitor
+from .assets import ASSETS
+
+if TYPE_CHECKING:
+    from ..extension import AppState
+
+MAX_WORDS = 1_000
+"""Characters of an argument in an address or a form."""
+
+MENU = (
+    ("overview", "Overview"),
+    ("jobs", "Jobs"),
+    ("failures", "Failures"),
+    ("queues", "Queues"),
+    ("schedules", "Schedules"),
+    ("workers", "Workers"),
+    ("mail", "Mail"),
+    ("system", "System"),
+)
+
+# Of our own, not the app's: its settings, templates, filters and context processors cannot get at these pages.
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.globals["words"] = words
+
+_keys: WeakKeyDictionary[Store, bytes] = WeakKeyDictionary()
+
+
+class View:
+    """One request. Times are epoch milliseconds."""
+
+    def __init__(self, state: AppState, visitor: Visitor, page: str) -> None:
+        self.state = state
+        self.app: Flask = state.find_app() or current_app._get_current_object()  # type: ignore[attr-defined]
+        self.browser = Browser(state.store)
+        self.permissions = visitor.permissions
+        self.who = visitor.who
+        self.now = state.store.clock()
+        self.current = page
+        """The endpoint, without the blueprint's name."""
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Names:
+        """The names of a task's parameters, which a filter on arguments needs."""
+        return names_of(self.state.task_worker.registry)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the page is wanted as JSON."""
+        return request.args.get("format") == "json"
+
+    def may(self, permission: str) -> bool:
+        """Whether the visitor has this permission."""
+        return permission in self.permissions
+
+    def steering(self, permission: str) -> Steering:
+        """What acts on jobs, queues and schedules in the visitor's name. Raises Forbidden without the permission."""
+        if not self.may(permission):
+            raise Forbidden(f"You may look, but not do this: it needs the permission {permission!r}.")
+        state = self.state
+        return Steering(self.app, state.client, state.task_worker.registry, who=self.who)
+
+    def argument(self, name: str, default: str = "") -> str:
+        """A query argument, without white space around it. Raises BadRequest where it is too long."""
+        return _short(name, request.args.get(name, default))
+
+    def form(self, name: str, default: str = "") -> str:
+        """A field of the form that was sent, likewise."""
+        return _short(name, request.form.get(name, default))
+
+    def choice(self, name: str, allowed: Mapping[str, Any] | tuple[str, ...], default: str) -> str:
+        """A query argument that has one of these values. Raises BadRequest."""
+        value = self.argument(name, default)
+        if value not in allowed:
+            self.refuse(f"{name} is {value!r:.80}. Allowed: {', '.join(allowed)}.")
+        return value
+
+    def number(self, name: str, *, least: int = 1, most: int = 2**63 - 1) -> int | None:
+        """A query argument that is a whole number; None without it. Raises BadRequest."""
+        text = self.argument(name)
+        if not text:
+            return None
+        if not text.isascii() or not text.isdecimal() or len(text) > 19 or not least <= int(text) <= most:
+            self.refuse(f"{name} is {text!r:.80}. Allowed: a whole number from {least} to {most}.")
+        return int(text)
+
+    def refuse(self, message: str) -> NoReturn:
+        """Answer 400 with these words."""
+        raise BadRequest(message)
+
+    # -- answering --------------------------------------------------------------------------------------------------
+
+    def url(self, endpoint: str, **values: Any) -> str:
+        """The address of another page; arguments that are None or empty are left out."""
+        return url_for(f".{endpoint}", **{name: value for name, value in values.items() if value not in (None, "")})
+
+    def here(self, **changes: Any) -> str:
+        """The address of this page with some of its arguments changed; None leaves one out."""
+        values = {**request.args.to_dict(), **(request.view_args or {}), **changes}
+        return self.url(self.current, **{n: v for n, v in values.items() if n not in ("note", "sign")})
+
+    def page(self, template: str, data: Mapping[str, Any], *, title: str, status: int = 200) -> Response:
+        """The page: *template* with *data* in the frame, or the data as JSON, without the parts that are Markup."""
+        if self.is_json:
+            return _json(data, status)
+        html = _templates.get_template(f"taskworker/{template}").render(data, view=self, title=title, note=self._note())
+        return current_app.response_class(html, status, mimetype="text/html")
+
+    def redirect(self, endpoint: str, *, message: str = "", **values: Any) -> Response:
+        """To another page after an act, which shows *message*."""
+        if message:
+            values |= {"note": message, "sign": self._signature(message)}
+        return current_app.response_class(status=303, headers={"Location": self.url(endpoint, **values)})
+
+    def _note(self) -> str:
+        """The message of the act before. It is signed: nobody can have the page say something by a link."""
+        message = request.args.get("note", "")
+        given = request.args.get("sign", "").encode("utf-8", "replace")
+        return message if message and hmac.compare_digest(self._signature(message).encode(), given) else ""
+
+    def _signature(self, message: str) -> str:
+        store = self.state.store
+        if store not in _keys:
+            _keys[store] = store.store_id().encode()
+        return hmac.new(_keys[store], message.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:20]
+
+    # -- words for templates -------------------------------------------------------------------------------------------
+
+    def ago(self, moment: int | None) -> Markup:
+        """A moment as "3 min ago" or "in 40 s"."""
+        return words.ago(moment, self.now)
+
+    def age(self, since: int | None) -> Markup:
+        """How long it has lasted until now."""
+        return words.age(since, self.now)
+
+    def asset(self, name: str) -> str:
+        """The address of the stylesheet or the script."""
+        return self.url("asset", digest=ASSETS[name].digest, name=name)
+
+    @property
+    def search_url(self) -> str:
+        """Where the search field leads."""
+        return self.url("jobs") if any(page == "jobs" for page, _ in self.menu) else ""
+
+    @property
+    def menu(self) -> tuple[tuple[str, str], ...]:
+        """The pages of the menu that exist: (endpoint, word)."""
+        blueprint = request.blueprint
+        return tuple((page, word) for page, word in MENU if f"{blueprint}.{page}" in current_app.view_functions)
+
+
+def _short(name: str, value: str) -> str:
+    if len(value) > MAX_WORDS:
+        raise BadRequest(f"{name} has {len(value):,} characters. Allowed: at most {MAX_WORDS:,}.")
+    return value.strip()
+
+
+def _json(data: Mapping[str, Any], status: int) -> Response:
+    text = current_app.json.dumps(_plain(data))
+    return current_app.response_class(text + "\n", status, mimetype="application/json")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items() if not isinstance(one, Markup)}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value if not isinstance(one, Markup)]
+    return value
+
+
+def error_page(status: int, title: str, message: str, view: View | None = None) -> Response:
+    """What went wrong, in words: in the frame for those who may see it, bare for others, or as JSON."""
+    if request.args.get("format") == "json":
+        return _json({"error": message}, status)
+    template = "taskworker/closed.html" if view is None else "taskworker/error.html"
+    html = _templates.get_template(template).render(view=view, title=title, message=message, note="")
+    return current_app.response_class(html, status, mimetype="text/html")
