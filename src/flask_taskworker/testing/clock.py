@@ -10,7 +10,7 @@ from flask import Flask
 
 from ..clock import from_ms, require_aware, to_ms
 from .drive import Bench, MovableClock, Plan
-from .jobs import MAX_JOBS, Drained, raise_errors_of, refuse_endless, summary
+from .jobs import MAX_JOBS, Drained, raise_first, refuse_endless, summary
 
 
 class TaskClock:
@@ -78,13 +78,12 @@ class TaskClock:
         clock, last = self._clock, to_ms(require_aware(moment, "moment"))
         if last < clock.ms:
             raise ValueError(f"{moment} is over: it is {self.now}. Time goes forward only; jump() may go back.")
-        plan = Plan(max_jobs=max, until=last, schedules=True, perform=perform)
-        report = self._bench.run(plan)
-        if not report.died:
+        report = self._bench.run(Plan(max_jobs=max + 1, until=last, schedules=True, perform=perform))
+        if not report.died and not report.is_cut_short:
             clock.ms = last
         if raise_errors:
-            raise_errors_of(report)
-        refuse_endless(self._bench, plan, report)
+            raise_first([report])
+        refuse_endless(report, max)
         return summary(report)
 
     def jump(self, moment: datetime) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,7 +199,9 @@ class Jobs:
         """
         __tracebackhide__ = True
         last = FOR_EVER if scheduled else None if until is None else to_ms(require_aware(until, "until"))
-        return self._run(Plan(max_jobs=max, until=last), raise_errors)
+        report = self._run(Plan(max_jobs=max + 1, until=last), raise_errors)
+        refuse_endless(report, max)
+        return summary(report)
 
     async def adrain(
         self,
@@ -213,7 +216,7 @@ class Jobs:
     def perform(self, task: Task[P, R, Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Enqueue one job, run it before all others, and return its result, or raise what it raised.
 
-        It has the highest priority, so that the worker takes it first.
+        It has the highest priority, so that the worker takes it first. What waits for another job needs :meth:`drain`.
         """
         __tracebackhide__ = True
         with self._app.app_context():
@@ -239,17 +242,17 @@ class Jobs:
         with job_enqueued.connected_to(inline.on_enqueued, sender=self._app):
             yield
         if raise_errors:
-            _raise_first(inline.reports)
+            raise_first(inline.reports)
+        for report in inline.reports:
+            refuse_endless(report, MAX_JOBS)
 
-    def _run(self, plan: Plan, raise_errors: bool) -> Drained:
+    def _run(self, plan: Plan, raise_errors: bool) -> Report:
         __tracebackhide__ = True
         self._refuse_foreign()
         report = self._bench.run(plan)
         if raise_errors:
-            _raise_first([report])
-        if plan.only is None:
-            refuse_endless(self._bench, plan, report)
-        return summary(report)
+            raise_first([report])
+        return report
 
     def _refuse_foreign(self) -> None:
         if self._foreign:
@@ -336,7 +339,7 @@ class _Inline:
         self._wanted.set()
         while self._wanted.is_set():
             self._check()
-            report = self._bench.run_unless_busy(Plan(max_jobs=MAX_JOBS))
+            report = self._bench.run_unless_busy(Plan(max_jobs=MAX_JOBS + 1))
             if report is None:
                 return
             self._wanted.clear()
@@ -366,7 +369,8 @@ def unsuccessful(reports: Iterable[Report]) -> list[Execution]:
     ]
 
 
-def _raise_first(reports: Iterable[Report]) -> None:
+def raise_first(reports: Iterable[Report]) -> None:
+    """Raise what the first job raised that has not succeeded in the end, with a note that names the job."""
     __tracebackhide__ = True
     failed = unsuccessful(reports)
     if not failed:
@@ -386,18 +390,13 @@ def _raise_first(reports: Iterable[Report]) -> None:
     raise AssertionError(f"{claim} has failed: {error!r} {message}".rstrip()) from error
 
 
-def raise_errors_of(report: Report) -> None:
-    """Raise what the first job raised that has not succeeded in the end, with a note that names the job."""
-    __tracebackhide__ = True
-    _raise_first([report])
-
-
-def refuse_endless(bench: Bench, plan: Plan, report: Report) -> None:
-    """Raise TaskWorkerError where the limit has ended a run, and there is more to do."""
-    if report.is_cut_short and (ready := bench.state.store.queues()):
-        queues = ", ".join(f"{row.ready} in {row.name!r}" for row in ready)
+def refuse_endless(report: Report, most: int) -> None:
+    """Raise TaskWorkerError where more jobs than allowed have run."""
+    if report.is_cut_short:
+        names = Counter(execution.claim.task for execution in report.executions)
+        shown = ", ".join(f"{name} {times} times" for name, times in names.most_common(3))
         raise TaskWorkerError(
-            f"{plan.max_jobs} jobs have run, and more are ready: {queues}. Does a job enqueue itself again and again? "
+            f"More than {most} jobs have run: {shown}. Does a job enqueue itself again and again? "
             "If it is meant so, give a higher max=…."
         )
 

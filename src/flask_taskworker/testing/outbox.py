@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import re
 import smtplib
 from collections import deque
@@ -197,11 +196,11 @@ _OURS: dict[type[BaseException], type[MailError]] = {
 }
 
 
-def _maker(error: Failure) -> Callable[[Envelope], BaseException]:
+def _maker(error: object) -> Callable[[Envelope], BaseException]:
     """What makes the exception for one mail. Raises TypeError for what is none, or cannot be made without more."""
     if isinstance(error, BaseException):
         return lambda envelope: error
-    if not issubclass(error, BaseException):
+    if not (isinstance(error, type) and issubclass(error, BaseException)):
         raise TypeError(f"outbox.fail({error!r:.100}): give an exception, or the class of one.")
     kind = _OURS.get(error, error)
     _make(kind, Envelope(sender="", recipients=("nobody@example.org",), data=b""))
@@ -221,5 +220,5 @@ def _make(kind: type[BaseException], envelope: Envelope) -> BaseException:
         return kind()
     except TypeError as error:
         raise TypeError(
-            f"outbox.fail({kind.__name__}): the class needs arguments{inspect.signature(kind)}; give an exception."
-        ) from error
+            f"outbox.fail({kind.__name__}): the class needs arguments; give an exception. {error}"
+        ) from None
