@@ -328,6 +328,11 @@ def bench(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     return prepare(interpreter, "test").run("-m", "benchmarks", *arguments)
 
 
+def chaos(interpreter: Interpreter, arguments: Sequence[str]) -> int:
+    """Break things on purpose, or those named, and judge what comes of it; --short for the short forms."""
+    return prepare(interpreter, "test").run("-m", "tests.chaos", *arguments)
+
+
 def lint(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Look for mistakes and unformatted code; --fix mends what it can."""
     environment = prepare(interpreter, "lint")
@@ -406,7 +411,7 @@ def timed(name: str, step: Callable[[], int]) -> tuple[str, float, bool]:
     return name, time.monotonic() - begun, ok
 
 
-COMMANDS = {command.__name__: command for command in (demo, test, slow, bench, lint, types, docs, wheel, check)}
+COMMANDS = {command.__name__: command for command in (demo, test, slow, bench, chaos, lint, types, docs, wheel, check)}
 
 
 # --- The command line ---------------------------------------------------------------------------------------------

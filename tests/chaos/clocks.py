@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections.abc import Callable
@@ -142,4 +143,4 @@ def _longest_gap(stage: Stage, began: float, over: float) -> float:
     """Seconds without any job's beginning."""
     moments = [e.at for e in stage.journal() if e.word == journal.BEGAN and began <= e.at <= over]
     moments = sorted([began, *moments, over])
-    return max(later - earlier for earlier, later in zip(moments, moments[1:], strict=False))
+    return max(later - earlier for earlier, later in itertools.pairwise(moments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -124,7 +125,7 @@ def _serve(run: Run, stage: Stage, mode: str, seconds: float) -> None:
 def _gaps(ticks: list[int], runs: int) -> int:
     """How many more holes there are than between one gunicorn and the next."""
     moments = sorted(set(ticks))
-    holes = sum(later != earlier + 1 for earlier, later in zip(moments, moments[1:], strict=False))
+    holes = sum(later != earlier + 1 for earlier, later in itertools.pairwise(moments))
     return max(0, holes - (runs - 1))
 
 
@@ -184,5 +185,3 @@ def serve_new(place: Place, log: str) -> None:
     shop = Shop(place)
     declare_fresh(shop.task_worker, place)
     shop.task_worker.start()
-
-

@@ -26,7 +26,7 @@ def _most_in_hand(run: Run) -> float:
 @row("1", "kill", "kill -9 of one of three workers")
 def kill_workers(run: Run) -> Result:
     """Kill a random worker again and again, while jobs come in."""
-    kills, jobs = run.choose((200, 10_000), (5, 150))
+    kills, jobs = run.choose((200, 10_000), (3, 60))
     # PostgreSQL: a death is certain after two beats of an observer, who has to live so long.
     pause = 0.5 if run.database == "sqlite" else 1.5
     with a_stage(run) as stage:
@@ -215,6 +215,8 @@ def _crashes(stage: Stage) -> int:
 def second_signal(run: Run) -> Result:
     """It ends at once, and its jobs go back to their queues."""
     hurry = [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGHUP,), (signal.SIGQUIT,)]
+    # Under nohup it is ignored, as it should be.
+    hurry = [signals for signals in hurry if signal.getsignal(signals[0]) is not signal.SIG_IGN]
     exits: list[float] = []
     with a_stage(run, TASKER_SHUTDOWN_TIMEOUT=60) as stage:
         for signals in run.choose(hurry * 2, hurry[:1]):

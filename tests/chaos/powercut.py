@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut, built from a record of all that was written to it and when it was synced. Pure.
+"""What a disk may hold after a power cut, built from a record of all that was written to it and synced. Pure.
 
 A write is certain to be on the disk once the file was synced after it, a removal once its folder was. Until then it may
 be there, or not, or in part.

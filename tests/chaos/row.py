@@ -130,12 +130,12 @@ def row(
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 HEADINGS = (
-    "row", "name", "database", "lost", "stuck", "dup excused", "dup not", "overlap", "p50", "p95", "max", "s", "verdict",
+    "row", "name", "database", "lost", "stuck", "excused", "unexcused", "overlap", "p50", "p95", "max", "s", "verdict",
 )  # fmt: skip
 
 
 def table(results: Sequence[Result]) -> str:
-    """The rows as text, and below them what was done in each."""
+    """The rows as text, and below them what was done in each. Doubled: with an excuse, and without."""
     cells = [HEADINGS, *(_cells(result) for result in results)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
@@ -150,13 +150,10 @@ def _cells(result: Result) -> tuple[str, ...]:
         ("-",) * 5
         if found is None
         else tuple(
-            str(len(names))
-            for names in (found.lost, found.stuck, found.excused, found.unexcused, found.overlapping)
+            str(len(names)) for names in (found.lost, found.stuck, found.excused, found.unexcused, found.overlapping)
         )
     )
-    times = tuple(
-        f"{percentile(result.recovery, part):.2f}" if result.recovery else "-" for part in (0.5, 0.95, 1.0)
-    )
+    times = tuple(f"{percentile(result.recovery, part):.2f}" if result.recovery else "-" for part in (0.5, 0.95, 1.0))
     return (
         result.row, result.name, result.database, *counts, *times, f"{result.seconds:.0f}", result.verdict[:160],
     )  # fmt: skip

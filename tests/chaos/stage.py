@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,9 @@ class Stage(Fleet):
 
     def judge(self, rules: Rules | None = None, patience: float = 120.0) -> Judgement:
         """Wait until all jobs have ended, or the patience has, and weigh the evidence."""
-        try:
+        with suppress(TimeoutError):
+            # Else they are stuck, and the verifier says so.
             self.await_end(patience)
-        except TimeoutError:
-            pass  # They are stuck, and the verifier says so.
         return judge(self.journal(), self.faults, self.finals(), rules)
 
     def dead(self) -> int:

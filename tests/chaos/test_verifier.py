@@ -11,7 +11,7 @@ A, B = 100, 200
 
 
 def lines(text: str) -> list[Entry]:
-    """"began 1 100 5.0": word, claim, pid and moment of the one job there is, which was accepted."""
+    """ "began 1 100 5.0": word, claim, pid and moment of the one job there is, which was accepted."""
     made = [Entry(ACCEPTED, "j", 0, 1, 0.0)]
     for line in text.splitlines():
         if words := line.split():

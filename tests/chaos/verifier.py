@@ -7,6 +7,7 @@ its process was told to end and the grace was over. Only what the faults' own lo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -121,9 +122,7 @@ def executions_of(entries: Iterable[Entry]) -> dict[str, list[Execution]]:
 
 
 class _Court:
-    def __init__(
-        self, entries: list[Entry], faults: Sequence[Fault], finals: dict[str, Final], rules: Rules
-    ) -> None:
+    def __init__(self, entries: list[Entry], faults: Sequence[Fault], finals: dict[str, Final], rules: Rules) -> None:
         self._accepted = [entry.uid for entry in entries if entry.word == ACCEPTED]
         self._jobs = executions_of(entries)
         self._faults = faults
@@ -140,7 +139,7 @@ class _Court:
         for uid in dict.fromkeys([*self._accepted, *self._finals]):
             self._judge_end(uid)
         for uid, executions in self._jobs.items():
-            for earlier, later in zip(executions, executions[1:], strict=False):
+            for earlier, later in itertools.pairwise(executions):
                 self._judge_pair(uid, earlier, later)
             self._judge_recovery(executions)
         return found
@@ -227,7 +226,7 @@ class _Court:
 
     def _judge_recovery(self, executions: Sequence[Execution]) -> None:
         """Of a job's first death only: after the second it waits, and runs alone, as is promised."""
-        for earlier, later in zip(executions, executions[1:], strict=False):
+        for earlier, later in itertools.pairwise(executions):
             death = self._death_during(earlier)
             if death is not None:
                 if later.began >= death.at:

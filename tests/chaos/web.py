@@ -1,4 +1,4 @@
-"""The web application of row 28, for gunicorn: ``tests.chaos.web:app``. Each of its processes works in the background."""
+"""The web application of row 28, for gunicorn: ``tests.chaos.web:app``. Its processes work in the background."""
 
 from __future__ import annotations
 
