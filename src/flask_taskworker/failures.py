@@ -6,6 +6,7 @@ The size is bounded *before* anything is formatted: a message of 50 MB must not 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import traceback
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ _GROUPED_TEXT = 500
 _VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{16,}\b|\d+", re.IGNORECASE)
 """Numbers, addresses, UUIDs and hashes: they differ between failures of one cause."""
 _FRAME = re.compile(r'^ *File "([^"\n]+)", line \d+, in (.+)$', re.MULTILINE)
+_CHARS = r'((?:[^"\\]|\\.)*)'
+_BEGINNING = re.compile(rf'\{{"type": "{_CHARS}", "message": "{_CHARS}')
+_STORED_FRAME = re.compile(r' File \\"((?:[^"\\]|\\[^"n])+)\\", line (\d+), in ((?:[^"\\]|\\[^"n])+)\\n')
 _FOREIGN = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<")
 _OURS = str(Path(__file__).parent)
 _BRIDGE = "asgiref"
@@ -49,6 +53,33 @@ def group_of(task: str, failure: Failure) -> str:
     place = f"{own[-1][0]}:{own[-1][1]}" if own else ""
     cause = "\0".join((task, failure.kind, failure.type, words, place))
     return hashlib.blake2b(cause.encode("utf-8", "backslashreplace"), digest_size=6).hexdigest()
+
+
+def read_cut(text: str | None, kind: str | None) -> Failure:
+    """The failure whose stored form begins with *text*, which may end anywhere: a list holds no more of it."""
+    begun = _BEGINNING.match(text or "")
+    if begun is None or (text or "").endswith('"}'):
+        return Failure.from_text(text, kind)
+    return Failure(kind=kind or "exception", type=_unescaped(begun[1]), message=_unescaped(begun[2]))
+
+
+def place_in(end: str) -> str | None:
+    """Where a failure was raised, by the end of its stored form: the last frame of the application's own code.
+
+    For example "/srv/app/reports.py:88 build"; None where that cannot be told.
+    """
+    # What may have been cut in two is left out: it begins with the next line.
+    lines = end if end.startswith("{") else end.partition("\\n")[2]
+    frames = _STORED_FRAME.findall(lines)
+    own = [frame for frame in frames if not _FOREIGN.search(_unescaped(frame[0]))] or frames
+    return f"{_unescaped(own[-1][0])}:{own[-1][1]} {_unescaped(own[-1][2])}" if own else None
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"'))
+    except ValueError:
+        return text
 
 
 def _type_name(error: BaseException) -> str:

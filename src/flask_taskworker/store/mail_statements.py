@@ -58,6 +58,11 @@ def mails(dialect: Dialect) -> str:
     )
 
 
+def mail_bytes() -> str:
+    """The layout and the own bytes of one mail."""
+    return "SELECT layout, body FROM taskworker_mail JOIN taskworker_mail_body ON mail_id = id WHERE id = :id"
+
+
 def recipients(dialect: Dialect) -> str:
     """The recipients of the mails with the ids in ``:ids``, in order."""
     return (

@@ -1,0 +1,95 @@
+"""A mail's bytes as people look at them: read whatever they are, and never steering what shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from flask_taskworker.mail import Attachment, Message
+from flask_taskworker.mail.reading import MAX_HTML, Letter, header_in, headers_of
+
+Make = Callable[..., Message]
+
+
+def test_header_texts_and_attachments_are_read(make_message: Make) -> None:
+    message = make_message(
+        subject="Grüße an alle",
+        html="<b>hallo</b>",
+        attachments=[Attachment("bericht.pdf", "application/pdf", b"x" * 1000), Attachment("ü.txt", "text/plain", "a")],
+    )
+    letter = Letter.of(message.as_bytes())
+    assert (letter.text, letter.html) == ("text", "<b>hallo</b>")
+    assert header_in(letter.headers, "subject") == "Grüße an alle"
+    assert header_in(letter.headers, "To") == "to@example.com"
+    assert [(a.name, a.content_type, a.size, a.is_inline) for a in letter.attachments] == [
+        ("bericht.pdf", "application/pdf", 1000, False),
+        ("ü.txt", "text/plain", 1, False),
+    ]
+
+
+def test_pictures_of_the_mail_itself_are_put_into_its_html(make_message: Make) -> None:
+    picture = Attachment("dot.png", "image/png", b"\x89PNG", headers={"Content-ID": "<dot@x>"})
+    message = make_message(html='<img src="cid:dot@x"><img src="https://x.org/b.png">', attachments=[picture])
+    html = Letter.of(message.as_bytes()).html
+    assert html == '<img src="data:image/png;base64,iVBORw=="><img src="https://x.org/b.png">'
+
+
+def test_picture_that_is_shown_a_million_times_does_not_fill_the_memory(make_message: Make) -> None:
+    picture = Attachment("dot.png", "image/png", b"x" * 1000, headers={"Content-ID": "<d>"})
+    message = make_message(html='<img src="cid:d">' * 20_000, attachments=[picture])
+    html = Letter.of(message.as_bytes()).html
+    assert html is not None
+    assert len(html) < MAX_HTML
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (b"=?utf-8?q?Gr=C3=BC=C3=9Fe?=", "Grüße"),
+        (b"=?nonsense?q?abc?=", "=?nonsense?q?abc?="),
+        (b"=?utf-8?b?####?=", None),
+        (b"=?utf-8?q?a=0D=0ABcc:_x?=", "a\ufffd\ufffdBcc: x"),
+        ("ab\u202egpj.exe".encode(), None),
+        (b"\xff\xfe raw", None),
+    ],
+)
+def test_odd_header_is_shown_as_one_harmless_line(value: bytes, seen: str | None) -> None:
+    ((name, shown),) = headers_of(b"Subject: " + value + b"\r\n\r\nbody")
+    assert name == "Subject"
+    assert seen is None or shown == seen
+    assert not set(shown) & set("\r\n\0\u202e")
+
+
+def test_header_line_that_was_cut_is_left_out() -> None:
+    assert headers_of(b"Subject: hello\r\nTo: anna@exam") == (("Subject", "hello"),)
+    assert headers_of(b"") == ()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0\xff" * 100,
+        b"Content-Type: multipart/mixed; boundary=x\n\n--x\n\n--x",
+        b"Content-Type: text/html; charset=nonsense\n\n<b>\xff",
+        b"Content-Type: text/plain; charset*0=utf-\n\nabc",
+        b"Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n!!!",
+        b"Content-Type: message/rfc822\n\nSubject: inner\n\nbody",
+        b"Content-Disposition: attachment; filename*=nonsense''%ff; filename=\"a\n",
+        b"Content-Type: multipart/mixed; boundary=x\n\n" + b"--x\nContent-Type: multipart/mixed; boundary=x\n\n" * 300,
+    ],
+)
+def test_damaged_mail_is_read_as_far_as_it_goes(data: bytes) -> None:
+    assert isinstance(Letter.of(data), Letter)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a\0b.txt", "a\u202egpj.exe", "a\r\nBcc: x", "x" * 5000, "<script>"]
+)
+def test_name_of_an_attachment_is_one_harmless_line(name: str) -> None:
+    encoded = "".join(f"%{octet:02X}" for octet in name.encode())
+    data = f"Content-Type: application/x\nContent-Disposition: attachment; filename*=utf-8''{encoded}\n\nabc"
+    (attached,) = Letter.of(data.encode()).attachments
+    assert len(attached.name) <= 200
+    assert not set(attached.name) & set("\r\n\0\u202e")
