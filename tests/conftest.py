@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from tests.postgres import OVERRIDE, PostgresServer, a_schema, available
+from tests.postgres import OVERRIDE, PostgresServer, SchemaPool, a_schema, available
 
 
 @pytest.hookimpl(wrapper=True)
@@ -54,6 +54,14 @@ def postgres() -> Iterator[str]:
         yield server.url()
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def schema_pool(postgres: str) -> Iterator[SchemaPool]:
+    """Schemas with empty tables in them, on that server."""
+    pool = SchemaPool(postgres)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

@@ -24,6 +24,10 @@ from urllib.parse import quote
 import psycopg
 from sqlalchemy.engine import URL, make_url
 
+from flask_taskworker.store.migrations import creation_sql
+from flask_taskworker.store.schema import VERSION, metadata
+from flask_taskworker.store.statements import POSTGRESQL
+
 OVERRIDE = "TASKER_TEST_POSTGRES_URL"
 LOCKED_USER = "locked"
 """The only user of a server of ours that has to give a password."""
@@ -155,6 +159,68 @@ def a_schema(url: str) -> Iterator[str]:
     run_sql(url, f"CREATE SCHEMA {name}")
     yield with_options(url, f"-csearch_path={name}")
     run_sql(url, f"DROP SCHEMA {name} CASCADE")
+
+
+class SchemaPool:
+    """Schemas with the tables in them that are used for one test after the other: making tables takes most of a test.
+
+    A schema is cleaned when it is taken, for only then has all of the test before it ended. One whose tables a test
+    has changed is dropped.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection = connect(url)
+        self._connection.execute("SET lock_timeout = '2s'")
+        self._used: list[str] = []
+        self._shape = self._shape_of(self._made())
+
+    @contextmanager
+    def schema(self) -> Iterator[str]:
+        """A URL that sees a schema of its own, with empty tables in it."""
+        name = next(self._clean_ones(), None) or self._made()
+        yield with_options(self._url, f"-csearch_path={name}")
+        self._used.append(name)
+
+    def _made(self) -> str:
+        name = f"t{secrets.token_hex(6)}"
+        script = ";".join(creation_sql(POSTGRESQL))
+        self._connection.execute(f"CREATE SCHEMA {name}; SET search_path TO {name}; {script}; RESET search_path")
+        return name
+
+    def _clean_ones(self) -> Iterator[str]:
+        while self._used:
+            name = self._used.pop()
+            try:
+                if self._shape_of(name) == self._shape:
+                    self._clean(name)
+                    yield name
+                else:
+                    self._connection.execute(f"DROP SCHEMA {name} CASCADE")
+            except psycopg.errors.LockNotAvailable:
+                # Somebody is still in there.
+                continue
+
+    def _clean(self, name: str) -> None:
+        steps = [f"DELETE FROM {name}.{table.name}" for table in metadata.sorted_tables]
+        steps += [f"ALTER SEQUENCE {name}.taskworker_{table}_id_seq RESTART" for table in ("job", "audit")]
+        values = f"('schema_version', '{VERSION}'), ('store_id', '{secrets.token_hex(16)}')"
+        steps.append(f"INSERT INTO {name}.taskworker_meta (name, value) VALUES {values}")
+        self._connection.execute("; ".join(steps))
+
+    def _shape_of(self, name: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute(
+            "SELECT c.relname, c.relkind, c.reloptions, a.attname, a.atttypid FROM pg_class AS c "
+            "JOIN pg_attribute AS a ON a.attrelid = c.oid WHERE c.relnamespace = %s::regnamespace AND NOT a.attisdropped "
+            "ORDER BY 1, 2, 4",
+            [name],
+        ).fetchall()
+
+    def close(self) -> None:
+        """The server, or its end, takes the schemas away."""
+        for name in self._used:
+            self._connection.execute(f"DROP SCHEMA {name} CASCADE")
+        self._connection.close()
 
 
 @contextmanager

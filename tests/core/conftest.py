@@ -6,6 +6,7 @@ Every test that takes an app runs twice: on SQLite and on PostgreSQL. One that i
 
 from __future__ import annotations
 
+import functools
 import logging
 import sqlite3
 import weakref
@@ -37,13 +38,16 @@ def make_app(
         # No test cuts the power: waiting for the disk a dozen times a test would only take time.
         yield lambda **config: make_app(**{"TASKER_DURABILITY": "normal"} | config)
         return
-    server = request.getfixturevalue("postgres")
+    if request.node.get_closest_marker("no_tables_yet"):
+        a_place = functools.partial(a_schema, request.getfixturevalue("postgres"))
+    else:
+        a_place = request.getfixturevalue("schema_pool").schema
     made: weakref.WeakSet[Flask] = weakref.WeakSet()
     with ExitStack() as schemas:
 
         def make(**config: Any) -> Flask:
             if "TASKER_DATABASE_URI" not in config:
-                config["TASKER_DATABASE_URI"] = schemas.enter_context(a_schema(server))
+                config["TASKER_DATABASE_URI"] = schemas.enter_context(a_place())
             app = make_app(TASKER_DRIVER="postgresql", **config)
             made.add(app)
             return app

@@ -33,6 +33,8 @@ from flask_taskworker.store.statements import Dialect
 
 from .doors import engine_of
 
+pytestmark = pytest.mark.no_tables_yet
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 
