@@ -43,36 +43,38 @@ def test_pytest_finds_the_plugin_and_loads_it_alone(tmp_path: Path) -> None:
     assert "1 passed" in answer.stdout, answer.stdout
 
 
-def test_example_of_the_documentation_passes(tmp_path: Path) -> None:
+MORE = """\
+import pytest
+from flask import Flask
+from flask_taskworker import BackgroundTaskWorker
+
+task_worker = BackgroundTaskWorker()
+
+@task_worker.task
+def work(): raise ValueError
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory):
+    app = Flask("shared", instance_path=str(tmp_path_factory.mktemp("instance")))
+    task_worker.init_app(app)
+    return app
+
+def test_one(jobs): work.enqueue()
+def test_two(jobs): assert jobs.drain().total == 0
+"""
+
+
+def test_example_of_the_documentation_passes_and_no_test_harms_another(tmp_path: Path) -> None:
     files = {match["name"]: match["code"] for match in EXAMPLE.finditer(PAGE)}
     assert set(files) == {"shop.py", "conftest.py", "test_shop.py"}
-    for name, code in files.items():
+    for name, code in {**files, "test_more.py": MORE}.items():
         (tmp_path / name).write_text(code)
     answer = run_pytest(tmp_path, "-W", "error")
-    assert f"{files['test_shop.py'].count('def test_')} passed" in answer.stdout, answer.stdout
+    tests = sum(code.count("def test_") for code in (files["test_shop.py"], MORE))
+    assert f"{tests} passed" in answer.stdout, answer.stdout
 
 
 def test_project_without_an_app_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(jobs): pass\n")
     answer = run_pytest(tmp_path)
     assert "fixture 'app' not found" in answer.stdout
-
-
-def test_leftovers_of_one_test_do_not_reach_the_next(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "from flask import Flask\n"
-        "from flask_taskworker import BackgroundTaskWorker\n"
-        "task_worker = BackgroundTaskWorker()\n"
-        "@task_worker.task\n"
-        "def work(): raise ValueError\n"
-        "@pytest.fixture(scope='session')\n"
-        "def app(tmp_path_factory):\n"
-        "    app = Flask('shared', instance_path=str(tmp_path_factory.mktemp('instance')))\n"
-        "    task_worker.init_app(app)\n"
-        "    return app\n"
-        "def test_one(jobs): work.enqueue()\n"
-        "def test_two(jobs): assert jobs.drain().total == 0\n"
-    )
-    answer = run_pytest(tmp_path)
-    assert "2 passed" in answer.stdout, answer.stdout

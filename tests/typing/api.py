@@ -13,6 +13,7 @@ from typing import Any, assert_type
 from flask import Flask
 
 from flask_taskworker import At, BackgroundTaskWorker, BlockingTaskWorker, Cron, Every, Job, Retry, current_job
+from flask_taskworker.testing import Drained, EnqueuedJob, Jobs
 
 app = Flask(__name__)
 task_worker = BackgroundTaskWorker(app)
@@ -72,3 +73,10 @@ task_worker.task(retry="always")(add.function)  # type: ignore[call-overload]
 assert_type(task_worker.get_job(1), Job[Any])
 assert_type(add.enqueue(1).cancel(), bool)
 assert_type(current_job.attempt, int)
+
+# The helpers for tests know the task's signature, too.
+jobs = Jobs(app)
+assert_type(jobs.perform(add, 1, y=2), int)
+assert_type(jobs.drain(), Drained)
+assert_type(jobs.assert_enqueued(add, y=2), EnqueuedJob)
+jobs.perform(add, "one")  # type: ignore[arg-type]
