@@ -211,8 +211,8 @@ class SchemaPool:
     def _shape_of(self, name: str) -> list[tuple[Any, ...]]:
         return self._connection.execute(
             "SELECT c.relname, c.relkind, c.reloptions, a.attname, a.atttypid FROM pg_class AS c "
-            "JOIN pg_attribute AS a ON a.attrelid = c.oid WHERE c.relnamespace = %s::regnamespace AND NOT a.attisdropped "
-            "ORDER BY 1, 2, 4",
+            "JOIN pg_attribute AS a ON a.attrelid = c.oid WHERE c.relnamespace = %s::regnamespace "
+            "AND NOT a.attisdropped ORDER BY 1, 2, 4",
             [name],
         ).fetchall()
 

@@ -159,6 +159,7 @@ def test_drain_runs_what_is_ready_and_ends_by_itself(shop: Shop) -> None:
     assert later.refresh().state is JobState.SCHEDULED
 
 
+@pytest.mark.slow
 def test_drain_ends_without_waiting_for_the_next_look(shop: Shop) -> None:
     # After a failure nothing wakes the loop again, and its next look is an hour away.
     job = shop.enqueue("add", 1, "x")
@@ -166,6 +167,7 @@ def test_drain_ends_without_waiting_for_the_next_look(shop: Shop) -> None:
     assert job.refresh().state is JobState.FAILED
 
 
+@pytest.mark.slow
 def test_given_queues_are_worked_on_in_that_order_and_no_others(shop: Shop) -> None:
     shop.app.config["TASKER_QUEUES"] = ["default"]
     with shop.app.app_context():
@@ -209,6 +211,7 @@ def state_of_worker(shop: Shop) -> bytes:
     return b" ".join(worker.state.encode() for worker in shop.app.extensions["taskworker"].store.workers())
 
 
+@pytest.mark.slow
 def test_grace_bounds_the_wait_for_running_jobs(shop: Shop) -> None:
     job = shop.enqueue("hold", 60)
     process = shop.start("tasks", "run", "--grace", "0.1s")
@@ -218,6 +221,7 @@ def test_grace_bounds_the_wait_for_running_jobs(shop: Shop) -> None:
     assert job.refresh().state is JobState.READY
 
 
+@pytest.mark.slow
 def test_max_jobs_ends_after_so_many(shop: Shop) -> None:
     jobs = [shop.enqueue("add", number, 1) for number in range(4)]
     code, _, err = shop.run("tasks", "run", "--max-jobs", "3")
@@ -225,10 +229,12 @@ def test_max_jobs_ends_after_so_many(shop: Shop) -> None:
     assert sorted(job.refresh().state for job in jobs) == ["ready", "succeeded", "succeeded", "succeeded"]
 
 
+@pytest.mark.slow
 def test_max_idle_ends_a_worker_without_jobs(shop: Shop) -> None:
     assert shop.run("tasks", "run", "--max-idle", "0.1")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_max_memory_ends_after_the_first_job_and_not_before(shop: Shop) -> None:
     process = shop.start("tasks", "run", "--max-memory", "1")
@@ -241,12 +247,14 @@ def test_max_memory_ends_after_the_first_job_and_not_before(shop: Shop) -> None:
     assert job.refresh().state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_options_come_from_the_environment(shop: Shop) -> None:
     job = shop.enqueue("add", 1, 2)
     assert shop.run("tasks", "run", TASKER_CLI_RUN_DRAIN="1", TASKER_CLI_RUN_QUIET="1") == (0, "", "")
     assert job.refresh().state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_debug_does_not_matter(shop: Shop) -> None:
     job = shop.enqueue("add", 1, 2)
     code, _, err = shop.run("--debug", "tasks", "run", "--drain")
@@ -254,6 +262,7 @@ def test_debug_does_not_matter(shop: Shop) -> None:
     assert job.refresh().state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_check_says_what_would_run_and_runs_nothing(shop: Shop) -> None:
     job = shop.enqueue("add", 1, 2)
     code, out, err = shop.run("tasks", "run", "mail", "typo", "--threads", "3", "--max-jobs", "7", "--check")
@@ -264,6 +273,7 @@ def test_check_says_what_would_run_and_runs_nothing(shop: Shop) -> None:
     assert job.refresh().state is JobState.READY
 
 
+@pytest.mark.slow
 def test_check_fails_where_no_task_is_registered(shop: Shop) -> None:
     code, out, err = shop.run("tasks", "run", "--check", app="shop:create_empty_app")
     assert code == 1
@@ -271,6 +281,7 @@ def test_check_fails_where_no_task_is_registered(shop: Shop) -> None:
     assert err.startswith("No task is registered with this app. Declare one")
 
 
+@pytest.mark.slow
 def test_text_log_shows_each_record_once_and_steers_no_terminal(shop: Shop) -> None:
     job = shop.enqueue("log")
     _, _, err = shop.run("tasks", "run", "--drain")
@@ -291,6 +302,7 @@ def test_json_log_has_an_object_a_line_with_the_job_and_extra(shop: Shop) -> Non
     assert any(record["level"] == "DEBUG" for record in records)
 
 
+@pytest.mark.slow
 def test_watch_looks_again_until_interrupted(shop: Shop) -> None:
     process = shop.start("tasks", "status", "--json", "--watch", "0.1")
     assert process.stdout is not None

@@ -57,6 +57,7 @@ def is_gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.slow
 def test_workers_run_in_processes_of_their_own_and_end_with_the_parent(shop: Shop) -> None:
     process = start(shop, number=3)
     pids = await_workers(shop, 3)
@@ -121,6 +122,7 @@ def test_second_signal_hands_running_jobs_back_at_once(shop: Shop) -> None:
     assert job.refresh().state is JobState.READY
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_parent_is_killed(shop: Shop) -> None:
     process = start(shop)
     pids = await_workers(shop, 2)
@@ -186,6 +188,7 @@ def test_parent_stops_at_once_where_no_new_start_can_help(shop: Shop) -> None:
     assert is_gone(second)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_database_is_said_once_by_the_parent(shop: Shop) -> None:
     (shop.folder / "instance").mkdir(exist_ok=True)
     (shop.folder / "instance" / "taskworker.db").write_text("this is no database" * 100)

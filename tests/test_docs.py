@@ -103,6 +103,7 @@ def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_code_in_page_runs(page: Path, tmp_path: Path) -> None:
     text = page.read_text()

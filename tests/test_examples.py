@@ -134,6 +134,7 @@ def order(address: str, goods: str, shop: str = "") -> dict[str, Any]:
     return placed | packed
 
 
+@pytest.mark.slow
 def test_factory_packs_orders(examples: Path) -> None:
     command = ("-m", "flask", "--app", "examples.factory.wsgi", "run", "--port", "0")
     with running(*command, cwd=examples.parent) as example:
@@ -157,6 +158,7 @@ def test_two_shops_have_their_own_jobs(examples: Path) -> None:
 # --- two_processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_posix
 def test_web_process_enqueues_and_worker_process_works(examples: Path) -> None:
     folder = examples / "two_processes"
@@ -182,6 +184,7 @@ def cancelled(address: str) -> str | None:
 # --- demo ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_demo_keeps_its_promises(examples: Path, scratch: Path) -> None:
     command = ("-m", "examples.demo", "--once", "--limit", "60")
     with running(*command, cwd=examples.parent, TMPDIR=str(scratch)) as demo:

@@ -147,6 +147,7 @@ def test_restarted_server_loses_no_accepted_job_and_ends_no_worker(
     assert max(found.recovery_s) < 10
 
 
+@pytest.mark.slow
 def test_enqueueing_while_the_server_is_away_says_so_and_the_same_uid_makes_one_job(
     own_server: PostgresServer, own_url: str, make_fleet: MakeFleet
 ) -> None:
@@ -171,6 +172,7 @@ def test_enqueueing_while_the_server_is_away_says_so_and_the_same_uid_makes_one_
     assert fleet.states() == {"ready": 2}
 
 
+@pytest.mark.slow
 def test_blocking_worker_does_not_start_without_a_server_and_says_why(
     own_server: PostgresServer, own_url: str, make_fleet: MakeFleet
 ) -> None:
@@ -235,6 +237,7 @@ def test_lost_reply_and_no_server_afterwards_leave_the_outcome_open(
     assert fleet.states() == {"ready": 2}
 
 
+@pytest.mark.slow
 def test_lost_replies_to_a_worker_double_nothing_and_lose_no_signal(
     proxy: Proxy, postgres_url: str, make_fleet: MakeFleet
 ) -> None:
@@ -284,6 +287,7 @@ def _background(fleet: Fleet) -> Callable[[], None]:
     return end
 
 
+@pytest.mark.slow
 def test_atomic_job_whose_commit_got_no_answer_has_both_its_row_and_its_success(
     proxy: Proxy, postgres_url: str, make_fleet: MakeFleet
 ) -> None:
@@ -306,6 +310,7 @@ def test_atomic_job_whose_commit_got_no_answer_has_both_its_row_and_its_success(
 # -- a pooler in transaction mode --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_notifications_a_worker_looks_by_itself(postgres_url: str, make_fleet: MakeFleet) -> None:
     fleet = make_fleet(postgres_url, TASKER_LISTEN=False, TASKER_LOOP_INTERVAL=0.1)
     fleet.start(1)

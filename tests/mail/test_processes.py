@@ -52,6 +52,7 @@ mail.connect().__enter__().send(letter())  # and never left
     assert len(server.mails) == 53
 
 
+@pytest.mark.slow
 def test_silent_server_does_not_keep_the_process(serve: Serve) -> None:
     def script(session: Session, verb: str, line: str) -> Silence | None:
         return Silence() if verb == "QUIT" else None
@@ -60,6 +61,7 @@ def test_silent_server_does_not_keep_the_process(serve: Serve) -> None:
     assert ended.returncode == 0
 
 
+@pytest.mark.slow
 def test_failed_connections_leak_nothing(serve: Serve) -> None:
     def script(session: Session, verb: str, line: str) -> Drop | None:
         return Drop() if verb == "EHLO" else None
@@ -112,6 +114,7 @@ thread.join()
     assert server.bad_lines == []
 
 
+@pytest.mark.slow
 def test_debug_prints_the_dialogue_to_standard_error(serve: Serve) -> None:
     ended = run("mail.state.debug = True; mail.send(letter())", serve())
     assert "flask_taskworker.mail.wire: send: MAIL FROM:<a@x.org>" in ended.stderr
