@@ -8,6 +8,7 @@ are told by missing beats alone, and news are found by looking.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from .libpq import Server, ThreadLink, in_words
 log = logging.getLogger(__name__)
 
 CHANNEL = "taskworker"
+LONGEST_PAYLOAD = 7000
+"""Bytes; the server takes 7,999. What does not fit is left to a look at the database."""
 
 SUSPECT_BEATS = 2
 """A worker whose lock was absent in so many of the observer's beats, and that did not beat meanwhile, is dead."""
@@ -105,8 +108,8 @@ class AdvisoryPresence:
                     pause = shortest
                     # What was notified while nobody listened is news, too.
                     on_wake(())
-                    async for _ in connection.notifies():
-                        on_wake(())
+                    async for notification in connection.notifies():
+                        on_wake(ready_in(notification.payload))
             except (psycopg.Error, StoreError) as error:
                 log.warning("not listening for notifications, next try in %.1f s: %s", pause, in_words(error))
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
@@ -124,6 +127,23 @@ class AdvisoryPresence:
     def abandon(self) -> None:
         """After a fork, in the child: the connections are the parent's, kept so that nothing closes them."""
         _kept.append(self)
+
+
+def payload_of(ready: Ready) -> str:
+    """What is ready, in the words of a notification; none where they would be too long."""
+    words = json.dumps(sorted(ready), separators=(",", ":")) if ready else ""
+    return words if len(words) <= LONGEST_PAYLOAD else ""
+
+
+def ready_in(payload: str) -> Ready:
+    """What is ready according to a notification; nothing where those are not our words: anybody may send one."""
+    try:
+        ready = {(queue, kind) for queue, kind in json.loads(payload)}
+    except (ValueError, TypeError, RecursionError):
+        return ()
+    if all(isinstance(queue, str) and kind in ("sync", "async") for queue, kind in ready):
+        return ready
+    return ()
 
 
 _kept: list[AdvisoryPresence] = []

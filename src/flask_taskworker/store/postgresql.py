@@ -22,7 +22,7 @@ from sqlalchemy.pool import QueuePool
 from ..errors import ConnectionLost, NotSupported, StoreError
 from ..jobs import NewJob
 from . import statements
-from .advisory import CHANNEL, AdvisoryPresence, BeatsOnly
+from .advisory import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 from .driver import Parameters, Presence, Ready, Row, Run
 from .libpq import LoopLink, Server, ThreadLink, fetch, has_ended, translated
 from .migrations import STEPS, Step, found_version, prepare_schema
@@ -138,13 +138,13 @@ class PostgresqlDriver:
         return AdvisoryPresence(self._server, worker_id) if self._listen else BeatsOnly()
 
     def wake_others(self, ready: Ready = ()) -> None:
-        """Tell the workers of other processes and machines that there is news, soon and in a thread. They look."""
+        """Tell the workers of other processes and machines that there is news, soon and in a thread."""
         if self._listen:
-            self._notifier.news()
+            self._notifier.news(ready)
 
-    def _notify(self) -> None:
+    def _notify(self, ready: Ready) -> None:
         try:
-            self.write(f"NOTIFY {CHANNEL}", {})
+            self.write(_NOTIFY, {"payload": payload_of(ready)})
         except StoreError as error:
             log.debug("nobody was notified; workers look by themselves: %s", error)
 
@@ -161,6 +161,9 @@ class PostgresqlDriver:
         self._fresh()
 
 
+# A crash of the server takes its listeners' connections along, and whoever listens anew looks: no need for the disk.
+_NOTIFY = f"SELECT set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', :payload)"
+
 _inherited: list[Any] = []
 """Pools that a fork brought along: kept, since the garbage collector would close their connections."""
 
@@ -168,15 +171,21 @@ _inherited: list[Any] = []
 class Notifier:
     """Turns bursts of news into single notifications, in a thread that starts with the first."""
 
-    def __init__(self, notify: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[Ready], None]) -> None:
         self._notify = notify
+        self._adding = threading.Lock()
+        self._ready: set[tuple[str, str]] = set()
+        self._is_more = False
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def news(self) -> None:
-        """Notify soon. Safe from any thread."""
+    def news(self, ready: Ready = ()) -> None:
+        """Notify soon; *ready* is all that there is to know, if it says anything. Safe from any thread."""
+        with self._adding:
+            self._ready.update(ready)
+            self._is_more |= not ready
         self._news.set()
         if self._thread is None:
             with self._lock:
@@ -196,7 +205,11 @@ class Notifier:
     def _flush(self) -> None:
         if self._news.is_set():
             self._news.clear()
-            self._notify()
+            with self._adding:
+                ready, self._ready = self._ready, set()
+                is_more, self._is_more = self._is_more, False
+            if ready or is_more:
+                self._notify(() if is_more else ready)
 
     def close(self) -> None:
         """Notify what is pending, then end the thread; it starts again when needed."""
