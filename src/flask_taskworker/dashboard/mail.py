@@ -1,0 +1,214 @@
+"""Mail: what was queued, where each recipient stands, and what a mail looks like.
+
+Mails hold links that log somebody in, so what stands in them needs the permission ``mail_body``. Their HTML is never
+part of a page: it has an address of its own, which forbids it everything, and is shown in a sandboxed frame.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from flask import Response, current_app, request
+from werkzeug.exceptions import NotFound
+
+from ..clock import to_ms
+from ..errors import NotAccepted
+from ..mail.queue import RecipientState, load_recipients
+from ..mail.reading import Letter, header_in, headers_of, mail_bytes, plain
+from ..store.browse import MailRow, RecipientRow
+from .routes import Route
+from .view import View
+
+PAGE = 50
+_FIRST = 5
+"""Recipients that the list shows of a mail."""
+_MOST = 200
+"""Recipients that the page of a mail shows."""
+_PLAIN_HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
+"""Those that are no part of what ``mail_body`` guards."""
+
+FRAME_CSP = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src {}; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'self'"
+)
+IMAGES = {"blocked": "data:", "shown": "data: https: http:"}
+
+
+# -- the list ----------------------------------------------------------------------------------------------------------
+
+
+def page(view: View) -> Response:
+    """The queued mails, newest first."""
+    address = view.argument("to").removeprefix("to:").strip()
+    before = request.args.get("before") or None
+    mails = view.browser.mails(limit=PAGE + 1, before=before, address=address or None)
+    older = mails[PAGE - 1].id if len(mails) > PAGE else None
+    recipients = view.browser.first_recipients([mail.id for mail in mails[:PAGE]], _FIRST + 1)
+    data = {
+        "mails": [_row(mail, recipients.get(mail.id, [])) for mail in mails[:PAGE]],
+        "to": address,
+        "older": older,
+        "is_first": before is None,
+        "is_set_up": "mail" in view.app.extensions,
+    }
+    return view.page("mail.html", data, title="Mail")
+
+
+def _row(mail: MailRow, recipients: Sequence[RecipientRow]) -> dict[str, Any]:
+    return {
+        **_facts(mail),
+        "state": _state(mail, [recipient.ending for recipient in recipients]),
+        "recipients": [
+            {"address": r.address, "ending": r.ending, "code": r.code, "text": r.text} for r in recipients[:_FIRST]
+        ],
+        "has_more_recipients": len(recipients) > _FIRST,
+    }
+
+
+def _facts(mail: MailRow) -> dict[str, Any]:
+    headers = headers_of(mail.head or b"")
+    return {
+        "id": mail.id,
+        "job": mail.job_id,
+        "subject": header_in(headers, "Subject") or "",
+        "from": header_in(headers, "From") or mail.sender,
+        "tries": mail.tries,
+        "is_once": bool(mail.once),
+        "size": mail.size,
+        "created_at": mail.created_at,
+        "next_at": mail.run_at if mail.state == "scheduled" else None,
+        "give_up_at": mail.give_up_at,
+        "finished_at": mail.finished_at,
+    }
+
+
+def _state(mail: MailRow, endings: Sequence[str]) -> str:
+    if mail.state == "failed" and mail.failure_kind == "unknown":
+        return "held"
+    if mail.state == "scheduled" and mail.tries:
+        return "retrying"
+    if mail.state == "succeeded" or (mail.state is None and mail.finished_at is not None):
+        return "succeeded" if all(ending == "accepted" for ending in endings) else "refused"
+    return mail.state or "lost"
+
+
+# -- one mail ----------------------------------------------------------------------------------------------------------
+
+
+def message(view: View) -> Response:
+    """One mail: where its recipients stand, and, for those who may, what is in it."""
+    mail = _found(view)
+    store = view.state.store
+    recipients = load_recipients(store.driver.read, store.driver.dialect, [mail.id]).get(mail.id, [])
+    body = mail_bytes(store, mail.id) if view.may("mail_body") else None
+    endings = [str(recipient.ending or "waiting") for recipient in recipients]
+    data = {
+        **_facts(mail),
+        "sender": mail.sender,
+        "message_id": mail.message_id,
+        "state": _state(mail, endings),
+        "recipients": [_recipient(recipient) for recipient in recipients[:_MOST]],
+        "endings": dict(Counter(endings)),
+        "may_read": view.may("mail_body"),
+        "is_there": body is not None,
+        "images": view.choice("images", IMAGES, "blocked"),
+        **(_whole(body) if body is not None else _outside(mail)),
+    }
+    return view.page("mail_message.html", data, title=data["subject"] or "(no subject)")
+
+
+def _found(view: View) -> MailRow:
+    mail_id = request.values.get("id", "")
+    mail = view.browser.mail(mail_id)
+    if mail is None:
+        raise NotFound(f"There is no mail {mail_id!r:.80}: it was never queued, or it was pruned after MAIL_KEEP.")
+    return mail
+
+
+def _recipient(recipient: RecipientState) -> dict[str, Any]:
+    return {
+        "address": recipient.address,
+        "ending": str(recipient.ending or "waiting"),
+        "code": recipient.code,
+        "text": plain(recipient.text),
+        "next_at": None if recipient.next_try is None else to_ms(recipient.next_try),
+    }
+
+
+def _outside(mail: MailRow) -> dict[str, Any]:
+    """What everybody may see of a mail: the header lines that a list of mails shows too."""
+    headers = [header for header in headers_of(mail.head or b"") if header[0] in _PLAIN_HEADERS]
+    return {"headers": headers, "text": None, "has_html": None, "attachments": None}
+
+
+def _whole(body: bytes) -> dict[str, Any]:
+    letter = Letter.of(body)
+    return {
+        "headers": letter.headers,
+        "text": letter.text,
+        "has_html": letter.html is not None,
+        "attachments": [
+            {"name": a.name, "type": a.content_type, "size": a.size, "is_inline": a.is_inline}
+            for a in letter.attachments
+        ],
+    }
+
+
+# -- what is in it -----------------------------------------------------------------------------------------------------
+
+
+def html(view: View) -> Response:
+    """The HTML of a mail, for the frame: no script, no form, no link out of it, and no picture from elsewhere."""
+    images = view.choice("images", IMAGES, "blocked")
+    text = Letter.of(_body(view)).html
+    if text is None:
+        raise NotFound("This mail has no HTML.")
+    response = current_app.response_class(text.encode("utf-8", "replace"), content_type="text/html; charset=utf-8")
+    return _guarded(response, FRAME_CSP.format(IMAGES[images]))
+
+
+def source(view: View) -> Response:
+    """The mail as a file, as it goes over the wire."""
+    response = current_app.response_class(_body(view), content_type="message/rfc822")
+    name = re.sub(r"[^0-9A-Za-z_-]", "_", request.args.get("id", ""))[:60]
+    response.headers["Content-Disposition"] = f'attachment; filename="mail-{name}.eml"'
+    return _guarded(response, FRAME_CSP.format(IMAGES["blocked"]))
+
+
+def _body(view: View) -> bytes:
+    body = mail_bytes(view.state.store, request.args.get("id", ""))
+    if body is None:
+        raise NotFound("There is no such mail, or its bytes are not stored any more.")
+    return body
+
+
+def _guarded(response: Response, csp: str) -> Response:
+    response.headers["Content-Security-Policy"] = csp
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+# -- acting ------------------------------------------------------------------------------------------------------------
+
+
+def retry(view: View) -> Response:
+    """Send the mail again to those who were not accepted."""
+    mail = _found(view)
+    steering = view.steering("retry")
+    if mail.job_id is None:
+        raise NotAccepted("The job of this mail was pruned, so it cannot be sent again. Queue a new one.")
+    done = steering.act("retry", mail.job_id)
+    words = "The mail goes out again." if done else f"Nothing was done: the mail is {mail.state}, not failed."
+    return view.redirect("mail_message", message=words, id=mail.id)
+
+
+ROUTES = (
+    Route("/mail", "mail", page, arguments=("to", "before")),
+    Route("/mail/message", "mail_message", message, arguments=("id", "images")),
+    Route("/mail/html", "mail_html", html, permission="mail_body", arguments=("id", "images")),
+    Route("/mail/source", "mail_source", source, permission="mail_body", arguments=("id",)),
+    Route("/mail/retry", "retry_mail", retry, methods=("POST",), permission="retry"),
+)

@@ -1,0 +1,131 @@
+"""Arguments and results as pages show them: read without making objects, secrets covered, long ones cut. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from inspect import Parameter
+from typing import Any
+
+from ..tasks import Task
+
+COVER = "•••"
+MOST = 8_192
+"""Characters of a value that are shown."""
+BRIEF = 120
+"""Characters of arguments in a list."""
+
+_SECRET = re.compile(r"pass|secret|token|key|auth|cookie|card|iban", re.IGNORECASE)
+_LOGIN = re.compile(r"(\w://[^/\s:@]*):[^/\s@]+@")
+"""The password in an address."""
+_AnyTask = Task[..., Any, Any] | None
+
+
+class Unreadable(ValueError):
+    """What is stored is not what the codec writes, or only its beginning is at hand."""
+
+
+def arguments(text: str, task: _AnyTask) -> dict[str, Any]:
+    """The arguments of a stored call by name, covered. Those of an unknown task have numbers. Raises Unreadable."""
+    call = _load(text)
+    if not isinstance(call, list) or len(call) != 2 or not isinstance(call[0], list) or not isinstance(call[1], dict):
+        raise Unreadable
+    secret = _secrets(task)
+    named = [*zip(_names(task, len(call[0])), call[0], strict=True), *call[1].items()]
+    return {name: _named(name, value, secret) for name, value in named}
+
+
+def result(text: str | None, task: _AnyTask) -> Any:
+    """A stored result, covered. Raises Unreadable."""
+    secret = _secrets(task)
+    return None if text is None else COVER if "return" in secret else _plain(_load(text), secret)
+
+
+def brief(values: Mapping[str, Any]) -> str:
+    """Arguments on one line: ``user_id=42 token=•••``."""
+    line = " ".join(f"{name}={value if value == COVER else _json(value)}" for name, value in values.items())
+    return line if len(line) <= BRIEF else f"{line[:BRIEF]}…"
+
+
+def pretty(value: Any) -> str:
+    """A covered value as lines, cut at MOST."""
+    text = _json(value, indent=2)
+    return text if len(text) <= MOST else f"{text[:MOST]}\n… ({len(text):,} characters, of which these are the first)"
+
+
+def cut(value: Any) -> Any:
+    """A covered value for JSON: itself, or the beginning of its text where that is too long."""
+    return value if len(_json(value)) <= MOST else pretty(value)
+
+
+def without_logins(text: str) -> str:
+    """Words with the passwords in addresses covered."""
+    return _LOGIN.sub(rf"\1:{COVER}@", text)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Unreadable from None
+
+
+def _secrets(task: _AnyTask) -> frozenset[str]:
+    return frozenset() if task is None else frozenset(name.lower() for name in task.options.sensitive)
+
+
+def _names(task: _AnyTask, number: int) -> Iterator[str]:
+    """The names of that many positional arguments."""
+    parameters = [] if task is None else list(task.signature.parameters.values())
+    plain = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is Parameter.VAR_POSITIONAL), "argument")
+    for i in range(number):
+        yield plain[i] if i < len(plain) else f"{rest}[{i - len(plain)}]"
+
+
+def _named(name: str, value: Any, secret: frozenset[str]) -> Any:
+    lower = name.lower()
+    covered = _SECRET.search(name) or lower in secret or lower.partition("[")[0] in secret
+    return COVER if covered else _plain(value, secret)
+
+
+def _plain(value: Any, secret: frozenset[str]) -> Any:
+    try:
+        return _uncovered(value, secret)
+    except RecursionError:
+        raise Unreadable from None
+
+
+def _uncovered(value: Any, secret: frozenset[str]) -> Any:
+    if isinstance(value, str):
+        return without_logins(value)
+    if isinstance(value, list):
+        return [_uncovered(one, secret) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "$" in value:
+        return _tagged(value, secret)
+    return {key: _named(key, one, secret) for key, one in value.items()}
+
+
+def _tagged(value: dict[str, Any], secret: frozenset[str]) -> Any:
+    """What the codec has written for a type that JSON does not have; see codec.py."""
+    tag, inner, name = value.get("$"), value.get("v"), value.get("t")
+    match tag:
+        case "dict" if isinstance(inner, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in inner):
+            pairs = [(key if isinstance(key, str) else _json(_uncovered(key, secret)), one) for key, one in inner]
+            return {key: _named(key, one, secret) for key, one in pairs}
+        case "dataclass" if isinstance(inner, dict):
+            return {"type": name, **{key: _named(key, one, secret) for key, one in inner.items()}}
+        case "bytes" if isinstance(inner, str):
+            return f"({len(inner) * 3 // 4} bytes)"
+        case "timedelta" if isinstance(inner, list):
+            return f"timedelta{inner}"
+        case "enum" | "flag":
+            return f"{name}.{inner}"
+    return _uncovered(inner, secret)

@@ -1,0 +1,168 @@
+"""Schedules: when each fires, how the last times went; run now, pause, resume, skip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flask import Response, request
+from werkzeug.exceptions import NotFound
+
+from ..clock import from_ms, to_ms
+from ..errors import NotDecodable
+from ..health import LATE_MS
+from ..store.browse import ScheduleRun
+from ..store.sql import ScheduleRow
+from ..triggers import Cron, Trigger, describe, trigger_from_text, upcoming
+from .routes import Route
+from .view import View
+
+RUNS = 30
+FIRES = 10
+_ORDER = ("late", "failing", "running", "up", "new", "paused", "ended")
+
+
+def page(view: View) -> Response:
+    """Every schedule, what calls for attention first."""
+    runs = view.browser.schedule_runs(RUNS)
+    rows = [_row(view, schedule, runs.get(schedule.name, [])) for schedule in view.browser.schedules()]
+    rows.sort(key=lambda row: (_ORDER.index(row["state"]), row["next_at"] or 0, row["name"]))
+    return view.page("schedules.html", {"schedules": rows}, title="Schedules")
+
+
+def one(view: View) -> Response:
+    """One schedule: its next fire times, and what the clock does to them."""
+    name = request.args.get("name", "")
+    schedule = next((schedule for schedule in view.browser.schedules() if schedule.name == name), None)
+    if schedule is None:
+        raise NotFound(f"There is no schedule {name!r:.200}.")
+    row = _row(view, schedule, view.browser.schedule_runs(RUNS).get(name, []))
+    return view.page("schedule.html", {**row, "fires": _fires(schedule, view.now)}, title=f"Schedule {name}")
+
+
+def _row(view: View, schedule: ScheduleRow, runs: Sequence[ScheduleRun]) -> dict[str, Any]:
+    trigger = _trigger(schedule)
+    return {
+        "name": schedule.name,
+        "task": schedule.task,
+        "is_declared": view.state.task_worker.registry.get(schedule.task) is not None,
+        "source": schedule.source,
+        **_when(trigger),
+        "state": state_of(schedule, runs, view.now),
+        "last_at": schedule.last_at,
+        "next_at": schedule.next_at,
+        "runs": [_run(run) for run in runs],
+    }
+
+
+def _trigger(schedule: ScheduleRow) -> Trigger | None:
+    try:
+        return trigger_from_text(schedule.trigger)
+    except NotDecodable:
+        return None
+
+
+def _when(trigger: Trigger | None) -> dict[str, Any]:
+    if trigger is None:
+        when = "cannot be read by this version"
+        return {"when": when, "explained": None, "zone": "UTC", "misfire": None, "overlap": None, "jitter_s": None}
+    return {
+        "when": describe(trigger),
+        "explained": trigger.explain() if isinstance(trigger, Cron) else None,
+        "zone": trigger.timezone if isinstance(trigger, Cron) else "UTC",
+        "misfire": trigger.misfire,
+        "overlap": trigger.overlap,
+        "jitter_s": trigger.jitter.total_seconds(),
+    }
+
+
+def state_of(schedule: ScheduleRow, runs: Sequence[ScheduleRun], now: int) -> str:
+    """``new``, ``up``, ``running``, ``late``, ``failing`` or ``paused``; ``ended`` where no fire time is left."""
+    ended = next((run.state for run in runs if run.finished_at is not None), None)
+    if schedule.paused:
+        return "paused"
+    if schedule.next_at is not None and now - schedule.next_at > LATE_MS:
+        return "late"
+    if runs and runs[0].state == "running":
+        return "running"
+    if ended == "failed":
+        return "failing"
+    if schedule.next_at is None:
+        return "ended"
+    return "up" if runs or schedule.last_at is not None else "new"
+
+
+def _run(run: ScheduleRun) -> dict[str, Any]:
+    has_ended = run.started_at is not None and run.finished_at is not None
+    return {
+        "job": run.id,
+        "state": run.state,
+        "fire_at": run.fire_at,
+        "took_ms": (run.finished_at or 0) - (run.started_at or 0) if has_ended else None,
+    }
+
+
+def _fires(schedule: ScheduleRow, now: int) -> list[dict[str, Any]]:
+    """The next fire times, as if a paused schedule were resumed now."""
+    trigger = _trigger(schedule)
+    if trigger is None or (schedule.next_at is None and not schedule.paused):
+        return []
+    start = now if schedule.paused or schedule.next_at is None else schedule.next_at - 1
+    return [
+        {"at": to_ms(fire.at), "local": f"{fire.local:%a %Y-%m-%d %H:%M:%S %z}", "notes": list(fire.notes)}
+        for fire in upcoming(trigger, from_ms(start), FIRES)
+    ]
+
+
+# -- acting ------------------------------------------------------------------------------------------------------------
+
+
+def run(view: View) -> Response:
+    """Enqueue the schedule's job now, besides its times."""
+    name = _asked()
+    job = view.steering("run").run_schedule(name)
+    return view.redirect("schedules", message=f"Schedule {name} runs now, as job {job.id}.")
+
+
+def pause(view: View) -> Response:
+    """It fires no more."""
+    return _act(view, view.steering("pause").pause_schedule, "is paused", "was paused already")
+
+
+def resume(view: View) -> Response:
+    """It fires again, from its next time on."""
+    return _act(view, view.steering("pause").resume_schedule, "goes on with its next time", "was not paused")
+
+
+def skip(view: View) -> Response:
+    """Leave out the next fire time."""
+    name = _asked()
+    try:
+        following = view.steering("pause").skip_next(name)
+    except NotDecodable as error:
+        view.refuse(str(error))
+    after = f"Then it fires at {from_ms(following):%Y-%m-%d %H:%M:%S} UTC." if following else "It fires no more."
+    return view.redirect("schedules", message=f"The next time of schedule {name} is left out. {after}")
+
+
+def _act(view: View, act: Callable[[str], bool], done: str, not_done: str) -> Response:
+    name = _asked()
+    try:
+        words = done if act(name) else not_done
+    except NotDecodable as error:
+        view.refuse(str(error))
+    return view.redirect("schedules", message=f"Schedule {name} {words}.")
+
+
+def _asked() -> str:
+    return request.form.get("name", "")
+
+
+ROUTES = (
+    Route("/schedules", "schedules", page),
+    Route("/schedule", "schedule", one, arguments=("name",)),
+    Route("/schedules/run", "run_schedule", run, methods=("POST",), permission="run"),
+    Route("/schedules/pause", "pause_schedule", pause, methods=("POST",), permission="pause"),
+    Route("/schedules/resume", "resume_schedule", resume, methods=("POST",), permission="pause"),
+    Route("/schedules/skip", "skip_schedule", skip, methods=("POST",), permission="pause"),
+)
