@@ -162,6 +162,7 @@ class TaskWorker:
         schedule_kwargs: Mapping[str, Any] | None = None,
         atomic: Any = None,
         at_most_once: bool = False,
+        sensitive: Sequence[str] = (),
     ) -> _Decorator: ...
     def task(
         self,
@@ -179,6 +180,7 @@ class TaskWorker:
         schedule_kwargs: Mapping[str, Any] | None = None,
         atomic: Any = None,
         at_most_once: bool = False,
+        sensitive: Sequence[str] = (),
     ) -> Any:
         """Make a task of a function, as ``@task_worker.task`` or ``@task_worker.task(…)``.
 
@@ -189,6 +191,8 @@ class TaskWorker:
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
         ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.
+        ``sensitive``: names of arguments, and of keys in them, whose values the dashboard covers; ``"return"`` is the
+        result.
 
         Raises DeclarationError, TaskExists, ArgumentsError or NotEncodable.
         """
@@ -203,6 +207,7 @@ class TaskWorker:
             schedule_kwargs=schedule_kwargs,
             atomic=atomic,
             at_most_once=at_most_once,
+            sensitive=sensitive,
         )
 
         def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:

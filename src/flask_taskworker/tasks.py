@@ -46,6 +46,8 @@ class TaskOptions:
     atomic: Callable[[], Any] | None = None
     """Gives the session whose commit records the job's success, too."""
     at_most_once: bool = False
+    sensitive: tuple[str, ...] = ()
+    """Names of arguments, and of keys in them, whose values the dashboard covers; "return" is the result."""
 
     def __post_init__(self) -> None:
         if self.at_most_once and self.retry is not None and self.retry.max_attempts > 1:
@@ -357,6 +359,7 @@ def make_options(
     schedule_kwargs: Mapping[str, Any] | None,
     atomic: Any,
     at_most_once: bool,
+    sensitive: Sequence[str],
 ) -> TaskOptions:
     """Check what the decorator was given. Raises DeclarationError."""
     return TaskOptions(
@@ -370,7 +373,16 @@ def make_options(
         schedule_kwargs=dict(schedule_kwargs or {}),
         atomic=_session_source(atomic),
         at_most_once=bool(at_most_once),
+        sensitive=_sensitive_names(sensitive),
     )
+
+
+def _sensitive_names(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple | set | frozenset):
+        raise DeclarationError(f"sensitive = {names!r:.100} is not allowed. Allowed: a tuple of names, as ('ssn',).")
+    for name in names:
+        check_name("sensitive", name)
+    return tuple(names)
 
 
 def _session_source(atomic: Any) -> Callable[[], Any] | None:
