@@ -220,7 +220,7 @@ class Heartbeat:
 def resident_mb() -> float | None:
     """This process's resident memory in MB, where the system tells."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
+        with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:  # no Linux, or no descriptor left
         return None
