@@ -7,11 +7,12 @@ a count stops at :data:`MOST`; what ended, and how long it took, is read from th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ..errors import JobNotFound
+from ..failures import place_in
 from ..filters import EVERYTHING, JobFilter
 from ..jobs import JobRecord
 from ..rollups import percentile
@@ -74,7 +75,10 @@ class JobPage:
 
     rows: list[JobRow]
     older: int | None
-    """``before`` of the next page; None where there is none."""
+    """``before`` of the next page; None where there is none.
+
+    Of more than WINDOW ready or scheduled jobs a list shows those that are next; :meth:`Browser.ids` has them all.
+    """
     searched_out: bool
     """Whether the page ended because WINDOW rows were looked at, rather than because it was full."""
 
@@ -100,9 +104,15 @@ class FailureGroup:
 
     group: str
     count: int
+    """Those in the time that was asked for."""
+    older: int
+    """Those before it."""
     first_at: int
+    """When the first of all of them failed."""
     last_at: int
     newest: JobRow
+    place: str | None
+    """Where the newest was raised: the last frame of the application's own code."""
     by_slice: dict[int, int]
     """How many in each slice of time, by its start."""
 
@@ -153,6 +163,15 @@ class MailRow(NamedTuple):
     state: str | None
     failure_kind: str | None
     run_at: int | None
+
+
+class RecipientRow(NamedTuple):
+    """Where one recipient of a queued mail stands, in a list."""
+
+    address: str
+    ending: str
+    code: int | None
+    text: str | None
 
 
 class AuditRow(NamedTuple):
@@ -219,38 +238,52 @@ class Browser:
         names: Names = lambda task: (),
     ) -> JobPage:
         """A page of jobs, newest first. *before*: the id above which to look no more. *names*: for ``args.…``."""
+        return self._page(chosen, limit, before, names)
+
+    def _page(
+        self, chosen: JobFilter, limit: int, before: int | None, names: Names, *, everywhere: bool = False
+    ) -> JobPage:
+        below = MAX_ID if before is None else before
         if chosen.args:
-            return self._jobs_by_args(chosen, limit, before, names)
-        parameters = {
-            **statements.parameters_of(chosen),
-            "before": MAX_ID if before is None else before,
-            "window": WINDOW,
-        }
-        rows = [_job_row(row) for row in self._read(statements.jobs(chosen), {**parameters, "limit": limit + 1})]
+            return self._page_by_args(chosen, limit, below, names, everywhere=everywhere)
+        rows = self._rows(statements.jobs(chosen, everywhere=everywhere), chosen, below, limit + 1)
         if len(rows) > limit:
             return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
-        floor = self._read(statements.jobs_floor(chosen), parameters)
-        return JobPage(rows=rows, older=floor[0][0] if floor else None, searched_out=bool(floor))
+        floor = self._floor(chosen, below, everywhere=everywhere)
+        return JobPage(rows=rows, older=floor, searched_out=floor is not None)
 
-    def _jobs_by_args(self, chosen: JobFilter, limit: int, before: int | None, names: Names) -> JobPage:
-        rows: list[JobRow] = []
-        looked = 0
-        last = before
-        for row in self._one_by_one(chosen, before):
-            looked, last = looked + 1, row.record.id
+    def _page_by_args(self, chosen: JobFilter, limit: int, below: int, names: Names, *, everywhere: bool) -> JobPage:
+        floor = self._floor(chosen, below, everywhere=everywhere)
+        older, rows = floor, []
+        for looked, row in enumerate(self._one_by_one(chosen, below, floor or 0, everywhere=everywhere), 1):
             if args_fit(row.args, chosen.args, names(row.record.task)):
-                rows.append(row)
-            if len(rows) == limit or looked == ARGS_WINDOW:
-                return JobPage(rows=rows, older=last, searched_out=len(rows) < limit)
-        return JobPage(rows=rows, older=None, searched_out=False)
+                rows.append(row._replace(args=row.args[: statements.SHOWN]))
+            if len(rows) == limit:
+                return JobPage(rows=rows, older=row.record.id, searched_out=False)
+            if looked == ARGS_WINDOW:
+                older = row.record.id
+                break
+        return JobPage(rows=rows, older=older, searched_out=older is not None)
 
-    def _one_by_one(self, chosen: JobFilter, before: int | None) -> Iterator[JobRow]:
-        parameters = {**statements.parameters_of(chosen), "window": WINDOW, "limit": _CHUNK}
-        below = MAX_ID if before is None else before
-        while rows := self._read(statements.jobs(chosen), {**parameters, "before": below}):
+    def _one_by_one(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[JobRow]:
+        sql = statements.jobs(chosen, statements.SEARCHED_ROW, everywhere=everywhere)
+        while rows := self._rows(sql, chosen, below, _CHUNK):
             for row in rows:
-                yield _job_row(row)
-            below = rows[-1][0]
+                # A chunk has a window of its own, which may go further down.
+                if row.record.id < floor:
+                    return
+                yield row
+            below = rows[-1].record.id
+
+    def _rows(self, sql: str, chosen: JobFilter, below: int, limit: int) -> list[JobRow]:
+        parameters = {**statements.parameters_of(chosen), "before": below, "window": WINDOW, "limit": limit}
+        return [_job_row(row) for row in self._read(sql, parameters)]
+
+    def _floor(self, chosen: JobFilter, below: int, *, everywhere: bool) -> int | None:
+        """Where the window ends, if there is more below it."""
+        parameters = {**statements.parameters_of(chosen), "before": below, "window": WINDOW}
+        rows = self._read(statements.jobs_floor(chosen, everywhere=everywhere), parameters)
+        return rows[0][0] if rows else None
 
     def count(self, chosen: JobFilter, *, names: Names = lambda task: ()) -> int:
         """How many jobs fit, counted up to :data:`MOST`, among those that a page looks at."""
@@ -267,13 +300,21 @@ class Browser:
 
         It looks on, window by window, until it has seen all; jobs that an action changes meanwhile do not disturb it.
         """
+        everywhere = self._has_more_than_few(chosen)
         while True:
-            page = self.jobs(chosen, limit=1000, before=before, names=names)
+            page = self._page(chosen, 1000, before, names, everywhere=everywhere)
             if page.rows:
                 yield [row.record.id for row in page.rows]
             if page.older is None:
                 return
             before = page.older
+
+    def _has_more_than_few(self, chosen: JobFilter) -> bool:
+        sql = statements.few_ids(chosen)
+        if sql is None:
+            return False
+        number: int = self._read(sql, {**statements.parameters_of(chosen), "window": WINDOW})[0][0]
+        return number > WINDOW
 
     def job(self, job_id: int) -> JobWhole:
         """One job with all that is stored of it. Raises JobNotFound."""
@@ -293,18 +334,7 @@ class Browser:
 
     def state_counts(self) -> StateCounts:
         """How many jobs there are in each state."""
-        found: dict[str, int] = dict(self._read(statements.count_states(), {"most": MOST}))
-        lost = found["failed"] >= MOST or found["cancelled"] >= MOST
-        succeeded = max(0, found["finished"] - found["failed"] - found["cancelled"])
-        return StateCounts(
-            scheduled=found["scheduled"],
-            retrying=found["retrying"],
-            ready=min(MOST, found["ready"] + found["suspect"]),
-            running=found["running"],
-            succeeded=None if lost else min(MOST, succeeded),
-            failed=found["failed"],
-            cancelled=found["cancelled"],
-        )
+        return counts_of(dict(self._read(statements.count_states(), {"most": MOST})))
 
     def oldest_ready_at(self) -> int | None:
         """Since when the job waits that has waited longest, in epoch ms; None where none waits."""
@@ -315,16 +345,29 @@ class Browser:
         """How many unfinished jobs each task has, among the first 10,000 ready and as many scheduled ones."""
         return dict(self._read(statements.unfinished_tasks(), {"window": MOST}))
 
+    def overdue_for_pruning(self, before: int) -> int:
+        """How many finished jobs should have been deleted before *before* (epoch ms), counted up to :data:`MOST`."""
+        number: int = self._read(statements.overdue_for_pruning(), {"before": before, "most": MOST})[0][0]
+        return number
+
     # -- failures ---------------------------------------------------------------------------------------------------
 
-    def failures(self, since: int, *, step: int = HOUR_MS) -> list[FailureGroup]:
+    def failures(self, since: int, *, step: int = HOUR_MS, limit: int = 1_000) -> list[FailureGroup]:
         """The failed jobs since *since* by their cause, latest first; of the newest :data:`GROUPED`."""
         found: dict[str, list[Row]] = {}
         for row in self._read(statements.failure_groups(), {"window": GROUPED, "since": since, "step": step}):
             found.setdefault(row[0] or "", []).append(row)
-        newest = self.jobs_by_id([max(row[3] for row in rows) for rows in found.values()])
-        groups = [_failure_group(group, rows, newest) for group, rows in found.items()]
-        return sorted((g for g in groups if g is not None), key=lambda g: -g.last_at)
+        latest = sorted((rows for rows in found.values() if _last_at(rows) >= since), key=_last_at, reverse=True)
+        ids = [max(row[3] for row in rows) for rows in latest[:limit]]
+        newest, places = self.jobs_by_id(ids), self._places(ids)
+        groups = (_failure_group(rows, newest, places) for rows in latest[:limit])
+        return [group for group in groups if group is not None]
+
+    def _places(self, ids: Sequence[int]) -> dict[int, str | None]:
+        if not ids:
+            return {}
+        rows = self._read(statements.error_ends(self._dialect), {"batch": batch_of([(i,) for i in ids])})
+        return {job_id: place_in(end or "") for job_id, end in rows}
 
     def jobs_by_id(self, ids: Sequence[int]) -> dict[int, JobRow]:
         """These jobs, as far as they are there."""
@@ -338,8 +381,9 @@ class Browser:
     def queues(self, *, also: Sequence[str] = ()) -> list[QueueState]:
         """The queues with jobs, those that are paused, those that worked in the last hour, and *also*, by name."""
         ready = {name: (number, oldest) for name, number, oldest in self._read(statements.queues(), {"most": MOST})}
-        running: dict[str, int] = dict(self._read(statements.running_by_queue(), {}))
-        paused = {name: (at, who) for name, at, who in self._read(statements.paused_queues(), {})}
+        facts = self._read(statements.running_and_paused(), {})
+        running: dict[str, int] = {name: number for name, is_paused, number, _, _ in facts if not is_paused}
+        paused = {name: (at, who) for name, is_paused, _, at, who in facts if is_paused}
         now = self._store.clock()
         worked = {f.key: f for f in self.figures(now - HOUR_MS, step=MAX_ID, by="queue")}
         return [
@@ -395,13 +439,28 @@ class Browser:
 
     def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> list[MailRow]:
         """The newest queued mails before that id; *address*: only those with a recipient that has this in it."""
-        below = "~" if before is None else before
-        parameters: dict[str, Any] = {"before": below, "limit": limit}
+        parameters: dict[str, Any] = {"limit": limit} if before is None else {"before": before, "limit": limit}
         if address is not None:
             pattern = address.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             parameters |= {"address": f"%{pattern}%", "window": WINDOW}
-        rows = self._read(statements.mails(self._dialect, addressed=address is not None), parameters)
+        sql = statements.mails(self._dialect, before=before is not None, addressed=address is not None)
+        rows = self._read(sql, parameters)
         return [MailRow._make(row) for row in rows]
+
+    def mail(self, mail_id: str) -> MailRow | None:
+        """One queued mail; None where there is none of that id."""
+        rows = self._read(statements.mail(), {"id": mail_id})
+        return MailRow._make(rows[0]) if rows else None
+
+    def first_recipients(self, ids: Sequence[str], most: int) -> dict[str, list[RecipientRow]]:
+        """The first *most* recipients of each of these mails."""
+        if not ids:
+            return {}
+        found: dict[str, list[RecipientRow]] = {}
+        parameters = {"batch": batch_of([(mail_id,) for mail_id in ids]), "most": most}
+        for mail_id, *row in self._read(statements.first_recipients(self._dialect), parameters):
+            found.setdefault(mail_id, []).append(RecipientRow._make(row))
+        return found
 
     def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:
         """What people did, newest first."""
@@ -411,6 +470,21 @@ class Browser:
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()
         return self._store.driver.read(sql, parameters)
+
+
+def counts_of(found: Mapping[str, int]) -> StateCounts:
+    """What the rows of ``count_states`` mean."""
+    lost = found["failed"] >= MOST or found["cancelled"] >= MOST
+    succeeded = max(0, found["finished"] - found["failed"] - found["cancelled"])
+    return StateCounts(
+        scheduled=found["scheduled"],
+        retrying=found["retrying"],
+        ready=min(MOST, found["ready"] + found["suspect"]),
+        running=found["running"],
+        succeeded=None if lost else min(MOST, succeeded),
+        failed=found["failed"],
+        cancelled=found["cancelled"],
+    )
 
 
 def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str]) -> bool:
@@ -439,17 +513,26 @@ def _lines(text: str) -> list[LogLine]:
         return []
 
 
-def _failure_group(group: str, rows: Sequence[Row], newest: dict[int, JobRow]) -> FailureGroup | None:
-    job = newest.get(max(row[3] for row in rows))
-    if job is None:
+def _last_at(rows: Sequence[Row]) -> int:
+    return max(row[5] for row in rows)
+
+
+def _failure_group(
+    rows: Sequence[Row], newest: dict[int, JobRow], places: dict[int, str | None]
+) -> FailureGroup | None:
+    last = max(row[3] for row in rows)
+    if last not in newest:
         return None
+    recent = {row[1]: row[2] for row in rows if row[1] >= 0}
     return FailureGroup(
-        group=group,
-        count=sum(row[2] for row in rows),
+        group=rows[0][0] or "",
+        count=sum(recent.values()),
+        older=sum(row[2] for row in rows) - sum(recent.values()),
         first_at=min(row[4] for row in rows),
-        last_at=max(row[5] for row in rows),
-        newest=job,
-        by_slice={row[1]: row[2] for row in rows},
+        last_at=_last_at(rows),
+        newest=newest[last],
+        place=places.get(last),
+        by_slice=recent,
     )
 
 

@@ -13,37 +13,57 @@ from .statements import RECORD, Dialect
 
 SHOWN = 2_000
 """Characters of arguments and errors that a list needs."""
+SEARCHED = 20_000
+"""Characters of arguments in which a filter looks; longer ones fit none."""
 
 _ALIVE = "hidden = 0"
-ROW = f"{RECORD}, hidden, failure_group, substr(args, 1, {SHOWN}) AS args, substr(error, 1, {SHOWN}) AS error"
+_ROW = f"{RECORD}, hidden, failure_group, substr(args, 1, {{}}) AS args, substr(error, 1, {SHOWN}) AS error"
+ROW, SEARCHED_ROW = _ROW.format(SHOWN), _ROW.format(SEARCHED)
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
-def _base(chosen: JobFilter) -> str:
+def _base(chosen: JobFilter, *, everywhere: bool = False) -> str:
     """What an index knows of the filter: there the looking begins."""
+    if chosen.id is not None:
+        return "id = :id"
+    if chosen.uid is not None:
+        return "uid = :uid"
     if chosen.hidden:
         return "true"
     if chosen.group is not None:
         return f"state = 'failed' AND {_ALIVE} AND failure_group = :group"
+    if chosen.worker is not None:
+        return "state = 'running' AND worker_id = :worker"
     match chosen.states:
         case ("failed",) | ("cancelled",):
             return f"state = '{chosen.states[0]}' AND state IN ('failed', 'cancelled') AND {_ALIVE}"
         case ("running",):
             return "state = 'running'"
+    few = None if everywhere else _few(chosen)
+    return "true" if few is None else f"id IN ({few})"
+
+
+def _few(chosen: JobFilter) -> str | None:
+    """Some of the ids, where an index knows them in another order than that of the list; one more than the window."""
+    part = "SELECT id FROM (SELECT id FROM taskworker_job WHERE {} LIMIT :window + 1) AS {}"
+    match chosen.states:
         case ("ready",):
-            few = "SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = {} LIMIT :window"
-            return f"(id IN ({few.format(0)}) OR id IN ({few.format(1)}))"
+            kinds = (("state = 'ready' AND solo = 0", "r"), ("state = 'ready' AND solo = 1", "s"))
+            return " UNION ALL ".join(part.format(*kind) for kind in kinds)
         case ("scheduled",) | ("retrying",):
-            return "id IN (SELECT id FROM taskworker_job WHERE state = 'scheduled' ORDER BY run_at LIMIT :window)"
+            return part.format("state = 'scheduled' ORDER BY run_at", "d")
     if chosen.schedule is not None:
         # Newest first by fire time is newest first by id.
-        return (
-            "id IN (SELECT id FROM taskworker_job WHERE schedule IS NOT NULL AND schedule = :schedule "
-            "ORDER BY fire_at DESC LIMIT :window)"
-        )
-    return "true"
+        return part.format("schedule IS NOT NULL AND schedule = :schedule ORDER BY fire_at DESC", "f")
+    return None
+
+
+def few_ids(chosen: JobFilter) -> str | None:
+    """How many ids :func:`jobs` begins with, where these may not be all; None where it begins with all."""
+    few = _few(chosen) if "IN (SELECT" in _base(chosen) else None
+    return None if few is None else f"SELECT count(*) FROM ({few}) AS few"
 
 
 def _conditions(chosen: JobFilter) -> str:
@@ -93,18 +113,21 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def jobs(chosen: JobFilter, columns: str = ROW) -> str:
-    """The newest ``:limit`` jobs before ``:before`` that fit, among the ``:window`` newest that the index offers."""
-    base = _base(chosen)
+def jobs(chosen: JobFilter, columns: str = ROW, *, everywhere: bool = False) -> str:
+    """The newest ``:limit`` jobs before ``:before`` that fit, among the ``:window`` newest that the index offers.
+
+    *everywhere*: look at rows of all states, where the index offers some of a state in another order.
+    """
+    base = _base(chosen, everywhere=everywhere)
     return (
         f"SELECT {columns} FROM taskworker_job WHERE {base} AND id < :before AND id >= COALESCE(({_floor(base)}), 0) "
         f"AND {_conditions(chosen)} ORDER BY id DESC LIMIT :limit"
     )
 
 
-def jobs_floor(chosen: JobFilter) -> str:
+def jobs_floor(chosen: JobFilter, *, everywhere: bool = False) -> str:
     """Where the window of :func:`jobs` ends: the id of its oldest row, or no row where it holds all there is."""
-    return _floor(_base(chosen))
+    return _floor(_base(chosen, everywhere=everywhere))
 
 
 def _floor(base: str) -> str:
@@ -159,14 +182,30 @@ def running() -> str:
 
 
 def failure_groups() -> str:
-    """The newest ``:window`` failed jobs by group and slice of ``:step`` ms: how many, when, and the newest job."""
+    """The newest ``:window`` failed jobs by group and slice of ``:step`` ms: how many, when, and the newest job.
+
+    Those before ``:since`` are all in one slice, -1.
+    """
     newest = (
         "SELECT id, failure_group, finished_at FROM taskworker_job WHERE state = 'failed' "
         f"AND state IN ('failed', 'cancelled') AND {_ALIVE} ORDER BY id DESC LIMIT :window"
     )
     return (
-        "SELECT failure_group, finished_at / :step * :step AS slice, count(*), max(id), min(finished_at), "
-        f"max(finished_at) FROM ({newest}) AS f WHERE finished_at >= :since GROUP BY 1, 2"
+        "SELECT failure_group, CASE WHEN finished_at < :since THEN -1 ELSE finished_at / :step * :step END AS slice, "
+        f"count(*), max(id), min(finished_at), max(finished_at) FROM ({newest}) AS f GROUP BY 1, 2"
+    )
+
+
+ERROR_END = 4_000
+"""Characters at the end of a stored error in which the last frames of its traceback are looked for."""
+
+
+def error_ends(dialect: Dialect) -> str:
+    """The ends of the errors of a batch of jobs."""
+    first = f"CASE WHEN length(error) > {ERROR_END} THEN length(error) - {ERROR_END} + 1 ELSE 1 END"
+    return (
+        f"SELECT id, substr(error, {first}) FROM taskworker_job "
+        f"WHERE id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
     )
 
 
@@ -191,14 +230,13 @@ def queues() -> str:
     )
 
 
-def running_by_queue() -> str:
-    """How many jobs of each queue run."""
-    return "SELECT queue, count(*) FROM taskworker_job WHERE state = 'running' GROUP BY queue"
-
-
-def paused_queues() -> str:
-    """The queues that are paused."""
-    return "SELECT name, paused_at, paused_by FROM taskworker_queue WHERE paused = 1 ORDER BY name"
+def running_and_paused() -> str:
+    """How many jobs of each queue run (a row with ``paused`` 0), and the queues that are paused (a row with 1)."""
+    return (
+        "SELECT queue, 0 AS paused, count(*), CAST(NULL AS bigint), CAST(NULL AS text) FROM taskworker_job "
+        "WHERE state = 'running' GROUP BY queue "
+        "UNION ALL SELECT name, 1, 0, paused_at, paused_by FROM taskworker_queue WHERE paused = 1"
+    )
 
 
 def schedule_runs() -> str:
@@ -238,24 +276,40 @@ MAIL_HEAD = 4_096
 """Bytes of a mail in which its header lines are looked for."""
 
 
-def mails(dialect: Dialect, *, addressed: bool) -> str:
-    """The newest ``:limit`` queued mails before ``:before``, with the beginning of their bytes.
+_MAILS = (
+    "SELECT m.id, m.message_id, m.sender, m.once, m.phase, m.tries, m.size, m.created_at, m.give_up_at, "
+    f"m.finished_at, substr(b.body, 1, {MAIL_HEAD}), j.id, j.state, j.failure_kind, j.run_at "
+    "FROM taskworker_mail AS m LEFT JOIN taskworker_mail_body AS b ON b.mail_id = m.id "
+    "LEFT JOIN taskworker_job AS j ON j.uid = m.id"
+)
+
+
+def mail() -> str:
+    """One queued mail, as in :func:`mails`."""
+    return f"{_MAILS} WHERE m.id = :id"
+
+
+def first_recipients(dialect: Dialect) -> str:
+    """The first ``:most`` recipients of each mail of a batch."""
+    return (
+        "SELECT mail_id, address, ending, code, text FROM taskworker_recipient WHERE mail_id IN "
+        f"(SELECT id FROM {dialect.batch({'id': 'text'})} AS e) AND position < :most ORDER BY mail_id, position"
+    )
+
+
+def mails(dialect: Dialect, *, before: bool, addressed: bool) -> str:
+    """The newest ``:limit`` queued mails, with the beginning of their bytes; with *before* those below that id.
 
     *addressed*: those to an address with ``:address`` in it, among the ``:window`` newest.
     """
     like = "LIKE" if dialect.name == "sqlite" else "ILIKE"
+    below = "{}id < :before" if before else "true"
     to = (
-        "AND m.id >= COALESCE((SELECT id FROM taskworker_mail WHERE id < :before ORDER BY id DESC LIMIT 1 "
+        f"AND m.id >= COALESCE((SELECT id FROM taskworker_mail WHERE {below.format('')} ORDER BY id DESC LIMIT 1 "
         "OFFSET :window), '') AND EXISTS (SELECT 1 FROM taskworker_recipient AS r WHERE r.mail_id = m.id "
         f"AND r.address {like} :address ESCAPE '\\')"
     )
-    return (
-        "SELECT m.id, m.message_id, m.sender, m.once, m.phase, m.tries, m.size, m.created_at, m.give_up_at, "
-        f"m.finished_at, substr(b.body, 1, {MAIL_HEAD}), j.id, j.state, j.failure_kind, j.run_at "
-        "FROM taskworker_mail AS m LEFT JOIN taskworker_mail_body AS b ON b.mail_id = m.id "
-        f"LEFT JOIN taskworker_job AS j ON j.uid = m.id WHERE m.id < :before {to if addressed else ''} "
-        "ORDER BY m.id DESC LIMIT :limit"
-    )
+    return f"{_MAILS} WHERE {below.format('m.')} {to if addressed else ''} ORDER BY m.id DESC LIMIT :limit"
 
 
 # -- the audit log -----------------------------------------------------------------------------------------------------
@@ -274,3 +328,10 @@ def unfinished_tasks() -> str:
     some = "(SELECT task FROM taskworker_job WHERE state = '{}' LIMIT :window)"
     both = f"SELECT * FROM {some.format('ready')} AS r UNION ALL SELECT * FROM {some.format('scheduled')} AS s"
     return f"SELECT task, count(*) FROM ({both}) AS u GROUP BY task ORDER BY task"
+
+
+def overdue_for_pruning() -> str:
+    """How many finished jobs should have been deleted before ``:before``, up to ``:most``."""
+    return (
+        f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most) AS c"
+    )
