@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, Flag, auto
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -336,6 +336,15 @@ class Evil(Exception):
         raise SystemExit(3)
 
 
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("of no use elsewhere")
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("not to be pickled")
+
+
 def recurse() -> None:
     recurse()
 
@@ -375,6 +384,7 @@ ENDINGS: dict[str, tuple[Callable[[], Any], str, str, str]] = {
     ),
     "no words": (raising(Silent), "exception", f"{__name__}.Silent", "(str() of the exception raised ValueError)"),
     "evil words": (raising(Evil), "exception", f"{__name__}.Evil", "(str() of the exception raised SystemExit)"),
+    "unpicklable": (raising(Unpicklable), "exception", f"{__name__}.Unpicklable", "of no use elsewhere"),
     "recursion": (recurse, "exception", "RecursionError", "maximum recursion depth exceeded"),
     "chained": (chained, "exception", "RuntimeError", "second"),
     "memory": (raising(MemoryError), "exception", "MemoryError", ""),

@@ -10,6 +10,8 @@ from parent import BLOCKING, Lab
 
 AT_ONCE = 5.0
 """Seconds that "at once" may take on a busy machine; what it took is printed."""
+SECOND_SIGNAL = 2.0
+"""Seconds to the end after the signal that allows no more waiting."""
 
 WORKER = """
 record("started")
@@ -76,7 +78,7 @@ def test_jobs_that_run_longer_than_the_timeout_are_handed_back(lab: Lab) -> None
 
 @pytest.mark.parametrize(
     "numbers",
-    [(signal.SIGINT, signal.SIGTERM), (signal.SIGHUP,), (signal.SIGQUIT,)],
+    [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP,), (signal.SIGQUIT,)],
     ids=lambda numbers: "+".join(number.name for number in numbers),
 )
 def test_second_signal_hands_back_at_once(lab: Lab, numbers: tuple[signal.Signals, ...]) -> None:
@@ -90,7 +92,7 @@ def test_second_signal_hands_back_at_once(lab: Lab, numbers: tuple[signal.Signal
     child.send(numbers[-1])
     assert child.wait() == 0, child.output
     print(f"the process ended {time.monotonic() - begun:.2f} s later")
-    assert time.monotonic() - begun < AT_ONCE
+    assert time.monotonic() - begun < SECOND_SIGNAL
     assert states(lab, *jobs) == [("ready", 0, 0)] * 2
 
 
