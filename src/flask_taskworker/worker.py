@@ -14,8 +14,7 @@ import math
 import random
 import secrets
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +24,19 @@ from .bookkeeper import INTERVAL as FIGURES_INTERVAL
 from .bookkeeper import Bookkeeper
 from .client import Client
 from .config import TaskWorkerConfig
-from .crew import KINDS, WAIT_FOR_SLOT, Crew
+from .crew import WAIT_FOR_SLOT, Crew
 from .errors import DatabaseReplaced, SchemaError, StoreError
 from .executor import Executor
 from .herald import Herald
 from .jobs import Claim, Ending, JobRecord, RunningJob
 from .launch import is_reloader_parent
 from .liveness import Heartbeat, News, resident_mb
+from .outlook import Outlook
 from .quarantine import Quarantine
 from .scheduling import Scheduler
 from .store.driver import Presence
 from .store.sql import Store
-from .store.work import PRUNE_BATCH, Peek, WorkerStore
+from .store.work import PRUNE_BATCH, WorkerStore
 from .tasks import TaskRegistry
 from .threads import ThreadPool
 
@@ -108,10 +108,7 @@ class Worker:
         self._scheduler = Scheduler(registry, self._store.clock)
         self._presence: Presence | None = None
         self._aside = ThreadPool(1, "taskworker-aside")
-        # What the last peek found.
-        self._ready: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        self._next_due: int | None = None
-        self._next_fire: int | None = None
+        self._outlook = Outlook(config.queues)
         # When to do what, on the loop's clock.
         self._next_look = 0.0
         self._next_upkeep = 0.0
@@ -119,10 +116,6 @@ class Worker:
         self._next_weighing = 0.0
         self._idle_since = 0.0
         self._back_off = _IMMEDIATE
-        # What was heard and is to be acted on.
-        self._awake = False
-        self._hinted = False
-        self._hints: deque[tuple[str, str]] = deque()
         self._declared_dead = False
         self._must_reconcile = False
         self._in_doubt = False
@@ -141,13 +134,7 @@ class Worker:
 
         *ready* names (queue, kind) where jobs are ready; where that is all there is to know, no look is needed.
         """
-        if ready:
-            self._hints.extend(ready)
-            if not self._hinted:
-                self._hinted = True
-                self._call(self._news.set)
-        elif not self._awake:
-            self._awake = True
+        if self._outlook.hear(ready):
             self._call(self._news.set)
 
     def stop(self, timeout: float | None = None) -> None:
@@ -308,7 +295,7 @@ class Worker:
             self._back_off = _IMMEDIATE
             return delay
         # What woke the worker may not have been acted on: see test_news_outlive_a_turn_that_failed.
-        self._must_reconcile = self._awake = True
+        self._must_reconcile = self._outlook.must_look = True
         return self._back_off * random.uniform(0.8, 1.2)
 
     def _longer_back_off(self) -> float:
@@ -350,9 +337,9 @@ class Worker:
 
     def _delay(self) -> float:
         """How long there is nothing to do, as far as this worker knows."""
-        if self._awake or self._hinted:
+        if self._outlook.has_news:
             return _IMMEDIATE
-        if any(names and self._room(kind) > 0 for kind, names in self._ready.items()):
+        if any(names and self._room(kind) > 0 for kind, names in self._outlook.ready.items()):
             return _IMMEDIATE
         if self._limits.drain and not (self._crew.busy or self._crew.ended):
             return _IMMEDIATE
@@ -360,10 +347,10 @@ class Worker:
         if self._limits.max_idle is not None:
             delays.append(self._limits.max_idle)
         now = self._store.clock()
-        if self._next_due is not None:
-            delays.append((self._next_due - now) / 1000)
-        if self._next_fire is not None:
-            delays.append(max((self._next_fire - now) / 1000, self._scheduler.pause))
+        if self._outlook.next_due is not None:
+            delays.append((self._outlook.next_due - now) / 1000)
+        if self._outlook.next_fire is not None:
+            delays.append(max((self._outlook.next_fire - now) / 1000, self._scheduler.pause))
         return min(delays)
 
     def _chores(self) -> Iterator[float]:
@@ -387,11 +374,12 @@ class Worker:
 
     async def _look(self) -> int:
         """Peek where there is a reason to, and act on what is due. Returns how many jobs that made ready."""
-        if self._awake or self._loop.time() >= self._next_look:
+        outlook = self._outlook
+        if outlook.must_look or self._loop.time() >= self._next_look:
             await self._peek()
-        elif self._hinted:
-            self._take_hints()
-        if not self._is_due(self._next_due) and not self._is_due(self._next_fire):
+        elif outlook.has_news:
+            outlook.take_hints()
+        if not self._is_due(outlook.next_due) and not self._is_due(outlook.next_fire):
             return 0
         made_ready = await self._act_on_time()
         await self._peek()
@@ -402,40 +390,17 @@ class Worker:
 
     async def _peek(self) -> None:
         # Before the peek: news that come during it must wake the loop again.
-        self._awake = self._hinted = False
-        self._hints.clear()
+        self._outlook.begin_look()
         self._next_look = self._loop.time() + self.config.loop_interval
         await self._scheduler.declare(self._work)
-        self._take(await self._work.peek(self._scheduler.may_fire))
-
-    def _take_hints(self) -> None:
-        # Before the hints are read: one that comes later must wake the loop again.
-        self._hinted = False
-        while self._hints:
-            name, kind = self._hints.popleft()
-            if name not in self._ready[kind]:
-                self._ready[kind] = self._in_order([*self._ready[kind], name])
-
-    def _take(self, peek: Peek) -> None:
-        self._next_due, self._next_fire = peek.next_due, peek.next_fire
-        self._quarantine.waiting = bool(self._in_order(peek.suspects))
-        for kind, names in peek.queues.items():
-            self._ready[kind] = self._in_order(names)
-
-    def _in_order(self, names: Iterable[str]) -> list[str]:
-        """The queues in the configured order; without one in turns, so that none starves."""
-        if self.config.queues is not None:
-            present = set(names)
-            return [name for name in self.config.queues if name in present]
-        found = list(names)
-        random.shuffle(found)
-        return found
+        self._outlook.take(await self._work.peek(self._scheduler.may_fire))
+        self._quarantine.waiting = self._outlook.suspects
 
     async def _act_on_time(self) -> int:
         """Fire and promote what is due. Returns how many jobs that gave."""
-        fired = await self._scheduler.fire_due(self._work) if self._is_due(self._next_fire) else []
+        fired = await self._scheduler.fire_due(self._work) if self._is_due(self._outlook.next_fire) else []
         self._herald.fired(fired)
-        promoted = await self._work.promote() if self._is_due(self._next_due) else 0
+        promoted = await self._work.promote() if self._is_due(self._outlook.next_due) else 0
         return len(fired) + promoted
 
     async def _claim(self) -> int:
@@ -446,15 +411,12 @@ class Worker:
         self._quarantine.update(now, busy=busy, stuck=stuck)
         if self._quarantine.ready(now, busy=busy):
             taken += await self._claim_suspect()
-        for kind, names in self._ready.items():
+        for kind, names in self._outlook.ready.items():
             while names and (room := self._room(kind)) > 0:
                 claims = await self._work.claim(self.id, names[0], kind, room)
                 await self._accept(kind, claims)
                 taken += len(claims)
-                name = names.pop(0)
-                if len(claims) == room:
-                    # More may be there. Without a configured order the queues take turns, so that none starves.
-                    names.insert(len(names) if self.config.queues is None else 0, name)
+                self._outlook.served(kind, more=len(claims) == room)
         return taken
 
     async def _claim_suspect(self) -> int:
@@ -497,7 +459,7 @@ class Worker:
         self._in_doubt = False
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
-            self._awake = True
+            self._outlook.must_look = True
         if any(e.outcome.ending is Ending.RELEASED for e in ended):
             # Another worker may have a slot for them now.
             self.client.wake()
@@ -539,9 +501,8 @@ class Worker:
             crew.busy
             or crew.ended
             or self._quarantine.waiting
-            or any(self._ready.values())
-            or self._awake
-            or self._hinted
+            or self._outlook.has_ready
+            or self._outlook.has_news
             or not self._next_look
         ):
             self._idle_since = self._loop.time()

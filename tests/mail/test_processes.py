@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
 from tests.mail.server import SOURCES, Drop, Session, Silence, SMTPServer, wait_until
 
 Serve = Callable[..., SMTPServer]

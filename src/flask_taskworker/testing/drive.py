@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from ..errors import AppError, TaskWorkerError
 from ..executor import Executor
 from ..herald import Herald
 from ..jobs import Claim, Ending, JobRecord, Outcome, RunningJob, running_job
+from ..outlook import Outlook
 from ..runner import Runner
 from ..scheduling import Scheduler
 from ..store.work import Ended, Peek, WorkerStore
@@ -159,6 +160,25 @@ class _FaultyExecutor(Executor):
         await asyncio.Event().wait()
 
 
+class _PlannedOutlook(Outlook):
+    """Sees only what the plan wants done, in an order that is the same each time."""
+
+    def __init__(self, order: Sequence[str] | None, plan: Plan) -> None:
+        super().__init__(order)
+        self._plan = plan
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        if not self._plan.perform:
+            return []
+        return super()._in_order(names) if self._order is not None else sorted(names)
+
+    def take(self, peek: Peek) -> None:
+        """Believe what the database said, as far as the plan goes."""
+        super().take(peek)
+        if self._plan.only is not None:
+            self.ready = {kind: names if kind == self._plan.only[1] else [] for kind, names in self.ready.items()}
+
+
 class DrainWorker(Worker):
     """The worker, but it takes one job at a time, ends when the plan is done, and can die."""
 
@@ -166,6 +186,7 @@ class DrainWorker(Worker):
         super().__init__(limits=Limits(drain=True, max_jobs=plan.max_jobs), **options)
         self.report = Report()
         self._plan = plan
+        self._outlook = _PlannedOutlook(self.config.queues, plan)
         self._faults = faults
         self._moved = clock
         self._claimed_at = 0.0
@@ -187,16 +208,6 @@ class DrainWorker(Worker):
         return executor
 
     # -- what to take -----------------------------------------------------------------------------------------------
-
-    def _in_order(self, names: Iterable[str]) -> list[str]:
-        if not self._plan.perform:
-            return []
-        return super()._in_order(names) if self.config.queues is not None else sorted(names)
-
-    def _take(self, peek: Peek) -> None:
-        super()._take(peek)
-        if self._plan.only is not None:
-            self._ready = {kind: names if kind == self._plan.only[1] else [] for kind, names in self._ready.items()}
 
     def _room(self, kind: str) -> int:
         if self._crew.claims() and self._loop.time() - self._claimed_at < PATIENCE:
@@ -221,7 +232,7 @@ class DrainWorker(Worker):
             return False
         last, now = self._plan.until, self._moved.ms
         # What was due and did not fire cannot: its task is unknown, for example.
-        coming = (self._next_due, self._next_fire)
+        coming = (self._outlook.next_due, self._outlook.next_fire)
         moments = [moment for moment in coming if moment is not None and now < moment <= last]
         self._moved.ms = min(moments, default=now)
         return bool(moments)
