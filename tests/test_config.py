@@ -204,6 +204,11 @@ def test_file_form_is_refused_with_the_remedy() -> None:
         read(TASKER_DATABASE_URI="sqlite:///file:/srv/x.db?uri=true")
 
 
+def test_parameters_of_an_sqlite_url_are_refused_rather_than_ignored() -> None:
+    with pytest.raises(ConfigError, match=r"^TASKER_DATABASE_URI has parameters \(timeout\).*TASKER_LOCK_TIMEOUT"):
+        read(TASKER_DATABASE_URI="sqlite:////srv/x.db?timeout=5")
+
+
 def test_postgresql_needs_a_uri() -> None:
     with pytest.raises(ConfigError, match=r"^TASKER_DATABASE_URI is required .*postgresql://host/database"):
         read(TASKER_DRIVER="postgresql")

@@ -243,4 +243,9 @@ def _sqlite_file(key: str, url: URL, instance_path: Path) -> URL:
         raise ConfigError(
             f"{key} uses SQLite's file: form. Give a plain path, for example sqlite:////var/lib/app/taskworker.db."
         )
+    if url.query:
+        raise ConfigError(
+            f"{key} has parameters ({', '.join(sorted(url.query))}), which would be ignored. Leave them out; how long "
+            "to wait for SQLite's lock is TASKER_LOCK_TIMEOUT."
+        )
     return URL.create("sqlite", database=str((instance_path / url.database).resolve()))
