@@ -9,6 +9,9 @@ from flask import Response
 from ..failures import read_cut
 from ..filters import JobFilter
 from ..store.browse import GROUPED, HOUR_MS, FailureGroup
+from . import charts
+from .filtering import filter_text
+from .redact import without_logins
 from .routes import Route
 from .view import View
 
@@ -39,14 +42,15 @@ def page(view: View) -> Response:
 
 
 def _row(group: FailureGroup, slices: range, now: int) -> dict[str, Any]:
+    by_slice = [group.by_slice.get(start, 0) for start in slices]
     failure = read_cut(group.newest.error, group.newest.record.failure_kind)
     return {
         "group": group.group,
-        "filter": str(JobFilter(group=group.group)) if group.group else None,
+        "filter": filter_text(JobFilter(group=group.group)) if group.group else None,
         "task": group.newest.record.task,
         "kind": failure.kind,
         "type": failure.type,
-        "message": failure.message.split("\n", 1)[0][:300],
+        "message": without_logins(failure.message.split("\n", 1)[0][:300]),
         "place": group.place,
         "count": group.count,
         "older": group.older,
@@ -55,7 +59,8 @@ def _row(group: FailureGroup, slices: range, now: int) -> dict[str, Any]:
         "last_at": group.last_at,
         "is_new": now - group.first_at <= _NEW_MS,
         "sample": group.newest.record.id,
-        "by_slice": [group.by_slice.get(start, 0) for start in slices],
+        "by_slice": by_slice,
+        "chart": charts.sparkline(by_slice, "Failures, oldest first", kind="failed"),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from flask import Response, current_app, request
@@ -16,9 +17,10 @@ from werkzeug.exceptions import NotFound
 
 from ..clock import to_ms
 from ..errors import NotAccepted
-from ..mail.queue import RecipientState, load_recipients
+from ..mail.queue import load_recipients
 from ..mail.reading import Letter, header_in, headers_of, mail_bytes, plain
 from ..store.browse import MailRow, RecipientRow
+from . import words
 from .routes import Route
 from .view import View
 
@@ -27,6 +29,20 @@ _FIRST = 5
 """Recipients that the list shows of a mail."""
 _MOST = 200
 """Recipients that the page of a mail shows."""
+_STATES = {
+    "held": ("warn", "held"),
+    "refused": ("warn", "refused by some"),
+    "succeeded": ("succeeded", "accepted"),
+    "lost": ("other", "without a job"),
+}
+"""How a mail stands, where its job's state does not say it."""
+_ENDINGS = {
+    "waiting": ("scheduled", "waiting"),
+    "accepted": ("ok", "accepted"),
+    "deferred": ("retrying", "deferred"),
+    "rejected": ("failed", "rejected"),
+    "unknown": ("warn", "unknown"),
+}
 _PLAIN_HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
 """Those that are no part of what ``mail_body`` guards."""
 
@@ -60,10 +76,8 @@ def page(view: View) -> Response:
 def _row(mail: MailRow, recipients: Sequence[RecipientRow]) -> dict[str, Any]:
     return {
         **_facts(mail),
-        "state": _state(mail, [recipient.ending for recipient in recipients]),
-        "recipients": [
-            {"address": r.address, "ending": r.ending, "code": r.code, "text": r.text} for r in recipients[:_FIRST]
-        ],
+        **_standing(_state(mail, [recipient.ending for recipient in recipients])),
+        "recipients": [_recipient(r.address, r.ending, r.code, r.text or "", None) for r in recipients[:_FIRST]],
         "has_more_recipients": len(recipients) > _FIRST,
     }
 
@@ -109,8 +123,11 @@ def message(view: View) -> Response:
         **_facts(mail),
         "sender": mail.sender,
         "message_id": mail.message_id,
-        "state": _state(mail, endings),
-        "recipients": [_recipient(recipient) for recipient in recipients[:_MOST]],
+        **_standing(_state(mail, endings)),
+        "recipients": [
+            _recipient(r.address, ending, r.code, r.text, r.next_try)
+            for r, ending in zip(recipients[:_MOST], endings, strict=False)
+        ],
         "endings": dict(Counter(endings)),
         "may_read": view.may("mail_body"),
         "is_there": body is not None,
@@ -128,14 +145,19 @@ def _found(view: View) -> MailRow:
     return mail
 
 
-def _recipient(recipient: RecipientState) -> dict[str, Any]:
+def _recipient(address: str, ending: str, code: int | None, text: str, next_try: datetime | None) -> dict[str, Any]:
     return {
-        "address": recipient.address,
-        "ending": str(recipient.ending or "waiting"),
-        "code": recipient.code,
-        "text": plain(recipient.text),
-        "next_at": None if recipient.next_try is None else to_ms(recipient.next_try),
+        "address": plain(address),
+        "ending": ending,
+        "badge": words.state(*_ENDINGS.get(ending, ("warn", ending))),
+        "code": code,
+        "text": plain(text),
+        "next_at": None if next_try is None else to_ms(next_try),
     }
+
+
+def _standing(state: str) -> dict[str, Any]:
+    return {"state": state, "badge": words.state(*_STATES.get(state, (state, state)))}
 
 
 def _outside(mail: MailRow) -> dict[str, Any]:

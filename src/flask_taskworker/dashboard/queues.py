@@ -8,12 +8,23 @@ from typing import Any
 from flask import Response, request
 from werkzeug.exceptions import NotFound
 
+from ..filters import JobFilter
 from ..health import LONG_WAIT_MS, SILENT_MS, info_of
 from ..mail.queue import DELIVER
 from ..store.browse import QueueState
 from ..store.sql import MOST, WorkerRow
+from . import charts, words
+from .filtering import filter_text
 from .routes import Route
 from .view import View
+
+_BADGES = {
+    "ok": ("ok", "ok"),
+    "idle": ("scheduled", "no worker yet"),
+    "paused": ("paused", "paused"),
+    "no worker": ("failed", "no worker"),
+    "slow": ("late", "slow"),
+}
 
 
 def page(view: View) -> Response:
@@ -38,17 +49,20 @@ def takes_jobs(worker: WorkerRow, now: int) -> bool:
 
 def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str, Any]:
     serving = [info for info in map(info_of, workers) if queue.name in (info.get("queues") or (queue.name,))]
-    figures = queue.figures
+    state, number, figures = _state(queue, bool(serving), now), sum(map(slots, serving)), queue.figures
     return {
         "name": queue.name,
         "ready": queue.ready,
         "running": queue.running,
-        "slots": sum(map(slots, serving)),
+        "slots": number,
         "done_last_hour": figures.ended if figures else 0,
         "failed_last_hour": figures.failed if figures else 0,
         "p95_wait_ms": figures.wait_percentile(0.95) if figures else None,
         "oldest_at": queue.oldest_at,
-        "state": _state(queue, bool(serving), now),
+        "state": state,
+        "badge": words.state(*_BADGES[state]),
+        "meter": charts.meter(queue.running, number, f"{queue.running:,} of {number:,} slots are busy with this queue"),
+        "filter": filter_text(JobFilter(states=("ready",), queue=queue.name)),
         "paused": queue.paused,
         "paused_at": queue.paused_at,
         "paused_by": queue.paused_by,

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from flask import Response, request
+from markupsafe import Markup
 from werkzeug.exceptions import NotFound
 
 from ..clock import from_ms, to_ms
 from ..errors import NotDecodable
 from ..health import LATE_MS
 from ..store.browse import ScheduleRun
-from ..store.sql import ScheduleRow
-from ..triggers import Cron, Trigger, describe, trigger_from_text, upcoming
+from ..store.sql import ScheduleRow, next_fire_ms
+from ..triggers import Cron, Trigger, describe, trigger_from_text, trigger_to_text, upcoming
+from . import words
 from .routes import Route
 from .view import View
 
 RUNS = 30
 FIRES = 10
+_NOT_STORED = ""
+_BADGES = {
+    "late": ("late", "LATE"),
+    "failing": ("failed", "failing"),
+    "running": ("running", "running"),
+    "up": ("ok", "up"),
+    "new": ("scheduled", "new"),
+    "paused": ("paused", "paused"),
+    "ended": ("cancelled", "ended"),
+}
+_COLOURS = {"succeeded": "ok", "failed": "failed", "running": "run"}
 _ORDER = ("late", "failing", "running", "up", "new", "paused", "ended")
 
 
 def page(view: View) -> Response:
     """Every schedule, what calls for attention first."""
     runs = view.browser.schedule_runs(RUNS)
-    rows = [_row(view, schedule, runs.get(schedule.name, [])) for schedule in view.browser.schedules()]
+    stored = view.browser.schedules()
+    schedules = [*stored, *_not_stored(view, {schedule.name for schedule in stored})]
+    rows = [_row(view, schedule, runs.get(schedule.name, [])) for schedule in schedules]
     rows.sort(key=lambda row: (_ORDER.index(row["state"]), row["next_at"] or 0, row["name"]))
-    return view.page("schedules.html", {"schedules": rows}, title="Schedules")
+    return view.page("schedules.html", {"schedules": rows, "kept": RUNS}, title="Schedules")
+
+
+def _not_stored(view: View, stored: Container[str]) -> Iterator[ScheduleRow]:
+    """The schedules that the code declares and no worker has stored yet."""
+    for task in view.state.task_worker.registry:
+        for declared in task.declared_schedules():
+            if declared.name not in stored:
+                next_at = next_fire_ms(declared, from_ms(view.now))
+                trigger = trigger_to_text(declared.trigger)
+                yield ScheduleRow(declared.name, declared.task, trigger, declared.args, next_at, None, 0, _NOT_STORED)
 
 
 def one(view: View) -> Response:
@@ -42,16 +67,20 @@ def one(view: View) -> Response:
 
 def _row(view: View, schedule: ScheduleRow, runs: Sequence[ScheduleRun]) -> dict[str, Any]:
     trigger = _trigger(schedule)
+    state = state_of(schedule, runs, view.now)
     return {
         "name": schedule.name,
         "task": schedule.task,
         "is_declared": view.state.task_worker.registry.get(schedule.task) is not None,
-        "source": schedule.source,
+        "source": schedule.source or "code",
+        "is_stored": schedule.source != _NOT_STORED,
         **_when(trigger),
-        "state": state_of(schedule, runs, view.now),
+        "state": state,
+        "badge": words.state(*_BADGES[state]),
         "last_at": schedule.last_at,
         "next_at": schedule.next_at,
         "runs": [_run(run) for run in runs],
+        "chart": _chart(runs),
     }
 
 
@@ -65,9 +94,16 @@ def _trigger(schedule: ScheduleRow) -> Trigger | None:
 def _when(trigger: Trigger | None) -> dict[str, Any]:
     if trigger is None:
         when = "cannot be read by this version"
-        return {"when": when, "explained": None, "zone": "UTC", "misfire": None, "overlap": None, "jitter_s": None}
+        return {
+            "when_words": when,
+            "explained": None,
+            "zone": "UTC",
+            "misfire": None,
+            "overlap": None,
+            "jitter_s": None,
+        }
     return {
-        "when": describe(trigger),
+        "when_words": describe(trigger),
         "explained": trigger.explain() if isinstance(trigger, Cron) else None,
         "zone": trigger.timezone if isinstance(trigger, Cron) else "UTC",
         "misfire": trigger.misfire,
@@ -100,6 +136,26 @@ def _run(run: ScheduleRun) -> dict[str, Any]:
         "fire_at": run.fire_at,
         "took_ms": (run.finished_at or 0) - (run.started_at or 0) if has_ended else None,
     }
+
+
+def _chart(runs: Sequence[ScheduleRun]) -> Markup:
+    """A bar for each of the last runs, oldest first: its colour tells how it ended, its height how long it took."""
+    if not runs:
+        return Markup("")
+    took = [_run(run)["took_ms"] or 0 for run in reversed(runs)]
+    longest = max(took) or 1
+    bars = Markup("").join(
+        Markup('<rect class="{}" x="{}" y="{:.1f}" width="3" height="{:.1f}"/>').format(
+            _COLOURS.get(run.state, "cancelled"), i * 4, 16 - height, height
+        )
+        for i, run in enumerate(reversed(runs))
+        if (height := 16 if run.state == "failed" else 4 + 12 * took[i] / longest)
+    )
+    told = ", ".join(f"{run.state} {words.took(_run(run)['took_ms'])}".removesuffix(" –") for run in reversed(runs))
+    return Markup(
+        '<svg class="spark" viewBox="0 0 {w} 16" preserveAspectRatio="none" role="img" aria-label="{t}"><title>{t}'
+        "</title>{b}</svg>"
+    ).format(w=RUNS * 4, t=f"The last runs, oldest first: {told}", b=bars)
 
 
 def _fires(schedule: ScheduleRow, now: int) -> list[dict[str, Any]]:

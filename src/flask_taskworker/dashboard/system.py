@@ -17,15 +17,15 @@ from flask import Response
 from sqlalchemy.engine import URL
 
 from ..config import TaskWorkerConfig
-from ..errors import ArgumentsError
 from ..filters import JobFilter
 from ..mail_config import MailConfig
 from ..store.schema import VERSION
+from .filtering import filter_text
+from .redact import COVER, without_logins
 from .routes import Route
 from .view import View
 
 PAGE = 50
-MASK = "•••"
 _SECRET = re.compile(r"pass|secret|token|key|auth|cookie|credential", re.IGNORECASE)
 _PACKAGES = (
     *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "aiosqlite", "psycopg", "asgiref", "aiosmtplib"),
@@ -55,20 +55,14 @@ def _unknown_tasks(view: View) -> list[dict[str, Any]]:
     registry = view.state.task_worker.registry
     waiting = view.browser.tasks_waiting()
     return [
-        {"task": task, "waiting": number, "filter": _filter_of(task)}
+        {
+            "task": task,
+            "waiting": number,
+            "filter": filter_text(JobFilter(states=("scheduled", "ready"), task=task)),
+        }
         for task, number in waiting.items()
         if registry.get(task) is None
     ]
-
-
-def _filter_of(task: str) -> str | None:
-    """The filter that takes the waiting jobs of just this task; None where its name cannot be written in one."""
-    chosen = JobFilter(states=("scheduled", "ready"), task=task)
-    try:
-        is_exact = "*" not in task and JobFilter.parse(str(chosen), 0) == chosen
-    except ArgumentsError:
-        return None
-    return str(chosen) if is_exact else None
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -81,7 +75,7 @@ def settings(config: TaskWorkerConfig | MailConfig, prefix: str) -> dict[str, st
         key = "MAIL_SUPPRESS_SEND" if (prefix, field.name) == ("MAIL_", "suppress") else prefix + field.name.upper()
         value = getattr(config, field.name)
         is_secret = value is not None and (not field.repr or _SECRET.search(field.name) is not None)
-        found[key] = MASK if is_secret else _shown(value)
+        found[key] = COVER if is_secret else _shown(value)
     return found
 
 
@@ -97,7 +91,7 @@ def _shown(value: object) -> str:
         case tuple() | list():
             return ", ".join(map(str, value))
         case _:
-            return str(value)[:500]
+            return without_logins(str(value))[:500]
 
 
 @cache

@@ -10,6 +10,7 @@ from flask import Response
 from ..health import SILENT_MS, info_of
 from ..store.browse import JobRow
 from ..store.sql import WorkerRow
+from . import words
 from .routes import Route
 from .view import View
 
@@ -18,7 +19,14 @@ _RUNNING = 200
 _SHOWN = 10
 """Of these, those that are shown with each worker."""
 
-_ORDER = ("silent", "lost", "up", "draining", "left")
+_BADGES = {
+    "silent": ("warn", "silent"),
+    "lost": ("failed", "LOST"),
+    "up": ("ok", "up"),
+    "draining": ("paused", "draining"),
+    "left": ("cancelled", "left"),
+}
+_ORDER = tuple(_BADGES)
 
 
 def page(view: View) -> Response:
@@ -35,11 +43,13 @@ def _row(worker: WorkerRow, jobs: Sequence[JobRow], now: int) -> dict[str, Any]:
     info = info_of(worker)
     busy = info.get("running")
     queues = info.get("queues")
+    state = state_of(worker, now)
     return {
         "id": worker.id,
         "name": f"{worker.host}:{worker.pid}",
         "version": info.get("version"),
-        "state": state_of(worker, now),
+        "state": state,
+        "badge": words.state(*_BADGES[state]),
         "started_at": worker.started_at,
         "beat_at": worker.beat_at,
         "queues": [str(queue) for queue in queues] if isinstance(queues, list) else None,
