@@ -8,18 +8,13 @@ from typing import Any
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 
+_ZERO = ("priority", "run_at", "claim", "solo", "failures", "crashes", "solo_crashes", "hidden", "cancel_requested")
 FINISHED = ("succeeded", "failed", "cancelled")
 
 
 def store_jobs(rows: Rows, *jobs: dict[str, Any]) -> list[int]:
     """Insert jobs, ready ones of ``app.add`` but for what each dict says, and return their ids in order."""
     full = [_with_defaults(job) for job in jobs]
-    columns = sorted({name for job in full for name in job})
-    for job in full:
-        job.setdefault("hidden", 0)
-        for name in ("solo", "failures", "crashes", "solo_crashes", "priority", "claim", "run_at"):
-            if name in columns:
-                job.setdefault(name, 0)
     columns = sorted({name for job in full for name in job})
     marks = ", ".join("(" + ", ".join("?" * len(columns)) + ")" for _ in full)
     values = [job.get(name) for job in full for name in columns]
@@ -37,6 +32,7 @@ def _with_defaults(job: dict[str, Any]) -> dict[str, Any]:
         "state": state,
         "args": "[[], {}]",
         "created_at": 1_000,
+        **dict.fromkeys(_ZERO, 0),
         "worker_id": "w" if state == "running" else None,
         "finished_at": 2_000 if state in FINISHED else None,
         "expires_at": 4_000_000_000_000 if state in FINISHED else None,
