@@ -61,6 +61,20 @@ def test_time_stands_still_until_it_is_moved(
 
 
 @pytest.mark.sqlite_only
+def test_what_has_run_is_not_pruned_however_far_time_moves(
+    jobs: Jobs, task_clock: TaskClock, task_worker: BackgroundTaskWorker
+) -> None:
+    @task_worker.task(keep=1)
+    def short_lived() -> None:
+        """Kept for a second."""
+
+    short_lived.enqueue()
+    task_clock.advance(days=30)
+    task_clock.advance(days=30)
+    jobs.assert_performed(short_lived, times=1)
+
+
+@pytest.mark.sqlite_only
 def test_retries_are_due_in_their_time(
     jobs: Jobs, task_clock: TaskClock, task_worker: BackgroundTaskWorker, fired: list[Any]
 ) -> None:

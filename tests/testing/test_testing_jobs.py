@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -433,12 +434,15 @@ def test_run_twice_runs_each_job_twice_under_two_claims(
     with jobs.run_twice():
         assert jobs.perform(once, 5) == 5
         never_twice.enqueue()
-        assert jobs.drain().succeeded == 1
+        once.enqueue(6)
+        drained = jobs.drain()
+        assert (drained.succeeded, drained.released, drained.total) == (2, 0, 2)
         with pytest.raises(LookupError):
             jobs.perform(fail)
     once.enqueue(1)
     assert jobs.drain().total == 1
-    assert [claim for _, claim in claims] == [1, 2, 1, 1]
+    assert sorted(claim for uid, claim in claims if uid != "never") == [1, 1, 1, 2, 2]
+    assert [claim for uid, claim in claims if uid == "never"] == [1]
     assert claims[0][0] == claims[1][0]
 
 
@@ -481,6 +485,16 @@ def test_crash_of_a_job_that_must_not_run_twice_fails_it(jobs: Jobs, task_worker
     jobs.drain()
     jobs.recover()
     assert job.refresh().state is JobState.FAILED
+
+
+@pytest.mark.sqlite_only
+def test_crash_leaves_no_lock_behind(app: Flask, jobs: Jobs, add: Task[..., Any, Any]) -> None:
+    add.enqueue(1)
+    jobs.crash()
+    jobs.drain()
+    jobs.recover()
+    database = app.extensions["taskworker"].config.database_uri.database
+    assert list(Path(f"{database}-live").iterdir()) == []
 
 
 @pytest.mark.sqlite_only

@@ -14,10 +14,10 @@ from tests.core.waiting import wait_for
 from flask_taskworker import BackgroundTaskWorker, TaskWorkerError
 from flask_taskworker.testing import Jobs, LiveWorker
 
-pytestmark = pytest.mark.sqlite_only
 forks = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("process", [False, pytest.param(True, marks=forks)])
 def test_live_worker_runs_jobs_until_it_is_stopped(
     process: bool, app: Flask, task_worker: BackgroundTaskWorker
@@ -55,10 +55,12 @@ def test_job_of_a_killed_worker_is_run_by_the_next(
         worker.kill()
         with pytest.raises(RuntimeError, match="no process to kill"):
             worker.kill()
+    assert jobs.recover() == [job]
     assert jobs.drain().succeeded == 1
     assert job.result(timeout=0) == "again"
 
 
+@pytest.mark.sqlite_only
 def test_second_worker_of_the_process_is_refused(app: Flask, task_worker: BackgroundTaskWorker) -> None:
     task_worker.start()
     try:

@@ -301,12 +301,18 @@ class Jobs:
         A job goes back into its queue after the first crash; after later ones it first waits some seconds, which
         ``drain(scheduled=True)`` skips. One with ``at_most_once=True`` has failed.
         """
-        beats = {worker.id: worker.beat for worker in self._store.workers()}
-        for worker_id in self._bench.dead:
-            self._store.driver.write(statements.declare_dead(), {"id": worker_id, "beat": beats[worker_id]})
+        rescued = self._rescue()
+        living = {worker.id: worker.beat for worker in self._store.workers() if worker.state != "dead"}
+        left = [worker_id for worker_id in self._bench.dead if worker_id in living]
         self._bench.dead.clear()
-        report = self._bench.run(Plan(max_jobs=MAX_JOBS, perform=False))
-        return [Job(record, self._bench.state.client) for record in report.rescued]
+        for worker_id in left:
+            # Its death is no secret here; another worker would find out by its silence.
+            self._store.driver.write(statements.declare_dead(), {"id": worker_id, "beat": living[worker_id]})
+        rescued += self._rescue() if left else []
+        return [Job(record, self._bench.state.client) for record in rescued]
+
+    def _rescue(self) -> list[JobRecord]:
+        return self._bench.run(Plan(max_jobs=MAX_JOBS, perform=False)).rescued
 
 
 class Crash:

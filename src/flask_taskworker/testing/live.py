@@ -42,7 +42,9 @@ class LiveWorker:
     def __init__(self, app: Flask, *, process: bool | None = None) -> None:
         if process and not hasattr(os, "fork"):
             raise NotSupported("This system cannot fork a process. Use LiveWorker(app, process=False).")
-        self._state = Bench.of(app).state
+        self._bench = Bench.of(app)
+        self._state = self._bench.state
+        self._id = ""
         self._in_process = sys.platform == "linux" if process is None else process
         self._runner: Runner | None = None
         self._lifeline: int | None = None
@@ -75,10 +77,11 @@ class LiveWorker:
             self._end_process(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Let its process die at once, as by a power cut. Its jobs are rescued by the next worker."""
+        """Let its process die at once, as by a power cut. :meth:`Jobs.recover` has its jobs rescued."""
         if self.pid is None:
             raise RuntimeError("There is no process to kill: it has ended, or the worker is a thread.")
         self._end_process(signal.SIGKILL)
+        self._bench.dead.append(self._id)
 
     def _known(self) -> set[str]:
         self._state.store.driver.prepare()
@@ -86,11 +89,12 @@ class LiveWorker:
 
     def _await(self, known: set[str]) -> None:
         deadline = time.monotonic() + STARTS_WITHIN
-        while not self._known() - known:
+        while not (new := self._known() - known):
             if self._has_ended() or time.monotonic() > deadline:
                 self.stop(0.0)
                 raise TaskWorkerError("The worker did not start; the log says why.")
             time.sleep(_POLL)
+        self._id = new.pop()
 
     def _has_ended(self) -> bool:
         if self._runner is not None:
