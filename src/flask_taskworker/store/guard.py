@@ -102,7 +102,7 @@ class FileGuard:
         try:
             rows = connection.execute(_LOOK).fetchall()
         except sqlite3.OperationalError as error:
-            self._replaced = "no such table" in str(error)
+            self._replaced = "no such table: taskworker_meta" in str(error)
             self.note(error)
         except sqlite3.Error as error:
             self.note(error)
