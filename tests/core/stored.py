@@ -8,7 +8,10 @@ from typing import Any
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 
-_ZERO = ("priority", "run_at", "claim", "solo", "failures", "crashes", "solo_crashes", "hidden", "cancel_requested")
+_ZERO = (
+    *("priority", "run_at", "claim", "solo", "failures", "crashes", "solo_crashes", "hidden", "cancel_requested"),
+    "at_most_once",
+)
 FINISHED = ("succeeded", "failed", "cancelled")
 
 
@@ -40,8 +43,11 @@ def _with_defaults(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def store_many(rows: Rows, number: int, **columns: str) -> None:
-    """Insert *number* jobs by one statement; *columns* are SQL expressions over ``i``, the number of the row."""
+def store_many(rows: Rows, number: int, *, source: str = "n", **columns: str) -> None:
+    """Insert *number* jobs by one statement; *columns* are SQL expressions over ``i``, the number of the row.
+
+    *source* may be a SELECT from ``n`` that gives the expressions more than ``i``.
+    """
     known = {
         "uid": "'u' || i",
         "task": "'app.t' || (i - i / 20 * 20)",
@@ -57,6 +63,6 @@ def store_many(rows: Rows, number: int, **columns: str) -> None:
     rows(
         # A share sign would be a placeholder to one of the drivers.
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < CAST(? AS integer)) "
-        f"INSERT INTO taskworker_job ({', '.join(known)}) SELECT {', '.join(known.values())} FROM n",
+        f"INSERT INTO taskworker_job ({', '.join(known)}) SELECT {', '.join(known.values())} FROM {source}",
         number,
     )

@@ -325,9 +325,14 @@ def audit() -> str:
 
 def unfinished_tasks() -> str:
     """How many of the first ``:window`` ready, and of as many scheduled, jobs there are of each task."""
-    some = "(SELECT task FROM taskworker_job WHERE state = '{}' LIMIT :window)"
-    both = f"SELECT * FROM {some.format('ready')} AS r UNION ALL SELECT * FROM {some.format('scheduled')} AS s"
-    return f"SELECT task, count(*) FROM ({both}) AS u GROUP BY task ORDER BY task"
+    some = "SELECT task FROM (SELECT task FROM taskworker_job WHERE {} LIMIT :window) AS {}"
+    kinds = {
+        "r": "state = 'ready' AND solo = 0",
+        "s": "state = 'ready' AND solo = 1",
+        "d": "state = 'scheduled' ORDER BY run_at",
+    }
+    every = " UNION ALL ".join(some.format(where, name) for name, where in kinds.items())
+    return f"SELECT task, count(*) FROM ({every}) AS u GROUP BY task ORDER BY task"
 
 
 def overdue_for_pruning() -> str:
