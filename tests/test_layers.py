@@ -99,6 +99,7 @@ FLOORS = [
     "bulk",
     "dashboard.*",
     "dashboard.words",
+    "dashboard.filtering",
     "dashboard.redact",
     "dashboard.charts",
     "dashboard.assets",

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from flask import Flask, current_app, has_app_context, request_started
 
 from . import logs
+from .bulk import register_bulk
 from .cli import tasks_command
 from .client import Client
 from .codec import Codec
@@ -70,6 +71,7 @@ class TaskWorker:
     def __init__(self, app: Flask | None = None) -> None:
         self.registry = TaskRegistry(self._find_client, Codec())
         register_mail(self.registry)
+        register_bulk(self.registry)
         self._states: weakref.WeakKeyDictionary[Flask, AppState] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
         self._runner: Runner | None = None

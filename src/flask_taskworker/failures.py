@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from .errors import TaskWorkerError
 from .jobs import Failure
@@ -61,6 +62,30 @@ def read_cut(text: str | None, kind: str | None) -> Failure:
     if begun is None or (text or "").endswith('"}'):
         return Failure.from_text(text, kind)
     return Failure(kind=kind or "exception", type=_unescaped(begun[1]), message=_unescaped(begun[2]))
+
+
+class Frame(NamedTuple):
+    """One frame of a traceback."""
+
+    file: str
+    line: int
+    function: str
+    source: str
+    own: bool
+    """Whether it is the application's own code."""
+
+
+def frames_of(text: str) -> list[Frame]:
+    """The frames of a traceback, the innermost last."""
+    found = list(_FRAME.finditer(text))
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    return [_frame(match, text[match.end() : end]) for match, end in zip(found, ends, strict=True)]
+
+
+def _frame(match: re.Match[str], rest: str) -> Frame:
+    line = match[0].rpartition(", line ")[2].partition(",")[0]
+    source = next((s.strip() for s in rest.split("\n") if s.startswith("    ")), "")
+    return Frame(match[1], int(line), match[2], source, not _FOREIGN.search(match[1]))
 
 
 def place_in(end: str) -> str | None:

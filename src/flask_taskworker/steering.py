@@ -5,7 +5,7 @@ An act on many jobs goes in batches, each a transaction of its own, so that work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from flask import Flask
@@ -73,15 +73,25 @@ class Steering:
         if self._read(statements.hidden_key_taken(), {"id": job_id}):
             raise NotAccepted(f"Job {job_id} cannot come back: another unfinished job has its unique key.")
 
-    def act_on_all(self, action: str, chosen: JobFilter, *, names: Names = lambda task: ()) -> Iterator[int]:
+    def act_on_some(self, action: str, ids: Sequence[int], target: str = "") -> int:
+        """Do *action* to these jobs, at most 1,000; how many were in a state for it. *target*: how they are noted."""
+        _require(action)
+        changed = self._batch(action, ids)
+        self.note(action, target or f"jobs {', '.join(map(str, ids))}", changed)
+        return changed
+
+    def act_on_all(
+        self, action: str, chosen: JobFilter, *, before: int | None = None, names: Names = lambda task: ()
+    ) -> Generator[int, None, None]:
         """Do *action* to every job that fits, in batches; yields how many jobs each batch changed.
 
+        *before*: only to jobs with a smaller number.
         The act is noted when the iterator ends, or is closed. Those that are in no state for it are left as they are.
         """
         _require(action)
         total = 0
         try:
-            for ids in Browser(self._store).ids(chosen, names=names):
+            for ids in Browser(self._store).ids(chosen, before=before, names=names):
                 changed = self._batch(action, ids)
                 total += changed
                 yield changed

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
-from . import failures, mail, overview, queues, schedules, system, workers
+from . import acts, failures, job, jobs, mail, overview, queues, schedules, system, workers
 from .access import Gate
 from .assets import ASSETS
 from .forgery import is_own
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAGES = (overview, failures, queues, schedules, workers, mail, system)
+PAGES = (overview, acts, jobs, job, failures, queues, schedules, workers, mail, system)
 """The modules with pages."""
 ROUTES: tuple[Route, ...] = tuple(route for module in PAGES for route in module.ROUTES)
 _COMMON = {"format", "note", "sign"}

@@ -60,12 +60,14 @@ def _layer(bars: Sequence[Bar], kind: str, most: int) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(kind, "".join(parts)) if parts else Markup("")
 
 
+_LEGEND = Markup(
+    '<li><svg class="key" viewBox="0 0 8 8" aria-hidden="true"><rect class="{0}" width="8" height="8"/></svg>'
+    "{0} {1:,}</li>"
+)
+
+
 def _legend(bars: Sequence[Bar], most: int) -> Markup:
-    entries = [
-        Markup('<li><svg class="key" viewBox="0 0 8 8" aria-hidden="true"><rect class="{k}" width="8" height="8"/></svg>'
-               "{k} {n:,}</li>").format(k=kind, n=sum(getattr(bar, kind) for bar in bars))
-        for kind in KINDS
-    ]
+    entries = [_LEGEND.format(kind, sum(getattr(bar, kind) for bar in bars)) for kind in KINDS]
     return Markup('<ul class="legend">{}<li>highest bar {:,}</li></ul>').format(Markup("").join(entries), most)
 
 
@@ -74,9 +76,16 @@ def _axis(bars: Sequence[Bar], *, days: bool) -> Markup:
     return Markup("").join(words.axis(mark, days=days) for mark in marks)
 
 
+_ROW = Markup('<tr><th scope="row">{}</th>{}{}{}</tr>')
+_CELL = Markup('<td class="num">{:,}</td>')
+
+
 def _table(bars: Sequence[Bar], name: str, title: str) -> Markup:
-    row = Markup('<tr><th scope="row">{}</th><td class="num">{:,}</td><td class="num">{:,}</td><td class="num">{:,}</td></tr>')
-    rows = [row.format(words.at(bar.start), bar.ok, bar.failed, bar.cancelled) for bar in bars if bar.total]
+    rows = [
+        _ROW.format(words.at(bar.start), *(_CELL.format(getattr(bar, kind)) for kind in KINDS))
+        for bar in bars
+        if bar.total
+    ]
     return Markup(
         '<details id="{}"><summary>View as table</summary><div class="scroll" tabindex="0"><table><caption>{}</caption>'
         '<thead><tr><th scope="col">From</th><th scope="col" class="num">ok</th><th scope="col" class="num">failed</th>'

@@ -17,6 +17,7 @@ from werkzeug.exceptions import BadRequest, Forbidden
 from ..steering import Steering, names_of
 from ..store.browse import Browser, Names
 from ..store.sql import Store
+from ..tasks import Task
 from . import words
 from .access import Visitor
 from .assets import ASSETS
@@ -70,6 +71,10 @@ class View:
     def names(self) -> Names:
         """The names of a task's parameters, which a filter on arguments needs."""
         return names_of(self.state.task_worker.registry)
+
+    def task(self, name: str) -> Task[..., Any, Any] | None:
+        """The task of that name, if this code declares it."""
+        return self.state.task_worker.registry.get(name)
 
     @property
     def is_json(self) -> bool:

@@ -472,6 +472,29 @@ class Browser:
         return self._store.driver.read(sql, parameters)
 
 
+def add_up(parts: Sequence[Figures]) -> Figures | None:
+    """The figures of all these together; None of none."""
+    if not parts:
+        return None
+    run, wait = (
+        tuple(sum(column) for column in zip(*buckets, strict=True))
+        for buckets in ([part.run for part in parts], [part.wait for part in parts])
+    )
+    return Figures(
+        start=parts[0].start,
+        key=parts[0].key,
+        succeeded=sum(part.succeeded for part in parts),
+        failed=sum(part.failed for part in parts),
+        retried=sum(part.retried for part in parts),
+        cancelled=sum(part.cancelled for part in parts),
+        run_ms=sum(part.run_ms for part in parts),
+        longest_ms=max(part.longest_ms for part in parts),
+        wait_ms=sum(part.wait_ms for part in parts),
+        run=run,
+        wait=wait,
+    )
+
+
 def counts_of(found: Mapping[str, int]) -> StateCounts:
     """What the rows of ``count_states`` mean."""
     lost = found["failed"] >= MOST or found["cancelled"] >= MOST

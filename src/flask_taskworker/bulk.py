@@ -1,0 +1,76 @@
+"""The built-in task that acts on many jobs: a page asks for it, and a worker does it, batch by batch."""
+
+from __future__ import annotations
+
+from flask import current_app
+
+from .client import Client
+from .errors import ArgumentsError
+from .filters import JobFilter
+from .health import SILENT_MS, info_of
+from .jobs import Job, current_job
+from .steering import Steering, names_of
+from .store.browse import Browser
+from .tasks import EnqueueOptions, TaskOptions, TaskRegistry
+
+BULK = "flask_taskworker.bulk"
+QUEUE = "bulk"
+AT_ONCE = 1_000
+"""So many jobs are acted on in the request itself."""
+_PRIORITY = 1_000
+
+
+def act_on_all(action: str, filter: str, who: str) -> int:
+    """Do *action* to every job that fits and is older than this one, in the name of *who*; returns to how many."""
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    state = app.extensions["taskworker"]
+    registry: TaskRegistry = state.task_worker.registry
+    steering = Steering(app, state.client, registry, who=who)
+    chosen = JobFilter.parse(filter, state.store.clock())
+    batches = steering.act_on_all(action, chosen, before=current_job.id, names=names_of(registry))
+    total = 0
+    try:
+        for changed in batches:
+            total += changed
+            current_job.progress(total, text=f"{action}: {total:,} jobs")
+            current_job.check()
+    finally:
+        # Stopped half way, what was done is noted at once.
+        batches.close()
+    return total
+
+
+def register_bulk(registry: TaskRegistry) -> None:
+    """Make the built-in task known to a TaskWorker."""
+    registry.register_built_in(act_on_all, TaskOptions(queue=QUEUE), BULK)
+
+
+def enqueue_bulk(registry: TaskRegistry, client: Client, action: str, chosen: JobFilter, who: str) -> Job[int]:
+    """Have a worker do *action* to every job that fits. Raises ArgumentsError, NotAccepted, OutcomeUnknown."""
+    task = registry.find(BULK)
+    call = task.encode((action, exact(chosen), who), {})
+    return client.enqueue(task, (call,), EnqueueOptions(queue=_queue(client), priority=_PRIORITY))[0]
+
+
+def exact(chosen: JobFilter) -> str:
+    """A filter as text that means the same tomorrow. Raises ArgumentsError where text cannot say it."""
+    text = str(chosen)
+    if JobFilter.parse(text, 0) != chosen:
+        raise ArgumentsError(f"The filter {text!r} is read differently when it is read again. Write it more simply.")
+    return text
+
+
+def _queue(client: Client) -> str:
+    """A queue that a living worker takes jobs from, and that is not paused: what it acts on may be a paused queue."""
+    browser = Browser(client.store)
+    now = client.store.clock()
+    paused = {queue.name for queue in browser.queues() if queue.paused}
+    for worker in browser.workers():
+        if worker.state != "alive" or now - worker.beat_at > SILENT_MS:
+            continue
+        names = info_of(worker).get("queues")
+        open_queues = [QUEUE] if not isinstance(names, list) else [str(name) for name in names]
+        for name in open_queues:
+            if name not in paused:
+                return name
+    return QUEUE

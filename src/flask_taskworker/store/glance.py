@@ -1,0 +1,103 @@
+"""What one look at everything needs, in one statement: a page that asks for it again and again costs one round trip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from . import browse_statements, statements
+from .browse import StateCounts, counts_of
+from .sql import MOST, QueueRow, ScheduleRow, Store, WorkerRow
+from .statements import Dialect
+
+
+class Glance(NamedTuple):
+    """The rows that say how it stands. Times are epoch milliseconds."""
+
+    workers: tuple[WorkerRow, ...]
+    queues: tuple[QueueRow, ...]
+    """Those with ready jobs."""
+    counts: StateCounts
+    schedules: tuple[ScheduleRow, ...]
+    next_due: int | None
+    paused: frozenset[str]
+    """Names of paused queues."""
+
+
+def glance(store: Store) -> Glance:
+    """Look now. Bounded. Raises StoreError."""
+    store.driver.prepare()
+    rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
+    found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}
+    return Glance(
+        workers=tuple(WorkerRow._make(row) for row in found["workers"]),
+        queues=tuple(QueueRow._make(row) for row in found["queues"]),
+        counts=counts_of(dict(found["counts"])),
+        schedules=tuple(ScheduleRow._make(row) for row in found["schedules"]),
+        next_due=found["next_due"][0][0],
+        paused=frozenset(row[0] for row in found["paused"]),
+    )
+
+
+def _statement(dialect: Dialect) -> str:
+    parts = {
+        "workers": (statements.workers(), WorkerRow._fields),
+        "queues": (statements.waiting_by_queue(), QueueRow._fields),
+        "counts": (browse_statements.count_states(), ("what", "number")),
+        "schedules": (statements.schedules(), ScheduleRow._fields),
+        "next_due": (statements.next_due(), ("due",)),
+        "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", ("name",)),
+    }
+    return " UNION ALL ".join(_part(dialect, name, sql, columns) for name, (sql, columns) in parts.items())
+
+
+def _part(dialect: Dialect, name: str, sql: str, columns: Sequence[str]) -> str:
+    """One row: the name, and the rows of *sql* as JSON, in their order."""
+    picked = [f"c{i}" for i, _ in enumerate(columns)]
+    array = f"json_array({', '.join(picked)})"
+    rows = f"json_group_array({array})"
+    if dialect.name == "postgresql":
+        rows = f"CAST(json_agg(json_build_array({', '.join(picked)})) AS text)"
+    return f"SELECT '{name}', (WITH q({', '.join(picked)}) AS ({sql}) SELECT {rows} FROM q)"
+
+
+class FailureLine(NamedTuple):
+    """Failed jobs with one cause, by their newest. Times are epoch milliseconds."""
+
+    group: str | None
+    number: int
+    """How many of them are recent."""
+    first_at: int
+    """When the first of them failed, among the newest 10,000 failed jobs."""
+    last_at: int
+    id: int
+    task: str
+    failure_kind: str | None
+    error: str | None
+    """The beginning of it."""
+
+
+def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
+    """The causes of the failures since *since* (epoch ms), latest first, in one statement. Raises StoreError."""
+    store.driver.prepare()
+    rows = store.driver.read(_latest_failures(), {"since": since, "window": MOST, "limit": limit})
+    return [FailureLine._make(row) for row in rows]
+
+
+def _latest_failures() -> str:
+    newest = (
+        "SELECT id, failure_group, finished_at FROM taskworker_job WHERE state = 'failed' "
+        "AND state IN ('failed', 'cancelled') AND hidden = 0 ORDER BY id DESC LIMIT :window"
+    )
+    recent = "SUM(CASE WHEN finished_at >= :since THEN 1 ELSE 0 END)"
+    grouped = (
+        f"SELECT failure_group, CAST({recent} AS bigint) AS recent, min(finished_at) AS first_at, "
+        f"max(finished_at) AS last_at, max(id) AS newest FROM ({newest}) AS f GROUP BY failure_group "
+        "HAVING max(finished_at) >= :since ORDER BY max(finished_at) DESC LIMIT :limit"
+    )
+    return (
+        "SELECT g.failure_group, g.recent, g.first_at, g.last_at, j.id, j.task, j.failure_kind, "
+        f"substr(j.error, 1, {browse_statements.SHOWN}) FROM ({grouped}) AS g "
+        "JOIN taskworker_job AS j ON j.id = g.newest ORDER BY g.last_at DESC, j.id DESC"
+    )
