@@ -103,7 +103,7 @@ def set_clock(run: Run) -> Result:
             for jump in jumps:
                 time.sleep(run.choose(4.0, 1.0))
                 clock.set(jump)
-                seen = _seen(stage, lambda moment, jump=jump: abs(moment - jump) < 60)  # type: ignore[misc]
+                seen = _seen(stage, lambda moment, jump=jump: abs(moment - jump) < 60)
                 result.expect("the workers see the jump", seen)
             time.sleep(run.choose(4.0, 0.5))
             over = time.monotonic()

@@ -133,7 +133,7 @@ def kill_enqueuer(run: Run) -> Result:
         for _ in range(kills):
             before = len(stage.journal())
             (child,) = stage.start(1, enqueue_for_ever, stage.chance.random())
-            until(lambda before=before: len(stage.journal()) > before + 5, "it enqueues")  # type: ignore[misc]
+            until(lambda before=before: len(stage.journal()) > before + 5, "it enqueues")
             time.sleep(stage.chance.uniform(0.0, 0.3))
             stage.kill(child)
         result = Result(done=f"{kills} enqueuers killed in mid-stream").weigh(stage.judge(), doubled=False)
@@ -225,7 +225,7 @@ def second_signal(run: Run) -> Result:
             settle(stage, 1)
             stage.accept(stage.enqueue("pulse", [(run.choose(3.0, 1.0),)] * 3))
             stage.accept(stage.enqueue("grind", [(run.choose(3.0, 1.0),)] * 3))
-            until(lambda child=child: stage.running_on(child) >= 6, "all run")  # type: ignore[misc]
+            until(lambda child=child: stage.running_on(child) >= 6, "all run")
             exits.append(_hurry(stage, child, signals))
         stage.start()
         result = Result(done=f"{len(exits)} workers with 6 jobs each, in mid-job").weigh(stage.judge())

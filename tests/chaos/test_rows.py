@@ -16,8 +16,8 @@ from tests.chaos.verifier import Judgement
 SEED = 20_260
 QUICK = {("kill", "sqlite"), ("second-signal", "sqlite")}
 """These stand for the others in ``dev.py test``."""
-TOO_LONG = {"poison", "mail-down", "mail-login", "backlog"}
-"""Their short form is shown elsewhere: see tests/processes/test_poison.py and tests/mail."""
+TOO_LONG = {"poison", "mail-login"}
+"""Their short forms are elsewhere: tests/processes/test_poison.py and tests/mail/test_queue.py."""
 
 
 def cases() -> Iterator[object]:
@@ -42,7 +42,7 @@ def test_row_holds(name: str, database: str) -> None:
 
 
 def a_result(**more: object) -> Result:
-    return Result(done="something", row="1", name="kill", fault="a fault", database="sqlite", **more)  # type: ignore[arg-type]
+    return Result(done="something", row="1", name="kill", fault="a fault", database="sqlite", **more)
 
 
 @pytest.mark.parametrize("what", ["lost", "stuck", "unexcused", "overlapping", "counted"])
