@@ -24,6 +24,8 @@ from .statements import batch_of
 
 WINDOW = 20_000
 """Rows that one page of a list looks at."""
+FEW = 5_000
+"""Ready or scheduled jobs, or those of one schedule, among which a list looks: those that are next, or newest."""
 ARGS_WINDOW = 10_000
 """Jobs whose arguments a filter looks at."""
 GROUPED = 10_000
@@ -77,7 +79,7 @@ class JobPage:
     older: int | None
     """``before`` of the next page; None where there is none.
 
-    Of more than WINDOW ready or scheduled jobs a list shows those that are next; :meth:`Browser.ids` has them all.
+    Of more than FEW ready or scheduled jobs a list shows those that are next; :meth:`Browser.ids` has them all.
     """
     searched_out: bool
     """Whether the page ended because WINDOW rows were looked at, rather than because it was full."""
@@ -246,7 +248,8 @@ class Browser:
         below = MAX_ID if before is None else before
         if chosen.args:
             return self._page_by_args(chosen, limit, below, names, everywhere=everywhere)
-        rows = self._rows(statements.jobs(chosen, everywhere=everywhere), chosen, below, limit + 1)
+        sql, parameters = statements.jobs(chosen, everywhere=everywhere), _parameters(chosen, below)
+        rows = [_job_row(row) for row in self._read(sql, {**parameters, "limit": limit + 1})]
         if len(rows) > limit:
             return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
         floor = self._floor(chosen, below, everywhere=everywhere)
@@ -254,42 +257,37 @@ class Browser:
 
     def _page_by_args(self, chosen: JobFilter, limit: int, below: int, names: Names, *, everywhere: bool) -> JobPage:
         floor = self._floor(chosen, below, everywhere=everywhere)
-        older, rows = floor, []
-        for looked, row in enumerate(self._one_by_one(chosen, below, floor or 0, everywhere=everywhere), 1):
-            if args_fit(row.args, chosen.args, names(row.record.task)):
-                rows.append(row._replace(args=row.args[: statements.SHOWN]))
-            if len(rows) == limit:
-                return JobPage(rows=rows, older=row.record.id, searched_out=False)
-            if looked == ARGS_WINDOW:
-                older = row.record.id
+        older, found = floor, []
+        for looked, (job_id, task, args) in enumerate(self._args(chosen, below, floor or 0, everywhere=everywhere), 1):
+            if args_fit(args, chosen.args, names(task)):
+                found.append(job_id)
+            if len(found) == limit or looked == ARGS_WINDOW:
+                older = job_id
                 break
-        return JobPage(rows=rows, older=older, searched_out=older is not None)
+        rows = list(self.jobs_by_id(found).values())
+        return JobPage(rows=rows, older=older, searched_out=older is not None and len(found) < limit)
 
-    def _one_by_one(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[JobRow]:
-        sql = statements.jobs(chosen, statements.SEARCHED_ROW, everywhere=everywhere)
-        while rows := self._rows(sql, chosen, below, _CHUNK):
+    def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
+        """Id, task and arguments of the jobs that fit but for these."""
+        sql = statements.jobs(chosen, statements.ARGS_ROW, everywhere=everywhere)
+        while rows := self._read(sql, {**_parameters(chosen, below), "limit": _CHUNK}):
             for row in rows:
                 # A chunk has a window of its own, which may go further down.
-                if row.record.id < floor:
+                if row[0] < floor:
                     return
                 yield row
-            below = rows[-1].record.id
-
-    def _rows(self, sql: str, chosen: JobFilter, below: int, limit: int) -> list[JobRow]:
-        parameters = {**statements.parameters_of(chosen), "before": below, "window": WINDOW, "limit": limit}
-        return [_job_row(row) for row in self._read(sql, parameters)]
+            below = rows[-1][0]
 
     def _floor(self, chosen: JobFilter, below: int, *, everywhere: bool) -> int | None:
         """Where the window ends, if there is more below it."""
-        parameters = {**statements.parameters_of(chosen), "before": below, "window": WINDOW}
-        rows = self._read(statements.jobs_floor(chosen, everywhere=everywhere), parameters)
+        rows = self._read(statements.jobs_floor(chosen, everywhere=everywhere), _parameters(chosen, below))
         return rows[0][0] if rows else None
 
     def count(self, chosen: JobFilter, *, names: Names = lambda task: ()) -> int:
         """How many jobs fit, counted up to :data:`MOST`, among those that a page looks at."""
         if chosen.args:
             return len(self.jobs(chosen, limit=MOST, names=names).rows)
-        parameters = {**statements.parameters_of(chosen), "before": MAX_ID, "window": WINDOW, "limit": MOST}
+        parameters = {**_parameters(chosen, MAX_ID), "limit": MOST}
         number: int = self._read(statements.count_jobs(chosen), parameters)[0][0]
         return number
 
@@ -313,8 +311,8 @@ class Browser:
         sql = statements.few_ids(chosen)
         if sql is None:
             return False
-        number: int = self._read(sql, {**statements.parameters_of(chosen), "window": WINDOW})[0][0]
-        return number > WINDOW
+        number: int = self._read(sql, {**statements.parameters_of(chosen), "few": FEW})[0][0]
+        return number >= FEW
 
     def job(self, job_id: int) -> JobWhole:
         """One job with all that is stored of it. Raises JobNotFound."""
@@ -338,7 +336,7 @@ class Browser:
 
     def oldest_ready_at(self) -> int | None:
         """Since when the job waits that has waited longest, in epoch ms; None where none waits."""
-        at: int | None = self._read(statements.oldest_ready(), {"window": WINDOW})[0][0]
+        at: int | None = self._read(statements.oldest_ready(), {"few": 1_000})[0][0]
         return at
 
     def tasks_waiting(self) -> dict[str, int]:
@@ -370,11 +368,12 @@ class Browser:
         return {job_id: place_in(end or "") for job_id, end in rows}
 
     def jobs_by_id(self, ids: Sequence[int]) -> dict[int, JobRow]:
-        """These jobs, as far as they are there."""
+        """These jobs, as far as they are there, in this order."""
         if not ids:
             return {}
         rows = self._read(statements.jobs_by_id(self._dialect), {"batch": batch_of([(i,) for i in ids])})
-        return {row[0]: _job_row(row) for row in rows}
+        found = {row[0]: _job_row(row) for row in rows}
+        return {job_id: found[job_id] for job_id in ids if job_id in found}
 
     # -- queues, schedules, workers -----------------------------------------------------------------------------------
 
@@ -508,6 +507,10 @@ def counts_of(found: Mapping[str, int]) -> StateCounts:
         failed=found["failed"],
         cancelled=found["cancelled"],
     )
+
+
+def _parameters(chosen: JobFilter, below: int) -> dict[str, Any]:
+    return {**statements.parameters_of(chosen), "before": below, "window": WINDOW, "few": FEW}
 
 
 def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str]) -> bool:

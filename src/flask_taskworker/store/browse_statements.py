@@ -17,8 +17,8 @@ SEARCHED = 20_000
 """Characters of arguments in which a filter looks; longer ones fit none."""
 
 _ALIVE = "hidden = 0"
-_ROW = f"{RECORD}, hidden, failure_group, substr(args, 1, {{}}) AS args, substr(error, 1, {SHOWN}) AS error"
-ROW, SEARCHED_ROW = _ROW.format(SHOWN), _ROW.format(SEARCHED)
+ROW = f"{RECORD}, hidden, failure_group, substr(args, 1, {SHOWN}) AS args, substr(error, 1, {SHOWN}) AS error"
+ARGS_ROW = f"id, task, substr(args, 1, {SEARCHED})"
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -46,8 +46,8 @@ def _base(chosen: JobFilter, *, everywhere: bool = False) -> str:
 
 
 def _few(chosen: JobFilter) -> str | None:
-    """Some of the ids, where an index knows them in another order than that of the list; one more than the window."""
-    part = "SELECT id FROM (SELECT id FROM taskworker_job WHERE {} LIMIT :window + 1) AS {}"
+    """The first ``:few`` ids that an index offers, where it has them in another order than that of the list."""
+    part = "SELECT id FROM (SELECT id FROM taskworker_job WHERE {} LIMIT :few) AS {}"
     match chosen.states:
         case ("ready",):
             kinds = (("state = 'ready' AND solo = 0", "r"), ("state = 'ready' AND solo = 1", "s"))
@@ -166,11 +166,19 @@ def count_states() -> str:
     return " UNION ALL ".join(parts)
 
 
+_NEXT_QUEUE = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
+_QUEUES = (
+    f"WITH RECURSIVE q(name) AS ({_NEXT_QUEUE} UNION ALL SELECT ({_NEXT_QUEUE} AND queue > q.name) FROM q "
+    "WHERE q.name IS NOT NULL)"
+)
+
+
 def oldest_ready() -> str:
-    """Since when the job waits that has waited longest, among the first ``:window`` of the ready ones."""
-    since = "CASE WHEN run_at > 0 THEN run_at ELSE created_at END"
-    few = f"SELECT {since} AS since FROM taskworker_job WHERE state = 'ready' AND solo = 0 LIMIT :window"
-    return f"SELECT min(since) FROM ({few}) AS dated"
+    """Since when the job waits that has waited longest, among the first ``:few`` of each queue."""
+    since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
+    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT :few"
+    oldest = f"SELECT min(since) FROM (SELECT {since} AS since {ready}) AS dated"
+    return f"{_QUEUES} SELECT min(oldest) FROM (SELECT ({oldest}) AS oldest FROM q WHERE name IS NOT NULL) AS oldests"
 
 
 def running() -> str:
@@ -219,12 +227,10 @@ def jobs_by_id(dialect: Dialect) -> str:
 
 def queues() -> str:
     """Queues with ready jobs: how many up to ``:most``, and since when the oldest of the next 1,000 waits."""
-    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
     since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
     ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT {}"
     return (
-        f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
-        f"WHERE q.name IS NOT NULL) SELECT name, (SELECT count(*) FROM (SELECT 1 {ready.format(':most')}) AS counted), "
+        f"{_QUEUES} SELECT name, (SELECT count(*) FROM (SELECT 1 {ready.format(':most')}) AS counted), "
         f"(SELECT min(since) FROM (SELECT {since} AS since {ready.format(1000)}) AS dated) "
         "FROM q WHERE name IS NOT NULL"
     )
@@ -337,6 +343,4 @@ def unfinished_tasks() -> str:
 
 def overdue_for_pruning() -> str:
     """How many finished jobs should have been deleted before ``:before``, up to ``:most``."""
-    return (
-        f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most) AS c"
-    )
+    return f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most) AS c"
