@@ -310,9 +310,9 @@ def demo(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 
 def test(interpreter: Interpreter, arguments: Sequence[str]) -> int:
-    """Run the test suite but for its slow tests, unless -m says otherwise; arguments go to pytest."""
+    """Run the test suite but for its slow and browser tests, unless -m says otherwise; arguments go to pytest."""
     workers = min(4, max(2, os.cpu_count() or 1))
-    chosen = [] if "-m" in arguments else ["-m", "not slow"]
+    chosen = [] if "-m" in arguments else ["-m", "not slow and not browser"]
     return prepare(interpreter, "test").run(
         "-m", "pytest", "--numprocesses", str(workers), "--dist", "worksteal", *chosen, *arguments
     )
@@ -320,7 +320,22 @@ def test(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 def slow(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Run the slow tests."""
-    return test(interpreter, ["-m", "slow", *arguments])
+    return test(interpreter, ["-m", "slow and not browser", *arguments])
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
+    """Click through the dashboard in a real Chromium; arguments go to pytest."""
+    found = os.environ.get("TASKER_TEST_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        raise Failure(
+            "There is no Chromium. Install one (apt-get install chromium), or name it in TASKER_TEST_BROWSER."
+        )
+    environment = prepare(interpreter, "browser")
+    os.environ["TASKER_TEST_BROWSER"] = found
+    return environment.run("-m", "pytest", "-m", "browser", "tests/browser", *arguments)
 
 
 def bench(interpreter: Interpreter, arguments: Sequence[str]) -> int:
@@ -387,7 +402,7 @@ def check(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 def check_steps(interpreter: Interpreter) -> dict[str, Callable[[], int]]:
     """What check does, by name, in order."""
-    plain = {"lint": lint, "types": types, "test": test, "slow": slow, "docs": docs, "wheel": wheel}
+    plain = {"lint": lint, "types": types, "test": test, "slow": slow, "browser": browser, "docs": docs, "wheel": wheel}
     steps: dict[str, Callable[[], int]] = {
         name: functools.partial(command, interpreter, []) for name, command in plain.items()
     }
@@ -411,7 +426,9 @@ def timed(name: str, step: Callable[[], int]) -> tuple[str, float, bool]:
     return name, time.monotonic() - begun, ok
 
 
-COMMANDS = {command.__name__: command for command in (demo, test, slow, bench, chaos, lint, types, docs, wheel, check)}
+COMMANDS = {
+    command.__name__: command for command in (demo, test, slow, browser, bench, chaos, lint, types, docs, wheel, check)
+}
 
 
 # --- The command line ---------------------------------------------------------------------------------------------

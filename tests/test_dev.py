@@ -166,7 +166,7 @@ def test_failing_step_does_not_keep_the_others_from_running(
 
 @pytest.mark.usefixtures("machine")
 def test_check_refuses_a_step_that_does_not_exist(dev: ModuleType) -> None:
-    with pytest.raises(dev.Failure, match="STEP being one of: docs, lint, "):
+    with pytest.raises(dev.Failure, match="STEP being one of: browser, docs, lint, "):
         dev.check(dev.running(), ["--skip", "tests"])
 
 
