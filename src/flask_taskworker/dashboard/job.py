@@ -153,7 +153,7 @@ def _frame(frame: Frame) -> dict[str, Any]:
 def _tries(view: View, whole: JobWhole) -> list[dict[str, Any]]:
     """The tries of which something is known, newest first, with what each has logged."""
     record = whole.record
-    known = {one.claim: _known_try(one) for one in whole.attempts}
+    known = {one.claim: _known_try(one, whole.error) for one in whole.attempts}
     for claim in {*whole.lines, record.claim} - {0}:
         known.setdefault(claim, _other_try(record, claim))
     for claim, one in known.items():
@@ -162,7 +162,7 @@ def _tries(view: View, whole: JobWhole) -> list[dict[str, Any]]:
     return [known[claim] for claim in sorted(known, reverse=True)]
 
 
-def _known_try(one: Attempt) -> dict[str, Any]:
+def _known_try(one: Attempt, shown: str | None) -> dict[str, Any]:
     failure = Failure.from_text(one.error, None) if one.error else None
     return {
         "claim": one.claim,
@@ -173,6 +173,7 @@ def _known_try(one: Attempt) -> dict[str, Any]:
         "finished_at": one.finished_at,
         "took_ms": max(0, one.finished_at - one.started_at) if one.started_at else None,
         "error": failure and _error(failure),
+        "is_above": one.error is not None and one.error == shown,
     }
 
 
@@ -188,6 +189,7 @@ def _other_try(record: JobRecord, claim: int) -> dict[str, Any]:
         "finished_at": record.finished_at if last else None,
         "took_ms": duration(record) if last else None,
         "error": None,
+        "is_above": False,
     }
 
 

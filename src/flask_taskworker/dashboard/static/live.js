@@ -163,7 +163,7 @@
   const ask = make("button", { type: "button", "aria-label": "Keyboard shortcuts" }, "?");
   const stale = make("span", { class: "stale", role: "status" });
   const label = () => {
-    theme.textContent = "◐ " + settings.theme;
+    theme.textContent = { auto: "◐", light: "○", dark: "●" }[settings.theme];
     theme.setAttribute("aria-label", "Colours: " + settings.theme);
     zone.textContent = settings.zone === "utc" ? "UTC" : "local";
     zone.setAttribute("aria-label", "Times are in " + (settings.zone === "utc" ? "UTC" : "the browser's zone"));
