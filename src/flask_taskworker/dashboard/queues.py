@@ -10,7 +10,7 @@ from werkzeug.exceptions import NotFound
 
 from ..filters import JobFilter
 from ..health import LONG_WAIT_MS, SILENT_MS, info_of
-from ..mail.queue import DELIVER
+from ..mail.queue import QUEUE as MAIL_QUEUE
 from ..store.browse import QueueState
 from ..store.sql import MOST, WorkerRow
 from . import charts, words
@@ -36,10 +36,9 @@ def page(view: View) -> Response:
 
 
 def _named(view: View) -> list[str]:
-    """The queues of the tasks in the code; that of mails only where the app has a Mail."""
-    has_mail = "mail" in view.app.extensions
-    registry = view.state.task_worker.registry
-    return [task.options.queue for task in registry if task.name != DELIVER or has_mail]
+    """The queues of the application's tasks, and that of mails where it has a Mail."""
+    named = {task.options.queue for task in view.state.task_worker.registry}
+    return sorted(named | {MAIL_QUEUE} if "mail" in view.app.extensions else named)
 
 
 def takes_jobs(worker: WorkerRow, now: int) -> bool:
@@ -48,7 +47,7 @@ def takes_jobs(worker: WorkerRow, now: int) -> bool:
 
 
 def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str, Any]:
-    serving = [info for info in map(info_of, workers) if queue.name in (info.get("queues") or (queue.name,))]
+    serving = [info for info in map(info_of, workers) if _serves(info, queue.name)]
     state, number, figures = _state(queue, bool(serving), now), sum(map(slots, serving)), queue.figures
     return {
         "name": queue.name,
@@ -67,6 +66,11 @@ def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str,
         "paused_at": queue.paused_at,
         "paused_by": queue.paused_by,
     }
+
+
+def _serves(info: dict[str, Any], queue: str) -> bool:
+    queues = info.get("queues")
+    return queue in queues if isinstance(queues, list) else True
 
 
 def slots(info: dict[str, Any]) -> int:
