@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from . import acting, looking, running, status, tables
+from . import acting, examining, listing, looking, mails, running, schedules, status, steer, tables
 from .group import tasks_command
 
-__all__ = ["acting", "looking", "running", "status", "tables", "tasks_command"]
+__all__ = [
+    "acting",
+    "examining",
+    "listing",
+    "looking",
+    "mails",
+    "running",
+    "schedules",
+    "status",
+    "steer",
+    "tables",
+    "tasks_command",
+]

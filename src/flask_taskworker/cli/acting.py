@@ -1,22 +1,19 @@
-"""The commands that act: ``call``, ``retry`` and ``cancel``."""
+"""``flask tasks call``: a job by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-import sys
-from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..errors import JobNotFound, NotAccepted
 from ..health import Snapshot
 from ..jobs import Job, JobState
 from ..tasks import Task
-from .group import FAILED, NOTHING, Moment, Period, app_state, complete_queue, complete_task, tasks_command, tell
+from .group import Moment, Period, app_state, complete_queue, complete_task, tasks_command, tell
 from .text import to_json
 
 if TYPE_CHECKING:
@@ -126,52 +123,3 @@ def _tell_waiting(state: AppState, job: Job[Any], run_at: datetime | None) -> No
     tell(f"Waiting for job {job.id}{due}. Ctrl+C leaves it to the workers.")
     if not Snapshot.take(state.store).claiming:
         tell("No worker runs now, so nothing will happen until one is started: flask tasks run")
-
-
-# -- retry and cancel --------------------------------------------------------------------------------------------------
-
-
-@tasks_command.command("retry")
-@click.argument("job_ids", metavar="ID...", type=int, nargs=-1, required=True)
-def retry(job_ids: tuple[int, ...]) -> None:
-    """Put failed or cancelled jobs back into their queues.
-
-    Their tries are counted anew. Prints the numbers of the jobs with which it was possible.
-    """
-    _for_each(job_ids, Job.retry, "only failed and cancelled jobs can be tried again")
-
-
-@tasks_command.command("cancel")
-@click.argument("job_ids", metavar="ID...", type=int, nargs=-1, required=True)
-def cancel(job_ids: tuple[int, ...]) -> None:
-    """Cancel waiting jobs, and ask running ones to stop.
-
-    Prints the numbers of the jobs with which it was possible.
-    """
-    _for_each(job_ids, Job.cancel, "it has finished already")
-
-
-def _for_each(job_ids: tuple[int, ...], act: Callable[[Job[Any]], bool], refusal: str) -> None:
-    """Do it to each job. Ends with 3 if that was possible with none of them, with 1 if only with some."""
-    state = app_state()
-    done = 0
-    for job_id in dict.fromkeys(job_ids):
-        try:
-            done += _do(state.client.job(job_id), act, refusal)
-        except (JobNotFound, NotAccepted) as error:
-            tell(str(error))
-    if done < len(set(job_ids)):
-        sys.exit(FAILED if done else NOTHING)
-
-
-def _do(job: Job[Any], act: Callable[[Job[Any]], bool], refusal: str) -> bool:
-    if act(job):
-        click.echo(job.id)
-        tell(f"Job {job.id} is {_new_state(job.refresh())}.")
-        return True
-    tell(f"Job {job.id} is {job.refresh().state}: {refusal}.")
-    return False
-
-
-def _new_state(job: Job[Any]) -> str:
-    return "asked to stop" if job.state is JobState.RUNNING else job.state.value

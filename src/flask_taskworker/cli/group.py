@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,9 +23,13 @@ from ..errors import (
     JobNotFound,
     NotEncodable,
     SchemaError,
+    StoreError,
     TaskNotFound,
     TaskWorkerError,
 )
+from ..filters import STATES, JobFilter
+from ..steering import Steering
+from ..store.browse import Browser, JobRow
 from .text import safe, shortened
 
 if TYPE_CHECKING:
@@ -45,6 +51,11 @@ _EXIT_CODES: tuple[tuple[type[TaskWorkerError], int], ...] = (
     (ConfigError, USAGE),
 )
 _LONGEST_ERROR = 1000
+_COMPLETED = 50
+_FILTER_KEYS = (
+    *("schedule", "worker", "group", "unique", "uid", "id"),
+    *("attempts", "after", "before", "hidden"),
+)
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -53,7 +64,7 @@ class TasksCommand(click.Command):
     """A command whose options can all be set in the environment and whose errors are one line each."""
 
     below = ""
-    """The words between ``tasks`` and the command's own."""
+    """What stands before the command's own name in those variables."""
 
     def __init__(self, name: str | None, **attributes: Any) -> None:
         super().__init__(name, **attributes)
@@ -75,6 +86,12 @@ class TasksCommand(click.Command):
             ctx.exit(next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), FAILED))
 
 
+class MailCommand(TasksCommand):
+    """One of ``flask mail``."""
+
+    below = "mail_"
+
+
 def _accept_all_characters() -> None:
     """A task's name that the terminal's encoding lacks must not end the command."""
     for stream in (sys.stdout, sys.stderr):
@@ -82,7 +99,10 @@ def _accept_all_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-_ORDER = ("run", "status", "list", "call", "job", "retry", "cancel", "db")
+_ORDER = (
+    *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
+    *("retry", "cancel", "discard", "restore", "pause", "resume", "purge", "schedule", "db"),
+)
 
 
 class TasksGroup(AppGroup):
@@ -103,9 +123,67 @@ tasks_command = TasksGroup(
 )
 
 
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+LIMIT = click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most so many."
+)
+
+
 def app_state() -> AppState:
-    """What the current app has of its TaskWorker."""
+    """What the current app has of its TaskWorker. Raises StoreError for a database that everybody may change."""
+    state = require_worker()
+    _refuse_open_file(state)
+    return state
+
+
+def require_worker() -> AppState:
+    """As :func:`app_state`, whatever the database is like."""
+    if "taskworker" not in current_app.extensions:
+        raise click.ClickException("The app has no TaskWorker. Make one: task_worker = BackgroundTaskWorker(app)")
     return cast("AppState", current_app.extensions["taskworker"])
+
+
+def _refuse_open_file(state: AppState) -> None:
+    """Whoever may write into the file decides what the workers run."""
+    path = state.config.database_uri.database
+    if state.config.driver != "sqlite" or path is None or os.name == "nt":
+        return
+    try:
+        mode = os.stat(path).st_mode & 0o7777
+    except OSError:
+        return
+    if mode & 0o002:
+        raise StoreError(f"Everybody on this machine may write into {path}: its mode is {mode:#o}. chmod 600 it.")
+
+
+def browser() -> Browser:
+    """The current app's rows, for reading."""
+    return Browser(app_state().store)
+
+
+def steering() -> Steering:
+    """What can be done to the current app's rows, in the name of whoever runs the command."""
+    state = app_state()
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    return Steering(app, state.client, state.task_worker.registry, who=f"{_user()} (flask tasks)")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no name for this number, as in many containers
+        return f"user {os.getuid()}"
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask at a terminal, and end the command with 1 after a no. Elsewhere *yes* is needed: raises UsageError."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError(f"{safe(question)} Nobody can be asked here; add --yes if that is meant.")
+    if not click.confirm(safe(question), err=True):
+        tell("Nothing was done.")
+        sys.exit(FAILED)
 
 
 def tell(message: str) -> None:
@@ -129,6 +207,58 @@ def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str)
 def known_queues(state: AppState) -> set[str]:
     """The queues that tasks and the configuration name. Jobs may go to others, with ``using(queue=…)``."""
     return {task.options.queue for task in state.task_worker.registry} | set(state.config.queues or ())
+
+
+def complete_filter(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The words of a filter, for the shell: keys, states, tasks and queues."""
+    word = incomplete.rpartition(" ")[2]
+    return _matching({incomplete.removesuffix(word) + known for known in _filter_words(ctx)}, incomplete)
+
+
+def _filter_words(ctx: click.Context) -> set[str]:
+    words = {f"state:{state}" for state in STATES} | {f"{key}:" for key in _FILTER_KEYS}
+    words |= {f"task:{task.name}" for task in _tasks(ctx)}
+    return words | {f"queue:{name}" for name in known_queues(_state_of(ctx))}
+
+
+def complete_mail(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The ids of the newest queued mails, for the shell."""
+    rows = _found(lambda: Browser(_state_of(ctx).store).mails(limit=_COMPLETED))
+    return _matching({row.id for row in rows}, incomplete)
+
+
+def complete_schedule(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of stored schedules, for the shell."""
+    return _matching({schedule.name for schedule in _found(lambda: _state_of(ctx).store.schedules())}, incomplete)
+
+
+def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The numbers of the newest jobs, with their tasks and states, for the shell."""
+    return _jobs_of(ctx, JobFilter(), incomplete)
+
+
+def complete_job_in(*states: str, hidden: bool = False) -> Callable[..., list[CompletionItem]]:
+    """As :func:`complete_job`, for an act that only these states allow."""
+    chosen = JobFilter(states=states, hidden=hidden)
+    return lambda ctx, _param, incomplete: _jobs_of(ctx, chosen, incomplete)
+
+
+def _jobs_of(ctx: click.Context, chosen: JobFilter, incomplete: str) -> list[CompletionItem]:
+    rows: Iterable[JobRow] = _found(lambda: Browser(_state_of(ctx).store).jobs(chosen, limit=_COMPLETED).rows)
+    found = [row.record for row in rows]
+    return [
+        CompletionItem(str(job.id), help=f"{safe(job.task)} {job.state}")
+        for job in found
+        if str(job.id).startswith(incomplete)
+    ]
+
+
+def _found(look: Callable[[], Iterable[Any]]) -> Iterable[Any]:
+    """A database that cannot be read completes nothing; the command itself will say why."""
+    try:
+        return look()
+    except TaskWorkerError:
+        return []
 
 
 def _matching(names: set[str], incomplete: str) -> list[CompletionItem]:

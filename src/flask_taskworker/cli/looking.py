@@ -11,12 +11,16 @@ import click
 from ..clock import from_ms, to_ms
 from ..errors import NotDecodable
 from ..health import spoken
-from ..jobs import Failure, JobRecord, Progress
+from ..jobs import Failure, JobRecord
+from ..origin import read_origin
 from ..retry import Retry
-from ..store.sql import Attempt, JobEnding
+from ..store.browse import JobWhole
+from ..store.sql import Attempt
 from ..tasks import DeclaredSchedule, Task
 from ..triggers import Cron, describe
-from .group import app_state, tasks_command, tell
+from .follow import follow_job, line_fields, log_words, progress_words
+from .group import app_state, browser, complete_job, tasks_command, tell
+from .listing import job_fields
 from .running import NO_TASKS
 from .text import iso, moment, pairs, plural, safe, safe_lines, shortened, to_json
 
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     from ..extension import AppState
 
 _LONGEST_VALUE = 2000
-_TIMES = ("run_at", "fire_at", "created_at", "started_at", "finished_at", "expires_at")
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -144,49 +147,56 @@ def _declared_fields(schedule: DeclaredSchedule, now: datetime) -> dict[str, Any
 
 
 @tasks_command.command("job")
-@click.argument("job_id", metavar="ID", type=int)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show_job(job_id: int, as_json: bool) -> None:
+@click.argument("job_id", metavar="ID", type=int, shell_complete=complete_job)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Show state, progress and log lines as they come, until the job has ended. Exits with 1 if it has failed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --follow one for each event.")
+def show_job(job_id: int, follow: bool, as_json: bool) -> None:
     """Show all that is known of one job.
 
-    Its state, arguments and result, and the tries that did not succeed, with their tracebacks.
+    Its state, arguments and result, where it comes from, what its tries have logged, and the tracebacks of those that
+    did not succeed.
     """
+    if follow:
+        follow_job(job_id, as_json=as_json)
+        return
     state = app_state()
-    record, ending = state.store.record(job_id), state.store.ending(job_id)
-    args, tries = state.store.args(job_id), state.store.attempts(job_id)
-    if as_json:
-        click.echo(_job_json(state, record, ending, args, tries))
-    else:
-        click.echo("\n".join(_job_lines(state, record, ending, args, tries)))
+    job = browser().job(job_id)
+    click.echo(_job_json(state, job) if as_json else "\n".join(_job_lines(state, job)))
 
 
-def _job_lines(state: AppState, record: JobRecord, ending: JobEnding, args: str, tries: list[Attempt]) -> list[str]:
-    now = state.store.clock()
+def _job_lines(state: AppState, job: JobWhole) -> list[str]:
+    now, record = state.store.clock(), job.record
     facts = [
-        ("state", _state_words(record)),
-        ("arguments", _shown_call(state, args)),
-        ("result", _shown_result(state, record, ending)),
-        ("error", _error_words(ending)),
-        ("progress", _progress_words(record)),
+        ("state", _state_words(job)),
+        ("arguments", _shown_call(state, job.args)),
+        ("result", _shown_result(state, job)),
+        ("error", _error_words(job)),
+        ("group", job.failure_group),
+        ("progress", progress_words(record)),
         ("queue", f"{safe(record.queue)}, priority {record.priority}, {record.kind}"),
         ("tries", _tries_words(record)),
         ("due", _ago(record.run_at, now)),
         ("enqueued", _ago(record.created_at, now)),
+        ("by", _origin_words(job.origin)),
         ("started", _ago(record.started_at, now)),
         ("finished", _ago(record.finished_at, now)),
         ("pruned", _ago(record.expires_at, now)),
         ("schedule", record.schedule and f"{safe(record.schedule)}, for {moment(record.fire_at)}"),
         ("unique key", record.unique_key and safe(record.unique_key)),
-        ("worker", record.worker_id),
-        ("uid", record.uid),
+        ("worker", record.worker_id and safe(record.worker_id)),
+        ("uid", safe(record.uid)),
     ]
     lines = [click.style(f"Job {record.id} {safe(record.task)}", bold=True), *pairs(facts)]
-    return lines + [line for one in tries for line in _try_lines(one)]
+    return lines + [line for claim in _claims(job) for line in _try_lines(job, claim)]
 
 
-def _state_words(record: JobRecord) -> str:
-    asked = record.cancel_requested and record.state == "running"
-    return f"{record.state}, asked to stop" if asked else record.state
+def _state_words(job: JobWhole) -> str:
+    asked = ", asked to stop" if job.record.cancel_requested and job.record.state == "running" else ""
+    return f"{job.record.state}{asked}{', put away' if job.hidden else ''}"
 
 
 def _shown_call(state: AppState, text: str) -> str:
@@ -199,35 +209,27 @@ def _shown_call(state: AppState, text: str) -> str:
     return safe(shortened(", ".join(shown), _LONGEST_VALUE)) or "none"
 
 
-def _shown_result(state: AppState, record: JobRecord, ending: JobEnding) -> str | None:
-    if record.state != "succeeded":
+def _shown_result(state: AppState, job: JobWhole) -> str | None:
+    if job.record.state != "succeeded":
         return None
-    return safe(shortened(to_json(_result(state, ending)), _LONGEST_VALUE))
+    return safe(shortened(to_json(_result(state, job)), _LONGEST_VALUE))
 
 
-def _result(state: AppState, ending: JobEnding) -> Any:
-    if ending.result is None:
+def _result(state: AppState, job: JobWhole) -> Any:
+    if job.result is None:
         return None
     try:
-        return state.task_worker.registry.codec.decode(ending.result)
+        return state.task_worker.registry.codec.decode(job.result)
     except NotDecodable:
-        return _unread(ending.result)
+        return _unread(job.result)
 
 
-def _error_words(ending: JobEnding) -> str | None:
-    if ending.error is None and ending.failure_kind is None:
+def _error_words(job: JobWhole) -> str | None:
+    if job.error is None and job.record.failure_kind is None:
         return None
-    failure = Failure.from_text(ending.error, ending.failure_kind)
+    failure = Failure.from_text(job.error, job.record.failure_kind)
     words = f"{failure.type}: {failure.message}" if failure.type else failure.message or failure.kind
     return safe(shortened(words, _LONGEST_VALUE))
-
-
-def _progress_words(record: JobRecord) -> str | None:
-    progress = Progress.from_text(record.progress)
-    if progress is None:
-        return None
-    total = "" if progress.total is None else f" of {progress.total:g}"
-    return safe(f"{progress.done:g}{total} {progress.text}".rstrip())
 
 
 def _tries_words(record: JobRecord) -> str:
@@ -242,29 +244,52 @@ def _ago(milliseconds: int | None, now: int) -> str | None:
     return f"{moment(milliseconds)} ({f'{spoken(age)} ago' if age >= 0 else f'in {spoken(-age)}'})"
 
 
-def _try_lines(one: Attempt) -> list[str]:
-    took = f" after {spoken(one.finished_at - one.started_at)}" if one.started_at else ""
-    title = f"Try {one.attempt}: {one.outcome}{took}, {moment(one.finished_at)}, worker {one.worker_id}"
-    failure = Failure.from_text(one.error, None)
-    text = failure.traceback or f"{failure.type}: {failure.message}"
-    return ["", click.style(safe(title), bold=True), *(f"  {line}" for line in safe_lines(text).splitlines())]
+def _origin_words(text: str | None) -> str | None:
+    origin = read_origin(text)
+    return safe(shortened(", ".join(f"{name} {value}" for name, value in origin.items()), _LONGEST_VALUE)) or None
 
 
-def _job_json(state: AppState, record: JobRecord, ending: JobEnding, args: str, tries: list[Attempt]) -> str:
-    fields = record._asdict()
-    fields |= {name: iso(fields[name]) for name in _TIMES}
-    fields |= {"cancel_requested": bool(record.cancel_requested)}
-    progress = Progress.from_text(record.progress)
-    positional, keywords = _call(state, args)
+# -- its tries
+
+
+def _claims(job: JobWhole) -> list[int]:
+    """The tries of which something is to be told, by their claims."""
+    return sorted({one.claim for one in job.attempts} | set(job.lines))
+
+
+def _try_lines(job: JobWhole, claim: int) -> list[str]:
+    ended = next((one for one in job.attempts if one.claim == claim), None)
+    lines = ["", click.style(safe(_try_title(job, claim, ended)), bold=True)]
+    if ended is not None and ended.error is not None:
+        failure = Failure.from_text(ended.error, None)
+        text = failure.traceback or f"{failure.type}: {failure.message}"
+        lines += [f"  {line}" for line in safe_lines(text).splitlines()]
+    return lines + [f"  {log_words(line)}" for line in job.lines.get(claim, ())]
+
+
+def _try_title(job: JobWhole, claim: int, ended: Attempt | None) -> str:
+    if ended is None:
+        # Only the last one can be of a job that runs, or that has simply succeeded.
+        word = job.record.state if claim == job.record.claim else "ended"
+        return f"Claim {claim}: {word}"
+    took = f" after {spoken(ended.finished_at - ended.started_at)}" if ended.started_at else ""
+    return f"Try {ended.attempt}: {ended.outcome}{took}, {moment(ended.finished_at)}, worker {ended.worker_id}"
+
+
+def _job_json(state: AppState, job: JobWhole) -> str:
+    positional, keywords = _call(state, job.args)
     return to_json(
-        fields
+        job_fields(job.record)
         | {
-            "progress": progress,
+            "hidden": bool(job.hidden),
+            "failure_group": job.failure_group,
             "args": positional,
             "kwargs": keywords,
-            "result": _result(state, ending),
-            "error": _failure_fields(ending.error, ending.failure_kind),
-            "tries": [_try_fields(one) for one in tries],
+            "result": _result(state, job),
+            "error": _failure_fields(job.error, job.record.failure_kind),
+            "origin": read_origin(job.origin) or None,
+            "tries": [_try_fields(one) for one in job.attempts],
+            "lines": [line_fields(claim, line) for claim, lines in job.lines.items() for line in lines],
         }
     )
 

@@ -19,11 +19,16 @@ from .message import Message
 mail_commands = AppGroup("mail", help="Look after mail.")
 
 
-@mail_commands.command("send-test", context_settings={"auto_envvar_prefix": "TASKER_CLI_SEND_TEST"})
+def _option(*names: str, **attributes: Any) -> Any:
+    variable = f"TASKER_CLI_MAIL_SEND_TEST_{names[0][2:]}".upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **attributes)
+
+
+@mail_commands.command("send-test")
 @click.argument("address")
-@click.option("--from", "sender", metavar="ADDRESS", help="The sender, instead of MAIL_DEFAULT_SENDER.")
-@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many mails to send.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object for each mail.")
+@_option("--from", "sender", metavar="ADDRESS", help="The sender, instead of MAIL_DEFAULT_SENDER.")
+@_option("--count", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="How many mails to send.")
+@_option("--json", "as_json", is_flag=True, help="One JSON object for each mail.")
 def send_test(address: str, sender: str | None, count: int, as_json: bool) -> None:
     """Send a test mail to ADDRESS as the app is configured, and say what the server said.
 

@@ -132,6 +132,12 @@ class SMTPConnection:
         return self
 
     @property
+    def tls(self) -> str | None:
+        """The version of TLS that is spoken, such as "TLSv1.3"; None in clear text."""
+        secured = self._client.get_transport_info("ssl_object")
+        return None if secured is None else str(secured.version())
+
+    @property
     def is_usable(self) -> bool:
         """Whether it is still there and every reply was paired."""
         return self._client.is_connected

@@ -15,7 +15,7 @@ from ..errors import JobNotFound, StoreError
 from ..store import mail_statements
 from ..store.driver import Run, SyncLink
 from ..store.sql import Store
-from ..store.statements import batch_of
+from ..store.statements import Dialect, batch_of
 from ..threads import ThreadPool
 from .envelope import Ending, Envelope, Reply
 from .errors import DeliveryUnknown, MailError, RecipientsRefused, ReplyError, ServerDisconnected
@@ -217,13 +217,7 @@ class MailRoom:
         return self._connection
 
     def _load(self, ids: Sequence[str]) -> dict[str, StoredMail]:
-        read, dialect = self._link().read, self._store.driver.dialect
-        rows = read(mail_statements.mails(dialect), {"ids": json.dumps(ids)})
-        recipients = load_recipients(read, dialect, ids)
-        digests = list(blobs_in([row[7] for row in rows]))
-        blobs = read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}) if digests else []
-        shared = {digest: bytes(content) for digest, content in blobs}
-        return {row[0]: _stored(row, shared, recipients.get(row[0], [])) for row in rows}
+        return load_mails(self._link().read, self._store.driver.dialect, ids)
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
         # Not durable by itself: the end of the job, committed next, makes it so. Recipients first: if the process
@@ -253,6 +247,16 @@ class MailRoom:
         if self._connection is not None:
             self._thread.submit(self._connection.close)
         self._thread.shutdown()
+
+
+def load_mails(read: Run, dialect: Dialect, ids: Sequence[str]) -> dict[str, StoredMail]:
+    """These mails with their bytes and recipients, by id, as far as they are there."""
+    rows = read(mail_statements.mails(dialect), {"ids": json.dumps(ids)})
+    recipients = load_recipients(read, dialect, ids)
+    digests = list(blobs_in([row[7] for row in rows]))
+    blobs = read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}) if digests else []
+    shared = {digest: bytes(content) for digest, content in blobs}
+    return {row[0]: _stored(row, shared, recipients.get(row[0], [])) for row in rows}
 
 
 def _stored(row: Sequence[Any], shared: dict[str, bytes], recipients: Sequence[RecipientState]) -> StoredMail:

@@ -1,0 +1,247 @@
+"""What the doctor finds, and what it says to do about it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from tests.cli_shop import Shop
+
+from flask_taskworker import Every, Mail
+from flask_taskworker.doctor import Finding, file_system_of, findings, settings
+
+
+@pytest.fixture
+def shop(make_app: Callable[..., Flask]) -> Iterator[Shop]:
+    shop = Shop(make_app())
+    yield shop
+    shop.task_worker.stop()
+    shop.state.client.close()
+
+
+def path_of(shop: Shop) -> Path:
+    return Path(shop.state.config.database_uri.database or "")
+
+
+def write(shop: Shop, sql: str, *values: object) -> None:
+    with closing(sqlite3.connect(path_of(shop))) as connection:
+        connection.execute(sql, values)
+        connection.commit()
+
+
+def found(shop: Shop, words: str) -> Finding:
+    """The finding whose text has these words."""
+    everything = findings(shop.app)
+    matching = [finding for finding in everything if words in finding.text]
+    assert len(matching) == 1, everything
+    return matching[0]
+
+
+def wrong(shop: Shop) -> list[str]:
+    """What is not well, but for the version of SQLite that the tests run with."""
+    return [f.text for f in findings(shop.app) if f.level != "ok" and not f.text.startswith("SQLite ")]
+
+
+def test_sound_installation_has_nothing_wrong(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    shop.register_worker()
+    assert wrong(shop) == []
+    answer = shop("doctor")
+    assert answer.code == 0
+    assert "ok       The code declares the tasks of all jobs that wait.\n" in answer.out
+
+
+def test_doctor_makes_no_tables_and_no_file(shop: Shop) -> None:
+    answer = shop("doctor")
+    assert answer.code == 0
+    assert "WARNING  There are no tables yet in sqlite:///" in answer.out
+    assert "         They are made at the first use, or: flask tasks db init\n" in answer.out
+    assert not path_of(shop).exists()
+
+
+def test_json_has_a_finding_a_line(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    answer = shop("doctor", "--json")
+    rows = [json.loads(line) for line in answer.out.splitlines()]
+    assert answer.code == 4
+    assert {tuple(row) for row in rows} == {("level", "text", "fix")}
+    (error,) = [row for row in rows if row["level"] == "error"]
+    assert error["text"].startswith("1 job is ready and no living worker takes it.")
+
+
+@pytest.mark.parametrize(("version", "fix"), [("1", "flask tasks db upgrade"), ("99", "Install the newer one.")])
+def test_schema_of_another_version_is_an_error_and_is_left_alone(
+    shop: Shop, make_app: Callable[..., Flask], version: str, fix: str
+) -> None:
+    shop.add.enqueue(1)
+    write(shop, "UPDATE taskworker_meta SET value = ? WHERE name = 'schema_version'", version)
+    shop.state.client.close()
+    other = Shop(make_app(TASKER_DATABASE_URI=f"sqlite:///{path_of(shop)}2"))
+    path_of(shop).rename(path_of(other))
+    finding = found(other, f"The tables are of version {version}")
+    assert (finding.level, finding.fix) == ("error", fix)
+    assert other("doctor").code == 4
+    with closing(sqlite3.connect(path_of(other))) as connection:
+        rows = connection.execute("SELECT value FROM taskworker_meta WHERE name = 'schema_version'").fetchall()
+    assert rows == [(version,)]
+
+
+def test_files_of_others_are_found(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    path = path_of(shop)
+    path.chmod(0o644)
+    finding = found(shop, f"may use {path} (mode 0o644)")
+    assert (finding.level, finding.fix) == ("warning", f"chmod 600 {path}")
+    path.chmod(0o602)
+    assert found(shop, f"Everybody on this machine may write into {path} (mode 0o602)").level == "error"
+    path.chmod(0o600)
+    path.parent.chmod(0o777)
+    assert found(shop, f"Everybody on this machine may replace files in {path.parent}").level == "error"
+    path.parent.chmod(0o700)
+
+
+def test_doctor_looks_at_a_file_that_other_commands_refuse(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    path_of(shop).chmod(0o666)
+    assert shop("status").code == 1
+    assert "ERROR    Everybody on this machine may write into" in shop("doctor").out
+
+
+def test_other_journal_mode_is_an_error(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    shop.state.client.close()
+    write(shop, "PRAGMA journal_mode = DELETE")
+    assert found(shop, "The journal mode of").level == "error"
+
+
+def test_jobs_of_a_task_that_is_gone_are_found(shop: Shop) -> None:
+    shop.add.enqueue_many([(1,), (2,)])
+    write(shop, "UPDATE taskworker_job SET task = 'old.it''s gone'")
+    finding = found(shop, "2 jobs wait for the task")
+    assert finding.level == "warning"
+    assert finding.fix is not None
+    command = finding.fix.partition("put them away: flask tasks ")[2]
+    assert command.startswith("discard --filter ")
+    answer = shop("discard", "--filter", 'task:"old.it\'s gone"', "--yes")
+    assert (answer.code, answer.out) == (0, "2\n")
+
+
+def test_paused_queue_and_its_schedule_are_found(shop: Shop) -> None:
+    shop.add.schedule(Every(hours=1), name="often", args=(1,))
+    shop("pause", "web")
+    shop("schedule", "pause", "often")
+    finding = found(shop, "Queue 'web' is paused for ")
+    assert (finding.level, finding.fix) == ("warning", "flask tasks resume web")
+    assert found(shop, "The schedule 'often' is paused.").fix == "flask tasks schedule resume often"
+
+
+def test_schedule_whose_task_is_gone_is_found(shop: Shop) -> None:
+    shop.add.schedule(Every(hours=1), name="often", args=(1,))
+    write(shop, "UPDATE taskworker_schedule SET task = 'gone'")
+    assert found(shop, "The schedule 'often' is for the task 'gone'").level == "warning"
+
+
+def test_schedule_that_nobody_fires_is_found(shop: Shop) -> None:
+    shop.add.schedule(Every(hours=1), name="often", args=(1,))
+    shop.register_worker()
+    shop.jump(2 * 3_600_000)
+    assert found(shop, "The schedule 'often' is late for 1 h").level == "error"
+
+
+def test_jobs_that_nobody_deletes_are_found(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    shop.work()
+    assert found(shop, "and deleted in time").level == "ok"
+    shop.jump(26 * 3_600_000)
+    finding = found(shop, "1 finished jobs should have been deleted an hour ago.")
+    assert finding.level == "warning"
+    assert "flask tasks purge --done-before 14d" in (finding.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("behind_ms", "words"), [(-9_000, "is 9 s ahead of this machine's"), (8_000, "was last seen 8 s ago")]
+)
+def test_clocks_that_disagree_are_found(shop: Shop, behind_ms: int, words: str) -> None:
+    now = shop.state.store.clock()
+    shop.state.store.clock = lambda: now
+    shop.register_worker(silent_for=behind_ms)
+    (text,) = wrong(shop)
+    assert words in text
+
+
+def test_file_of_the_application_is_found(make_app: Callable[..., Flask], tmp_path: Path) -> None:
+    for config in (
+        {"SQLALCHEMY_DATABASE_URI": "sqlite:///own.db"},
+        {"SQLALCHEMY_BINDS": {"jobs": {"url": "sqlite:///own.db"}, "odd": "no url"}},
+    ):
+        app = make_app(**config)
+        app.config["TASKER_DATABASE_URI"] = f"sqlite:///{app.instance_path}/own.db"
+        shop = Shop(app)
+        shop.add.enqueue(1)
+        assert found(shop, "The application keeps its own tables in").level == "warning"
+        shop.state.client.close()
+
+
+def test_network_file_systems_are_told_by_the_mounts() -> None:
+    mounts = (
+        "/dev/sda1 / ext4 rw 0 0\n"
+        "server:/export /srv/shared nfs4 rw 0 0\n"
+        "//nas/a\\040b /mnt/a\\040b cifs rw 0 0\n"
+        "broken\n"
+    )
+    assert file_system_of(Path("/srv/app/taskworker.db"), mounts) == "ext4"
+    assert file_system_of(Path("/srv/shared/app/taskworker.db"), mounts) == "nfs4"
+    assert file_system_of(Path("/srv/shared2/taskworker.db"), mounts) == "ext4"
+    assert file_system_of(Path("/mnt/a b/taskworker.db"), mounts) == "cifs"
+
+
+def test_check_that_cannot_look_says_so_and_others_go_on(shop: Shop) -> None:
+    shop.add.enqueue(1)
+    shop.state.client.close()
+    path_of(shop).write_bytes(b"no database at all" * 100)
+    texts = [finding.text for finding in findings(shop.app)]
+    assert any("file is not a database" in text for text in texts), texts
+    assert any("free beside" in text for text in texts), texts
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_show_no_secret(make_app: Callable[..., Flask]) -> None:
+    shop = Shop(make_app(MAIL_PASSWORD="hunter2", MAIL_USERNAME="ana", MAIL_SUPPRESS_SEND=True))
+    Mail(shop.app)
+    shown = settings(shop.app)
+    assert shown["MAIL_PASSWORD"] == "•••"
+    assert (shown["MAIL_USERNAME"], shown["TASKER_THREADS"]) == ("ana", str(shop.state.config.threads))
+    for words in (["doctor", "--settings"], ["doctor", "--settings", "--json"]):
+        answer = shop(*words)
+        assert "hunter2" not in answer.out + answer.err
+        assert "TASKER_KEEP_FAILED" in answer.out
+    shop.state.client.close()
+
+
+def test_database_password_is_masked_everywhere(make_app: Callable[..., Flask]) -> None:
+    pytest.importorskip("psycopg")
+    url = "postgresql://ana:hunter2@127.0.0.1:1/none?connect_timeout=1"
+    shop = Shop(make_app(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=url))
+    answer = shop("doctor", "--settings")
+    assert answer.code == 4
+    assert "ERROR" in answer.out
+    assert "hunter2" not in answer.out + answer.err
+    assert "ana:***@" in answer.out
+    shop.state.client.close()
+
+
+def test_app_without_a_worker_is_told_what_to_do(make_app: Callable[..., Flask]) -> None:
+    app = make_app()
+    Shop(app)
+    del app.extensions["taskworker"]
+    for words in (["doctor"], ["jobs"]):
+        result = app.test_cli_runner().invoke(args=["tasks", *words])
+        assert result.exit_code == 1
+        assert "The app has no TaskWorker." in result.stderr
