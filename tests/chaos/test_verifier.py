@@ -107,11 +107,13 @@ def test_second_execution_after_a_death_in_the_middle_is_excused() -> None:
 
 
 def test_second_execution_after_a_death_before_the_commit_is_excused() -> None:
-    assert verdict(TWICE, kill(A, 2.1)).clean
+    found = verdict(TWICE, kill(A, 2.1))
+    assert found.clean
+    assert round(found.unrecorded, 3) == 0.1
 
 
 def test_death_long_after_the_end_excuses_nothing() -> None:
-    assert verdict(TWICE, kill(A, 4.0)).unexcused
+    assert verdict(TWICE, kill(A, 4.0), rules=Rules(commit=1.0)).unexcused
 
 
 def test_death_of_another_process_excuses_nothing() -> None:

@@ -63,8 +63,9 @@ class Rules:
 
     lease: float = 30.0
     """Seconds after which a stopped worker's jobs are others'."""
-    commit: float = 1.0
-    """Seconds in which an ending is committed, so that a death within them may repeat the job."""
+    commit: float = 5.0
+    """Seconds in which an ending is committed, on a machine that is busy with all this; a death within them may repeat
+    the job. On a quiet one they are milliseconds: see ``Judgement.unrecorded``."""
     handover: float = 0.1
     """Seconds in which a process ends that has handed back what its threads still run."""
 
@@ -85,6 +86,8 @@ class Judgement:
     """Failed as poison, since the kills from outside met them while they ran alone."""
     counted: list[str] = field(default_factory=list)
     """An attempt was counted although the job never raised."""
+    unrecorded: float = 0.0
+    """Seconds: how old the oldest ending was that a death took along."""
     handover: float = 0.0
     """Seconds: the longest that a thread ran on beside the job's next execution, until its process had ended."""
     recovery: list[float] = field(default_factory=list)
@@ -179,6 +182,8 @@ class _Court:
             self._found.unexcused.append(f"{uid} claim {later.claim} after {earlier.how or 'no end'}")
         elif excuse != RAISED:
             self._found.excused.append(f"{uid} {excuse}")
+        if excuse == DIED and earlier.how == ENDED:
+            self._found.unrecorded = max(self._found.unrecorded, self._death_at(earlier) - earlier.ended)
         overlap = self._end_of_life(earlier) - later.began
         if excuse == TOLD_TO_END:
             self._found.handover = max(self._found.handover, overlap)
@@ -207,6 +212,10 @@ class _Court:
             if execution.began <= fault.until and fault.at <= execution.ended + self._rules.commit:
                 return fault
         return None
+
+    def _death_at(self, execution: Execution) -> float:
+        death = self._death_during(execution)
+        return death.at if death is not None else 0.0
 
     def _is_frozen(self, fault: Fault, earlier: Execution, later: Execution) -> bool:
         lease = self._rules.lease
