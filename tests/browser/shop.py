@@ -38,32 +38,32 @@ class Shop:
     def _declare(self) -> None:
         task = self.task_worker.task
 
-        @task
+        @task(name="shop.add")
         def add(x: int, y: int) -> int:
             return x + y
 
-        @task(queue="slow")
+        @task(name="shop.pack", queue="slow")
         def pack(order: int, card_token: str = "tok_secret") -> None:
             current_job.progress(2, 5, "two of five")
             self.hold.wait()
 
-        @task
+        @task(name="shop.charge")
         def charge(order: int) -> None:
             raise KeyError("total")
 
-        @task(retry=Retry(max_attempts=5, base=3600))
+        @task(name="shop.fetch", retry=Retry(max_attempts=5, base=3600))
         def fetch(url: str) -> None:
             raise ConnectionError(f"{url} does not answer")
 
-        @task(schedule=[Every(seconds=1)], queue="ticks")
+        @task(name="shop.tick", schedule=[Every(seconds=1)], queue="ticks")
         def tick() -> None:
             pass
 
-        @task(schedule=Cron("0 3 * * *", timezone="Europe/Berlin"))
+        @task(name="shop.nightly", schedule=Cron("0 3 * * *", timezone="Europe/Berlin"))
         def nightly() -> None:
             pass
 
-        @task(queue="later")
+        @task(name="shop.rest", queue="later")
         def rest(number: int) -> None:
             pass
 

@@ -1,4 +1,4 @@
-"""Every page of the dashboard in a real browser: no complaint, readable by everybody, alive, and it does what it says."""
+"""Every page of the dashboard in a real browser: no complaint, readable by all, alive, and it does what it says."""
 
 from __future__ import annotations
 
@@ -59,3 +59,101 @@ def test_theme_follows_the_system(page: Any, address: str, theme: str) -> None:
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", background)[:3]))
     assert (brightness > 384) == (theme == "light")
+
+
+# -- what the buttons do ---------------------------------------------------------------------------------------------
+
+one_theme = pytest.mark.parametrize("theme", ["light"], indirect=True)
+
+
+@one_theme
+def test_failed_job_is_retried(page: Any, address: str, shop: Shop) -> None:
+    with shop.app.app_context():
+        job = shop.charge.enqueue(1)
+        shop.wait(lambda: job.refresh().state == "failed")
+        first = job.started_at
+        page.goto(f"{address}/jobs/{job.id}")
+        page.get_by_role("button", name="Retry").click()
+        page.wait_for_load_state()
+        shop.wait(lambda: job.refresh().started_at not in (first, None) and job.state == "failed")
+    page.goto(f"{address}/system")
+    assert f"job {job.id}" in page.content()
+    assert "ana" in page.content()
+
+
+@one_theme
+def test_waiting_job_is_run_now_or_cancelled(page: Any, address: str, shop: Shop) -> None:
+    with shop.app.app_context():
+        runs, ends = shop.rest.using(delay=3600).enqueue_many([(1,), (2,)])
+        page.goto(f"{address}/jobs/{runs.id}")
+        page.get_by_role("button", name="Run now").click()
+        shop.wait(lambda: runs.refresh().state == "succeeded")
+        page.goto(f"{address}/jobs/{ends.id}")
+        page.get_by_role("button", name="Cancel").click()
+        shop.wait(lambda: ends.refresh().state == "cancelled")
+
+
+@one_theme
+def test_paused_queue_waits_until_it_is_resumed(page: Any, address: str, shop: Shop) -> None:
+    page.goto(f"{address}/queues")
+    row = page.locator("tr", has_text="default")
+    row.locator("button", has_text="Pause").click()
+    page.wait_for_load_state()
+    with shop.app.app_context():
+        job = shop.add.enqueue(1, 2)
+        assert page.locator("tr", has_text="default").locator("button", has_text="Resume").count() == 1
+        assert job.refresh().state == "ready"
+        page.locator("tr", has_text="default").locator("button", has_text="Resume").click()
+        assert job.result(timeout=10) == 3
+
+
+@one_theme
+def test_schedule_runs_now(page: Any, address: str, shop: Shop) -> None:
+    page.goto(f"{address}/schedules")
+    page.locator("tr", has_text="shop.nightly").locator("button", has_text="Run now").click()
+    page.wait_for_load_state()
+    page.goto(f"{address}/jobs?filter=task:shop.nightly")
+    assert page.locator("tbody tr").count() >= 1
+
+
+@one_theme
+def test_all_that_fit_a_filter_are_discarded_after_a_question(page: Any, address: str, shop: Shop) -> None:
+    with shop.app.app_context():
+        jobs = shop.rest.using(delay=3600, queue="dismissed").enqueue_many([(number,) for number in range(12)])
+        page.goto(f"{address}/jobs?filter=queue:dismissed")
+        page.get_by_label("all that fit the filter").check()
+        page.get_by_role("button", name="Discard").click()
+        page.wait_for_load_state()
+        assert "12" in page.content()
+        page.get_by_role("button", name=re.compile("Discard")).click()
+        shop.wait(lambda: all(job.refresh().state == "cancelled" for job in jobs))
+
+
+@one_theme
+def test_numbers_move_by_themselves(page: Any, address: str, shop: Shop) -> None:
+    page.goto(f"{address}/jobs")
+    with shop.app.app_context():
+        job = shop.add.enqueue(20, 22)
+    page.locator(f"text=#{job.id}").wait_for(timeout=15_000)
+
+
+def test_everything_can_be_done_without_javascript(chromium: Any, address: str, shop: Shop) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    with shop.app.app_context():
+        job = shop.rest.using(delay=3600).enqueue(5)
+        page.goto(f"{address}/jobs/{job.id}")
+        page.get_by_role("button", name="Run now").click()
+        shop.wait(lambda: job.refresh().state == "succeeded")
+    context.close()
+
+
+@one_theme
+def test_attackers_words_stay_words(page: Any, address: str, shop: Shop) -> None:
+    with shop.app.app_context():
+        job = shop.fetch.enqueue("<img src=x onerror=alert(1)>\"'><script>alert(2)</script>{{7*7}}")
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    for path in ("jobs", f"jobs/{job.id}", "failures"):
+        page.goto(f"{address}/{path}")
+        assert page.locator("img").count() == 0
+    assert "49" not in page.locator("h1").inner_text()
