@@ -510,6 +510,24 @@ def test_settings_are_shown_without_secrets(make_lab: MakeLab) -> None:
     assert lab.data("/system")["settings"]["TASKER_LOOP_INTERVAL"] == "5.0"
 
 
+def test_checks_say_what_is_wrong_and_what_to_do(make_lab: MakeLab) -> None:
+    # Nothing listens there: whoever asks the mail server finds it out.
+    lab = make_lab(MAIL_PORT=1, MAIL_TIMEOUT=1)
+    add_job(lab, task="old.<b>cleanup")
+    found = lab.data("/system/checks")
+    assert not found["asked_mail_server"]
+    texts = {finding["text"]: finding for finding in found["findings"]}
+    unknown = next(finding for text, finding in texts.items() if "old.<b>cleanup" in text)
+    assert (unknown["level"], "discard" in unknown["fix"]) == ("warning", True)
+    html = lab.page("/system/checks")
+    assert_harmless(html)
+    assert "Ask it, too" in html
+    assert "mail server 127.0.0.1" not in html
+    asked = lab.post("/system/checks").text
+    assert "cannot be used" in asked
+    assert lab.client.post("/tasks/system/checks").status_code == 403
+
+
 def test_audit_log_is_paged(lab: Lab) -> None:
     for n in range(60):
         lab.rows(

@@ -7,26 +7,25 @@ import re
 import sqlite3
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
-from datetime import timedelta
 from functools import cache
 from importlib import metadata
 from typing import Any
 
-from flask import Response
-from sqlalchemy.engine import URL
+from flask import Response, request
 
-from ..config import TaskWorkerConfig
+from ..doctor import findings, settings
 from ..filters import JobFilter
-from ..mail_config import MailConfig
 from ..store.schema import VERSION
+from . import words
 from .filtering import filter_text
 from .redact import COVER, without_logins
 from .routes import Route
 from .view import View
 
 PAGE = 50
-_SECRET = re.compile(r"pass|secret|token|key|auth|cookie|credential", re.IGNORECASE)
+_SECRET = re.compile(r"([?&][^=&]*(?:pass|secret|token|key|auth)[^=&]*)=[^&]*", re.IGNORECASE)
+"""What a database's address may hold beside the password."""
+_LEVELS = {"ok": ("ok", "ok"), "warning": ("warn", "warning"), "error": ("failed", "error")}
 _PACKAGES = (
     *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "aiosqlite", "psycopg", "asgiref", "aiosmtplib"),
     *("blinker", "cronsim"),
@@ -37,11 +36,9 @@ def page(view: View) -> Response:
     """Unknown tasks, settings, versions and the audit log."""
     before = view.number("before")
     audit = view.browser.audit(limit=PAGE + 1, before=before)
-    config = getattr(view.app.extensions.get("mail"), "config", None)
     data = {
         "unknown_tasks": _unknown_tasks(view),
-        "settings": settings(view.state.config, "TASKER_"),
-        "mail_settings": settings(config, "MAIL_") if isinstance(config, MailConfig) else None,
+        "settings": _settings(view),
         "versions": {**versions(), "tables": str(VERSION)},
         "audit": [row._asdict() for row in audit[:PAGE]],
         "older": audit[PAGE - 1].id if len(audit) > PAGE else None,
@@ -65,33 +62,13 @@ def _unknown_tasks(view: View) -> list[dict[str, Any]]:
     ]
 
 
-# -- settings ----------------------------------------------------------------------------------------------------------
-
-
-def settings(config: TaskWorkerConfig | MailConfig, prefix: str) -> dict[str, str]:
-    """Every setting by its key, as text, with what is secret masked."""
-    found: dict[str, str] = {}
-    for field in fields(config):
-        key = "MAIL_SUPPRESS_SEND" if (prefix, field.name) == ("MAIL_", "suppress") else prefix + field.name.upper()
-        value = getattr(config, field.name)
-        is_secret = value is not None and (not field.repr or _SECRET.search(field.name) is not None)
-        found[key] = COVER if is_secret else _shown(value)
-    return found
-
-
-def _shown(value: object) -> str:
-    match value:
-        case None:
-            return "–"
-        case URL():
-            secret = [name for name in value.query if _SECRET.search(name)]
-            return value.difference_update_query(secret).render_as_string(hide_password=True)
-        case timedelta():
-            return f"{value.total_seconds():,.0f} s"
-        case tuple() | list():
-            return ", ".join(map(str, value))
-        case _:
-            return without_logins(str(value))[:500]
+def _settings(view: View) -> dict[str, str]:
+    """Every setting by its key, with what is secret covered."""
+    return {
+        key: _SECRET.sub(rf"\1={COVER}", without_logins(value))
+        for key, value in settings(view.app).items()
+        if key.startswith(("TASKER_", "MAIL_"))
+    }
 
 
 @cache
@@ -106,4 +83,22 @@ def versions() -> Mapping[str, str]:
     return {**found, "SQLite": sqlite3.sqlite_version, "Implementation": sys.implementation.name}
 
 
-ROUTES = (Route("/system", "system", page, arguments=("before",)),)
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def checks(view: View) -> Response:
+    """What ``flask tasks doctor`` finds. It asks the mail server only where a person has pressed the button."""
+    asks_mail = request.method == "POST"
+    rows = [
+        {"level": f.level, "badge": words.state(*_LEVELS[f.level]), "text": f.text, "fix": f.fix}
+        for f in findings(view.app, smtp=asks_mail)
+    ]
+    has_mail = "mail" in view.app.extensions
+    data = {"findings": rows, "asked_mail_server": asks_mail, "may_ask": has_mail and not asks_mail}
+    return view.page("checks.html", data, title="Checks")
+
+
+ROUTES = (
+    Route("/system", "system", page, arguments=("before",)),
+    Route("/system/checks", "checks", checks, methods=("GET", "POST")),
+)
