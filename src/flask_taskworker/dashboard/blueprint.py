@@ -48,12 +48,15 @@ def create_dashboard(
     """
     blueprint = Blueprint(name, __name__)
     gate = _Dashboard(task_worker, Gate(access, who))
-    for route in ROUTES:
-        blueprint.add_url_rule(route.rule, route.endpoint, gate.handler(route), methods=list(route.methods))
-    asset = Route("/assets/<digest>/<name>", "asset", _asset)
-    blueprint.add_url_rule(asset.rule, asset.endpoint, gate.handler(asset))
-    nowhere = Route("/<path:rest>", "nowhere", _nowhere, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
-    blueprint.add_url_rule(nowhere.rule, nowhere.endpoint, gate.handler(nowhere), methods=list(nowhere.methods))
+    for route in (*ROUTES, _ASSET, _NOWHERE):
+        blueprint.add_url_rule(
+            route.rule,
+            route.endpoint,
+            gate.handler(route),
+            methods=list(route.methods),
+            # Flask would answer them past the gate.
+            provide_automatic_options=False,
+        )
     blueprint.after_request(finish)
     blueprint.record(_exempt_from_csrf_tokens)
     return blueprint
@@ -141,6 +144,10 @@ def _nowhere(view: View, rest: str) -> Response:
     return error_page(404, _WORDS[404], "There is no such page.", view)
 
 
+_ASSET = Route("/assets/<digest>/<name>", "asset", _asset)
+_NOWHERE = Route("/<path:rest>", "nowhere", _nowhere, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
+
+
 def _exempt_from_csrf_tokens(setup: BlueprintSetupState) -> None:
     """Beside Flask-WTF's CSRFProtect: its token needs a session, and our own rule is at work here."""
 
@@ -150,6 +157,6 @@ def _exempt_from_csrf_tokens(setup: BlueprintSetupState) -> None:
             protection.exempt(setup.blueprint)
 
     prefix = ".".join(part for part in (setup.name_prefix, setup.name) if part)
-    own = {f"{prefix}.{endpoint}" for endpoint in (*(route.endpoint for route in ROUTES), "nowhere")}
+    own = {f"{prefix}.{endpoint}" for endpoint in (route.endpoint for route in (*ROUTES, _NOWHERE))}
     # First of all, since CSRFProtect may have been set up before, and may be set up later.
     setup.app.before_request_funcs.setdefault(None, []).insert(0, exempt)
