@@ -60,8 +60,9 @@ def test_news_that_say_nothing_make_everybody_look() -> None:
     assert bursts_of({("a", "sync")}, (), {("b", "async")}) == [()]
 
 
-def test_notification_names_what_is_ready(postgres_url: str) -> None:
-    driver = PostgresqlDriver(make_url(postgres_url), listen=True)
+@pytest.mark.parametrize("listen", [True, False], ids=["direct", "behind a pooler"])
+def test_notification_names_what_is_ready(postgres_url: str, listen: bool) -> None:
+    driver = PostgresqlDriver(make_url(postgres_url), listen=listen)
     with connect(postgres_url) as listener:
         listener.execute(f"LISTEN {CHANNEL}")
         driver.wake_others(READY)

@@ -22,6 +22,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
         self._lose: bytes | None = None
+        self._vanishes = False
         self._open = asyncio.Event()
         self._refusing = False
         self.lost = 0
@@ -52,9 +53,12 @@ class Proxy:
 
     # -- faults -----------------------------------------------------------------------------------------------------
 
-    def lose_reply_to(self, words: str) -> None:
-        """The next message that holds these words reaches the server; its reply reaches nobody, and both are cut."""
-        self._lose = words.encode()
+    def lose_reply_to(self, words: str, *, and_vanish: bool = False) -> None:
+        """The next message that holds these words reaches the server; its reply reaches nobody, and both are cut.
+
+        *and_vanish*: all other connections are cut, too, and new ones refused.
+        """
+        self._lose, self._vanishes = words.encode(), and_vanish
 
     def cut(self) -> None:
         """Cut all connections."""
@@ -132,6 +136,9 @@ class _Pair:
             await self._proxy._open.wait()
             if self._losing:
                 self._proxy.lost += 1
+                if self._proxy._vanishes:
+                    self._proxy.refuse(True)
+                    await self._proxy._cut()
                 raise ConnectionResetError
             writer.write(data)
             await writer.drain()

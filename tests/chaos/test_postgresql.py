@@ -223,12 +223,10 @@ def test_lost_reply_to_an_enqueue_leaves_one_job(proxy: Proxy, postgres_url: str
 def test_lost_reply_and_no_server_afterwards_leave_the_outcome_open(
     proxy: Proxy, postgres_url: str, make_fleet: MakeFleet
 ) -> None:
-    # Without notifications nothing else uses the one pooled connection.
-    fleet = make_fleet(proxy.url(postgres_url), TASKER_LISTEN=False)
+    fleet = make_fleet(proxy.url(postgres_url))
     with fleet.shop.app.app_context():
         fleet.shop.note.enqueue(0)
-        proxy.lose_reply_to("INSERT INTO taskworker_job")
-        proxy.refuse(True)
+        proxy.lose_reply_to("INSERT INTO taskworker_job", and_vanish=True)
         with pytest.raises(OutcomeUnknown, match="may or may not be accepted.*using.uid=error.uid.") as caught:
             fleet.shop.note.enqueue(1)
         proxy.refuse(False)

@@ -138,9 +138,11 @@ class PostgresqlDriver:
         return AdvisoryPresence(self._server, worker_id) if self._listen else BeatsOnly()
 
     def wake_others(self, ready: Ready = ()) -> None:
-        """Tell the workers of other processes and machines that there is news, soon and in a thread."""
-        if self._listen:
-            self._notifier.news(ready)
+        """Tell the workers of other processes and machines that there is news, soon and in a thread.
+
+        Also from behind a pooler, which lets notifications out, if not in: others may hear them.
+        """
+        self._notifier.news(ready)
 
     def _notify(self, ready: Ready) -> None:
         try:
