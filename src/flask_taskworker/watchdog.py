@@ -1,8 +1,9 @@
 """The watchdog: notices that an event loop stands still, and names who holds it up.
 
-A thread of its own asks the loop twice a second to note the time. From the answers comes the loop's lag; where none
-comes for :data:`BLOCKED_AFTER`, the log gets the job that runs on the loop, and where in its code it is: once for each
-blockage, and once more when it is over. The heartbeat is not in this: a worker whose loop stands still keeps its jobs.
+A thread of its own asks the loop twice a second to note the time, unless it is idle. From the answers comes the loop's
+lag; where none comes for :data:`BLOCKED_AFTER`, the log gets the job that runs on the loop, and where in its code it
+is: once for each blockage, and once more when it is over. The heartbeat is not in this: a worker whose loop stands
+still keeps its jobs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from .jobs import RunningJob, set_running, shown
@@ -21,7 +23,7 @@ from .jobs import RunningJob, set_running, shown
 log = logging.getLogger(__name__)
 
 TURN = 0.5
-"""Seconds from question to question."""
+"""Seconds from question to question; twice as many while the loop is idle."""
 
 BLOCKED_AFTER = 1.0
 """A loop that has not turned for so many seconds is blocked."""
@@ -34,6 +36,8 @@ MOST_STACK = 16_000
 """Characters of a stack that are logged, from its inner end."""
 
 Task = asyncio.Task[Any]
+_RUN_ONCE: CodeType | None = getattr(getattr(asyncio.BaseEventLoop, "_run_once", None), "__code__", None)
+"""What calls ``select`` on a loop of asyncio's own. Another loop is asked each time."""
 
 
 class Watchdog:
@@ -72,16 +76,16 @@ class Watchdog:
         self._stopping.set()
 
     def _work(self) -> None:
-        before = time.monotonic()
-        while not self._stopping.wait(TURN):
+        before, pause = time.monotonic(), TURN
+        while not self._stopping.wait(pause):
             now = time.monotonic()
-            if now - before - TURN > FROZEN_AFTER:
+            if now - before - pause > FROZEN_AFTER:
                 self._tell_frozen(now - before)
-            before = now
             try:
                 self._look(now)
             except RuntimeError:  # the loop has ended
                 return
+            before, pause = now, TURN if self._answered_at != now else 2 * TURN
 
     def _look(self, now: float) -> None:
         if self._answered_at is None:
@@ -96,8 +100,19 @@ class Watchdog:
             self._culprit = None
         self._open_turns = 0
         self._asked_at = now
-        self._answered_at = None
-        self._loop.call_soon_threadsafe(self._answer)
+        if self._is_idle():
+            self._answered_at = now
+        else:
+            self._answered_at = None
+            self._loop.call_soon_threadsafe(self._answer)
+
+    def _is_idle(self) -> bool:
+        """Whether the loop waits for something to do. To wake it for a question would be most of the cost."""
+        frame = sys._current_frames().get(self._loop_thread)
+        # A job may wait in a selector of its own: what counts is who called it.
+        if frame is None or frame.f_back is None or frame.f_code.co_name != "select":
+            return False
+        return frame.f_back.f_code is _RUN_ONCE
 
     def _answer(self) -> None:
         self._answered_at = time.monotonic()

@@ -51,7 +51,7 @@ def filled(app: Flask, task_worker: BackgroundTaskWorker) -> Task[..., Any, Any]
 
 
 def inspect(app: Flask) -> None:
-    """What a worker's heartbeat does every other second."""
+    """What a worker's heartbeat does every third second."""
     driver_of(app)._inspect()
 
 

@@ -2,7 +2,7 @@
 
 A connection to a file that was deleted or replaced goes on "accepting": into a file that nobody will ever read. One to
 a file that was damaged beneath it may do so too, from its cache, and a checkpoint would then spread the damage. So the
-path is looked at before each accept and each step of a worker, which costs one ``stat``, and the content every other
+path is looked at before each accept and each step of a worker, which costs one ``stat``, and the content every third
 beat, with a connection of its own that has nothing cached.
 """
 

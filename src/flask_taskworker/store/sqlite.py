@@ -55,7 +55,7 @@ LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
 CHECKPOINT_ENQUEUES = 256
 """An enqueuing process looks at the log's size once in so many writes."""
 
-INSPECT_BEATS = 2
+INSPECT_BEATS = 3
 """A worker looks at the content of the file once in so many beats."""
 
 CHECKED_BYTES = 64 * 1024 * 1024
@@ -224,9 +224,9 @@ class SqliteDriver:
             )
 
     def _inspect(self) -> None:
-        """With a connection of its own, which has nothing cached."""
+        """With a connection of its own, which has nothing cached. It only reads, so it needs no settings."""
         try:
-            with closing(_connect(self.path, "NORMAL", CHECKPOINT_PATIENCE)) as connection:
+            with closing(sqlite3.connect(_uri(self.path), **_OPTIONS)) as connection:
                 self._guard.inspect(connection)
         except sqlite3.Error as error:
             self._guard.note(error)
