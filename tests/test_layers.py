@@ -28,6 +28,7 @@ FLOORS = [
     "codec",
     "jobs",
     "failures",
+    "joblog",
     "logs",
     "filters",
     "retry",

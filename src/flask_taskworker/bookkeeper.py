@@ -7,10 +7,11 @@ process may cost the figures of those seconds, never a job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from .errors import StoreError
-from .jobs import Ending, JobRecord
+from .jobs import Claim, Ending, JobRecord
 from .rollups import Tally
 from .store.work import Ended, WorkerStore
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 2.0
 """Seconds between two writes of figures."""
+LINES_BATCH = 250
+LINES_SIZE = 500_000
+"""How many tries' lines are written at once, and how many characters: each may have 400,000."""
 _CLEANING_INTERVAL = 3600.0
 
 
@@ -26,13 +30,14 @@ class Bookkeeper:
 
     def __init__(self) -> None:
         self._tally = Tally()
+        self._lines: dict[tuple[int, int], tuple[Claim, str]] = {}
         self._next = 0.0
         self._next_cleaning = 0.0
 
     @property
     def pending(self) -> bool:
         """Whether there is something to store."""
-        return bool(self._tally)
+        return bool(self._tally or self._lines)
 
     def note(self, ended: Iterable[Ended], states: Mapping[int, str]) -> None:
         """Count these tries, but for those whose claim was lost: *states* lacks them."""
@@ -44,6 +49,13 @@ class Bookkeeper:
                 # What was to run again, and was asked to stop meanwhile, has been cancelled.
                 ending = Ending.CANCELLED if state == "cancelled" else e.outcome.ending
                 add(claim.task, claim.queue, ending, due_at=due_at, started_at=e.started_at, ended_at=e.ended_at)
+                if e.lines is not None:
+                    self._lines[claim.id, claim.claim] = (claim, e.lines)
+
+    def logged(self, lines: Iterable[tuple[Claim, str]]) -> None:
+        """Running jobs have logged these lines so far."""
+        for claim, text in lines:
+            self._lines[claim.id, claim.claim] = (claim, text)
 
     def rescued(self, records: Iterable[JobRecord]) -> None:
         """Count those that ended with their worker: the others run again."""
@@ -54,7 +66,12 @@ class Bookkeeper:
                 self._tally.add(r.task, r.queue, Ending(r.state), **ended)
 
     async def keep_up(self, work: WorkerStore, now: float) -> None:
-        """Store what is pending when its time has come. *now*: seconds on the loop's clock. Raises StoreError."""
+        """Store log lines now, and figures when their time has come. *now*: seconds on the loop's clock.
+
+        Raises StoreError; what was not stored is kept for the next time.
+        """
+        if self._lines:
+            await self._write_lines(work)
         if self._tally and now >= self._next:
             self._next = now + INTERVAL
             await self._write(work)
@@ -65,9 +82,25 @@ class Bookkeeper:
     async def close(self, work: WorkerStore) -> None:
         """Store what is pending, if the database takes it."""
         try:
+            await self._write_lines(work)
             await self._write(work)
         except StoreError as error:
-            log.warning("the figures of the last seconds are lost: %s", error)
+            log.warning("the figures and log lines of the last seconds are lost: %s", error)
+
+    async def _write_lines(self, work: WorkerStore) -> None:
+        while self._lines:
+            some = list(self._first_lines())
+            await work.add_lines([self._lines[key] for key in some])
+            for key in some:
+                del self._lines[key]
+
+    def _first_lines(self) -> Iterator[tuple[int, int]]:
+        size = 0
+        for key, (_, text) in islice(self._lines.items(), LINES_BATCH):
+            yield key
+            size += len(text)
+            if size > LINES_SIZE:
+                return
 
     async def _write(self, work: WorkerStore) -> None:
         # Kept until it is stored. An answer that got lost may count it twice, which harms less than a gap.

@@ -6,6 +6,8 @@ Every wrong value raises :class:`~flask_taskworker.errors.ConfigError` with the 
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -70,8 +72,11 @@ class TaskWorkerConfig:
     """How long a failed job is kept. Defaults to 14 days."""
 
     listen: bool
-    """PostgreSQL: wake workers by LISTEN and NOTIFY, and use prepared statements. False for PgBouncer in transaction
-    mode, which has neither: workers then look every loop_interval. Defaults to True."""
+    """PostgreSQL: hear notifications, hold a session lock, use prepared statements. False for PgBouncer in transaction
+    mode, which allows none of them: workers behind it look every loop_interval. Defaults to True."""
+
+    job_log_level: float
+    """The lowest level of the log lines that are kept with each try of a job; infinite for none. Defaults to INFO."""
 
     dashboard_url: str | None
     """Where the dashboard is mounted, for example "/tasks"; None mounts none. Defaults to None."""
@@ -105,6 +110,7 @@ class TaskWorkerConfig:
             keep_succeeded=_period(config, "TASKER_KEEP_SUCCEEDED", timedelta(days=1)),
             keep_failed=_period(config, "TASKER_KEEP_FAILED", timedelta(days=14)),
             listen=_flag(config, "TASKER_LISTEN", default=True),
+            job_log_level=_log_level(config, "TASKER_JOB_LOG_LEVEL", logging.INFO),
             dashboard_url=_mount_point(config, "TASKER_DASHBOARD_URL"),
             **_login(config),
         )
@@ -170,6 +176,16 @@ def _optional_flag(config: Mapping[str, Any], key: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise ConfigError.of(key, value, "True, False or None (None follows app.debug)")
     return value
+
+
+def _log_level(config: Mapping[str, Any], key: str, default: int) -> float:
+    value = config.get(key, default)
+    levels = {**logging.getLevelNamesMapping(), "OFF": math.inf}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.upper() not in levels:
+        raise ConfigError.of(key, value, f"a level of logging ({', '.join(levels)}) or its number")
+    return levels[value.upper()]
 
 
 def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | None:

@@ -18,6 +18,7 @@ from . import signals
 from .config import TaskWorkerConfig
 from .executor import Executor
 from .hung import HungThreads
+from .joblog import lines_of
 from .jobs import INTERRUPTED, Claim, Ending, Failure, Outcome, Progress, RunningJob, set_running
 from .slots import Slots
 from .store.work import Ended
@@ -59,6 +60,7 @@ class Crew:
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
         self._reports: dict[RunningJob, Progress] = {}
+        self._logging: dict[RunningJob, bool] = {}
         self._loop = asyncio.get_running_loop()
         self.ended: list[Ended] = []
         """What ended and is not recorded yet, oldest first."""
@@ -85,8 +87,8 @@ class Crew:
 
     @property
     def reporting(self) -> bool:
-        """Whether a job has told of progress that is not written yet."""
-        return bool(self._reports)
+        """Whether a job has told of progress, or logged lines, that are not written yet."""
+        return bool(self._reports or self._logging)
 
     def room(self, kind: str) -> int:
         """How many jobs of that kind to claim now."""
@@ -102,6 +104,10 @@ class Crew:
     def counts(self) -> dict[str, int]:
         """How many jobs of each kind run. Safe from any thread."""
         return {kind: slots.running for kind, slots in self._slots.items()}
+
+    def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
+        """The jobs that run, with their asyncio tasks. Safe from any thread."""
+        return list(self._tasks.copy().items())
 
     def job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
         """The job that this asyncio task runs. Safe from any thread."""
@@ -138,7 +144,7 @@ class Crew:
         self._on_change()
 
     def _start(self, kind: str, claim: Claim) -> None:
-        job = RunningJob(claim, self._report)
+        job = RunningJob(claim, self._report, log_level=self._config.job_log_level, on_line=self._note_line)
         slots = self._slots[kind]
         slots.running += 1
         slots.moved_at = self._loop.time()
@@ -155,7 +161,9 @@ class Crew:
         seconds = self._loop.time() - started
         self._slots[job.claim.kind].learn(seconds)
         job.ended = True
-        self._note(Ended(job.claim, outcome, started_at, self._clock(), self._reports.pop(job, None)))
+        self._logging.pop(job, None)
+        progress = self._reports.pop(job, None)
+        self._note(Ended(job.claim, outcome, started_at, self._clock(), progress, lines_of(job)))
         # The record belongs to the job, whose context the executor has taken away by now.
         set_running(job)
         self._log(job.claim, outcome, seconds)
@@ -202,14 +210,30 @@ class Crew:
         reports, self._reports = self._reports, {}
         return [(job.claim, progress) for job, progress in reports.items()]
 
+    def take_lines(self) -> list[tuple[Claim, str]]:
+        """What running jobs have logged so far, of those that have logged since they were last asked."""
+        logging_jobs, self._logging = self._logging, {}
+        return [(job.claim, text) for job in logging_jobs if not job.ended and (text := lines_of(job))]
+
     def _report(self, job: RunningJob, progress: Progress) -> None:
         """From any thread: one assignment, which the interpreter does not cut in two."""
-        is_first = not self._reports
+        is_first = not self.reporting
         self._reports[job] = progress
         if is_first:
-            # The loop may sleep. It may have ended, too, where a thread outlives it.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._on_change)
+            self._tell_loop()
+
+    def _note_line(self, job: RunningJob) -> None:
+        """From any thread, as above."""
+        if job not in self._logging:
+            is_first = not self.reporting
+            self._logging[job] = True
+            if is_first:
+                self._tell_loop()
+
+    def _tell_loop(self) -> None:
+        # It may sleep. It may have ended, too, where a thread outlives it.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._on_change)
 
     def _note(self, ended: Ended) -> None:
         if not self.ended:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -453,6 +454,14 @@ class RunningJob:
     """The worker shuts down: a cancelled await means hand back, not cancel."""
     ended: bool = False
     """Its ending is known."""
+    thread: int | None = None
+    """The thread that runs a sync job."""
+    log_level: float = math.inf
+    """The lowest level of the log records that are kept with it."""
+    on_line: Callable[[RunningJob], None] | None = None
+    """Told of each kept line, in the thread that logged it."""
+    lines: deque[tuple[int, str, str, str]] | None = None
+    """What it has logged: epoch milliseconds, level, logger and text."""
 
 
 _running: ContextVar[RunningJob | None] = ContextVar("flask_taskworker.running_job", default=None)

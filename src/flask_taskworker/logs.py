@@ -2,7 +2,7 @@
 
 ``%(taskworker_job)s`` is the job's id, ``%(taskworker_task)s`` its task and ``%(taskworker_attempt)s`` the number
 of the try; outside of a job all three are None. The names are long because logging refuses an ``extra=`` that repeats
-one. Installed at ``init_app``, over whatever record factory was set before.
+one. Installed at ``init_app``, over whatever record factory was set before. Here the lines of a job are kept, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from .joblog import keep_line
 from .jobs import running_job
 
 
@@ -26,6 +27,8 @@ def install() -> None:
         record.taskworker_job = claim.id if claim else None
         record.taskworker_task = claim.task if claim else None
         record.taskworker_attempt = claim.attempt if claim else None
+        if job is not None and record.levelno >= job.log_level:
+            keep_line(job, record)
         return record
 
     factory.adds_job = True  # type: ignore[attr-defined]

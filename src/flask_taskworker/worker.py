@@ -477,7 +477,9 @@ class Worker:
         now = self._loop.time()
         if self._crew.reporting and now >= self._next_report:
             self._next_report = now + PROGRESS_INTERVAL
-            await self._work.report_progress(self._crew.take_reports())
+            self._books.logged(self._crew.take_lines())
+            if reports := self._crew.take_reports():
+                await self._work.report_progress(reports)
         await self._books.keep_up(self._work, now)
         if now >= self._next_upkeep:
             # A full batch means that there is more: go on soon, but let jobs pass between.

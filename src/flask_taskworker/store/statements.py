@@ -447,11 +447,21 @@ def remove_rollups() -> str:
 
 
 def add_lines(dialect: Dialect) -> str:
-    """Store the log lines of tries, instead of those that a try has stored before."""
+    """Store the log lines of tries, instead of those that a try has stored before; not of jobs that are gone."""
     columns: dict[str, ColumnType] = {"job_id": "integer", "claim": "integer", "lines": "text"}
     return (
         f"INSERT INTO taskworker_log (job_id, claim, lines) SELECT job_id, claim, lines FROM {dialect.batch(columns)} "
-        "AS e WHERE true ON CONFLICT (job_id, claim) DO UPDATE SET lines = excluded.lines"
+        "AS e WHERE EXISTS (SELECT 1 FROM taskworker_job WHERE id = e.job_id) "
+        "ON CONFLICT (job_id, claim) DO UPDATE SET lines = excluded.lines"
+    )
+
+
+def remove_lines(dialect: Dialect) -> str:
+    """Delete the log lines of the tries of a job up to a claim."""
+    columns: dict[str, ColumnType] = {"id": "integer", "last": "integer"}
+    return (
+        "DELETE FROM taskworker_log WHERE (job_id, claim) IN (SELECT l.job_id, l.claim FROM "
+        f"{dialect.batch(columns)} AS e JOIN taskworker_log AS l ON l.job_id = e.id AND l.claim <= e.last)"
     )
 
 

@@ -24,6 +24,8 @@ KEEP_MINUTES_MS = 2 * 24 * 3600 * 1000
 KEEP_HOURS_MS = 62 * 24 * 3600 * 1000
 KEEP_NOTES_MS = 400 * 24 * 3600 * 1000
 """How long the figures of minutes, those of hours and the audit log are kept."""
+KEEP_TRIES = 50
+"""Tries of one job whose log lines are kept: one that snoozes may have any number."""
 UNSEEN_SCHEDULE_MS = 7 * 24 * 3600 * 1000
 """A schedule that no code has declared for so long is deleted. During a rolling deploy old and new code disagree."""
 
@@ -61,6 +63,8 @@ class Ended:
     started_at: int
     ended_at: int
     progress: Progress | None = None
+    lines: str | None = None
+    """What it has logged, as JSON."""
 
 
 class WorkerStore:
@@ -89,6 +93,7 @@ class WorkerStore:
         ]
         self._add_rollups = statements.add_rollups(dialect)
         self._add_lines = statements.add_lines(dialect)
+        self._remove_lines = statements.remove_lines(dialect)
         self._keep_succeeded = to_duration_ms(store.keep_succeeded)
         self._keep_failed = to_duration_ms(store.keep_failed)
 
@@ -293,9 +298,12 @@ class WorkerStore:
         await self._link.write(steer_statements.remove_notes(), {"before": now - KEEP_NOTES_MS}, durable=False)
 
     async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
-        """Store what tries have logged: for each its lines so far, as JSON."""
+        """Store what tries have logged: for each its lines so far, as JSON; of a job those of the last tries."""
         batch = batch_of([(claim.id, claim.claim, text) for claim, text in lines])
         await self._link.write(self._add_lines, {"batch": batch}, durable=False)
+        old = [(c.id, c.claim - KEEP_TRIES) for c, _ in lines if c.claim > KEEP_TRIES]
+        if old:
+            await self._link.write(self._remove_lines, {"batch": batch_of(old)}, durable=False)
 
     async def start_draining(self, worker_id: str) -> None:
         """Say that this worker claims no more."""
