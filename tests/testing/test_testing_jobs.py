@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from flask_taskworker import (
     TaskWorkerError,
     current_job,
 )
-from flask_taskworker.errors import ArgumentsError
+from flask_taskworker.errors import ArgumentsError, StoreError
 from flask_taskworker.testing import Jobs
 
 
@@ -485,6 +487,26 @@ def test_crash_of_a_job_that_must_not_run_twice_fails_it(jobs: Jobs, task_worker
     jobs.drain()
     jobs.recover()
     assert job.refresh().state is JobState.FAILED
+
+
+@pytest.mark.sqlite_only
+def test_crash_is_only_where_one_can_be(jobs: Jobs) -> None:
+    with pytest.raises(ValueError, match="Allowed: 'before_run', 'before_finish'"):
+        jobs.crash(at="later")  # type: ignore[arg-type]
+
+
+@pytest.mark.sqlite_only
+def test_database_that_fails_ends_the_drain(app: Flask, task_worker: BackgroundTaskWorker) -> None:
+    database = app.extensions["taskworker"].config.database_uri.database
+
+    @task_worker.task
+    def destroy() -> None:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("DROP TABLE taskworker_job")
+
+    destroy.enqueue()
+    with pytest.raises(StoreError, match="taskworker_job"):
+        Jobs(app).drain()
 
 
 @pytest.mark.sqlite_only

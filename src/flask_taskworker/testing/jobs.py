@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from flask import Flask
 
@@ -30,6 +30,7 @@ R = TypeVar("R")
 
 MAX_JOBS = 1000
 _ANYTHING: Any = object()
+_NONE: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class Jobs:
         where: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> EnqueuedJob:
-        """Fail unless such a job was enqueued; *times* times, if that is given. Returns the first of them.
+        """Fail unless such a job was enqueued; *times* times, if that is given. Returns the first.
 
         What is not mentioned may be anything: arguments, too. ``run_at`` is compared to the second; None means at
         once. ``where``: arguments whose names are taken by the other parameters, such as ``queue``.
@@ -150,7 +151,7 @@ class Jobs:
         matches = [job for job in jobs if not wanted.misses(job)]
         if not matches if times is None else len(matches) != times:
             raise AssertionError(no_match(wanted, jobs, matches, times))
-        return matches[0] if matches else _ANYTHING
+        return matches[0] if matches else _NONE
 
     def _wanted(
         self, task: Task[..., Any, Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any], **properties: Any
@@ -292,6 +293,8 @@ class Jobs:
         It happens in the next :meth:`drain`, whose other jobs stay ready. The job is then held by a dead worker until
         :meth:`recover`. As a context manager it ends with the block, if nothing has run by then.
         """
+        if at not in get_args(CrashPoint):
+            raise ValueError(f"crash(at={at!r}) is not allowed. Allowed: {', '.join(map(repr, get_args(CrashPoint)))}.")
         self._bench.faults.crash_at = at
         return Crash(self._bench)
 
