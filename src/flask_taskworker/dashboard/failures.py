@@ -18,7 +18,7 @@ from .view import View
 WINDOWS = {"1h": (HOUR_MS, 120_000), "24h": (24 * HOUR_MS, HOUR_MS), "7d": (168 * HOUR_MS, 6 * HOUR_MS)}
 """How far back to look, and the length of a slice, in milliseconds."""
 
-SHOWN = 100
+SHOWN = 50
 """Groups on the page: the latest."""
 _NEW_MS = HOUR_MS
 

@@ -247,9 +247,11 @@ def running_and_paused() -> str:
 
 def schedule_runs() -> str:
     """The last ``:limit`` jobs of each schedule, newest first."""
+    run = ", ".join(f"j.{name}" for name in _RUN)
     return (
-        f"SELECT {', '.join('j.' + name for name in _RUN)} FROM taskworker_schedule AS s JOIN taskworker_job AS j "
-        "ON j.schedule = s.name AND j.schedule IS NOT NULL WHERE j.fire_at IN (SELECT fire_at FROM taskworker_job "
+        # CROSS, so that SQLite begins with the schedules: else it looks at all jobs of all of them.
+        f"SELECT {run} FROM taskworker_schedule AS s CROSS JOIN taskworker_job AS j "
+        "WHERE j.schedule = s.name AND j.schedule IS NOT NULL AND j.fire_at IN (SELECT fire_at FROM taskworker_job "
         "WHERE schedule IS NOT NULL AND schedule = s.name ORDER BY fire_at DESC LIMIT :limit) "
         "ORDER BY j.schedule, j.fire_at DESC"
     )
@@ -274,6 +276,11 @@ def series(by: Key | None = None) -> str:
         "WHERE span = :span AND start >= :since AND (CAST(:task AS text) IS NULL OR task = :task) "
         "AND (CAST(:queue AS text) IS NULL OR queue = :queue) GROUP BY 1, 2 ORDER BY 1, 2"
     )
+
+
+def totals() -> str:
+    """The figures of all the time, by task and queue."""
+    return f"SELECT task, queue, {', '.join(ROLLUP_FIGURES)} FROM taskworker_rollup WHERE span = 0 ORDER BY task, queue"
 
 
 # -- mails -------------------------------------------------------------------------------------------------------------
