@@ -15,7 +15,7 @@ from tests.chaos.fleet import until
 from tests.chaos.proxy import Proxy
 from tests.chaos.row import POSTGRESQL, Result, Run, row
 from tests.chaos.stage import Stage, a_stage, settle
-from tests.chaos.verifier import FROZEN, Fault, Rules, judge
+from tests.chaos.verifier import FROZEN, Fault, Rules, executions_of, judge
 from tests.chaos.worker import Place, serve
 from tests.postgres import run_sql
 
@@ -94,8 +94,8 @@ def black_hole(run: Run) -> Result:
         (victim,) = stage.start(1, serve_at, proxy.url(run.url))
         settle(stage, 1)
         # They outlast the lease, and end before the cut does.
-        stage.accept(stage.enqueue("pulse", [(seconds * 0.9,)] * 3))
-        stage.accept(stage.enqueue("grind", [(seconds * 0.9,)] * 3))
+        held = [*stage.enqueue("pulse", [(seconds * 0.9,)] * 3), *stage.enqueue("grind", [(seconds * 0.9,)] * 3)]
+        stage.accept(held)
         until(lambda: stage.running_on(victim) >= 6, "all run")
         stage.start(1)
         settle(stage, 2)
@@ -109,12 +109,13 @@ def black_hole(run: Run) -> Result:
         stage.faults.append(Fault(kind=FROZEN, pid=victim.pid, at=at, until=time.monotonic()))
         result.weigh(stage.judge(Rules(lease=0.8 * lease)))
         result.figures["late results fenced"] = stage.whole_logs().count("fenced")
-        begun = [e.at - at for e in stage.journal() if e.word == journal.BEGAN and e.claim == 2]
+        jobs = executions_of(stage.journal())
+        again = [one.began - at for job in held for one in jobs[job.uid][1:]]
         result.expect("no process ended", stage.all_live())
         stage.stop()
-    result.recovery = begun
-    result.expect("rescued <= lease + 5 s", max(begun, default=1e9) <= lease + 5)
-    result.expect("the other six ran again", len(begun) == 6)
+    result.recovery = again
+    result.expect("rescued <= 1.1 leases + 5 s", max(again, default=1e9) <= 1.1 * lease + 5)
+    result.expect("its six jobs ran once more", len(again) == 6)
     return result
 
 
@@ -138,14 +139,15 @@ def lost_reply(run: Run) -> Result:
         jobs: list[Any] = []
         with stage.shop.app.app_context():
             jobs.append(stage.shop.pulse.enqueue(0.0))
-            for _ in range(times):
+            # A statement that the server has prepared is sent without its words, and gets its answer.
+            while proxy.lost < times and len(jobs) < 20 * times:
                 proxy.lose_reply_to("INSERT INTO taskworker_job")
                 jobs.append(stage.shop.pulse.enqueue(0.0))
         stage.accept(jobs)
         stage.start(1, serve_at, run.url)
         stage.await_end()
         found = judge(stage.journal(), stage.faults, stage.finals())
-        result = Result(done=f"{proxy.lost} answers lost").weigh(found, doubled=False)
+        result = Result(done=f"{proxy.lost} of {len(jobs)} answers lost").weigh(found, doubled=False)
         result.expect("each was lost", proxy.lost == times)
         result.expect("one job for each call", len(stage.finals()) == len(jobs) == found.executions)
         stage.stop()
