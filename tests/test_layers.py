@@ -56,6 +56,7 @@ FLOORS = [
     "store.browse",
     "store.glance",
     "store",
+    "health_file",
     "health",
     "threads",
     "sessions",
@@ -73,6 +74,7 @@ FLOORS = [
     "launch",
     "liveness",
     "worker",
+    "probes",
     "watchdog",
     "runner",
     "mail.errors",
@@ -122,10 +124,13 @@ FLOORS = [
     "dashboard.system",
     "dashboard.blueprint",
     "dashboard",
+    "metrics",
     "cli.text",
     "cli.group",
     "cli.log_output",
     "cli.supervisor",
+    "cli.reloader",
+    "cli.stacks",
     "cli.running",
     "cli.status",
     "cli.listing",
@@ -165,9 +170,9 @@ IMPURE_IMPORTS = {
 IMPURE_CALLS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today")}
 
 # What is not installed with the package: only these may be imported inside a function.
-OPTIONAL = {"psycopg", "flask_sqlalchemy", "pytest"}
+OPTIONAL = {"psycopg", "flask_sqlalchemy", "pytest", "watchfiles"}
 # What stands on them, and so is imported only by those who need it.
-ON_OPTIONAL = {"store.libpq", "store.advisory", "store.postgresql"}
+ON_OPTIONAL = {"store.libpq", "store.advisory", "store.postgresql", "metrics", "tracing"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,7 @@ class Executor:
         def call() -> Outcome:
             # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
             set_running(job)
+            job.thread = threading.get_ident()
             value: Any = _NOTHING
             try:
                 with app.app_context():

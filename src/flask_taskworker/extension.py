@@ -34,7 +34,7 @@ from .store.sqlite import SqliteDriver
 from .tasks import Task, TaskClient, TaskRegistry, make_options
 from .threads import end_process
 from .triggers import Trigger
-from .worker import NO_LIMITS, Limits, Worker
+from .worker import ALL_DUTIES, NO_LIMITS, Duties, Limits, Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -261,9 +261,14 @@ class TaskWorker:
             for state in list(self._states.values()):
                 state.worker = None
 
-    def run(self, *, limits: Limits = NO_LIMITS, **settings: Any) -> None:
+    def workers(self) -> list[Worker]:
+        """The workers that run in this process, one for each app. Safe from any thread."""
+        return [state.worker for state in list(self._states.values()) if state.worker is not None]
+
+    def run(self, *, limits: Limits = NO_LIMITS, duties: Duties = ALL_DUTIES, **settings: Any) -> None:
         """Run the workers of all apps in this thread, the main one, until SIGTERM or SIGINT, or until *limits*.
 
+        *duties* say which part of the work they take on.
         ``settings`` override fields of the configuration for this run, for example ``queues=("mail",)``. A sync job
         that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once, since its
         thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75. ``flask tasks run``
@@ -271,7 +276,7 @@ class TaskWorker:
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("A blocking worker must run in the main thread, where signals arrive.")
-        runner = self._begin(settings, limits=limits, may_abandon_threads=True)
+        runner = self._begin(settings, limits=limits, duties=duties, may_abandon_threads=True)
         try:
             runner.run_here(self._is_debug())
         finally:

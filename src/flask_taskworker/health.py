@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # A probe, started every few seconds: what follows costs more than it does. See test_probe_is_quick.
+    from flask_taskworker.health_file import main
+
+    sys.exit(main(sys.argv[1:]))
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,15 +112,9 @@ class Snapshot:
         return not schedule.paused and schedule.next_at is not None and self.now - schedule.next_at > LATE_MS
 
     def _not_taken_by_all(self) -> Iterator[str]:
-        covered: set[str] = set()
-        for worker in self.claiming:
-            names = info_of(worker).get("queues")
-            if not isinstance(names, list):
-                # It works on all queues.
-                return
-            covered.update(names)
+        infos = [info_of(worker) for worker in self.claiming]
         for queue in self.queues:
-            if queue.name not in covered:
+            if not any(_takes(info, queue.name) for info in infos):
                 yield (
                     f"Queue {queue.name!r} has jobs that are ready ({counted(queue.ready)}) and no living worker works "
                     f"on it. Start one: flask tasks run {queue.name}"
@@ -122,6 +124,13 @@ class Snapshot:
         for queue in self.queues:
             if self.now - queue.oldest_at > LONG_WAIT_MS:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
+
+
+def _takes(info: dict[str, Any], queue: str) -> bool:
+    """Whether a worker that told this of itself works on that queue: on all without a list."""
+    names, excluded = info.get("queues"), info.get("exclude")
+    served = not isinstance(names, list) or queue in names
+    return served and not (isinstance(excluded, list) and queue in excluded)
 
 
 def info_of(worker: WorkerRow) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class Failure:
                 message=str(stored.get("message", "")),
                 traceback=str(stored.get("traceback", "")),
             )
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return cls(kind=kind or "exception", type="", message=text or "")
 
 
@@ -437,9 +437,10 @@ class Progress:
         """Read the stored form; None where there is none that can be read."""
         try:
             done, total, words = json.loads(text or "")
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
-        return cls(done, total, words)
+        numbers = isinstance(done, int | float) and isinstance(total, int | float | None)
+        return cls(done, total, str(words)) if numbers else None
 
 
 @dataclass(slots=True, eq=False)

@@ -81,6 +81,11 @@ class Heartbeat:
         self._beats = 0
         self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last beat did not reach the database. Safe from any thread."""
+        return self._failing
+
     def start(self) -> None:
         """Register the worker, rescue what is to be rescued now, and begin to beat. Raises StoreError."""
         row = {

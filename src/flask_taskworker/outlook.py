@@ -12,9 +12,10 @@ from .store.work import Peek
 class Outlook:
     """One worker's. For its loop only, but for :meth:`hear`."""
 
-    def __init__(self, order: Sequence[str] | None) -> None:
-        """*order*: the queues that the worker serves, in that order; None for all of them."""
+    def __init__(self, order: Sequence[str] | None, exclude: Collection[str] = ()) -> None:
+        """*order*: the queues that the worker serves, in that order; None for all of them but those in *exclude*."""
         self._order = order
+        self._exclude = frozenset(exclude)
         self._hints: set[tuple[str, str]] = set()
         self._is_hinted = False
         self.must_look = False
@@ -25,8 +26,8 @@ class Outlook:
         """When the next scheduled job is due, in epoch milliseconds."""
         self.next_fire: int | None = None
         """When the next schedule fires, in epoch milliseconds."""
-        self.suspects = False
-        """Whether jobs wait that must run alone."""
+        self.suspects: list[str] = []
+        """The queues with jobs that must run alone."""
 
     @property
     def has_news(self) -> bool:
@@ -67,7 +68,7 @@ class Outlook:
     def take(self, peek: Peek) -> None:
         """Believe what the database said."""
         self.next_due, self.next_fire = peek.next_due, peek.next_fire
-        self.suspects = bool(self._in_order(peek.suspects))
+        self.suspects = self._in_order(peek.suspects)
         for kind, names in peek.queues.items():
             self.ready[kind] = self._in_order(names)
 
@@ -82,8 +83,8 @@ class Outlook:
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """The queues in the configured order; without one in turns, so that none starves."""
         if self._order is not None:
-            present = set(names)
+            present = set(names) - self._exclude
             return [name for name in self._order if name in present]
-        found = list(names)
+        found = [name for name in names if name not in self._exclude]
         random.shuffle(found)
         return found

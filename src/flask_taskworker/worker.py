@@ -73,6 +73,21 @@ class Limits:
 NO_LIMITS = Limits()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duties:
+    """Which part of the work a worker takes on, and under which name."""
+
+    exclude: frozenset[str] = frozenset()
+    """The queues whose jobs it leaves to others."""
+    schedules: bool = True
+    """Whether it fires schedules."""
+    name: str = ""
+    """What people shall call it; nobody else needs it."""
+
+
+ALL_DUTIES = Duties()
+
+
 class Worker:
     """The worker of one app in this process. Everything but :meth:`wake` and :meth:`stop` is for its loop alone."""
 
@@ -85,6 +100,7 @@ class Worker:
         config: TaskWorkerConfig,
         find_app: Callable[[], Flask | None],
         limits: Limits = NO_LIMITS,
+        duties: Duties = ALL_DUTIES,
         may_abandon_threads: bool = False,
     ) -> None:
         self.id = secrets.token_hex(6)
@@ -95,6 +111,7 @@ class Worker:
         self._registry = registry
         self._find_app = find_app
         self._limits = limits
+        self._duties = duties
         self._may_abandon_threads = may_abandon_threads
         self.job_of: Callable[[asyncio.Task[Any]], RunningJob | None] = lambda _: None
         """The job that an asyncio task runs, if it is one of this worker's. Safe from any thread."""
@@ -108,7 +125,7 @@ class Worker:
         self._scheduler = Scheduler(registry, self._store.clock)
         self._presence: Presence | None = None
         self._aside = ThreadPool(1, "taskworker-aside")
-        self._outlook = Outlook(config.queues)
+        self._outlook = Outlook(config.queues, duties.exclude)
         # When to do what, on the loop's clock.
         self._next_look = 0.0
         self._next_upkeep = 0.0
@@ -119,6 +136,7 @@ class Worker:
         self._declared_dead = False
         self._must_reconcile = False
         self._in_doubt = False
+        self._has_begun = False
         self._stopping = False
         self._deadline = math.inf
         self._news = asyncio.Event()
@@ -126,6 +144,23 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.id}>"
+
+    # -- how it stands ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it takes no more jobs, for good. Safe from any thread."""
+        return self._stopping
+
+    @property
+    def is_claiming(self) -> bool:
+        """Whether it takes jobs, and the database answers. Safe from any thread."""
+        healthy = self._back_off == _IMMEDIATE and not self._declared_dead
+        return self._has_begun and not self._stopping and healthy and not self._heartbeat.is_failing
+
+    def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
+        """The jobs that run now, with the asyncio tasks that see them through. Safe from any thread."""
+        return self._crew.running_jobs() if self._has_begun else []
 
     # -- from any thread --------------------------------------------------------------------------------------------
 
@@ -202,9 +237,14 @@ class Worker:
                 break
         self.client.worker_thread = threading.current_thread()
         self.client.on_news = self.wake
-        log.info("worker %s works on %s", self.id, ", ".join(self.config.queues or ("all queues",)))
+        self._has_begun = True
+        log.info("worker %s works on %s", self.id, self._queues_words())
         self._herald.worker_started(self)
         return True
+
+    def _queues_words(self) -> str:
+        excluded = f", but not {', '.join(sorted(self._duties.exclude))}" if self._duties.exclude else ""
+        return ", ".join(self.config.queues or ("all queues",)) + excluded
 
     async def _connect(self) -> None:
         await self._in_thread(self._store.driver.prepare)
@@ -269,7 +309,10 @@ class Worker:
     def _info(self) -> dict[str, object]:
         """What the worker's row tells people; read in the heartbeat's thread."""
         return {
+            "name": self._duties.name,
             "queues": self.config.queues,
+            "exclude": sorted(self._duties.exclude),
+            "schedules": self._duties.schedules,
             "concurrency": self.config.concurrency,
             "threads": self.config.threads,
             "running": self._crew.counts(),
@@ -392,9 +435,10 @@ class Worker:
         # Before the peek: news that come during it must wake the loop again.
         self._outlook.begin_look()
         self._next_look = self._loop.time() + self.config.loop_interval
-        await self._scheduler.declare(self._work)
+        if self._duties.schedules:
+            await self._scheduler.declare(self._work)
         self._outlook.take(await self._work.peek(self._scheduler.may_fire))
-        self._quarantine.waiting = self._outlook.suspects
+        self._quarantine.waiting = bool(self._outlook.suspects)
 
     async def _act_on_time(self) -> int:
         """Fire and promote what is due. Returns how many jobs that gave."""
@@ -420,7 +464,9 @@ class Worker:
         return taken
 
     async def _claim_suspect(self) -> int:
-        claims = await self._work.claim_suspect(self.id, self.config.queues)
+        # Of all queues but some, only those are known that the last look has found.
+        queues = self._outlook.suspects if self._duties.exclude else self.config.queues
+        claims = await self._work.claim_suspect(self.id, queues)
         self._quarantine.claimed(found=bool(claims))
         for claim in claims:
             await self._accept(claim.kind, [claim])

@@ -28,16 +28,15 @@ class Followed:
 
     state: str | None = None
     progress: str | None = None
-    lines: dict[int, int] = field(default_factory=dict)
-    """How many of the lines of each claim."""
+    lines: dict[int, list[LogLine]] = field(default_factory=dict)
+    """Those of each claim."""
 
     def news(self, job: JobWhole, now: int) -> Iterator[dict[str, Any]]:
         """What is new since the last look: an event each, with its moment in epoch milliseconds."""
         for claim, lines in job.lines.items():
-            # Of more than it keeps the store drops the oldest.
-            for line in lines[self.lines.get(claim, 0) :]:
+            for line in lines[_shown(self.lines.get(claim, []), lines) :]:
                 yield {"event": "log", **line_fields(claim, line), "at": line.at}
-            self.lines[claim] = len(lines)
+            self.lines[claim] = lines
         if job.record.progress != self.progress:
             self.progress = job.record.progress
             if progress := Progress.from_text(self.progress):
@@ -45,6 +44,15 @@ class Followed:
         if (words := _state_words(job)) != self.state:
             self.state = words
             yield {"event": "state", "at": now, "state": job.record.state, "words": words}
+
+
+def _shown(before: list[LogLine], now: list[LogLine]) -> int:
+    """How many of the lines were there before. Of more than are kept the oldest are dropped."""
+    for dropped in range(len(before)):
+        kept = before[dropped:]
+        if now[: len(kept)] == kept:
+            return len(kept)
+    return 0
 
 
 def follow_job(job_id: int, *, as_json: bool) -> None:

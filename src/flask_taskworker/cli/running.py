@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
+import tempfile
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from flask import Flask, current_app
 
 from ..liveness import resident_mb
-from ..worker import Limits
+from ..probes import Health, Probes, WorkersHealth
+from ..tasks import MAX_NAME
+from ..worker import Duties, Limits
 from .group import FAILED, Period, app_state, complete_queue, known_queues, tasks_command, tell
 from .log_output import set_up_log
-from .supervisor import available_cpus, hold_lifeline, supervise
+from .reloader import reload, tell_sources
+from .stacks import print_on_signal
+from .supervisor import HEALTH, NUMBER, Supervisor, available_cpus, hold_lifeline, own_command
 from .text import pairs, plural, safe
 
 if TYPE_CHECKING:
@@ -40,8 +48,26 @@ class Workers(click.ParamType):  # type: ignore[type-arg]
         return int(_COUNT.convert(value, param, ctx))
 
 
+class Address(click.ParamType):  # type: ignore[type-arg]
+    """A port, or HOST:PORT. The value is a pair."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Read it."""
+        if isinstance(value, tuple):
+            return value
+        host, _, port = value.rpartition(":")
+        if not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+            self.fail(f"{value!r} is neither a port nor HOST:PORT, such as 8080 or 127.0.0.1:8080.", param, ctx)
+        return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
 @tasks_command.command("run")
 @click.argument("queues", nargs=-1, metavar="[QUEUE]...", shell_complete=complete_queue)
+@click.option(
+    "-x", "--exclude", multiple=True, metavar="QUEUE", shell_complete=complete_queue, help="Leave this one to others."
+)
 @click.option(
     "-w", "--workers", type=Workers(), default="1", metavar="N|auto", help="Processes; auto: one for each processor."
 )
@@ -62,6 +88,27 @@ class Workers(click.ParamType):  # type: ignore[type-arg]
     metavar="SECONDS",
     help="How long running jobs have to end before they go back to their queues (TASKER_SHUTDOWN_TIMEOUT).",
 )
+@click.option("--no-scheduler", is_flag=True, help="Fire no schedules, and store none; jobs run all the same.")
+@click.option(
+    "--name",
+    "template",
+    metavar="TEMPLATE",
+    help="What people shall call this worker; {host}, {pid} and {number} (of --workers) are filled in.",
+)
+@click.option("--reload", "reloads", is_flag=True, help="For development: start anew whenever the code changes.")
+@click.option(
+    "--health-port",
+    "address",
+    type=Address(),
+    metavar="[HOST:]PORT",
+    help="Answer /livez and /readyz there; without HOST on all interfaces.",
+)
+@click.option(
+    "--health-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Write each second into this file how the worker is: see python -m flask_taskworker.health --help.",
+)
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -75,36 +122,97 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
 
     Works on the queues given, in that order; without any on those of TASKER_QUEUES, else on all. The first signal ends
     it when the running jobs have ended, or after the grace; a second one ends it at once. Jobs that have not ended then
-    go back to their queues.
+    go back to their queues. SIGUSR1 has the running jobs written into the log, with where they are.
     """
     state, limits = app_state(), _limits(options)
     settings, workers = _settings(queues, options), options["workers"]
+    is_child, number = hold_lifeline(), os.environ.pop(NUMBER, "1")
+    duties = _duties(queues, options, number)
     if options["check"]:
-        _check(state, settings, limits, workers)
+        _check(state, settings, limits, duties, workers)
         return
-    is_child = hold_lifeline()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     form = options["log_format"]
     set_up_log(app, form=form, verbose=options["verbose"], quiet=options["quiet"], with_process=workers > 1)
-    if is_child:
-        state.task_worker.run(limits=limits, **settings)
+    if options["reloads"] and not is_child:
+        _reload(state, workers)
+    tell_sources()
+    if is_child and workers > 1:
+        file = os.environ.pop(HEALTH, None)
+        with Probes(WorkersHealth(state.task_worker.workers), file=Path(file) if file else None):
+            _work(state, limits, duties, settings)
         return
     if not len(state.task_worker.registry):
         log.warning(NO_TASKS)
-    plan = _plan(state, settings, limits, workers)
+    plan = _plan(state, settings, limits, duties, workers)
     log.info("%s", "; ".join(f"{name}: {value}" for name, value in plan if value))
-    if workers == 1:
-        state.task_worker.run(limits=limits, **settings)
-    else:
-        _supervise(state, limits, workers)
+    if workers > 1:
+        _supervise(state, limits, options)
+    with _probes(WorkersHealth(state.task_worker.workers), options):
+        _work(state, limits, duties, settings)
 
 
-def _supervise(state: AppState, limits: Limits, workers: int) -> None:
+def _work(state: AppState, limits: Limits, duties: Duties, settings: dict[str, Any]) -> None:
+    print_on_signal(state.task_worker.workers)
+    state.task_worker.run(limits=limits, duties=duties, **settings)
+
+
+def _reload(state: AppState, workers: int) -> NoReturn:
+    if workers > 1:
+        raise click.UsageError("--reload is for one process. Leave out --workers.")
+    state.client.close()
+    sys.exit(reload(own_command()))
+
+
+def _supervise(state: AppState, limits: Limits, options: dict[str, Any]) -> NoReturn:
     # What is wrong with the database or the platform is said here, once.
     state.store.driver.check_platform()
     state.store.driver.prepare()
     state.client.close()
-    sys.exit(supervise(workers, ends=limits.drain or limits.max_idle is not None))
+    ends = limits.drain or limits.max_idle is not None
+    supervisor = Supervisor(own_command(), options["workers"], ends=ends, environment=os.environ)
+    with tempfile.TemporaryDirectory(prefix="taskworker-") as folder:
+        with _probes(supervisor.write_health_to(Path(folder)), options):
+            code = supervisor.run()
+    sys.exit(code)
+
+
+def _probes(health: Health, options: dict[str, Any]) -> Probes:
+    address: tuple[str, int] | None = options["address"]
+    file: Path | None = options["health_file"]
+    if file is not None and not file.absolute().parent.is_dir():
+        raise click.UsageError(f"--health-file: there is no folder {str(file.absolute().parent)!r}.")
+    try:
+        return Probes(health, address=address, file=file, environment=os.environ)
+    except OSError as error:
+        host, port = address or ("", 0)
+        reason = error.strerror or str(error)
+        raise click.ClickException(
+            f"--health-port: {host} port {port} cannot be listened on: {reason}. Take another one."
+        ) from error
+
+
+def _duties(queues: tuple[str, ...], options: dict[str, Any], number: str) -> Duties:
+    exclude = frozenset(options["exclude"])
+    both = sorted(exclude & set(queues))
+    if both or "" in exclude:
+        raise click.UsageError(f"The queue {both[0]!r} is both given and excluded." if both else "A queue has a name.")
+    return Duties(
+        exclude=exclude, schedules=not options["no_scheduler"], name=_filled(options["template"] or "", number)
+    )
+
+
+def _filled(template: str, number: str) -> str:
+    """The worker's name."""
+    name = template
+    for word, value in (("{host}", socket.gethostname()), ("{pid}", str(os.getpid())), ("{number}", number)):
+        name = name.replace(word, value)
+    if "{" in name or "}" in name or not name.isprintable() or len(name) > MAX_NAME:
+        raise click.UsageError(
+            f"--name {template!r:.100} is no name. It has {MAX_NAME} printable characters at most; {{host}}, {{pid}} "
+            "and {number} are filled in."
+        )
+    return name
 
 
 def _limits(options: dict[str, Any]) -> Limits:
@@ -131,10 +239,10 @@ def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _check(state: AppState, settings: dict[str, Any], limits: Limits, workers: int) -> None:
+def _check(state: AppState, settings: dict[str, Any], limits: Limits, duties: Duties, workers: int) -> None:
     state.store.driver.prepare()
     registry = state.task_worker.registry
-    plan = _plan(state, settings, limits, workers)
+    plan = _plan(state, settings, limits, duties, workers)
     plan.append(("tasks", ", ".join(sorted(task.name for task in registry)) or None))
     for line in pairs([(name, value and safe(value)) for name, value in plan]):
         click.echo(line)
@@ -146,14 +254,19 @@ def _check(state: AppState, settings: dict[str, Any], limits: Limits, workers: i
         sys.exit(FAILED)
 
 
-def _plan(state: AppState, settings: dict[str, Any], limits: Limits, workers: int) -> list[tuple[str, str | None]]:
+def _plan(
+    state: AppState, settings: dict[str, Any], limits: Limits, duties: Duties, workers: int
+) -> list[tuple[str, str | None]]:
     config = replace(state.config, **settings)
     schedules = sum(len(task.options.schedules) for task in state.task_worker.registry)
     return [
         ("app", state.import_name),
         ("database", config.database_uri.render_as_string(hide_password=True)),
         ("processes", str(workers) if workers > 1 else None),
+        ("name", duties.name or None),
         ("queues", ", ".join(config.queues or ("all",))),
+        ("but not", ", ".join(sorted(duties.exclude)) or None),
+        ("schedules", None if duties.schedules else "left to others"),
         ("at once", f"{plural(config.concurrency, 'async job')}, {plural(config.threads, 'sync job')}"),
         ("grace", f"{config.shutdown_timeout:g} s"),
         ("ends", _ends(limits)),

@@ -18,14 +18,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..probes import FilesHealth
 from .group import SCHEMA, USAGE
 
 log = logging.getLogger(__name__)
 
 LIFELINE = "_TASKWORKER_LIFELINE"
 """The environment variable that tells a child the number of the pipe's descriptor."""
+
+NUMBER = "_TASKWORKER_NUMBER"
+"""The environment variable that tells a child which of the workers it is, from 1."""
+
+HEALTH = "_TASKWORKER_HEALTH"
+"""The environment variable that tells a child where to write how it is."""
 
 SHORTEST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -37,7 +45,12 @@ STEADY = 30.0
 _HOPELESS = frozenset({USAGE, SCHEMA})
 """Exit codes that a new start does not change."""
 
-_PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+NOTED = ("SIGUSR1",)
+"""Passed on, too, but nobody ends of it."""
+
+_NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What systemd tells the parent: the children's word does not count there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,12 +73,32 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], count: int, *, ends: bool, environment: Mapping[str, str]) -> None:
         self._command = list(command)
-        self._environment = dict(environment)
+        self._environment = {name: value for name, value in environment.items() if name not in _NOT_FOR_CHILDREN}
+        self._folder: Path | None = None
         self._ends = ends
         self._slots = [_Slot(number) for number in range(1, count + 1)]
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._code = 0
+
+    def write_health_to(self, folder: Path) -> FilesHealth:
+        """Have each worker write into *folder* how it is; the health of them all."""
+        self._folder = folder
+        return FilesHealth(self._health_files, lambda: self._stopping)
+
+    def _health_files(self) -> list[Path]:
+        """Those of the workers that have had the time to write one."""
+        now = time.monotonic()
+        assert self._folder is not None
+        return [
+            self._folder / str(slot.number)
+            for slot in self._slots
+            if slot.process is not None and (self._has_written(slot) or now - slot.started_at > STEADY)
+        ]
+
+    def _has_written(self, slot: _Slot) -> bool:
+        assert self._folder is not None
+        return (self._folder / str(slot.number)).exists()
 
     def run(self) -> int:
         """Returns the exit code: 0 if all ended well, else 1, or that of a worker for which there is no hope."""
@@ -86,7 +119,7 @@ class Supervisor:
 
     def _listen(self) -> dict[signal.Signals, Any]:
         """Handle signals, but for those that are ignored, as under nohup; what was there before."""
-        numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
+        numbers = [getattr(signal, name) for name in (*PASSED_ON, *NOTED) if hasattr(signal, name)]
         kept = {number: signal.getsignal(number) for number in numbers}
         for number, handler in kept.items():
             if handler is not signal.SIG_IGN:
@@ -109,13 +142,12 @@ class Supervisor:
     def _start(self, slot: _Slot) -> None:
         slot.start_at = None
         slot.started_at = time.monotonic()
-        slot.process = subprocess.Popen(
-            self._command,
-            env={**self._environment, LIFELINE: str(self._lifeline)},
-            stdin=subprocess.DEVNULL,
-            pass_fds=(self._lifeline,),
-            process_group=0,
-        )
+        told = {NUMBER: str(slot.number)}
+        if self._folder is not None:
+            # A former process's word counts no more.
+            (self._folder / str(slot.number)).unlink(missing_ok=True)
+            told[HEALTH] = str(self._folder / str(slot.number))
+        slot.process = start_child(self._command, {**self._environment, **told}, self._lifeline)
         log.info("worker %s of %s is process %s", slot.number, len(self._slots), slot.process.pid)
         name = f"taskworker-watch-{slot.process.pid}"
         threading.Thread(target=self._watch, args=(slot, slot.process), name=name, daemon=True).start()
@@ -163,6 +195,11 @@ class Supervisor:
 
     def _pass_on(self, number: signal.Signals) -> None:
         """To every worker. SIGINT goes on as SIGTERM, which means the same to them, also while they still start."""
+        if number.name in NOTED:
+            for slot in self._slots:
+                if slot.process is not None:
+                    slot.process.send_signal(number)
+            return
         self._stopping = True
         for slot in self._slots:
             slot.start_at = None
@@ -179,10 +216,29 @@ def _ending(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def supervise(count: int, *, ends: bool) -> int:
-    """Run *count* processes of the command that runs here; the exit code."""
-    command = [sys.executable, *sys.orig_argv[1:]]
-    return Supervisor(command, count, ends=ends, environment=os.environ).run()
+def start_child(command: Sequence[str], environment: Mapping[str, str], lifeline: int) -> subprocess.Popen[bytes]:
+    """Start a process that ends when this one does. For the main thread.
+
+    Until it handles SIGUSR1 it ignores it: by default a process ends of it.
+    """
+    noted = [getattr(signal, name) for name in NOTED if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in noted}
+    try:
+        return subprocess.Popen(
+            command,
+            env={**environment, LIFELINE: str(lifeline)},
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lifeline,),
+            process_group=0,
+        )
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def own_command() -> list[str]:
+    """The command that runs here."""
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def hold_lifeline() -> bool:
