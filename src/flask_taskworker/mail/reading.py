@@ -94,6 +94,8 @@ def header_in(headers: Sequence[tuple[str, str]], wanted: str) -> str | None:
 def decoded(value: str) -> str:
     """A header's value as one line of text, in which nothing steers what shows it."""
     line = " ".join(value.split())
+    if "=?" not in line:
+        return plain(line)
     # What cannot be decoded stays as it was written.
     with suppress(HeaderParseError, LookupError, ValueError):
         line = str(make_header(decode_header(line)))
