@@ -55,7 +55,11 @@ def enqueue_bulk(registry: TaskRegistry, client: Client, action: str, chosen: Jo
 def exact(chosen: JobFilter) -> str:
     """A filter as text that means the same tomorrow. Raises ArgumentsError where text cannot say it."""
     text = str(chosen)
-    if JobFilter.parse(text, 0) != chosen:
+    try:
+        is_exact = JobFilter.parse(text, 0) == chosen
+    except ArgumentsError:
+        is_exact = False
+    if not is_exact:
         raise ArgumentsError(f"The filter {text!r} is read differently when it is read again. Write it more simply.")
     return text
 

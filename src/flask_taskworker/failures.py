@@ -10,6 +10,7 @@ import json
 import re
 import traceback
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -29,6 +30,7 @@ _FRAME = re.compile(r'^ *File "([^"\n]+)", line \d+, in (.+)$', re.MULTILINE)
 _CHARS = r'((?:[^"\\]|\\.)*)'
 _BEGINNING = re.compile(rf'\{{"type": "{_CHARS}", "message": "{_CHARS}')
 _STORED_FRAME = re.compile(r' File \\"((?:[^"\\]|\\[^"n])+)\\", line (\d+), in ((?:[^"\\]|\\[^"n])+)\\n')
+_NUMBERED_FRAME = re.compile(r'^ *File "([^"\n]+)", line (\d{1,9}), in (.+)$', re.MULTILINE)
 _FOREIGN = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<")
 _OURS = str(Path(__file__).parent)
 _BRIDGE = "asgiref"
@@ -77,15 +79,14 @@ class Frame(NamedTuple):
 
 def frames_of(text: str) -> list[Frame]:
     """The frames of a traceback, the innermost last."""
-    found = list(_FRAME.finditer(text))
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    return [_frame(match, text[match.end() : end]) for match, end in zip(found, ends, strict=True)]
+    found = list(_NUMBERED_FRAME.finditer(text))
+    ends = [match.start() for match in found[1:]]
+    return [_frame(match, text[match.end() : end]) for match, end in zip_longest(found, ends)]
 
 
 def _frame(match: re.Match[str], rest: str) -> Frame:
-    line = match[0].rpartition(", line ")[2].partition(",")[0]
-    source = next((s.strip() for s in rest.split("\n") if s.startswith("    ")), "")
-    return Frame(match[1], int(line), match[2], source, not _FOREIGN.search(match[1]))
+    source = next((line.strip() for line in rest.split("\n") if line.startswith("    ")), "")
+    return Frame(match[1], int(match[2]), match[3], source, not _FOREIGN.search(match[1]))
 
 
 def place_in(end: str) -> str | None:

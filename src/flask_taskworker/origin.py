@@ -44,6 +44,6 @@ def read_origin(text: str | None) -> dict[str, Any]:
     """A stored origin; empty where there is none, or a damaged one."""
     try:
         found = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -50,7 +50,7 @@ class Lab:
         self.browser = Browser(self.store)
 
     def get(self, path: str, **arguments: str) -> TestResponse:
-        return self.client.get(f"/tasks{path}", query_string=arguments)
+        return self.client.get(f"/tasks{path}", query_string=arguments or None)
 
     def page(self, path: str, **arguments: str) -> str:
         """The page's HTML, which must be there."""

@@ -248,7 +248,7 @@ class Browser:
         below = MAX_ID if before is None else before
         if chosen.args:
             return self._page_by_args(chosen, limit, below, names, everywhere=everywhere)
-        sql, parameters = statements.jobs(chosen, everywhere=everywhere), _parameters(chosen, below)
+        sql, parameters = statements.jobs(self._dialect, chosen, everywhere=everywhere), _parameters(chosen, below)
         rows = [_job_row(row) for row in self._read(sql, {**parameters, "limit": limit + 1})]
         if len(rows) > limit:
             return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
@@ -269,7 +269,7 @@ class Browser:
 
     def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
         """Id, task and arguments of the jobs that fit but for these."""
-        sql = statements.jobs(chosen, statements.ARGS_ROW, everywhere=everywhere)
+        sql = statements.jobs(self._dialect, chosen, statements.ARGS_ROW, everywhere=everywhere)
         while rows := self._read(sql, {**_parameters(chosen, below), "limit": _CHUNK}):
             for row in rows:
                 # A chunk has a window of its own, which may go further down.
@@ -280,7 +280,7 @@ class Browser:
 
     def _floor(self, chosen: JobFilter, below: int, *, everywhere: bool) -> int | None:
         """Where the window ends, if there is more below it."""
-        rows = self._read(statements.jobs_floor(chosen, everywhere=everywhere), _parameters(chosen, below))
+        rows = self._read(statements.jobs_floor(self._dialect, chosen, everywhere=everywhere), _parameters(chosen, below))
         return rows[0][0] if rows else None
 
     def count(self, chosen: JobFilter, *, names: Names = lambda task: ()) -> int:
@@ -288,7 +288,7 @@ class Browser:
         if chosen.args:
             return len(self.jobs(chosen, limit=MOST, names=names).rows)
         parameters = {**_parameters(chosen, MAX_ID), "limit": MOST}
-        number: int = self._read(statements.count_jobs(chosen), parameters)[0][0]
+        number: int = self._read(statements.count_jobs(self._dialect, chosen), parameters)[0][0]
         return number
 
     def ids(
@@ -434,6 +434,10 @@ class Browser:
         parameters = {"since": since, "step": step, "span": span, "task": task, "queue": queue}
         return [_figures(row) for row in self._read(statements.series(by), parameters)]
 
+    def totals(self) -> dict[tuple[str, str], Figures]:
+        """What ended since the tables were made, by task and queue. It only grows."""
+        return {(row[0], row[1]): _figures((0, row[0], *row[2:])) for row in self._read(statements.totals(), {})}
+
     # -- mails and the audit log --------------------------------------------------------------------------------------
 
     def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> list[MailRow]:
@@ -518,7 +522,7 @@ def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str])
     try:
         positional, keywords = json.loads(args)
         given = {**dict(zip(names, positional, strict=False)), **keywords}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
     return all(name in given and _is_written(given[name], text) for name, text in wanted)
 
@@ -535,7 +539,7 @@ def _job_row(row: Row) -> JobRow:
 def _lines(text: str) -> list[LogLine]:
     try:
         return [LogLine._make(line) for line in json.loads(text)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return []
 
 
