@@ -32,6 +32,7 @@ class Bookkeeper:
         self._tally = Tally()
         self._lines: dict[tuple[int, int], tuple[Claim, str]] = {}
         self._next = 0.0
+        self._next_figures = 0.0
         self._next_cleaning = 0.0
 
     @property
@@ -68,16 +69,22 @@ class Bookkeeper:
     async def keep_up(self, work: WorkerStore, now: float) -> None:
         """Store log lines now, and figures when their time has come. *now*: seconds on the loop's clock.
 
-        Raises StoreError; what was not stored is kept for the next time.
+        What the database does not take is kept for the next time; no job waits for it.
         """
-        if self._lines:
-            await self._write_lines(work)
-        if self._tally and now >= self._next:
+        if now < self._next:
+            return
+        try:
+            if self._lines:
+                await self._write_lines(work)
+            if self._tally and now >= self._next_figures:
+                self._next_figures = now + INTERVAL
+                await self._write(work)
+            if now >= self._next_cleaning:
+                self._next_cleaning = now + _CLEANING_INTERVAL
+                await work.remove_old_figures()
+        except StoreError as error:
             self._next = now + INTERVAL
-            await self._write(work)
-        if now >= self._next_cleaning:
-            self._next_cleaning = now + _CLEANING_INTERVAL
-            await work.remove_old_figures()
+            log.debug("figures and log lines are not stored yet: %s", error)
 
     async def close(self, work: WorkerStore) -> None:
         """Store what is pending, if the database takes it."""
@@ -103,7 +110,11 @@ class Bookkeeper:
                 return
 
     async def _write(self, work: WorkerStore) -> None:
-        # Kept until it is stored. An answer that got lost may count it twice, which harms less than a gap.
-        if self._tally:
-            await work.add_rollups(self._tally)
-            self._tally = Tally()
+        tally, self._tally = self._tally, Tally()
+        if tally:
+            try:
+                await work.add_rollups(tally)
+            except StoreError:
+                # An answer that got lost may count it twice, which harms less than a gap.
+                self._tally.put_back(tally)
+                raise

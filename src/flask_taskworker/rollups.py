@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from .jobs import Ending
 from .store.schema import BUCKETS_MS, ROLLUP_FIGURES
 
-SPANS = (60, 3600)
-"""Seconds."""
+SPANS = (0, 60, 3600)
+"""Seconds; 0 is all the time since the tables were made, which is never deleted."""
 
 _COUNTED = {
     Ending.SUCCEEDED: ROLLUP_FIGURES.index("succeeded"),
@@ -50,15 +50,21 @@ class Tally:
         figures[_RUN + bisect_left(BUCKETS_MS, run)] += 1
         figures[_WAIT + bisect_left(BUCKETS_MS, wait)] += 1
 
+    def put_back(self, other: Tally) -> None:
+        """Count what *other* holds here again."""
+        for key, figures in other._figures.items():
+            known = self._figures.get(key)
+            self._figures[key] = figures if known is None else _sum(known, figures)
+
     def rows(self) -> list[tuple[int | str, ...]]:
-        """A row for each minute and one for each hour: span, start, task, queue and the figures.
+        """A row for each minute, one for each hour and one for all: span, start, task, queue and the figures.
 
         In one order in every process: two workers that store theirs at once must not wait for each other.
         """
         merged: dict[tuple[int, int, str, str], list[int]] = {}
         for (task, queue, minute), figures in self._figures.items():
             for span in SPANS:
-                start = minute * 60_000 // (span * 1000) * (span * 1000)
+                start = minute * 60_000 // (span * 1000) * (span * 1000) if span else 0
                 key = (span, start, task, queue)
                 merged[key] = _sum(merged[key], figures) if key in merged else figures
         return [(*key, *merged[key]) for key in sorted(merged)]

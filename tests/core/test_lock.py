@@ -140,7 +140,7 @@ def test_worker_goes_on_after_a_lock_that_did_not_come(
 def test_worker_that_cannot_write_does_not_ask_in_vain_all_the_while(
     make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = make_app(TASKER_LOCK_TIMEOUT=0)
+    app = make_app(TASKER_LOCK_TIMEOUT=0.1)
     task_worker = make_worker(app)
     task = make_task(task_worker)
     task.enqueue().result(timeout=20)
