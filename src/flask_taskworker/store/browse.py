@@ -280,7 +280,11 @@ class Browser:
 
     def _floor(self, chosen: JobFilter, below: int, *, everywhere: bool) -> int | None:
         """Where the window ends, if there is more below it."""
-        rows = self._read(statements.jobs_floor(self._dialect, chosen, everywhere=everywhere), _parameters(chosen, below))
+        if not everywhere and statements.few_ids(chosen) is not None:
+            # They are fewer than a window.
+            return None
+        sql = statements.jobs_floor(self._dialect, chosen, everywhere=everywhere)
+        rows = self._read(sql, _parameters(chosen, below))
         return rows[0][0] if rows else None
 
     def count(self, chosen: JobFilter, *, names: Names = lambda task: ()) -> int:
