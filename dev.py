@@ -189,9 +189,9 @@ class Environment:
             raise Failure(f"pip could not install into {self.directory}; what it said is above.")
 
 
-def prepare(interpreter: Interpreter, *groups: str) -> Environment:
+def prepare(interpreter: Interpreter, *groups: str, directory: Path | None = None) -> Environment:
     """The environment of *interpreter* with the package (editable) and the dependency *groups* in it."""
-    environment = Environment(interpreter=interpreter, directory=directory_for(interpreter))
+    environment = Environment(interpreter=interpreter, directory=directory or directory_for(interpreter))
     if missing_groups(environment, groups):
         with one_at_a_time():
             install_groups(environment, groups)
@@ -339,8 +339,8 @@ def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 
 def bench(interpreter: Interpreter, arguments: Sequence[str]) -> int:
-    """Run the benchmarks, or those named."""
-    return prepare(interpreter, "test").run("-m", "benchmarks", *arguments)
+    """Run the benchmarks, or those named, with the peers in an environment of their own (.venv-bench)."""
+    return prepare(interpreter, "bench", directory=ROOT / ".venv-bench").run("-m", "benchmarks", *arguments)
 
 
 def chaos(interpreter: Interpreter, arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .common import Row, table
 
-NAMES = ("pickup", "sleepers", "drain", "history", "idle", "mail", "postgres")
+NAMES = ("pickup", "sleepers", "drain", "history", "idle", "precision", "mail", "postgres", "versus")
 RESULTS = Path("build/bench")
 
 
