@@ -34,14 +34,18 @@ def figures(tally: Tally) -> dict[tuple[int, int, str, str], dict[str, int]]:
     return found
 
 
-def test_a_try_is_counted_in_its_minute_and_its_hour() -> None:
+def test_a_try_is_counted_in_its_minute_in_its_hour_and_in_all() -> None:
     tally = Tally()
     assert not tally
     add(tally, due_at=HOUR + 5 * MINUTE, started_at=HOUR + 5 * MINUTE + 20, ended_at=HOUR + 6 * MINUTE)
     assert tally
     run = MINUTE - 20
     once = {"succeeded": 1, "run_ms": run, "longest_ms": run, "wait_ms": 20, "run_8": 1, "wait_1": 1}
-    assert figures(tally) == {(60, HOUR + 6 * MINUTE, "a", "q"): once, (3600, HOUR, "a", "q"): once}
+    assert figures(tally) == {
+        (0, 0, "a", "q"): once,
+        (60, HOUR + 6 * MINUTE, "a", "q"): once,
+        (3600, HOUR, "a", "q"): once,
+    }
 
 
 COUNTED = {
@@ -78,7 +82,8 @@ def test_tasks_queues_and_minutes_are_told_apart_and_hours_added_up() -> None:
     assert (hour["succeeded"], hour["run_ms"], hour["longest_ms"]) == (3, 10 + 20 + MINUTE, MINUTE)
     assert found[3600, 0, "b", "q"]["failed"] == 1
     assert found[3600, HOUR, "a", "p"]["succeeded"] == 1
-    assert len(found) == 7
+    assert found[0, 0, "a", "q"] == hour
+    assert len(found) == 4 + 3 + 3
 
 
 def test_rows_are_in_one_order_however_the_tries_came() -> None:

@@ -45,9 +45,13 @@ class Visitor:
 class Gate:
     """Decides about each request. *access* and *who* are the callbacks given to ``create_dashboard``, or None."""
 
-    def __init__(self, access: Callable[[], Any] | None, who: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, access: Callable[[], Any] | None, who: Callable[[], Any] | None, *, closed: str = _CLOSED
+    ) -> None:
+        """*closed* is logged, with the peer's address, where nobody has opened it."""
         self._access = access
         self._who = who
+        self._closed = closed
 
     def admit(self, config: TaskWorkerConfig) -> Visitor | BaseResponse:
         """The visitor, who may have no permission at all; or what to answer instead."""
@@ -60,7 +64,7 @@ class Gate:
             return self._by_password(config.dashboard_user, config.dashboard_password or "")
         if _is_developer():
             return self._visitor(EVERYTHING)
-        log.warning(_CLOSED, request.remote_addr)
+        log.warning(self._closed, request.remote_addr)
         return self._visitor(_NOTHING)
 
     def _by_password(self, user: str, password: str) -> Visitor | BaseResponse:

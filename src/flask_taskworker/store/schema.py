@@ -209,8 +209,9 @@ blob = Table(
     Column("bytes", LargeBinary, nullable=False),
 )
 
-# Since version 2. What ended in each minute and each hour (`span`: 60 or 3600 seconds, from `start` on), by task and
-# queue: how often, and how long the tries ran and waited, as sums and as counts by BUCKETS_MS.
+# Since version 2. What ended in each minute and each hour (`span`: 60 or 3600 seconds, from `start` on) and in all
+# (both are 0), by task and queue: how often, and how long the tries ran and waited, as sums and as counts by
+# BUCKETS_MS.
 rollup = Table(
     "taskworker_rollup",
     metadata,

@@ -1,0 +1,199 @@
+"""Metrics for Prometheus: a blueprint, and a port of its own. Needs the extra ``prometheus``.
+
+All is read from the database when it is asked for, so that any one process tells of all of them. The counters are the
+figures that workers store, some seconds after the facts; they go on when processes end, and begin anew only with a new
+database.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from flask import Blueprint, Flask, Response, current_app, request
+from werkzeug.wrappers import Response as BaseResponse
+
+from .dashboard.access import Gate
+from .errors import StoreError
+from .mail.queue import DELIVER
+from .store.browse import Browser, Figures, QueueState
+from .store.schema import BUCKETS_MS
+from .store.sql import Store
+from .tasks import TaskRegistry
+
+try:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError(
+        "flask_taskworker.metrics needs prometheus-client: pip install 'Flask-TaskWorker[prometheus]'."
+    ) from error
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+
+    from .extension import TaskWorker
+
+log = logging.getLogger(__name__)
+
+OUTCOMES = ("succeeded", "failed", "retried", "cancelled")
+WORKER_STATES = ("alive", "draining", "dead", "left")
+
+_BOUNDS = (*(f"{bound / 1000:g}" for bound in BUCKETS_MS), "+Inf")
+_CLOSED = (
+    "The metrics are closed: a request from %s was refused. Open them with create_metrics(task_worker, access=…), or "
+    "set TASKER_DASHBOARD_USER and TASKER_DASHBOARD_PASSWORD. Without either they answer only on this machine, in "
+    "debug mode, and not behind a proxy."
+)
+
+
+def create_metrics(
+    task_worker: TaskWorker, access: Callable[[], Any] | None = None, *, name: str = "taskworker_metrics"
+) -> Blueprint:
+    """A blueprint that answers ``/metrics``.
+
+    *access* is called within each request; it returns whether to answer, or a response to give instead. Without it the
+    login of the dashboard holds: ``TASKER_DASHBOARD_USER`` and ``TASKER_DASHBOARD_PASSWORD``, else nobody but a
+    developer on this machine. *name* is that of the blueprint.
+    """
+    blueprint = Blueprint(name, __name__)
+    gate = Gate(access, None, closed=_CLOSED)
+
+    @blueprint.get("/metrics")
+    def metrics() -> BaseResponse:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        visitor = gate.admit(app.extensions["taskworker"].config)
+        if isinstance(visitor, BaseResponse):
+            return visitor
+        if "view" not in visitor.permissions:
+            return Response("The metrics are closed to you.\n", 403, content_type="text/plain")
+        return _answer(TaskWorkerCollector(app), request.headers.get("Accept", ""))
+
+    return blueprint
+
+
+def serve_metrics(app: Flask, port: int, host: str = "0.0.0.0") -> WSGIServer:
+    """Answer GET on a port of its own, in a thread, until ``shutdown()`` and ``server_close()`` of what is returned.
+
+    Nobody is asked who they are, and the path does not matter. Port 0 takes a free one: ``server_port`` tells it.
+    Raises OSError where the port is taken.
+    """
+    collector = TaskWorkerCollector(app)
+
+    def answer(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        return _answer(collector, environ.get("HTTP_ACCEPT", ""))(environ, start_response)
+
+    server = make_server(host, port, answer, _Server, _Quiet)
+    threading.Thread(target=server.serve_forever, name="taskworker-metrics", daemon=True).start()
+    return server
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def _answer(collector: Collector, accept: str) -> Response:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    encode, content_type = choose_encoder(accept)
+    try:
+        return Response(encode(registry), content_type=content_type)
+    except StoreError as error:
+        log.warning("the metrics could not be read: %s", error)
+        return Response("The database does not answer.\n", 503, content_type="text/plain")
+
+
+class TaskWorkerCollector(Collector):
+    """Collects from the database of *app*. For a registry of prometheus_client's. Safe from any thread."""
+
+    def __init__(self, app: Flask) -> None:
+        state = app.extensions["taskworker"]
+        self._store: Store = state.store
+        self._tasks: TaskRegistry = state.task_worker.registry
+        self._browser = Browser(self._store)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: to be added to a registry it needs no database."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Six queries. Raises StoreError."""
+        now = self._store.clock()
+        totals = self._browser.totals()
+        yield from _jobs(totals)
+        yield _mails(totals)
+        yield from _queues(self._browser.queues(also=sorted({task.options.queue for task in self._tasks})), now)
+        yield self._schedules(now)
+        yield self._workers()
+
+    def _schedules(self, now: int) -> Metric:
+        words = "Since when a schedule should have fired; 0 where it is in time, or paused."
+        late = GaugeMetricFamily("taskworker_schedule_late_seconds", words, labels=["schedule"])
+        for schedule in self._browser.schedules():
+            overdue = 0 if schedule.paused or schedule.next_at is None else max(0, now - schedule.next_at)
+            late.add_metric([schedule.name], overdue / 1000)
+        return late
+
+    def _workers(self) -> Metric:
+        states = [worker.state for worker in self._browser.workers()]
+        workers = GaugeMetricFamily("taskworker_workers", "Workers by state.", labels=["state"])
+        for state in WORKER_STATES:
+            workers.add_metric([state], states.count(state))
+        return workers
+
+
+Totals = dict[tuple[str, str], Figures]
+
+
+def _jobs(totals: Totals) -> Iterator[Metric]:
+    jobs = CounterMetricFamily(
+        "taskworker_jobs", "Tries of jobs by how they ended.", labels=["task", "queue", "outcome"]
+    )
+    durations = HistogramMetricFamily(
+        "taskworker_job_duration_seconds", "How long tries of jobs ran.", labels=["task", "queue"]
+    )
+    for (task, queue), figures in totals.items():
+        for outcome in OUTCOMES:
+            jobs.add_metric([task, queue, outcome], getattr(figures, outcome))
+        buckets = list(zip(_BOUNDS, accumulate(figures.run), strict=True))
+        durations.add_metric([task, queue], buckets, figures.run_ms / 1000)
+    yield jobs
+    yield durations
+
+
+def _mails(totals: Totals) -> Metric:
+    mails = CounterMetricFamily("taskworker_mail", "Tries of queued mails by how they ended.", labels=["outcome"])
+    for outcome in OUTCOMES:
+        mails.add_metric([outcome], sum(getattr(f, outcome) for (task, _), f in totals.items() if task == DELIVER))
+    return mails
+
+
+_QUEUE_GAUGES: dict[str, tuple[str, Callable[[QueueState, int], float]]] = {
+    "depth": ("Ready jobs, counted up to 10,000.", lambda queue, now: queue.ready),
+    "oldest_seconds": (
+        "Since when the ready job waits that has waited longest; 0 where none waits.",
+        lambda queue, now: max(0, now - queue.oldest_at) / 1000 if queue.oldest_at is not None else 0,
+    ),
+    "running": ("Running jobs.", lambda queue, now: queue.running),
+    "paused": ("1 while the queue is paused.", lambda queue, now: int(queue.paused)),
+}
+
+
+def _queues(queues: Sequence[QueueState], now: int) -> Iterator[Metric]:
+    for name, (words, value) in _QUEUE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"taskworker_queue_{name}", words, labels=["queue"])
+        for queue in queues:
+            gauge.add_metric([queue.name], value(queue, now))
+        yield gauge
