@@ -76,21 +76,19 @@ def _axis(bars: Sequence[Bar], *, days: bool) -> Markup:
     return Markup("").join(words.axis(mark, days=days) for mark in marks)
 
 
-_ROW = Markup('<tr><th scope="row">{}</th>{}{}{}</tr>')
-_CELL = Markup('<td class="num">{:,}</td>')
-
-
 def _table(bars: Sequence[Bar], name: str, title: str) -> Markup:
-    rows = [
-        _ROW.format(words.at(bar.start), *(_CELL.format(getattr(bar, kind)) for kind in KINDS))
-        for bar in bars
-        if bar.total
-    ]
+    rows = Markup("").join(_table_row(bar) for bar in bars if bar.total)
     return Markup(
         '<details id="{}"><summary>View as table</summary><div class="scroll" tabindex="0"><table><caption>{}</caption>'
         '<thead><tr><th scope="col">From</th><th scope="col" class="num">ok</th><th scope="col" class="num">failed</th>'
         '<th scope="col" class="num">cancelled</th></tr></thead><tbody>{}</tbody></table></div></details>'
-    ).format(f"{name}-table", f"{title}; times without any are left out", Markup("").join(rows))
+    ).format(f"{name}-table", f"{title}; times without any are left out", rows)
+
+
+def _table_row(bar: Bar) -> Markup:
+    # Numbers only: see words._time.
+    cells = "".join(f'<td class="num">{value:,}</td>' for value in (bar.ok, bar.failed, bar.cancelled))
+    return Markup(f'<tr><th scope="row">{words.at(bar.start)}</th>{cells}</tr>')
 
 
 def sparkline(values: Sequence[float], title: str, *, kind: str = "run") -> Markup:

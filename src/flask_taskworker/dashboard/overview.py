@@ -13,7 +13,7 @@ from ..filters import JobFilter
 from ..health import Snapshot, spoken
 from ..mail.queue import DELIVER
 from ..store.browse import HOUR_MS, Figures, add_up
-from ..store.glance import FailureLine, Glance, glance, latest_failures
+from ..store.glance import FAILURES, Ended, FailureLine, Glance, ended, glance, latest_failures
 from ..store.sql import Counts, ScheduleRow
 from . import charts, words
 from .filtering import filter_text
@@ -54,7 +54,6 @@ def page(view: View) -> Response:
     failures = latest_failures(view.state.store, view.now - HOUR_MS, _FEW)
     snapshot = _snapshot(view, seen)
     hour = _Hour(start, by_task)
-    counts = seen.counts
     data = {
         "health": _health(view, seen, snapshot, hour),
         "tiles": _tiles(view, seen, hour),
@@ -66,8 +65,9 @@ def page(view: View) -> Response:
         ),
         "slowest": _slowest(hour),
         "failures": [_failure(line, view.now) for line in failures],
+        "failures_counted": bool(hour.total is None or hour.total.failed <= FAILURES),
         "schedules": [_schedule(schedule, snapshot) for schedule in _next(seen.schedules)],
-        "is_new": not seen.workers and not any((counts.ready, counts.scheduled, counts.succeeded, counts.failed)),
+        "is_new": not seen.workers and not seen.has_jobs,
     }
     return view.page("overview.html", data, title="Overview")
 
@@ -76,19 +76,12 @@ def page(view: View) -> Response:
 
 
 def _snapshot(view: View, seen: Glance) -> Snapshot:
-    counts = seen.counts
     return Snapshot(
         now=view.now,
         workers=seen.workers,
         queues=seen.queues,
-        counts=Counts(
-            scheduled=counts.scheduled,
-            ready=counts.ready,
-            running=counts.running,
-            succeeded=counts.succeeded or 0,
-            failed=counts.failed,
-            cancelled=counts.cancelled,
-        ),
+        # The ended ones say nothing of how it stands.
+        counts=Counts(scheduled=seen.scheduled, ready=seen.ready, running=0, succeeded=0, failed=0, cancelled=0),
         schedules=seen.schedules,
         next_due=seen.next_due,
     )
@@ -138,14 +131,14 @@ def _tiles(view: View, seen: Glance, hour: _Hour) -> list[dict[str, Any]]:
     return [
         _tile("Done a minute", rate, f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", done, "Ended in 5 minutes each"),
         _tile("Failed in an hour", sum(failed), f"{sum(failed):,}", failed, "Failed in 5 minutes each", "failed"),
-        _tile("Waiting", seen.counts.ready, words.number(seen.counts.ready), [], "", detail=_due(seen)),
+        _tile("Waiting", seen.ready, words.number(seen.ready), [], "", detail=_due(seen)),
         {**_tile("Oldest wait", 0, "–", waits, "95 % waited at most so many seconds"), "since": _oldest(seen)},
         _tile("Mails in an hour", sum(mails), f"{sum(mails):,}", mails, "Mails sent in 5 minutes each", "ok"),
     ]
 
 
 def _due(seen: Glance) -> str:
-    return f"{words.number(seen.counts.scheduled)} scheduled" if seen.counts.scheduled else ""
+    return f"{words.number(seen.scheduled)} scheduled" if seen.scheduled else ""
 
 
 def _succeeded(figures: Figures | None) -> int:
@@ -173,14 +166,9 @@ def _tile(
 def _bars(view: View, window: Window) -> list[charts.Bar]:
     last = view.now // window.step * window.step
     starts = range(last - (window.bars - 1) * window.step, last + 1, window.step)
-    found = {f.start: f for f in view.browser.figures(starts[0], step=window.step, span=window.span)}
-    return [_bar(start, found.get(start)) for start in starts]
-
-
-def _bar(start: int, figures: Figures | None) -> charts.Bar:
-    if figures is None:
-        return charts.Bar(start=start, ok=0, failed=0, cancelled=0)
-    return charts.Bar(start=start, ok=figures.succeeded, failed=figures.failed, cancelled=figures.cancelled)
+    found = {slice_.start: slice_ for slice_ in ended(view.state.store, starts[0], step=window.step, span=window.span)}
+    slices = (found.get(start) or Ended(start, 0, 0, 0) for start in starts)
+    return [charts.Bar(start=s.start, ok=s.succeeded, failed=s.failed, cancelled=s.cancelled) for s in slices]
 
 
 def _slowest(hour: _Hour) -> list[dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from . import browse_statements, statements
-from .browse import StateCounts, counts_of
 from .sql import MOST, QueueRow, ScheduleRow, Store, WorkerRow
 from .statements import Dialect
+
+FAILURES = 3_000
+"""Failed jobs that are looked at: the newest."""
 
 
 class Glance(NamedTuple):
@@ -18,7 +20,10 @@ class Glance(NamedTuple):
     workers: tuple[WorkerRow, ...]
     queues: tuple[QueueRow, ...]
     """Those with ready jobs."""
-    counts: StateCounts
+    ready: int
+    """Counted up to MOST, as are the scheduled ones."""
+    scheduled: int
+    has_jobs: bool
     schedules: tuple[ScheduleRow, ...]
     next_due: int | None
     paused: frozenset[str]
@@ -33,18 +38,26 @@ def glance(store: Store) -> Glance:
     return Glance(
         workers=tuple(WorkerRow._make(row) for row in found["workers"]),
         queues=tuple(QueueRow._make(row) for row in found["queues"]),
-        counts=counts_of(dict(found["counts"])),
+        ready=min(MOST, found["ready"][0][0] + found["suspect"][0][0]),
+        scheduled=found["scheduled"][0][0],
+        has_jobs=bool(found["any"]),
         schedules=tuple(ScheduleRow._make(row) for row in found["schedules"]),
         next_due=found["next_due"][0][0],
         paused=frozenset(row[0] for row in found["paused"]),
     )
 
 
+_COUNT = "SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT :most) AS counted"
+
+
 def _statement(dialect: Dialect) -> str:
     parts = {
         "workers": (statements.workers(), WorkerRow._fields),
-        "queues": (statements.waiting_by_queue(), QueueRow._fields),
-        "counts": (browse_statements.count_states(), ("what", "number")),
+        "queues": (browse_statements.queues(), QueueRow._fields),
+        "ready": (_COUNT.format("state = 'ready' AND solo = 0"), ("number",)),
+        "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), ("number",)),
+        "scheduled": (_COUNT.format("state = 'scheduled'"), ("number",)),
+        "any": ("SELECT 1 FROM taskworker_job LIMIT 1", ("one",)),
         "schedules": (statements.schedules(), ScheduleRow._fields),
         "next_due": (statements.next_due(), ("due",)),
         "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", ("name",)),
@@ -69,7 +82,7 @@ class FailureLine(NamedTuple):
     number: int
     """How many of them are recent."""
     first_at: int
-    """When the first of them failed, among the newest 10,000 failed jobs."""
+    """When the first of them failed, among the newest :data:`FAILURES` failed jobs."""
     last_at: int
     id: int
     task: str
@@ -81,7 +94,7 @@ class FailureLine(NamedTuple):
 def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
     """The causes of the failures since *since* (epoch ms), latest first, in one statement. Raises StoreError."""
     store.driver.prepare()
-    rows = store.driver.read(_latest_failures(), {"since": since, "window": MOST, "limit": limit})
+    rows = store.driver.read(_latest_failures(), {"since": since, "window": FAILURES, "limit": limit})
     return [FailureLine._make(row) for row in rows]
 
 
@@ -101,3 +114,23 @@ def _latest_failures() -> str:
         f"substr(j.error, 1, {browse_statements.SHOWN}) FROM ({grouped}) AS g "
         "JOIN taskworker_job AS j ON j.id = g.newest ORDER BY g.last_at DESC, j.id DESC"
     )
+
+
+class Ended(NamedTuple):
+    """How many jobs ended in a slice of time, from *start* (epoch ms) on."""
+
+    start: int
+    succeeded: int
+    failed: int
+    cancelled: int
+
+
+def ended(store: Store, since: int, *, step: int, span: Literal[60, 3600]) -> list[Ended]:
+    """What ended since *since* in slices of *step* ms, from the roll-ups of *span* seconds. Raises StoreError."""
+    store.driver.prepare()
+    sums = ", ".join(f"CAST(sum({name}) AS bigint)" for name in Ended._fields[1:])
+    sql = (
+        f"SELECT start / :step * :step AS slice, {sums} FROM taskworker_rollup "
+        "WHERE span = :span AND start >= :since GROUP BY 1 ORDER BY 1"
+    )
+    return [Ended._make(row) for row in store.driver.read(sql, {"since": since, "step": step, "span": span})]
