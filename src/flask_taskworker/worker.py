@@ -425,8 +425,11 @@ class Worker:
         if not self._is_due(outlook.next_due) and not self._is_due(outlook.next_fire):
             return 0
         made_ready = await self._act_on_time()
-        await self._peek()
-        return made_ready
+        # What is due next is looked for after the claim: these jobs are late already.
+        outlook.hear(made_ready)
+        outlook.take_hints()
+        outlook.must_look = True
+        return len(made_ready)
 
     def _is_due(self, moment: int | None) -> bool:
         return moment is not None and moment <= self._store.clock()
@@ -440,12 +443,12 @@ class Worker:
         self._outlook.take(await self._work.peek(self._scheduler.may_fire))
         self._quarantine.waiting = bool(self._outlook.suspects)
 
-    async def _act_on_time(self) -> int:
-        """Fire and promote what is due. Returns how many jobs that gave."""
+    async def _act_on_time(self) -> list[tuple[str, str]]:
+        """Fire and promote what is due. Returns the queue and kind of each job that is ready now."""
         fired = await self._scheduler.fire_due(self._work) if self._is_due(self._outlook.next_fire) else []
         self._herald.fired(fired)
-        promoted = await self._work.promote() if self._is_due(self._outlook.next_due) else 0
-        return len(fired) + promoted
+        promoted = await self._work.promote() if self._is_due(self._outlook.next_due) else []
+        return [(job.queue, job.kind) for _, job in fired if job.state == "ready"] + promoted
 
     async def _claim(self) -> int:
         """Take as many jobs as there is room for. Returns how many."""

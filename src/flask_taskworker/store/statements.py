@@ -303,7 +303,7 @@ def promote(dialect: Dialect) -> str:
     """Make due jobs ready."""
     chosen = "SELECT id FROM taskworker_job WHERE state = 'scheduled' AND run_at <= :now ORDER BY run_at LIMIT :number"
     due = dialect.among("id", chosen)
-    return f"UPDATE taskworker_job SET state = 'ready' WHERE {due} AND state = 'scheduled' RETURNING id"
+    return f"UPDATE taskworker_job SET state = 'ready' WHERE {due} AND state = 'scheduled' RETURNING queue, kind"
 
 
 def finish_succeeded(dialect: Dialect) -> str:

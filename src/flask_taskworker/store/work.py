@@ -141,10 +141,10 @@ class WorkerStore:
         batch = batch_of([(claim.id,) for claim in claims])
         await self._link.write(self._confirm, {"batch": batch, "now": self._store.clock()})
 
-    async def promote(self) -> int:
-        """Make due jobs ready; how many there were."""
+    async def promote(self) -> list[tuple[str, str]]:
+        """Make due jobs ready; the queue and kind of each."""
         parameters = {"now": self._store.clock(), "number": PROMOTE_BATCH}
-        return len(await self._link.write(self._promote, parameters, durable=False))
+        return [(queue, kind) for queue, kind in await self._link.write(self._promote, parameters, durable=False)]
 
     # -- finishing --------------------------------------------------------------------------------------------------
 

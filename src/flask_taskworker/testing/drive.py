@@ -175,6 +175,14 @@ class _PlannedOutlook(Outlook):
     def take(self, peek: Peek) -> None:
         """Believe what the database said, as far as the plan goes."""
         super().take(peek)
+        self._leave_out()
+
+    def take_hints(self) -> None:
+        """Believe what was heard, as far as the plan goes."""
+        super().take_hints()
+        self._leave_out()
+
+    def _leave_out(self) -> None:
         if self._plan.only is not None:
             self.ready = {kind: names if kind == self._plan.only[1] else [] for kind, names in self.ready.items()}
 
