@@ -18,7 +18,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session as OrmSession
-from tests.mail.server import Drop, Session, Slow, SMTPServer, wait_until
+from tests.mail.server import Drop, Session, Silence, Slow, SMTPServer, wait_until
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.errors import AppError, JobFailed, JobNotFound
@@ -468,6 +468,31 @@ def test_wrong_password_makes_one_login_and_one_alarm(
     assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
     assert "wrong" not in caplog.text.replace("wrong password", "")
     assert all(job.run_at is not None and job.run_at.timestamp() - time.time() > 50 for job in jobs)
+
+
+def test_server_that_says_nothing_holds_up_no_other_job(
+    serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mails that wait for a connection would keep every slot until MAIL_TIMEOUT is over."""
+    monkeypatch.setattr(delivery, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(delivery, "SLOW_PARKING_S", 0.2)
+    monkeypatch.setattr(delivery, "_LONGEST_SPREAD_S", 0.1)
+    server = serve(greeting=Silence())
+    mail = make_queue(server, start=False, MAIL_TIMEOUT=30, TASKER_CONCURRENCY=4)
+    task_worker = mail.app.extensions["taskworker"].task_worker
+
+    @task_worker.task(name="other")
+    async def other() -> int:
+        return 1
+
+    jobs = mail.send_later_many([letter(f"r{i}@x.org") for i in range(12)])
+    task_worker.start()
+    wait_until(lambda: server.sessions)
+    assert other.enqueue().result(10) == 1
+    server.greeting = "220 ready"
+    server.hang_up(server.sessions[0])
+    assert all(job.result(30) == {} for job in jobs)
+    assert len(server.mails) == 12
 
 
 def test_parking_grows_to_its_limit() -> None:

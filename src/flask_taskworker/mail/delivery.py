@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from email import message_from_bytes, policy
 from typing import Any
@@ -53,6 +53,10 @@ FIRST_PARKING_S = 0.25
 LONGEST_PARKING_S = 50.0
 LOGIN_PARKING_S = 60.0
 """A wrong password does not mend itself, and servers lock accounts out: at most one login a minute."""
+
+PATIENCE_S = 1.0
+"""When opening a connection takes longer, mails do not wait for it in the slots of other jobs."""
+SLOW_PARKING_S = 5.0
 
 _AGAIN_AFTER_STORE_ERROR_S = 1.0
 _SPREAD = 0.1
@@ -133,6 +137,11 @@ class Dispatch(Lanes):
                 raise
             raise Withdrawn(await self._last_word(ticket)) from None
 
+    def dismiss(self) -> None:
+        """Send the mails away that wait for a connection: they come again."""
+        while self._waiting:
+            self.on_end(self._waiting.popleft(), _put_off())
+
     async def _last_word(self, ticket: Ticket) -> Receipt | MailError:
         if ticket.outcome is None:
             # The first future was cancelled with the job.
@@ -154,6 +163,10 @@ class Dispatch(Lanes):
         ticket.tell(outcome)
 
 
+def _put_off() -> Parked:
+    return Parked(SLOW_PARKING_S + random.uniform(0, _LONGEST_SPREAD_S))
+
+
 class Withdrawn(asyncio.CancelledError):
     """The job was cancelled while its mail was on its way, and the mail went as ``outcome`` says."""
 
@@ -165,16 +178,20 @@ class Withdrawn(asyncio.CancelledError):
 class Transport:
     """The way to the server: who opens a connection, and when there is no point in it. On the loop's clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_slow: Callable[[], None] = lambda: None) -> None:
         self._opening = asyncio.Lock()
         self._pause = 0.0
         self._parked_until = 0.0
+        self._slow = False
+        self._on_slow = on_slow
 
     def check(self) -> None:
-        """Raise Parked while the server is left alone. No mail's tries are counted."""
+        """Raise Parked while the server is left alone, or lets us wait. No mail's tries are counted."""
         left = self._parked_until - _loop_time()
         if left > 0:
             raise Parked(left + random.uniform(0, min(self._pause, _LONGEST_SPREAD_S)))
+        if self._slow:
+            raise _put_off()
 
     async def open(self, server: Server) -> SMTPConnection:
         """Open a connection, one at a time: after a failure the others need not find out for themselves.
@@ -183,19 +200,33 @@ class Transport:
         """
         async with self._opening:
             self.check()
-            for last in (False, False, True):
-                try:
-                    connection = await SMTPConnection.open(server)
-                except MailError as error:
-                    # A server that took the connection and dropped it is there, and may be luckier at once.
-                    if last or not isinstance(error, ServerDisconnected) or isinstance(error, ServerTimeout):
-                        self._park(error)
-                        self.check()
-                        raise
-                else:
-                    self._is_back()
-                    return connection
+            # During an outage it is not likely that it takes but a moment.
+            patience = PATIENCE_S / 10 if self._pause else PATIENCE_S
+            slow = asyncio.get_running_loop().call_later(patience, self._note_slow)
+            try:
+                return await self._open(server)
+            finally:
+                slow.cancel()
+                self._slow = False
+
+    async def _open(self, server: Server) -> SMTPConnection:
+        for last in (False, False, True):
+            try:
+                connection = await SMTPConnection.open(server)
+            except MailError as error:
+                # A server that took the connection and dropped it is there, and may be luckier at once.
+                if last or not isinstance(error, ServerDisconnected) or isinstance(error, ServerTimeout):
+                    self._park(error)
+                    self.check()
+                    raise
+            else:
+                self._is_back()
+                return connection
         raise AssertionError("unreachable")
+
+    def _note_slow(self) -> None:
+        self._slow = True
+        self._on_slow()
 
     def _park(self, error: MailError) -> None:
         if not self._pause:
@@ -227,7 +258,7 @@ class Postman:
         config = app.extensions["mail"].config
         self._store: Store = app.extensions["taskworker"].client.store
         self.room = MailRoom(self._store, lambda: self._under_way > 1)
-        self._transport = Transport()
+        self._transport = Transport(self._dismiss)
         self._dispatch: Dispatch | None = None
         self._under_way = 0
         # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
@@ -293,6 +324,8 @@ class Postman:
         host = local_host(state, app)
         if host is not None:
             return await _give_to(host, envelope)
+        # Since this mail was let in, the server may have fallen silent.
+        self._transport.check()
         dispatch = self._dispatch_for(state)
         outcome = await (self._send_once(dispatch.pool, mail.id, envelope) if mail.once else dispatch.send(envelope))
         if isinstance(outcome, Parked):
@@ -314,6 +347,10 @@ class Postman:
             pool = pool_for(server, state.config.pool_size, state.max_emails)
             self._dispatch = Dispatch(pool, state.config.pool_size, lambda: self._transport.open(server))
         return self._dispatch
+
+    def _dismiss(self) -> None:
+        if self._dispatch is not None:
+            self._dispatch.dismiss()
 
     async def _enter_dot(self, mail_id: str) -> None:
         """Before the message of a mail that must not go out twice. Raises SnoozeJob where it may have gone already."""
