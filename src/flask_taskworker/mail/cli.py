@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import click
 from flask import current_app
@@ -16,10 +16,12 @@ from .envelope import SendResult
 from .errors import BadHeaderError, MailError
 from .message import Message
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 mail_commands = AppGroup("mail", help="Look after mail.")
 
 
-def _option(*names: str, **attributes: Any) -> Any:
+def _option(*names: str, **attributes: Any) -> Callable[[F], F]:
     variable = f"TASKER_CLI_MAIL_SEND_TEST_{names[0][2:]}".upper()
     return click.option(*names, envvar=variable, show_envvar=True, **attributes)
 

@@ -548,7 +548,8 @@ def _lines(text: str) -> list[LogLine]:
 
 
 def _last_at(rows: Sequence[Row]) -> int:
-    return max(row[5] for row in rows)
+    last: int = max(row[5] for row in rows)
+    return last
 
 
 def _failure_group(
