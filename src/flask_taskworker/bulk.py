@@ -9,11 +9,10 @@ from .errors import ArgumentsError
 from .filters import JobFilter
 from .health import SILENT_MS, info_of
 from .jobs import Job, current_job
-from .steering import Steering, names_of
+from .steering import BULK, Steering, names_of
 from .store.browse import Browser
 from .tasks import EnqueueOptions, TaskOptions, TaskRegistry
 
-BULK = "flask_taskworker.bulk"
 QUEUE = "bulk"
 AT_ONCE = 1_000
 """So many jobs are acted on in the request itself."""

@@ -33,6 +33,9 @@ ACTIONS = ("retry", "cancel", "discard", "restore", "run")
 running ones are asked to stop. ``discard``: finished and waiting ones are put away, until they are pruned; ``restore``
 takes them back. ``run``: scheduled ones run now."""
 
+BULK = "flask_taskworker.bulk"
+"""The built-in task that acts on many jobs: see bulk.py."""
+
 MAX_TARGET = 500
 """Characters of what an act was done to that are noted."""
 
@@ -118,6 +121,9 @@ class Steering:
         return len(rows)
 
     def _retry(self, record: JobRecord) -> bool:
+        if record.task == BULK:
+            # Whoever may retry jobs need not be one who may do to them what this one does.
+            raise NotAccepted(f"Job {record.id} has acted on many jobs and is not repeated. Ask for the act once more.")
         config = getattr(self._app.extensions.get("mail"), "config", None)
         if record.task == DELIVER and isinstance(config, MailConfig):
             # Its recipients have to be opened again.

@@ -14,9 +14,10 @@ from tests.core.stored import store_jobs, store_many
 from tests.dashboard.lab import Lab, assert_harmless
 
 from flask_taskworker import Every, Retry, current_job
-from flask_taskworker.bulk import BULK, enqueue_bulk, exact
+from flask_taskworker.bulk import enqueue_bulk, exact
 from flask_taskworker.errors import ArgumentsError, DeclarationError
 from flask_taskworker.filters import JobFilter
+from flask_taskworker.steering import BULK
 from flask_taskworker.store.sql import MOST
 from flask_taskworker.testing import Jobs
 
@@ -303,6 +304,15 @@ def test_many_are_acted_on_by_a_job(lab: Lab) -> None:
     assert set(after.values()) == {"cancelled"}
     assert [(row.who, row.action, row.number) for row in lab.audit()] == [("ana", "cancel", 2_500)]
     assert lab.data(f"/jobs/{bulk_id}")["result"] == 2_500
+
+
+def test_act_on_many_is_not_repeated_by_who_may_only_retry(lab: Lab) -> None:
+    ids = store_jobs(
+        lab.rows, {"task": BULK, "state": "failed"}, {"task": BULK, "state": "failed"}, {"state": "failed"}
+    )
+    assert lab.post(f"/jobs/{ids[0]}/act", action="retry").status_code == 409
+    assert "1 job back in the queue" in lab.act("/jobs/bulk", action="retry", filter="state:failed")
+    assert list(states(lab).values()) == ["failed", "failed", "ready"]
 
 
 def test_job_that_acts_is_not_put_into_a_paused_queue(lab: Lab) -> None:

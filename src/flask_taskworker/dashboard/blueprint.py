@@ -29,6 +29,10 @@ PAGES = (overview, acts, jobs, job, failures, queues, schedules, workers, mail, 
 """The modules with pages."""
 ROUTES: tuple[Route, ...] = tuple(route for module in PAGES for route in module.ROUTES)
 _COMMON = {"format", "note", "sign"}
+_FOREIGN = (
+    "This request does not come from a page of this dashboard, so nothing was done. If it does, a proxy between hides "
+    "the address: let it pass the Host header on."
+)
 _WORDS = {400: "That cannot be asked", 403: "Not allowed", 404: "Not found", 409: "Not possible now"}
 
 
@@ -86,7 +90,7 @@ class _Dashboard:
             return error_page(403, _WORDS[403], "This dashboard is not open to you. Its log says how to open it.")
         if request.method not in ("GET", "HEAD", "OPTIONS") and not is_own(request.headers, request.host):
             log.warning("refused a %s from another site: %s", request.method, request.headers.get("Origin"))
-            return error_page(403, _WORDS[403], "This request does not come from a page of this dashboard.")
+            return error_page(403, _WORDS[403], _FOREIGN)
         if route.permission not in visitor.permissions:
             message = f"You may not do this: it needs the permission {route.permission!r}."
             return error_page(403, _WORDS[403], message)

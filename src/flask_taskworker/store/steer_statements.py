@@ -21,13 +21,13 @@ def _chosen(dialect: Dialect) -> str:
 
 
 def retry(dialect: Dialect) -> str:
-    """Put failed and cancelled jobs back into their queues, but for those of :func:`special_retries`."""
+    """Put failed and cancelled jobs back into their queues, but for those of :func:`special_retries`, and acts on many."""
     return (
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
         "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
         "failure_group = NULL, hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
         f"WHERE {_chosen(dialect)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
-        "AND task <> 'flask_taskworker.mail.deliver' RETURNING id, state"
+        "AND task NOT IN ('flask_taskworker.mail.deliver', 'flask_taskworker.bulk') RETURNING id, state"
     )
 
 
