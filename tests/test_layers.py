@@ -61,6 +61,7 @@ FLOORS = [
     "threads",
     "sessions",
     "origin",
+    "tracing",
     "client",
     "executor",
     "slots",

@@ -41,8 +41,12 @@ def comparable(requirement: str) -> tuple[str, frozenset[str]]:
     return name.lower(), frozenset(part.strip() for part in specifiers.strip("()").split(","))
 
 
-def test_psycopg_is_the_only_extra() -> None:
-    assert PYPROJECT["project"]["optional-dependencies"] == {"postgres": ["psycopg>=3.1"]}
+def test_extras_ask_for_one_package_each() -> None:
+    assert PYPROJECT["project"]["optional-dependencies"] == {
+        "postgres": ["psycopg>=3.1"],
+        "prometheus": ["prometheus-client>=0.20"],
+        "otel": ["opentelemetry-api>=1.24"],
+    }
 
 
 def test_flask_commands_come_with_an_app_not_with_the_installation() -> None:
@@ -72,6 +76,7 @@ def test_import_brings_in_nothing_that_only_tests_need() -> None:
         *("aiosmtpd", "cryptography", "flask_mail", "flask_sqlalchemy", "gunicorn", "pytest", "unittest", "xdist"),
         # Whoever mounts the dashboard asks for it.
         *("flask_taskworker.dashboard", "flask_wtf"),
+        *("prometheus_client", "opentelemetry"),
         *("psycopg", "greenlet", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"),
     }
     assert unwanted.isdisjoint(json.loads(answer.stdout))

@@ -23,18 +23,18 @@ from sqlalchemy import Engine
 
 from . import announce, signals
 from .clock import from_ms, to_ms
-from .codec import Codec
 from .errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
 from .origin import current_origin
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .store.sql import JobEnding, Store, next_fire_ms, record_of, to_duration_ms
-from .tasks import DeclaredSchedule, EnqueueOptions, Task
+from .tasks import DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from .threads import PoolClosed, ThreadPool
 from .triggers import describe
 
 P = ParamSpec("P")
 T = TypeVar("T")
+J = TypeVar("J", bound=Job[Any])
 
 _FIRST_POLL = 0.005
 _LAST_POLL = 0.25
@@ -46,13 +46,14 @@ _CALLER_PATIENCE = 2.0
 class Client:
     """One app's jobs, as seen from any thread of this process."""
 
-    def __init__(self, store: Store, codec: Codec, find_app: Callable[[], Flask | None]) -> None:
+    def __init__(self, store: Store, registry: TaskRegistry, find_app: Callable[[], Flask | None]) -> None:
         self.store = store
         self.on_news: Callable[[Collection[tuple[str, str]]], None] | None = None
         """Wakes the worker of this process, if there is one."""
         self.worker_thread: threading.Thread | None = None
         """The thread of this process's event loop, where waiting for a result would wait for ever."""
-        self._codec = codec
+        self._registry = registry
+        self._codec = registry.codec
         self._find_app = find_app
         self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
@@ -62,6 +63,22 @@ class Client:
 
     def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
+        if self._registry.tracing is None:
+            return self._enqueue(task, calls, options)
+        return self.traced(task, options, len(calls), lambda: self._enqueue(task, calls, options))
+
+    def traced(
+        self, task: Task[..., Any, Any], options: EnqueueOptions, number: int, enqueue: Callable[[], list[J]]
+    ) -> list[J]:
+        """Have *enqueue* make *number* jobs, and tell the tracing system of it, if there is one."""
+        if (tracing := self._registry.tracing) is None:
+            return enqueue()
+        with tracing.sending(task.name, options.queue or task.options.queue, number) as sent:
+            jobs = enqueue()
+            sent([job.id for job in jobs])
+        return jobs
+
+    def _enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         now = self.store.clock()
         origin = current_origin()
         rows = [new_job(task, args, options, now, origin) for args in calls]

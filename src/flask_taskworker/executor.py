@@ -74,6 +74,14 @@ class Executor:
 
     async def execute(self, job: RunningJob) -> Outcome:
         """Run one job to its ending. Never raises but CancelledError before it began."""
+        if (tracing := self._registry.tracing) is None:
+            return await self._execute(job)
+        with tracing.processing(job.claim) as ended:
+            outcome = await self._execute(job)
+            ended(outcome)
+        return outcome
+
+    async def _execute(self, job: RunningJob) -> Outcome:
         task = self._registry.get(job.claim.task)
         app = self._find_app()
         if app is None:

@@ -96,7 +96,7 @@ class TaskWorker:
         logs.install()
         find_app = weakref.ref(app)
         store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
-        state = AppState(config, Client(store, self.registry.codec, find_app), self, find_app, app.import_name)
+        state = AppState(config, Client(store, self.registry, find_app), self, find_app, app.import_name)
         with self._lock:
             _replace_predecessor(state)
             self._states[app] = state

@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import CellType
@@ -19,7 +20,7 @@ from .clock import as_timedelta, require_aware
 from .codec import Codec
 from .errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
 from .hints import importable_name
-from .jobs import Job, Kind
+from .jobs import Claim, Job, Kind, Outcome
 from .retry import Retry
 from .triggers import At, Cron, Every, Trigger
 
@@ -284,6 +285,16 @@ class Task(Generic[P, R, Returned]):
         ]
 
 
+class Tracing(Protocol):
+    """What follows jobs for a tracing system. Each returns a with block whose value is to be called with the end."""
+
+    def sending(self, task: str, queue: str, number: int) -> AbstractContextManager[Callable[[Sequence[int]], None]]:
+        """Around the enqueueing of *number* jobs; to be told their ids, 0 where one has none yet."""
+
+    def processing(self, claim: Claim) -> AbstractContextManager[Callable[[Outcome], None]]:
+        """Around one try of a job; to be told how it ended."""
+
+
 class TaskRegistry:
     """The tasks of one TaskWorker by name. Names in stored rows are looked up here and nowhere else."""
 
@@ -291,6 +302,7 @@ class TaskRegistry:
         self.codec = codec
         self.version = 0
         """Grows with every registration, so that a running worker notices new schedules."""
+        self.tracing: Tracing | None = None
         self._find_client = find_client
         self._tasks: dict[str, Task[..., Any, Any]] = {}
         self._built_in: dict[str, Task[..., Any, Any]] = {}

@@ -135,6 +135,9 @@ class MailQueue:
 
         Raises MessageTooLarge, NotAccepted, or OutcomeUnknown when the commit got no answer.
         """
+        return self._client.traced(self._task, options.enqueue, len(mails), lambda: self._put(mails, options))
+
+    def _put(self, mails: Sequence[tuple[Any, Prepared]], options: QueueOptions) -> list[MailJob]:
         now = self._store.clock()
         rows = [self._new_mail(message, prepared, options, now) for message, prepared in mails]
         if options.enqueue.session is not None:
