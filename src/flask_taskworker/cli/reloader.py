@@ -86,7 +86,8 @@ class Reloader:
 
     def _take_event(self) -> None:
         try:
-            event = self._events.get(timeout=LOOK if self._asked_at is not None else None)
+            # A signal that reaches another thread does not wake this one.
+            event = self._events.get(timeout=LOOK)
         except queue.Empty:
             self._urge()
         else:

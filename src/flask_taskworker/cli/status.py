@@ -85,7 +85,7 @@ def _verdict(snapshot: Snapshot) -> list[str]:
 def _workers(snapshot: Snapshot) -> list[str]:
     if not snapshot.workers:
         return ["  No worker runs. Start one: flask tasks run"]
-    headers = ("process", "state", "up", "beat", "running", "async", "sync", "hung", "lag", "memory", "queues", "id")
+    headers = ("worker", "state", "up", "beat", "running", "async", "sync", "hung", "lag", "memory", "queues", "id")
     rows = [_worker_cells(worker, snapshot) for worker in snapshot.workers]
     return table(headers, rows, right={"up", "beat", "running", "async", "sync", "hung", "lag", "memory"})
 
@@ -95,7 +95,7 @@ def _worker_cells(worker: WorkerRow, snapshot: Snapshot) -> tuple[str, ...]:
     busy = info.get("running") or {}
     memory, lag = info.get("resident_mb"), info.get("loop_lag_ms")
     return (
-        f"{worker.host}:{worker.pid}",
+        str(info.get("name") or f"{worker.host}:{worker.pid}"),
         "silent" if snapshot.is_silent(worker) else worker.state,
         spoken(snapshot.now - worker.started_at),
         f"{spoken(snapshot.now - worker.beat_at)} ago",
@@ -105,9 +105,14 @@ def _worker_cells(worker: WorkerRow, snapshot: Snapshot) -> tuple[str, ...]:
         str(info.get("hung_threads", "")),
         f"{lag:.0f} ms" if isinstance(lag, int | float) else "",
         f"{memory:.0f} MB" if isinstance(memory, int | float) else "",
-        ", ".join(info.get("queues") or ("all",)),
+        _queue_words(info),
         worker.id,
     )
+
+
+def _queue_words(info: dict[str, Any]) -> str:
+    excluded = ", ".join(info.get("exclude") or ())
+    return ", ".join(info.get("queues") or ("all",)) + (f" but {excluded}" if excluded else "")
 
 
 def _queues(snapshot: Snapshot) -> list[str]:

@@ -39,6 +39,9 @@ SHORTEST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 """Seconds between a worker's failure and its next start: doubled with each failure in a row."""
 
+LOOK = 0.5
+"""Seconds from look to look for signals: one that reaches another thread than the main one does not wake it."""
+
 STEADY = 30.0
 """A worker that lived so many seconds has not failed to start."""
 
@@ -129,9 +132,9 @@ class Supervisor:
 
     def _take_event(self) -> None:
         due = [slot.start_at for slot in self._slots if slot.start_at is not None]
-        pause = max(0.0, min(due) - time.monotonic()) if due else None
+        pause = max(0.0, min(due) - time.monotonic()) if due else LOOK
         try:
-            event = self._events.get(timeout=pause)
+            event = self._events.get(timeout=min(pause, LOOK))
         except queue.Empty:
             self._start_due()
         else:
