@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import click
 from flask import has_request_context, request
 
 from .jobs import running_job
 
 MAX_WORDS = 200
-"""Characters of a request's path."""
+"""Characters of a request's path, or a command's."""
 
 carriers: list[Callable[[dict[str, Any]], None]] = []
 """Called with each origin, to add what the job shall carry; tracing adds itself here."""
@@ -20,7 +21,10 @@ _command: str | None = None
 
 
 def set_command(words: str | None) -> None:
-    """Jobs that no request and no job enqueues come from this command of this process."""
+    """Jobs that no request and no job enqueues come from this command of this process.
+
+    A command of Flask's, or another that is made with click, need not say so.
+    """
     global _command
     _command = words
 
@@ -33,11 +37,17 @@ def current_origin() -> str | None:
         found["job"] = job.claim.id
     elif has_request_context():
         found["request"] = f"{request.method} {request.path}"[:MAX_WORDS]
-    elif _command is not None:
-        found["command"] = _command
+    elif (command := _command or _click_command()) is not None:
+        found["command"] = command
     for add in carriers:
         add(found)
     return json.dumps(found) if found else None
+
+
+def _click_command() -> str | None:
+    """The command that runs in this thread, for example "flask seed"."""
+    context = click.get_current_context(silent=True)
+    return context.command_path[:MAX_WORDS] if context is not None else None
 
 
 def read_origin(text: str | None) -> dict[str, Any]:

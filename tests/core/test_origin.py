@@ -84,6 +84,18 @@ def test_a_job_of_a_command_names_it(idle_worker: BackgroundTaskWorker, find: Fi
     assert find(idle_worker.task(name="t")(lambda: None).enqueue().id) == {"command": "flask tasks call"}
 
 
+def test_a_job_of_a_flask_command_names_it(app: Flask, idle_worker: BackgroundTaskWorker, find: Find) -> None:
+    task = idle_worker.task(name="t")(lambda: None)
+    found: list[int] = []
+
+    @app.cli.command()
+    def seed() -> None:
+        found.append(task.enqueue().id)
+
+    app.test_cli_runner().invoke(args=["seed"])
+    assert find(found[0])["command"].endswith(" seed")
+
+
 @pytest.mark.usefixtures("command")
 def test_a_queued_mail_has_an_origin_too(app: Flask, idle_worker: BackgroundTaskWorker, find: Find) -> None:
     app.config["MAIL_DEFAULT_SENDER"] = "from@example.com"
