@@ -71,34 +71,34 @@ def test_dashboard_that_nobody_opened_is_closed_everywhere(app: Flask, caplog: p
     assert "TASKER_DASHBOARD_USER" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        ("X-Forwarded-For", "127.0.0.1"),
-        ("X-Original-URL", "/tasks/assets/x/style.css"),
-        ("X-Rewrite-URL", "/"),
-        ("Authorization", "Basic Og=="),
-        ("Authorization", "Bearer null"),
-        ("X-HTTP-Method-Override", "OPTIONS"),
-        ("X-Forwarded-Host", "localhost"),
-        ("X-Real-IP", "127.0.0.1"),
-        ("Host", "127.0.0.1"),
-    ],
-    ids=lambda pair: "=".join(pair),
-)
-def test_no_header_opens_it(app: Flask, header: tuple[str, str]) -> None:
-    assert statuses(mounted(app), headers={**OWN, header[0]: header[1]}) <= {403, 401}
+BYPASSES = [
+    ("X-Forwarded-For", "127.0.0.1"),
+    ("X-Original-URL", "/tasks/assets/x/style.css"),
+    ("X-Rewrite-URL", "/"),
+    ("Authorization", "Basic Og=="),
+    ("Authorization", "Bearer null"),
+    ("X-HTTP-Method-Override", "OPTIONS"),
+    ("X-Forwarded-Host", "localhost"),
+    ("X-Real-IP", "127.0.0.1"),
+    ("Host", "127.0.0.1"),
+]
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/tasks//", "/tasks/./jobs", "/tasks/%2e%2e/tasks/jobs", "//tasks/jobs", "/TASKS/jobs", "/tasks/jobs;x=.css"],
-)
-def test_no_path_opens_it(app: Flask, path: str) -> None:
+def test_no_header_opens_it(app: Flask) -> None:
+    mounted(app)
+    for name, value in BYPASSES:
+        assert statuses(app, headers={**OWN, name: value}) == {403}, name
+
+
+PATHS = ["/tasks//", "/tasks/./jobs", "/tasks/%2e%2e/tasks/jobs", "//tasks/jobs", "/TASKS/jobs", "/tasks/jobs;x=.css"]
+
+
+def test_no_path_opens_it(app: Flask) -> None:
     client = mounted(app).test_client()
-    for method in ("GET", "HEAD", "POST", "OPTIONS"):
-        answer = client.open(path, method=method, follow_redirects=True)
-        assert answer.status_code in (403, 404, 405), (method, answer.status)
+    for path in PATHS:
+        for method in ("GET", "HEAD", "POST", "OPTIONS"):
+            answer = client.open(path, method=method, follow_redirects=True)
+            assert answer.status_code in (403, 404, 405), (path, method, answer.status)
 
 
 def test_debug_mode_opens_it_to_this_machine_only(app: Flask) -> None:
@@ -161,9 +161,11 @@ def test_half_a_login_is_refused(make_app: Callable[..., Flask]) -> None:
 # -- the access callback -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [False, None, set(), (), "all", 1, object(), {"retyr"}, ["view", 1], "view"])
-def test_what_is_not_clearly_a_yes_opens_nothing(app: Flask, answer: Any) -> None:
-    assert statuses(mounted(app, access=lambda: answer)) == {403}
+def test_what_is_not_clearly_a_yes_opens_nothing(app: Flask) -> None:
+    lab = Lab(app, mail=False)
+    for answer in (False, None, set(), (), "all", 1, object(), {"retyr"}, ["view", 1], "view"):
+        lab.permissions = answer
+        assert statuses(app) == {403}, answer
 
 
 def test_a_wrong_answer_is_told_in_the_log(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,17 +254,16 @@ FORGED: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("headers", FORGED, ids=str)
-def test_forged_form_changes_nothing(app: Flask, headers: dict[str, str]) -> None:
+def test_forged_form_changes_nothing(app: Flask) -> None:
     lab = Lab(app)
     store_jobs(lab.rows, {}, {"state": "failed"})
     before = everything(lab)
-    for route in POSTS:
-        path = f"/tasks{route.rule.replace('<int:job_id>', '1')}"
-        answer = lab.client.post(path, data=FORM, headers=headers)
-        assert answer.status_code == 403, path
+    for headers in FORGED:
+        for route in POSTS:
+            path = f"/tasks{route.rule.replace('<int:job_id>', '1')}"
+            assert lab.client.post(path, data=FORM, headers=headers).status_code == 403, (path, headers)
         # Neither as JSON, nor with the method hidden in the form.
-        assert lab.client.post(path, json=FORM, headers=headers).status_code == 403
+        assert lab.client.post("/tasks/jobs/1/act", json=FORM, headers=headers).status_code == 403
         assert lab.client.put("/tasks/jobs/1", data={"_method": "POST"}, headers=headers).status_code in (403, 405)
     assert everything(lab) == before
 

@@ -24,11 +24,25 @@ HERE = Path(flask_taskworker.dashboard.__file__).parent
 PAGES = [route for route in ROUTES if route.methods == ("GET",) and not route.endpoint.startswith("mail_")]
 
 
-@pytest.fixture
-def lab(make_app: Callable[..., Flask]) -> Lab:
-    lab = Lab(make_app(TASKER_DURABILITY="normal", MAIL_DEFAULT_SENDER="us@x.org"))
+def filled(app: Flask) -> Lab:
+    lab = Lab(app)
     store_jobs(lab.rows, {}, {"state": "failed"}, {"state": "succeeded"})
     return lab
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """For tests that only look."""
+    folder = str(tmp_path_factory.mktemp("shown"))
+    app = Flask("shown", instance_path=folder, root_path=folder)
+    app.config.update(TASKER_DURABILITY="normal", MAIL_DEFAULT_SENDER="us@x.org")
+    yield filled(app)
+    app.extensions["taskworker"].client.close()
+
+
+@pytest.fixture
+def lab(make_app: Callable[..., Flask]) -> Lab:
+    return filled(make_app(TASKER_DURABILITY="normal", MAIL_DEFAULT_SENDER="us@x.org"))
 
 
 def addresses() -> Iterator[Any]:
@@ -44,8 +58,8 @@ each_page = pytest.mark.parametrize("address", list(addresses()))
 
 
 @pytest.mark.parametrize("address", ["/", "/jobs/1", "/jobs/999", "/jobs?filter=zz:1", "/nowhere"])
-def test_every_answer_has_the_headers(lab: Lab, address: str) -> None:
-    headers = lab.client.get(f"/tasks{address}").headers
+def test_every_answer_has_the_headers(shown: Lab, address: str) -> None:
+    headers = shown.client.get(f"/tasks{address}").headers
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "frame-ancestors 'none'" in policy
@@ -62,8 +76,8 @@ def test_a_refusal_has_them_too(lab: Lab) -> None:
 
 
 @each_page
-def test_no_page_needs_what_the_policy_forbids(lab: Lab, address: str) -> None:
-    html = lab.page(address)
+def test_no_page_needs_what_the_policy_forbids(shown: Lab, address: str) -> None:
+    html = shown.page(address)
     assert_harmless(html)
     assert "<style" not in html
     assert [a for tag, a in tags(html) if tag == "script"] == [
@@ -75,8 +89,8 @@ def test_no_page_needs_what_the_policy_forbids(lab: Lab, address: str) -> None:
 
 
 @each_page
-def test_page_is_fit_for_a_screen_reader(lab: Lab, address: str) -> None:
-    found = tags(lab.page(address))
+def test_page_is_fit_for_a_screen_reader(shown: Lab, address: str) -> None:
+    found = tags(shown.page(address))
     assert found.count(("html", {"lang": "en"})) == 1
     assert [tag for tag, _ in found].count("h1") == 1
     assert ("a", {"class": "skip", "href": "#main"}) in found
@@ -91,8 +105,8 @@ def test_page_is_fit_for_a_screen_reader(lab: Lab, address: str) -> None:
 
 
 @each_page
-def test_page_is_there_as_json(lab: Lab, address: str) -> None:
-    response = lab.get(address, format="json")
+def test_page_is_there_as_json(shown: Lab, address: str) -> None:
+    response = shown.get(address, format="json")
     assert response.mimetype == "application/json"
     assert isinstance(response.get_json(), dict)
     assert "<svg" not in response.text
@@ -135,8 +149,8 @@ def test_errors_are_there_as_json_too(lab: Lab) -> None:
         ("/assets/x/style.css", 404, "no such file"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_words(lab: Lab, address: str, status: int, words: str) -> None:
-    response = lab.client.get(f"/tasks{address}")
+def test_what_cannot_be_asked_is_refused_in_words(shown: Lab, address: str, status: int, words: str) -> None:
+    response = shown.client.get(f"/tasks{address}")
     assert response.status_code == status, response.text
     assert words in response.text.replace("&#39;", "'")
 
@@ -155,9 +169,9 @@ def test_what_cannot_be_asked_is_refused_in_words(lab: Lab, address: str, status
         ("/jobs/confirm", {"action": "cancel", "scope": "all", "filter": 'args."a b":1'}, 400),
     ],
 )
-def test_form_that_cannot_be_is_refused(lab: Lab, path: str, form: dict[str, str], status: int) -> None:
-    assert lab.post(path, **form).status_code == status
-    assert lab.audit() == []
+def test_form_that_cannot_be_is_refused(shown: Lab, path: str, form: dict[str, str], status: int) -> None:
+    assert shown.post(path, **form).status_code == status
+    assert shown.audit() == []
 
 
 def test_database_that_does_not_answer_is_told_in_words(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,23 +204,23 @@ def test_the_passing_of_time_alone_changes_no_page(lab: Lab) -> None:
     assert {address: lab.get(address).headers["ETag"] for address in pages} == pages
 
 
-def test_pages_and_assets_are_compressed_for_those_who_take_it(lab: Lab) -> None:
+def test_pages_and_assets_are_compressed_for_those_who_take_it(shown: Lab) -> None:
     for address in ("/jobs", f"/assets/{ASSETS['live.js'].digest}/live.js"):
-        plain = lab.client.get(f"/tasks{address}")
-        packed = lab.client.get(f"/tasks{address}", headers={"Accept-Encoding": "br, gzip"})
+        plain = shown.client.get(f"/tasks{address}")
+        packed = shown.client.get(f"/tasks{address}", headers={"Accept-Encoding": "br, gzip"})
         assert "Content-Encoding" not in plain.headers
         assert packed.headers["Content-Encoding"] == "gzip"
         assert "Accept-Encoding" in packed.headers["Vary"]
         assert len(gzip.decompress(packed.data)) == len(plain.data)
-        refused = lab.client.get(f"/tasks{address}", headers={"Accept-Encoding": "gzip;q=0"})
+        refused = shown.client.get(f"/tasks{address}", headers={"Accept-Encoding": "gzip;q=0"})
         assert "Content-Encoding" not in refused.headers
 
 
-def test_assets_are_kept_for_ever_under_a_name_of_their_content(lab: Lab) -> None:
-    html = lab.page("/")
+def test_assets_are_kept_for_ever_under_a_name_of_their_content(shown: Lab) -> None:
+    html = shown.page("/")
     for name in ASSETS:
         (address,) = re.findall(rf'"(/tasks/assets/[0-9a-f]+/{name})"', html)
-        response = lab.client.get(address)
+        response = shown.client.get(address)
         assert "immutable" in response.headers["Cache-Control"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
