@@ -3,6 +3,7 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker
 
 app = Flask(__name__)
+app.config["TASKER_DASHBOARD_URL"] = "/tasks"  # a page for every job; open to you alone, in debug mode
 task_worker = BackgroundTaskWorker(app)
 
 
@@ -20,4 +21,4 @@ def enqueue(x: int, y: int):
 task_worker.start()  # a thread beside the web application
 
 if __name__ == "__main__":
-    app.run()
+    app.run(debug=True)

@@ -106,16 +106,18 @@ def ask(url: str, **form: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    [("hello.py",), ("-m", "flask", "--app", "hello.py", "run", "--port", "0")],
+    [("hello.py",), ("-m", "flask", "--app", "hello.py", "run", "--debug", "--no-reload", "--port", "0")],
     ids=["python hello.py", "flask run"],
 )
-def test_hello_adds(command: tuple[str, ...], examples: Path) -> None:
+def test_hello_adds_and_shows_its_job(command: tuple[str, ...], examples: Path) -> None:
     hello = examples / "hello.py"
     # Port 5000 may be in use here. With 0 the system chooses one, and it is in what the program says.
-    hello.write_text(hello.read_text().replace("app.run()", "app.run(port=0)"))
+    hello.write_text(hello.read_text().replace("debug=True", "debug=True, use_reloader=False, port=0"))
     with running(*command, cwd=examples) as example:
         address = example.wait_for(RUNNING_ON)[1]
-        assert json.loads(ask(f"{address}/add/1/2"))["sum"] == 3
+        job = json.loads(ask(f"{address}/add/1/2"))
+        assert job["sum"] == 3
+        assert "succeeded" in ask(f"{address}/tasks/jobs/{job['job']}")
         assert "Traceback" not in example.said
 
 
@@ -136,11 +138,12 @@ def order(address: str, goods: str, shop: str = "") -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_factory_packs_orders(examples: Path) -> None:
-    command = ("-m", "flask", "--app", "examples.factory.wsgi", "run", "--port", "0")
+    command = ("-m", "flask", "--app", "examples.factory.wsgi", "run", "--debug", "--no-reload", "--port", "0")
     with running(*command, cwd=examples.parent) as example:
         address = example.wait_for(RUNNING_ON)[1]
         assert order(address, "tea")["result"] == "tea, packed by The corner shop"
         assert json.loads(ask(f"{address}/reports/", please="yes"))["job"] > 1
+        assert "orders.pack" in ask(f"{address}/tasks/jobs")
         with pytest.raises(urllib.error.HTTPError, match="404") as missing:
             ask(f"{address}/orders/999")
         missing.value.close()
@@ -192,6 +195,7 @@ def test_demo_keeps_its_promises(examples: Path, scratch: Path) -> None:
     assert re.search(r"All \d+ checks hold", demo.said)
     for word in ("files", "definitions", "retries", "pick-up", "schedule", "rescued", "The ten longest functions"):
         assert word in demo.said
+    assert re.search(r"dashboard +✓ each of 9 pages shows what ran", demo.said)
     assert re.search(r"report +mailed from the queue", demo.said)
     assert re.search(r"mails +100 different messages in [\d.]+ s, [\d,]+ a second", demo.said)
     assert not re.search(r"Traceback|\w(Error|Warning)\b.*: ", demo.said), demo.said
@@ -258,7 +262,11 @@ def test_demo_on_a_terminal_serves_its_page_until_ctrl_c(examples: Path, scratch
     try:
         command = ("-m", "examples.demo", "--limit", "20", "--port", "0")
         with running(*command, cwd=examples.parent, stdin=theirs, TMPDIR=str(scratch)) as demo:
-            address = demo.wait_for(r"The page is at (http://127\.0\.0\.1:\d+)")[1]
+            # Before the first job: the address is no use when all is over.
+            address = demo.wait_for(r"dashboard  (http://127\.0\.0\.1:\d+)/tasks/")[1]
+            assert "Throughput" in ask(f"{address}/tasks/")
+            demo.wait_for(rf"The dashboard is at {address}/tasks/")
+            assert "examples.demo.tasks.parse_file" in ask(f"{address}/tasks/jobs?filter=task:*parse_file")
             assert "The longest functions" in ask(address)
             status = json.loads(ask(f"{address}/status.json"))
             assert status["index"]["files"] > 10

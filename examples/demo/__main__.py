@@ -23,7 +23,7 @@ from flask_taskworker import TaskWorkerError
 from . import summary
 from .app import create_app, log_to
 from .mail_server import receiving
-from .page import create_page, listen, serving
+from .page import DASHBOARD, create_page, listen, mount, serving
 from .screen import BOLD, DIM, Screen, Stuck
 from .stage import Stage, Step
 from .steps import STEPS
@@ -60,13 +60,13 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="demo",
         description="Index the sources of Python's standard library with background jobs, and show how it goes.",
-        epilog="On a terminal the demo serves a web page meanwhile and goes on until Ctrl-C. "
+        epilog="On a terminal the demo serves its dashboard meanwhile and goes on until Ctrl-C. "
         "The exit code is 0 if every check held, 1 otherwise.",
     )
-    parser.add_argument("--once", action="store_true", help="end after the summary; serve no page")
+    parser.add_argument("--once", action="store_true", help="end after the summary; serve no pages")
     parser.add_argument("--limit", type=positive, metavar="N", help="index only about N files, and do less elsewhere")
     parser.add_argument("--data", type=new_directory, metavar="DIR", help="keep databases and log in DIR, new or empty")
-    parser.add_argument("--port", type=int, help="port of the web page (default: 5000, or any if that is in use)")
+    parser.add_argument("--port", type=int, help="port of the web pages (default: 5000, or any if that is in use)")
     return parser.parse_args(arguments)
 
 
@@ -100,6 +100,7 @@ def demonstrate(data: Path, options: argparse.Namespace, listener: socket.socket
         app = create_app(data, inbox.port)
         stage = Stage(data=data, limit=options.limit, screen=Screen(), tally=Tally(app), inbox=inbox)
         app.register_blueprint(create_page(stage))
+        mount(app)
         with app.app_context(), serving(app, listener) as address:
             greet(stage, address, temporary=options.data is None)
             present(stage, address)
@@ -132,10 +133,11 @@ def greet(stage: Stage, address: str | None, *, temporary: bool) -> None:
     screen = stage.screen
     python = f"Python {platform.python_version()} on {os.cpu_count()} cores"
     screen.line(screen.paint("Flask-TaskWorker indexes Python's standard library", BOLD) + f"  ({python})")
-    kept = "removed at the end unless a check fails; --data DIR keeps it" if temporary else "stays"
-    screen.line(f"  log   {stage.data / LOG}  {screen.paint(f'({kept})', DIM)}")
     if address:
-        screen.line(f"  page  {screen.paint(address, BOLD)}")
+        screen.line(f"  dashboard  {screen.paint(address + DASHBOARD, BOLD)}  every job, while it runs and afterwards")
+        screen.line(f"  index      {screen.paint(address, BOLD)}")
+    kept = "removed at the end unless a check fails; --data DIR keeps it" if temporary else "stays"
+    screen.line(f"  log        {stage.data / LOG}  {screen.paint(f'({kept})', DIM)}")
     screen.line()
 
 
@@ -159,7 +161,8 @@ def run_step(step: Step, stage: Stage) -> str:
 
 def wait_for_ctrl_c(screen: Screen, address: str) -> None:
     screen.line()
-    screen.line(f"  The page is at {screen.paint(address, BOLD)} and the schedule goes on. Ctrl-C ends the demo.")
+    dashboard = screen.paint(address + DASHBOARD, BOLD)
+    screen.line(f"  The dashboard is at {dashboard} and the schedules go on. Ctrl-C ends the demo.")
     try:
         while True:
             time.sleep(3600)

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,12 @@ async def add_report(fire_at: str, late_ms: float) -> None:
     async with aiosqlite.connect(path(), timeout=LOCK_TIMEOUT) as db:
         await db.execute("INSERT INTO report SELECT ?, count(*), ? FROM file", (fire_at, late_ms))
         await db.commit()
+
+
+def forget_reports(before: datetime) -> int:
+    """Delete the reports of times before *before*, and say how many there were. Called in a thread, so it may block."""
+    with closing(sqlite3.connect(path(), timeout=LOCK_TIMEOUT)) as db, db:
+        return db.execute("DELETE FROM report WHERE fire_at < ?", (before.isoformat(),)).rowcount
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------

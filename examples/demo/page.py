@@ -1,4 +1,4 @@
-"""The web page: the index and the state of the queues, once a second."""
+"""The web page, with the index and the state of the queues once a second, and the dashboard of the jobs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flask import Blueprint, Flask, render_template
+from flask import Blueprint, Flask, render_template, request
 from werkzeug.serving import make_server
+
+from flask_taskworker.dashboard import create_dashboard
 
 from . import index
 from .stage import Stage
+from .tasks import task_worker
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
+DASHBOARD = "/tasks/"
+VISITORS = {"view", "payload", "mail_body", "retry", "cancel", "discard", "run", "pause"}
+"""What they may do: everything, down to reading the mails. An application asks who is logged in."""
 
 
 def create_page(stage: Stage) -> Blueprint:
@@ -35,6 +41,17 @@ def create_page(stage: Stage) -> Blueprint:
         }
 
     return blueprint
+
+
+def mount(app: Flask) -> None:
+    """The dashboard, open to whoever sits at this machine."""
+    app.register_blueprint(create_dashboard(task_worker, access=is_from_here), url_prefix=DASHBOARD.rstrip("/"))
+
+
+def is_from_here() -> set[str]:
+    """The name counts, too: a foreign page could have its own lead to this machine."""
+    is_local = request.remote_addr == HOST and request.host.partition(":")[0] in (HOST, "localhost")
+    return VISITORS if is_local else set()
 
 
 def listen(port: int | None) -> socket.socket:

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import itertools
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from flask_taskworker import BackgroundTaskWorker, Every, JobFailed, Retry, current_job
+from flask_taskworker import BackgroundTaskWorker, Cron, Every, JobFailed, Retry, current_job
 
 from . import index
 from .messages import mail, make_batch
@@ -58,6 +58,12 @@ async def report_progress() -> None:
     assert current_job.fire_at is not None
     late = datetime.now(UTC) - current_job.fire_at
     await index.add_report(current_job.fire_at.isoformat(), late.total_seconds() * 1000)
+
+
+@task_worker.task(queue="report", schedule=Cron("30 2 * * *", timezone="Europe/Berlin"))
+def forget_reports() -> int:
+    """Each night, also in the one in spring that has no half past two. It may be enqueued at any other time, too."""
+    return index.forget_reports(datetime.now(UTC) - timedelta(days=1))
 
 
 # --- Mail ---------------------------------------------------------------------------------------------------------

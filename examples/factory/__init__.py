@@ -2,9 +2,9 @@
 
 Read ``extensions.py``, ``config.py``, ``orders.py`` and ``reports.py``, then the factory below. To run it::
 
-    flask --app examples.factory.wsgi run        # one shop; the worker is a thread in the same process
-    flask --app examples.factory.wsgi tasks run  # a worker in a process of its own
-    python -m examples.factory.two_shops         # two apps in one process, each with its own jobs
+    flask --app examples.factory.wsgi run --debug # one shop, its jobs at /tasks; the worker is a thread in the process
+    flask --app examples.factory.wsgi tasks run   # a worker in a process of its own
+    python -m examples.factory.two_shops          # two apps in one process, each with its own jobs
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ class Config:
 
     SHOP_NAME = "The corner shop"
     TASKER_DATABASE_URI = "sqlite:///shop.db"  # a relative path is relative to the instance folder
+    TASKER_DASHBOARD_URL = "/tasks"  # open to you, with --debug; TASKER_DASHBOARD_USER and _PASSWORD open it to others
     TASKER_QUEUES = ("orders", "reports")  # orders are claimed first
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stage import Step
-from . import burst, crash, indexing, mailing, mishaps, pick_up
+from . import burst, crash, dashboard, indexing, mailing, mishaps, pick_up
 
 STEPS = (
     Step(title="pick-up", run=pick_up.run),
@@ -12,4 +12,5 @@ STEPS = (
     Step(title="crash", run=crash.run),
     Step(title="burst", run=burst.run),
     Step(title="mail", run=mailing.run),
+    Step(title="dashboard", run=dashboard.run),
 )
