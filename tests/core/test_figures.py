@@ -103,6 +103,19 @@ def test_figures_appear_while_the_worker_works(task_worker: BackgroundTaskWorker
     wait_for(lambda: counts(store) == {"well": (2, 0, 0, 0)})
 
 
+def test_figures_of_the_last_seconds_are_stored_when_the_worker_ends(
+    task_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeper, "INTERVAL", 3600)
+    task = task_worker.task(name="well")(lambda: None)
+    task.enqueue().result(timeout=20)
+    wait_for(lambda: counts(store) == {"well": (1, 0, 0, 0)})
+    task.enqueue().result(timeout=20)
+    assert counts(store) == {"well": (1, 0, 0, 0)}
+    task_worker.stop(timeout=20)
+    assert counts(store) == {"well": (2, 0, 0, 0)}
+
+
 def test_a_job_that_should_run_again_but_was_cancelled_is_counted_once(
     idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
 ) -> None:

@@ -15,6 +15,8 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, Job, JobState, RetryJob, SnoozeJob, current_job
 from flask_taskworker.config import TaskWorkerConfig
 from flask_taskworker.errors import ConfigError
+from flask_taskworker.joblog import keep_line
+from flask_taskworker.jobs import Claim, RunningJob
 from flask_taskworker.store import work
 from flask_taskworker.store.browse import Browser, LogLine
 from flask_taskworker.store.sql import Store
@@ -219,14 +221,34 @@ def test_the_level_says_which_lines_are_kept(
     assert texts(app.extensions["taskworker"].store, job) == kept
 
 
-def test_lines_wait_for_the_end_of_the_worker_at_most(
+def test_the_last_words_of_a_job_are_stored_when_its_worker_ends(
     task_worker: BackgroundTaskWorker, store: Store, log: logging.Logger
 ) -> None:
-    task = task_worker.task(name="speak")(lambda: log.info("last words"))
-    job = task.enqueue()
-    wait_for(lambda: job.refresh().state.finished)
-    task_worker.stop(timeout=20)
+    go_on = threading.Event()
+
+    @task_worker.task
+    def speak() -> None:
+        wait(go_on)
+        log.info("last words")
+
+    job = speak.enqueue()
+    wait_for(lambda: job.refresh().state is JobState.RUNNING)
+    ending = threading.Thread(target=task_worker.stop, args=(20,))
+    ending.start()
+    wait_for(lambda: [worker.state for worker in store.workers()] == ["draining"])
+    go_on.set()
+    ending.join()
     assert texts(store, job) == ["last words"]
+
+
+def test_what_is_logged_after_the_end_is_not_kept() -> None:
+    claim = Claim(1, "u", "t", "q", "sync", 0, "[[],{}]", 1, 0, 0, 1, None, 0, 0, None, None)
+    job = RunningJob(claim, lambda *_: None, log_level=0)
+    record = logging.LogRecord("shop", 20, "x.py", 1, "too late", (), None)
+    keep_line(job, record)
+    job.ended = True
+    keep_line(job, record)
+    assert len(job.lines or ()) == 1
 
 
 def test_lines_of_a_job_that_is_gone_are_not_kept(

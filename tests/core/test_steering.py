@@ -318,9 +318,10 @@ def test_nothing_is_claimed_from_a_paused_queue_and_all_when_it_is_resumed(
 ) -> None:
     steer.pause_queue("a")
     held = [recorder.task.using(queue="a").enqueue("held"), recorder.task.using(queue="a").enqueue("suspect")]
-    rows("UPDATE taskworker_job SET solo = 1, crashes = 2 WHERE id = ?", held[1].id)
+    other = recorder.task.using(queue="b").enqueue("b1")
+    rows("UPDATE taskworker_job SET solo = 1, crashes = 2 WHERE id IN (?, ?)", held[1].id, other.id)
     idle_worker.start()
-    ended(recorder.task.using(queue="b").enqueue("b1"))
+    ended(other)
     # It has had a turn with a look at the database; now one by a hint alone.
     held.append(recorder.task.using(queue="a").enqueue("hinted"))
     ended(recorder.task.using(queue="b").enqueue("b2"))
