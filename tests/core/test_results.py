@@ -36,7 +36,7 @@ def elsewhere(app: Flask, task_worker: BackgroundTaskWorker) -> Iterator[Client]
     """The same jobs as seen by a process without a worker: nobody tells it when one ends."""
     config = app.extensions["taskworker"].config
     store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
-    client = Client(store, task_worker.registry.codec, lambda: None)
+    client = Client(store, task_worker.registry, lambda: None)
     yield client
     client.close()
 
