@@ -14,11 +14,12 @@ from tests.core.stored import store_jobs, store_many
 from tests.dashboard.lab import Lab, assert_harmless
 
 from flask_taskworker import Every, Retry, current_job
-from flask_taskworker.bulk import enqueue_bulk, exact
-from flask_taskworker.errors import ArgumentsError, DeclarationError
+from flask_taskworker.bulk import act_on_all, enqueue_bulk, exact
+from flask_taskworker.errors import ArgumentsError, DeclarationError, JobCancelled
 from flask_taskworker.filters import JobFilter
+from flask_taskworker.jobs import Claim, RunningJob, set_running
 from flask_taskworker.steering import BULK
-from flask_taskworker.store.sql import MOST
+from flask_taskworker.store.sql import MAX_ID, MOST
 from flask_taskworker.testing import Jobs
 
 XSS = (
@@ -319,6 +320,20 @@ def test_act_on_many_is_not_repeated_by_who_may_only_retry(lab: Lab) -> None:
     assert list(states(lab).values()) == ["failed", "failed", "ready"]
 
 
+def test_act_on_many_stops_after_a_batch_when_it_is_cancelled(lab: Lab) -> None:
+    store_many(lab.rows, 2_500, state="'failed'")
+    names = dict.fromkeys(Claim._fields, "")
+    claim = Claim(**names)._replace(id=MAX_ID, claim=1)  # type: ignore[arg-type]
+    set_running(RunningJob(claim, report=lambda job, progress: None, cancelled=True))
+    try:
+        with lab.app.app_context(), pytest.raises(JobCancelled):
+            act_on_all("discard", "state:failed", "ana")
+    finally:
+        set_running(None)
+    assert list(states(lab).values()).count("discarded") == 1_000
+    assert [(row.action, row.number) for row in lab.audit()] == [("discard", 1_000)]
+
+
 def test_job_that_acts_is_not_put_into_a_paused_queue(lab: Lab) -> None:
     state = lab.app.extensions["taskworker"]
 
@@ -400,9 +415,12 @@ def test_long_story_is_shortened(lab: Lab) -> None:
             "VALUES (?, ?, ?, ?, ?, 'retrying')",
             *(job_id, claim, claim, claim * 1_000, claim * 1_000 + 7),
         )
-    steps = [step["what"] for step in lab.data(f"/jobs/{job_id}")["timeline"]]
+    data = lab.data(f"/jobs/{job_id}")
+    steps = [step["what"] for step in data["timeline"]]
     assert "31 more tries" in steps
     assert len(steps) < 15
+    assert [one["claim"] for one in data["tries"]] == list(range(40, 20, -1))
+    assert "Older tries are not shown" in lab.page(f"/jobs/{job_id}")
 
 
 # -- overview ----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class _Dashboard:
         if not visitor.permissions:
             return error_page(403, _WORDS[403], "This dashboard is not open to you. Its log says how to open it.")
         if request.method not in ("GET", "HEAD", "OPTIONS") and not is_own(request.headers, request.host):
-            log.warning("refused a %s from another site: %s", request.method, request.headers.get("Origin"))
+            log.warning("refused a %s from another site: %.200r", request.method, request.headers.get("Origin"))
             return error_page(403, _WORDS[403], _FOREIGN)
         if route.permission not in visitor.permissions:
             message = f"You may not do this: it needs the permission {route.permission!r}."

@@ -25,6 +25,8 @@ from .words import state_of
 _STEP_MS = 2 * HOUR_MS
 _SLICES = 12
 _UNREADABLE = "(what is stored cannot be read as JSON, so it is not shown)"
+_TRIES = 20
+"""Tries that are shown: the newest."""
 _FIRST, _LAST = 3, 6
 """Tries at both ends of the timeline that are shown."""
 
@@ -53,6 +55,7 @@ def page(view: View, job_id: int) -> Response:
         "progress": _progress(record),
         "error": failure and _error(failure),
         "tries": _tries(view, whole),
+        "tries_before": max(0, record.claim - _TRIES),
         "earlier": _earlier(view, record.task),
         "alike": filter_text(JobFilter(group=whole.failure_group)) if whole.failure_group else None,
         "its_jobs": filter_text(JobFilter(task=record.task)),
@@ -156,10 +159,12 @@ def _tries(view: View, whole: JobWhole) -> list[dict[str, Any]]:
     known = {one.claim: _known_try(one, whole.error) for one in whole.attempts}
     for claim in {*whole.lines, record.claim} - {0}:
         known.setdefault(claim, _other_try(record, claim))
-    for claim, one in known.items():
+    shown = sorted(known, reverse=True)[:_TRIES]
+    for claim in shown:
+        one = known[claim]
         lines = whole.lines.get(claim, []) if view.may("payload") else []
         one["lines"] = [{**line._asdict(), "text": without_logins(line.text)} for line in lines]
-    return [known[claim] for claim in sorted(known, reverse=True)]
+    return [known[claim] for claim in shown]
 
 
 def _known_try(one: Attempt, shown: str | None) -> dict[str, Any]:

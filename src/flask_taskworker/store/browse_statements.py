@@ -154,8 +154,8 @@ def job_whole() -> str:
 
 
 def log_lines() -> str:
-    """The log lines of the tries of one job."""
-    return "SELECT claim, lines FROM taskworker_log WHERE job_id = :id ORDER BY claim"
+    """The log lines of the last 100 tries of one job."""
+    return "SELECT claim, lines FROM taskworker_log WHERE job_id = :id ORDER BY claim DESC LIMIT 100"
 
 
 def count_states() -> str:

@@ -207,7 +207,7 @@ class Store:
         return rows[0]
 
     def attempts(self, job_id: int) -> list[Attempt]:
-        """The tries of one job that did not simply succeed, oldest first."""
+        """The last 100 tries of one job that did not simply succeed, oldest first."""
         return [Attempt._make(row) for row in self._read(statements.attempts(), id=job_id)]
 
     def counts(self) -> Counts:
