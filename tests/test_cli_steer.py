@@ -284,6 +284,22 @@ def test_paused_queue_gives_no_jobs_until_it_is_resumed(shop: Shop) -> None:
     job.result(timeout=20)
 
 
+def test_status_shows_paused_queues_and_lets_their_jobs_wait(shop: Shop) -> None:
+    shop.crawl.enqueue("x")
+    assert shop("status").code == 4
+    shop("pause", "web", "default")
+    shop.jump(HOUR)
+    answer = shop("status")
+    assert answer.code == 0
+    assert [line.split() for line in answer.out.splitlines() if "paused" in line] == [
+        ["web", "1", "1", "h", "paused"],
+        ["default", "0", "paused"],
+    ]
+    assert shop("status", "--json").json["paused_queues"] == ["default", "web"]
+    shop("resume", "web")
+    assert shop("status").code == 4
+
+
 def test_resume_of_what_is_not_paused_ends_with_3(shop: Shop) -> None:
     assert shop("resume", "web") == Answer(3, "", "Queue 'web' is not paused.\n")
     shop("pause", "web")

@@ -286,14 +286,33 @@ def test_run_tells_its_health_by_port_file_and_to_systemd(processes: ProcessShop
     assert job.refresh().state == "succeeded"
 
 
-def test_health_port_that_is_taken_is_said(shop: Shop) -> None:
+@pytest.mark.parametrize("option", ["--health-port", "--metrics-port"])
+def test_port_that_is_taken_is_said(shop: Shop, option: str) -> None:
+    if option == "--metrics-port":
+        pytest.importorskip("prometheus_client")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        answer = shop("run", "--health-port", f"127.0.0.1:{port}")
+        answer = shop("run", option, f"127.0.0.1:{port}")
     assert answer.code == 1
-    assert f"--health-port: 127.0.0.1 port {port} cannot be listened on: Address already in use." in answer.err
+    assert f"{option}: 127.0.0.1 port {port} cannot be listened on: Address already in use." in answer.err
+
+
+def test_metrics_are_answered_while_the_worker_runs(shop: Shop) -> None:
+    pytest.importorskip("prometheus_client")
+    port = free_port()
+    answers: list[tuple[int, str]] = []
+
+    @shop.task_worker.task(name="shop.ask")
+    def ask_for_metrics() -> None:
+        answers.append(ask(port, "/metrics"))
+
+    ask_for_metrics.enqueue()
+    assert shop("run", "--drain", "--metrics-port", f"127.0.0.1:{port}").code == 0
+    ((status, words),) = answers
+    assert status == 200
+    assert "taskworker_workers" in words
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from .store.browse import Browser
 from .store.sql import MOST, Counts, QueueRow, ScheduleRow, Store, WorkerRow
 
 SILENT_MS = 30_000
@@ -46,6 +47,8 @@ class Snapshot:
     schedules: tuple[ScheduleRow, ...]
     next_due: int | None
     """When the next scheduled job is due."""
+    paused: tuple[str, ...] = ()
+    """The queues that are paused: that their jobs wait is what somebody wants."""
 
     @classmethod
     def take(cls, store: Store) -> Snapshot:
@@ -56,6 +59,7 @@ class Snapshot:
             counts=store.counts(),
             schedules=tuple(store.schedules()),
             next_due=store.next_due(),
+            paused=tuple(Browser(store).paused_queues()),
             now=store.clock(),
         )
 
@@ -63,6 +67,11 @@ class Snapshot:
         """What is wrong, a sentence each; empty when all is well."""
         taken = self._not_taken_by_all() if self.claiming else self._not_taken()
         return [*self._silent(), *self._stuck(), *taken, *self._slow()]
+
+    @property
+    def open_queues(self) -> list[QueueRow]:
+        """The queues that have ready jobs and are not paused."""
+        return [queue for queue in self.queues if queue.name not in self.paused]
 
     @property
     def claiming(self) -> list[WorkerRow]:
@@ -98,10 +107,11 @@ class Snapshot:
 
     def _not_taken(self) -> Iterator[str]:
         remedy = "and no living worker takes them. Start one: flask tasks run"
-        if self.counts.ready == 1:
+        ready = sum(queue.ready for queue in self.open_queues) if self.paused else self.counts.ready
+        if ready == 1:
             yield "1 job is ready and no living worker takes it. Start one: flask tasks run"
-        elif self.counts.ready:
-            yield f"{counted(self.counts.ready)} jobs are ready {remedy}"
+        elif ready:
+            yield f"{counted(ready)} jobs are ready {remedy}"
         elif self.next_due is not None and self.now - self.next_due > LATE_MS:
             yield f"Jobs have been due for {spoken(self.now - self.next_due)} {remedy}"
         if any(self.is_late(schedule) for schedule in self.schedules):
@@ -113,7 +123,7 @@ class Snapshot:
 
     def _not_taken_by_all(self) -> Iterator[str]:
         infos = [info_of(worker) for worker in self.claiming]
-        for queue in self.queues:
+        for queue in self.open_queues:
             if not any(_takes(info, queue.name) for info in infos):
                 yield (
                     f"Queue {queue.name!r} has jobs that are ready ({counted(queue.ready)}) and no living worker works "
@@ -121,7 +131,7 @@ class Snapshot:
                 )
 
     def _slow(self) -> Iterator[str]:
-        for queue in self.queues:
+        for queue in self.open_queues:
             if self.now - queue.oldest_at > LONG_WAIT_MS:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
 

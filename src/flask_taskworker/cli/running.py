@@ -7,6 +7,8 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -110,6 +112,12 @@ class Address(click.ParamType):  # type: ignore[type-arg]
     help="Write each second into this file how the worker is: see python -m flask_taskworker.health --help.",
 )
 @click.option(
+    "--metrics-port",
+    type=Address(),
+    metavar="[HOST:]PORT",
+    help="Answer Prometheus there; without HOST on all interfaces. Needs the extra prometheus.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     help="How to write the log. Defaults to text, or to what the application has set up.",
@@ -147,8 +155,8 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
     plan = _plan(state, settings, limits, duties, workers)
     log.info("%s", "; ".join(f"{name}: {value}" for name, value in plan if value))
     if workers > 1:
-        _supervise(state, limits, options)
-    with _probes(WorkersHealth(state.task_worker.workers), options):
+        _supervise(app, state, limits, options)
+    with _probes(WorkersHealth(state.task_worker.workers), options), _metrics(app, options["metrics_port"]):
         _work(state, limits, duties, settings)
 
 
@@ -164,7 +172,7 @@ def _reload(state: AppState, workers: int) -> NoReturn:
     sys.exit(reload(own_command()))
 
 
-def _supervise(state: AppState, limits: Limits, options: dict[str, Any]) -> NoReturn:
+def _supervise(app: Flask, state: AppState, limits: Limits, options: dict[str, Any]) -> NoReturn:
     # What is wrong with the database or the platform is said here, once.
     state.store.driver.check_platform()
     state.store.driver.prepare()
@@ -172,7 +180,8 @@ def _supervise(state: AppState, limits: Limits, options: dict[str, Any]) -> NoRe
     ends = limits.drain or limits.max_idle is not None
     supervisor = Supervisor(own_command(), options["workers"], ends=ends, environment=os.environ)
     with tempfile.TemporaryDirectory(prefix="taskworker-") as folder:
-        with _probes(supervisor.write_health_to(Path(folder)), options):
+        health = supervisor.write_health_to(Path(folder))
+        with _probes(health, options), _metrics(app, options["metrics_port"]):
             code = supervisor.run()
     sys.exit(code)
 
@@ -185,11 +194,36 @@ def _probes(health: Health, options: dict[str, Any]) -> Probes:
     try:
         return Probes(health, address=address, file=file, environment=os.environ)
     except OSError as error:
-        host, port = address or ("", 0)
-        reason = error.strerror or str(error)
-        raise click.ClickException(
-            f"--health-port: {host} port {port} cannot be listened on: {reason}. Take another one."
-        ) from error
+        raise _cannot_listen("--health-port", address or ("", 0), error) from error
+
+
+@contextmanager
+def _metrics(app: Flask, address: tuple[str, int] | None) -> Iterator[None]:
+    """Answer Prometheus for as long as this is open."""
+    if address is None:
+        yield
+        return
+    host, port = address
+    try:
+        from ..metrics import serve_metrics
+
+        server = serve_metrics(app, port, host)
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise _cannot_listen("--metrics-port", address, error) from error
+    log.info("metrics are told at http://%s:%s", host, server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _cannot_listen(option: str, address: tuple[str, int], error: OSError) -> click.ClickException:
+    host, port = address
+    reason = error.strerror or str(error)
+    return click.ClickException(f"{option}: {host} port {port} cannot be listened on: {reason}. Take another one.")
 
 
 def _duties(queues: tuple[str, ...], options: dict[str, Any], number: str) -> Duties:

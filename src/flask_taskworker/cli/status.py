@@ -38,7 +38,7 @@ def status(as_json: bool, watch: float | None) -> None:
 
     Shows workers, queues, counts and schedules. Exits with 4 if all is not well: jobs are ready or due and no living
     worker takes them, a worker has not checked in for 30 seconds, its event loop is blocked or hung jobs hold all its
-    threads, or a job has been ready for more than 5 minutes.
+    threads, or a job has been ready for more than 5 minutes. Jobs of paused queues may wait.
     """
     state = app_state()
     if watch is None:
@@ -116,10 +116,12 @@ def _queue_words(info: dict[str, Any]) -> str:
 
 
 def _queues(snapshot: Snapshot) -> list[str]:
-    if not snapshot.queues:
+    if not snapshot.queues and not snapshot.paused:
         return ["  No job is ready."]
     rows = [(queue.name, counted(queue.ready), spoken(snapshot.now - queue.oldest_at)) for queue in snapshot.queues]
-    return table(("queue", "ready", "oldest wait"), rows, right={"ready", "oldest wait"})
+    rows += [(name, "0", "") for name in snapshot.paused if name not in {queue.name for queue in snapshot.queues}]
+    cells = [(*row, "paused" if row[0] in snapshot.paused else "") for row in rows]
+    return table(("queue", "ready", "oldest wait", "state"), cells, right={"ready", "oldest wait"})
 
 
 def _counts(snapshot: Snapshot) -> list[str]:
@@ -174,6 +176,7 @@ def _status_json(snapshot: Snapshot) -> str:
                 {"name": q.name, "ready": q.ready, "oldest_wait_s": _seconds(snapshot.now - q.oldest_at)}
                 for q in snapshot.queues
             ],
+            "paused_queues": snapshot.paused,
             "counts": _count_fields(snapshot),
             "counted_up_to": MOST,
             "next_due": iso(snapshot.next_due),

@@ -403,6 +403,10 @@ class Browser:
             for name in sorted({*ready, *running, *paused, *worked, *also})
         ]
 
+    def paused_queues(self) -> list[str]:
+        """The names of the queues that are paused."""
+        return sorted(name for name, is_paused, *_ in self._read(statements.running_and_paused(), {}) if is_paused)
+
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
         return self._store.schedules()
