@@ -208,7 +208,7 @@ class Store:
 
     def attempts(self, job_id: int) -> list[Attempt]:
         """The last 100 tries of one job that did not simply succeed, oldest first."""
-        return [Attempt._make(row) for row in self._read(statements.attempts(), id=job_id)]
+        return [Attempt._make(row) for row in reversed(self._read(statements.attempts(), id=job_id))]
 
     def counts(self) -> Counts:
         """How many jobs there are in each state, each counted up to :data:`MOST`."""

@@ -155,10 +155,10 @@ def unfinished_before() -> str:
 
 
 def attempts() -> str:
-    """The last 100 tries of one job that did not succeed, oldest first."""
+    """The last 100 tries of one job that did not succeed, newest first."""
     return (
-        "SELECT * FROM (SELECT claim, attempt, worker_id, started_at, finished_at, outcome, error "
-        "FROM taskworker_attempt WHERE job_id = :id ORDER BY claim DESC LIMIT 100) AS last ORDER BY claim"
+        "SELECT claim, attempt, worker_id, started_at, finished_at, outcome, error FROM taskworker_attempt "
+        "WHERE job_id = :id ORDER BY claim DESC LIMIT 100"
     )
 
 
