@@ -21,7 +21,7 @@ def _chosen(dialect: Dialect) -> str:
 
 
 def retry(dialect: Dialect) -> str:
-    """Put failed and cancelled jobs back into their queues, but for those of :func:`special_retries`, and acts on many."""
+    """Put failed and cancelled jobs back into their queues; not those of :func:`special_retries`, nor acts on many."""
     return (
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
         "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
