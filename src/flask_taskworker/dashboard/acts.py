@@ -18,7 +18,7 @@ _DONE = {
     "retry": "{} back in the queue",
     "run": "{} made ready",
     "cancel": "{} cancelled, or asked to stop",
-    "discard": "{} discarded; they can be taken back until they are pruned",
+    "discard": "{} discarded; that can be undone until pruning",
     "restore": "{} taken back",
 }
 
