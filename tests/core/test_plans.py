@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.filters import JobFilter
+from flask_taskworker.store import browse
 from flask_taskworker.store.browse import Browser
 from flask_taskworker.store.driver import Parameters, Row
 from flask_taskworker.store.sql import Store
@@ -59,16 +61,29 @@ def store(app: Flask, idle_worker: BackgroundTaskWorker, rows: Rows) -> Store:
 
 
 class Plans:
-    """A driver's reads, each explained."""
+    """A driver's reads: each explained, and its steps in SQLite's machine counted."""
 
-    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store: Store, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: dict[str, list[str]] = {}
+        self.steps: dict[str, int] = {}
+        self._connection = sqlite3.connect(database)
+        self._counted = 0
+        self._connection.set_progress_handler(self._count, 100)
         self._read = store.driver.read
         monkeypatch.setattr(store.driver, "read", self.read)
 
+    def _count(self) -> None:
+        self._counted += 100
+
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         self.found[sql] = [row[3] for row in self._read(f"EXPLAIN QUERY PLAN {sql}", parameters)]
-        return self._read(sql, parameters)
+        self._counted = 0
+        found = self._connection.execute(sql, dict(parameters)).fetchall()
+        self.steps[sql] = max(self._counted, self.steps.get(sql, 0))
+        return found
+
+    def close(self) -> None:
+        self._connection.close()
 
     def through_the_table(self) -> Iterator[tuple[str, str]]:
         """Steps that read jobs without an index, or all of them by an index that holds all."""
@@ -80,6 +95,19 @@ class Plans:
                 if scan and scan[1] in names and scan[2] not in PARTIAL:
                     yield sql, step
 
+    def long(self) -> list[tuple[int, str]]:
+        """Statements that took as many steps as a look at every job takes."""
+        return [(steps, sql) for sql, steps in self.steps.items() if steps > 2 * NUMBER]
+
+
+@pytest.fixture
+def plans(store: Store, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plans]:
+    for name, number in {"WINDOW": 1_000, "FEW": 500, "ARGS_WINDOW": 500, "GROUPED": 500, "MOST": 500}.items():
+        monkeypatch.setattr(browse, name, number)
+    found = Plans(store, database, monkeypatch)
+    yield found
+    found.close()
+
 
 PARTIAL = {
     *("taskworker_job_ready", "taskworker_job_suspect", "taskworker_job_due", "taskworker_job_held"),
@@ -89,8 +117,7 @@ PARTIAL = {
 
 
 @pytest.mark.sqlite_only
-def test_no_statement_of_the_pages_goes_through_the_table(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = Plans(store, monkeypatch)
+def test_no_statement_of_the_pages_goes_through_the_table(store: Store, plans: Plans) -> None:
     browser = Browser(store)
     for text in FILTERS:
         chosen = JobFilter.parse(text, 60_000)
@@ -108,10 +135,13 @@ def test_no_statement_of_the_pages_goes_through_the_table(store: Store, monkeypa
     browser.mails(address="x", before="u5")
     assert len(plans.found) > 50
     assert list(plans.through_the_table()) == []
+    assert plans.long() == []
 
 
 @pytest.mark.sqlite_only
-def test_the_check_of_plans_finds_a_scan(store: Store, monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
-    plans = Plans(store, monkeypatch)
+def test_the_check_of_plans_finds_a_look_at_every_job(store: Store, plans: Plans) -> None:
     store.driver.read("SELECT count(*) FROM taskworker_job AS j WHERE priority = 5", {})
-    assert len(list(plans.through_the_table())) == 1
+    assert len(list(plans.through_the_table())) == len(plans.long()) == 1
+    # By its index, but all of it.
+    store.driver.read("SELECT id FROM taskworker_job WHERE id > 0 AND state = 'running' ORDER BY id DESC LIMIT 60", {})
+    assert len(plans.long()) == 2

@@ -357,7 +357,9 @@ class Browser:
     def failures(self, since: int, *, step: int = HOUR_MS, limit: int = 1_000) -> list[FailureGroup]:
         """The failed jobs since *since* by their cause, latest first; of the newest :data:`GROUPED`."""
         found: dict[str, list[Row]] = {}
-        for row in self._read(statements.failure_groups(), {"window": GROUPED, "since": since, "step": step}):
+        for row in self._read(
+            statements.failure_groups(self._dialect), {"window": GROUPED, "since": since, "step": step}
+        ):
             found.setdefault(row[0] or "", []).append(row)
         latest = sorted((rows for rows in found.values() if _last_at(rows) >= since), key=_last_at, reverse=True)
         ids = [max(row[3] for row in rows) for rows in latest[:limit]]

@@ -36,31 +36,35 @@ def _base(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> s
         return f"state = 'failed' AND {_ALIVE} AND failure_group = :group"
     if chosen.worker is not None:
         return "state = 'running' AND worker_id = :worker"
+    few = None if everywhere else _few(chosen)
+    if few is not None:
+        return f"id IN ({few})" if dialect.name == "sqlite" else f"id = ANY(ARRAY({few}))"
     match chosen.states:
         case ("failed",) | ("cancelled",):
-            # SQLite does not see that the first implies the second; PostgreSQL does, and takes it for rarer if told.
-            known = " AND state IN ('failed', 'cancelled')" if dialect.name == "sqlite" else ""
-            return f"state = '{chosen.states[0]}'{known} AND {_ALIVE}"
-        case ("running",):
-            return "state = 'running'"
-    few = None if everywhere else _few(chosen)
-    if few is None:
-        return "true"
-    return f"id IN ({few})" if dialect.name == "sqlite" else f"id = ANY(ARRAY({few}))"
+            return _ended(dialect, chosen.states[0])
+    return "true"
+
+
+def _ended(dialect: Dialect, state: str) -> str:
+    # SQLite does not see that the first implies the second; PostgreSQL does, and takes it for rarer if told.
+    known = " AND state IN ('failed', 'cancelled')" if dialect.name == "sqlite" else ""
+    return f"state = '{state}'{known} AND {_ALIVE}"
 
 
 def _few(chosen: JobFilter) -> str | None:
     """The first ``:few`` ids that an index offers, where it has them in another order than that of the list."""
     part = "SELECT id FROM (SELECT id FROM taskworker_job WHERE {} LIMIT :few) AS {}"
+    if chosen.schedule is not None:
+        # Newest first by fire time is newest first by id.
+        return part.format("schedule IS NOT NULL AND schedule = :schedule ORDER BY fire_at DESC", "f")
     match chosen.states:
         case ("ready",):
             kinds = (("state = 'ready' AND solo = 0", "r"), ("state = 'ready' AND solo = 1", "s"))
             return " UNION ALL ".join(part.format(*kind) for kind in kinds)
         case ("scheduled",) | ("retrying",):
             return part.format("state = 'scheduled' ORDER BY run_at", "d")
-    if chosen.schedule is not None:
-        # Newest first by fire time is newest first by id.
-        return part.format("schedule IS NOT NULL AND schedule = :schedule ORDER BY fire_at DESC", "f")
+        case ("running",):
+            return part.format("state = 'running'", "h")
     return None
 
 
@@ -198,14 +202,14 @@ def running() -> str:
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
-def failure_groups() -> str:
+def failure_groups(dialect: Dialect) -> str:
     """The newest ``:window`` failed jobs by group and slice of ``:step`` ms: how many, when, and the newest job.
 
     Those before ``:since`` are all in one slice, -1.
     """
     newest = (
-        "SELECT id, failure_group, finished_at FROM taskworker_job WHERE state = 'failed' "
-        f"AND state IN ('failed', 'cancelled') AND {_ALIVE} ORDER BY id DESC LIMIT :window"
+        f"SELECT id, failure_group, finished_at FROM taskworker_job WHERE {_ended(dialect, 'failed')} "
+        "ORDER BY id DESC LIMIT :window"
     )
     return (
         "SELECT failure_group, CASE WHEN finished_at < :since THEN -1 ELSE finished_at / :step * :step END AS slice, "
@@ -359,4 +363,5 @@ def unfinished_tasks() -> str:
 
 def overdue_for_pruning() -> str:
     """How many finished jobs should have been deleted before ``:before``, up to ``:most``."""
-    return f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most) AS c"
+    overdue = f"SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most"
+    return f"SELECT count(*) FROM ({overdue}) AS counted"
