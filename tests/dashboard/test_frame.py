@@ -101,6 +101,8 @@ def test_page_is_fit_for_a_screen_reader(shown: Lab, address: str) -> None:
     ids = [a["id"] for _, a in found if "id" in a]
     assert len(ids) == len(set(ids))
     live = [a for _, a in found if "data-live" in a]
+    spoken = shown.page(address).partition('aria-live="polite">')[2].partition("</div>")[0]
+    assert "<time" not in spoken
     assert all(a.get("id") for a in live)
 
 
