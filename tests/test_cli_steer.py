@@ -22,6 +22,7 @@ from flask_taskworker import Job, JobState
 from flask_taskworker.cli import group
 from flask_taskworker.cli.follow import Followed
 from flask_taskworker.store.browse import Browser
+from flask_taskworker.store.work import PRUNE_BATCH
 
 HOUR = 3_600_000
 INJECTIONS = [
@@ -329,6 +330,16 @@ def test_purge_deletes_what_ended_before_and_nothing_else(shop: Shop) -> None:
     assert [row["id"] for row in rows_of(shop("jobs", "task:shop.add", "--json"))] == [waiting.id, new[0].id]
     assert shop.state.store.attempts(old[0].id) == []
     assert shop("purge", "--done-before", "1h", "--yes").code == 3
+
+
+def test_job_that_is_put_back_while_others_are_purged_stays(shop: Shop) -> None:
+    jobs = fail(shop, *range(PRUNE_BATCH + 1))
+    with shop.app.app_context():
+        batches = group.steering().purge(shop.state.store.clock() + 1)
+        assert next(batches) == PRUNE_BATCH
+        assert jobs[-1].retry()
+        assert list(batches) == [0]
+    assert jobs[-1].refresh().state is JobState.READY
 
 
 def test_purge_needs_a_period(shop: Shop) -> None:

@@ -198,6 +198,7 @@ def test_network_file_systems_are_told_by_the_mounts() -> None:
     assert file_system_of(Path("/srv/shared/app/taskworker.db"), mounts) == "nfs4"
     assert file_system_of(Path("/srv/shared2/taskworker.db"), mounts) == "ext4"
     assert file_system_of(Path("/mnt/a b/taskworker.db"), mounts) == "cifs"
+    assert file_system_of(Path("/srv/shared/taskworker.db"), "a:/b /srv/shared nfs rw\noverlay / overlay rw\n") == "nfs"
 
 
 def test_check_that_cannot_look_says_so_and_others_go_on(shop: Shop) -> None:
