@@ -244,6 +244,6 @@ class _Court:
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The value below which that *part* of all values lies; 0 of none."""
+    """The smallest value that is not below that *part* of all; 0 of none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
+    return ordered[max(0, math.ceil(len(ordered) * part) - 1)] if ordered else 0.0
