@@ -18,7 +18,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from tests.cli_shop import Answer, Shop
 
-from flask_taskworker import Job, JobState
+from flask_taskworker import Job, JobState, Mail
 from flask_taskworker.cli import group
 from flask_taskworker.cli.follow import Followed
 from flask_taskworker.store.browse import Browser
@@ -418,13 +418,27 @@ def test_shell_completes_jobs_schedules_and_filters(shop: Shop) -> None:
     assert completed(shop, ["pause"], "w") == ["web"]
 
 
-def test_every_command_of_a_group_names_its_variables(shop: Shop) -> None:
-    for name, command in shop.app.cli.commands["tasks"].commands["schedule"].commands.items():  # type: ignore[attr-defined]
-        text = " ".join(command.get_help(click.Context(command, info_name=name)).split())
+def all_commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        words = f"{path}_{name}".replace("-", "_")
+        if isinstance(command, click.Group):
+            yield from all_commands(command, words)
+        else:
+            yield words, command
+
+
+def test_every_option_of_every_command_has_a_variable_that_its_help_names(shop: Shop) -> None:
+    Mail(shop.app)
+    groups = {"tasks": "", "mail": "_mail"}
+    found = [pair for name, path in groups.items() for pair in all_commands(shop.app.cli.commands[name], path)]  # type: ignore[arg-type]
+    assert {"_mail_send_test", "_mail_list", "_schedule_next", "_db_sql", "_run"} <= {path for path, _ in found}
+    for path, command in found:
+        text = " ".join(command.get_help(click.Context(command, info_name="x")).split())
         for option in command.params:
             if isinstance(option, click.Option):
                 word = next(word for word in option.opts if word.startswith("--"))
-                assert f"env var: TASKER_CLI_SCHEDULE_{name}_{word[2:].replace('-', '_')}".upper() in text.upper()
+                variable = f"TASKER_CLI{path}_{word[2:].replace('-', '_')}".upper()
+                assert f"env var: {variable}" in text, f"{path} {word}"
 
 
 # -- following a job ---------------------------------------------------------------------------------------------------
