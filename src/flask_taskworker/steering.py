@@ -13,7 +13,7 @@ from flask import Flask
 from . import signals
 from .client import Client
 from .clock import from_ms, to_ms
-from .errors import DeclarationError, JobNotFound, NotAccepted
+from .errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from .filters import JobFilter
 from .jobs import Job, JobRecord
 from .mail.queue import DELIVER, MailQueue
@@ -36,6 +36,7 @@ takes them back. ``run``: scheduled ones run now."""
 BULK = "flask_taskworker.bulk"
 """The built-in task that acts on many jobs: see bulk.py."""
 
+_TRIES = 5
 MAX_TARGET = 500
 """Characters of what an act was done to that are noted."""
 
@@ -266,10 +267,21 @@ class Steering:
 
     def _write(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()
+        for _ in range(_TRIES - 1):
+            try:
+                return self._store.driver.write(sql, parameters)
+            except StoreError as error:
+                # PostgreSQL has undone this statement, so that a worker which wanted the same rows can go on.
+                if not _was_deadlock(error):
+                    raise
         return self._store.driver.write(sql, parameters)
 
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         return self._store.driver.read(sql, parameters)
+
+
+def _was_deadlock(error: StoreError) -> bool:
+    return (getattr(error.__cause__, "sqlstate", None) or "").startswith("40")
 
 
 def _require(action: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from blinker import Signal
 from flask import Flask
+from tests.postgres import connect
 
 from flask_taskworker import (
     At,
@@ -175,6 +176,28 @@ def test_one_unknown_job_or_action_is_named(steer: Steering, store: Store) -> No
     with pytest.raises(ValueError, match="There is no action 'explode'"):
         list(steer.act_on_all("explode", EVERYTHING))
     assert notes(store) == []
+
+
+@pytest.mark.slow
+def test_an_act_that_met_a_worker_halfway_is_done_nevertheless(
+    app: Flask, idle_worker: BackgroundTaskWorker, steer: Steering, rows: Rows, driver: str
+) -> None:
+    if driver == "sqlite":
+        return  # one writer at a time
+    last = store_jobs(rows, *[{}] * 200)[-1]
+    url = app.extensions["taskworker"].config.database_uri.render_as_string(hide_password=False)
+    changed: list[int] = []
+    act = threading.Thread(target=lambda: changed.extend(steer.act_on_all("cancel", EVERYTHING)))
+    with connect(url) as worker, worker.transaction():
+        # Of two that wait for each other the server ends the one that has waited first, after a second.
+        worker.execute("SET LOCAL deadlock_timeout = '30s'")
+        worker.execute("UPDATE taskworker_job SET priority = 1 WHERE id = %s", (last,))
+        act.start()
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%cancel_requested%%'"
+        wait_for(lambda: rows(waits))
+        worker.execute("UPDATE taskworker_job SET priority = 1 WHERE id < %s", (last,))
+    act.join()
+    assert changed == [200]
 
 
 # -- unique keys -------------------------------------------------------------------------------------------------------
