@@ -298,5 +298,9 @@ def test_chart_says_what_it_shows() -> None:
     assert chart.count("<tr>") == 1 + 4
     assert "<b>" not in chart
     assert charts.throughput([], name="c", title="t", days=True)
+    one_of_many = charts.throughput(
+        [charts.Bar(start=0, ok=99_999, failed=1, cancelled=0)], name="c", title="t", days=False
+    )
+    assert re.search(r'class="failed" d="M\S+ \S+h\S+v2\.0h', one_of_many)
     assert "d: 1, 2.5" in charts.sparkline([1, 2.5], "d")
     assert 'width="50"' in charts.meter(1, 2, "half")

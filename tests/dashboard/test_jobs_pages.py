@@ -260,6 +260,13 @@ def test_only_the_buttons_that_fit_are_there(lab: Lab) -> None:
     assert 'value="retry"' not in lab.page("/jobs")
 
 
+def test_discarded_jobs_can_only_be_taken_back(lab: Lab) -> None:
+    store_jobs(lab.rows, {"hidden": 1, "state": "failed"})
+    assert lab.data("/jobs", filter="hidden:yes")["actions"] == [["restore", "Take back"]]
+    assert "restore" not in dict(lab.data("/jobs")["actions"])
+    assert "1 job taken back" in lab.act("/jobs/bulk", action="restore", filter="hidden:yes")
+
+
 def test_ticked_jobs_are_acted_on(lab: Lab) -> None:
     ids = store_jobs(lab.rows, *({"state": "failed"} for _ in range(4)), {"state": "succeeded"})
     form = {"action": "retry", "scope": "ticked", "filter": "task:app.add"}
@@ -294,6 +301,9 @@ def test_many_are_acted_on_by_a_job(lab: Lab) -> None:
     response = lab.post("/jobs/confirm", action="cancel", scope="all", filter="state:ready")
     assert "at least" in response.text
     assert "<strong>2,500</strong>" in response.text
+    lab.permissions = {"view", "retry"}
+    assert lab.post("/jobs/bulk", action="cancel", filter="state:ready").status_code == 403
+    lab.permissions = {"view", "payload", "cancel"}
     html = lab.act("/jobs/bulk", action="cancel", filter="state:ready")
     assert BULK in html
     assert "This job does it" in html

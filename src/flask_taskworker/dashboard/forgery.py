@@ -35,7 +35,7 @@ def _host_of(address: str) -> str | None:
         port = parts.port
     except ValueError:
         return None
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         return None
     # As request.host: without the port that the scheme implies.
     implied = port is None or port == {"http": 80, "https": 443}[parts.scheme]

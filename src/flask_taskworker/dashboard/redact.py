@@ -89,8 +89,8 @@ def _names(task: _AnyTask, number: int) -> Iterator[str]:
 
 
 def _named(name: str, value: Any, secret: frozenset[str]) -> Any:
-    lower = name.lower()
-    covered = _SECRET.search(name) or lower in secret or lower.partition("[")[0] in secret
+    # "tokens[1]" is the second of *tokens.
+    covered = _SECRET.search(name) or name.lower().partition("[")[0] in secret
     return COVER if covered else _plain(value, secret)
 
 
