@@ -326,8 +326,8 @@ def slow(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
-    """Click through the dashboard in a real Chromium; arguments go to pytest."""
+def with_chromium(interpreter: Interpreter) -> Environment:
+    """The environment with what drives a browser, and Chromium's path in TASKER_TEST_BROWSER."""
     found = os.environ.get("TASKER_TEST_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         raise Failure(
@@ -335,7 +335,17 @@ def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
         )
     environment = prepare(interpreter, "browser")
     os.environ["TASKER_TEST_BROWSER"] = found
-    return environment.run("-m", "pytest", "-m", "browser", "tests/browser", *arguments)
+    return environment
+
+
+def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
+    """Click through the dashboard in a real Chromium; arguments go to pytest."""
+    return with_chromium(interpreter).run("-m", "pytest", "-m", "browser", "tests/browser", *arguments)
+
+
+def pictures(interpreter: Interpreter, arguments: Sequence[str]) -> int:
+    """Take the pictures of the documentation from the demo at work, in a real Chromium; or those named."""
+    return with_chromium(interpreter).run("-m", "docs.make_pictures", *arguments)
 
 
 def bench(interpreter: Interpreter, arguments: Sequence[str]) -> int:
@@ -427,7 +437,8 @@ def timed(name: str, step: Callable[[], int]) -> tuple[str, float, bool]:
 
 
 COMMANDS = {
-    command.__name__: command for command in (demo, test, slow, browser, bench, chaos, lint, types, docs, wheel, check)
+    command.__name__: command
+    for command in (demo, test, slow, browser, bench, chaos, lint, types, docs, pictures, wheel, check)
 }
 
 
@@ -455,7 +466,7 @@ def take_options(arguments: Sequence[str], option: str) -> tuple[list[str], list
 
 def usage() -> str:
     """The help text."""
-    commands = "\n".join(f"    {name:<8}{command.__doc__}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"    {name:<10}{command.__doc__}" for name, command in COMMANDS.items())
     return f"{__doc__}\nCommands:\n{commands}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import logging
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from .messages import mail, make_batch
 from .parsing import FileFacts, examine
 
 task_worker = BackgroundTaskWorker()
+log = logging.getLogger(__name__)
 
 BATCH = 25
 """How many files are written into the index at once."""
@@ -40,6 +42,7 @@ async def gather_package(package: str, jobs: dict[str, int]) -> int:
     """
     facts: list[FileFacts] = []
     broken: dict[str, str] = {}
+    log.info("waiting for %d files of %s", len(jobs), package)
     for done, (name, job_id) in enumerate(jobs.items(), 1):
         try:
             facts.append(await task_worker.get_job(job_id).aresult())
@@ -47,6 +50,7 @@ async def gather_package(package: str, jobs: dict[str, int]) -> int:
             broken[name] = f"{failure.exception_type}: {failure.exception_message}"
         if done % BATCH == 0 or done == len(jobs):
             await index.add_files(package, facts, broken)
+            log.info("%d of %d files of %s are in the index", done, len(jobs), package)
             facts, broken = [], {}
         current_job.progress(done, len(jobs), name)
     return len(jobs)
@@ -90,6 +94,7 @@ async def send_batch(number: int) -> dict[str, str]:
 def fingerprint(path: str) -> str:
     """Reads from a disk that answers only at the third attempt. Other errors than OSError would not be retried."""
     if current_job.attempt < 3:
+        log.info("asking the disk for %s", path)
         raise OSError(f"The disk did not answer at attempt {current_job.attempt}.")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

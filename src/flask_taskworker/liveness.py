@@ -20,6 +20,8 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from .errors import SchemaError, StoreError
@@ -220,6 +222,15 @@ class Heartbeat:
             log.warning(words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:
             self._news.rescued(rescued)
+
+
+@cache
+def package_version() -> str | None:
+    """This package's version, unless it runs without being installed."""
+    try:
+        return metadata.version("Flask-TaskWorker")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def resident_mb() -> float | None:

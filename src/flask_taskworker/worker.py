@@ -30,7 +30,7 @@ from .executor import Executor
 from .herald import Herald
 from .jobs import Claim, Ending, JobRecord, RunningJob
 from .launch import is_reloader_parent
-from .liveness import Heartbeat, News, resident_mb
+from .liveness import Heartbeat, News, package_version, resident_mb
 from .outlook import Outlook
 from .quarantine import Quarantine
 from .scheduling import Scheduler
@@ -310,6 +310,7 @@ class Worker:
         """What the worker's row tells people; read in the heartbeat's thread."""
         return {
             "name": self._duties.name,
+            "version": package_version(),
             "queues": self.config.queues,
             "exclude": sorted(self._duties.exclude),
             "schedules": self._duties.schedules,

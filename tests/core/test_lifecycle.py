@@ -279,6 +279,7 @@ def test_start_tells_its_caller_that_the_database_cannot_be_opened(make_app: Mak
 
 
 def test_worker_row_tells_about_the_worker(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    import importlib.metadata
     import json
     import os
     import socket
@@ -289,4 +290,5 @@ def test_worker_row_tells_about_the_worker(make_app: MakeApp, make_worker: MakeW
     assert (row.host, row.pid, row.state) == (socket.gethostname(), os.getpid(), "alive")
     info = json.loads(row.info)
     assert (info["queues"], info["concurrency"], info["threads"]) == (["a", "b"], 7, 3)
+    assert info["version"] == importlib.metadata.version("Flask-TaskWorker")
     task_worker.stop()

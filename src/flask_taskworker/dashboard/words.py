@@ -17,7 +17,7 @@ SHAPES = {
     "failed": "✕",
     "cancelled": "⊘",
     "discarded": "▽",
-    "paused": "⏸",
+    "paused": "‖",
     "ok": "✓",
     "warn": "!",
     "late": "!",
