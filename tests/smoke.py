@@ -32,11 +32,15 @@ def main() -> None:
     assert importlib.util.find_spec("pytest") is None, "the environment holds more than the wheel needs"
     with TemporaryDirectory() as instance:
         app = Flask(__name__, instance_path=instance)
+        app.config["TASKER_DASHBOARD_URL"] = "/tasks"
         task_worker.init_app(app)
         task_worker.start()
         with app.app_context():
             results = add.enqueue(1, 2).result(timeout=20), multiply.enqueue(3, 4).result(timeout=20)
         task_worker.stop(timeout=10)
+        app.debug = True
+        page = app.test_client().get("/tasks/jobs/1").text
+    assert "smoke.add" in page, "the dashboard is not whole in the wheel"
     assert results == (3, 12), results
     print(f"{package.parent.name}: two jobs ran, one sync and one async")
 
