@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .common import Row, folder, percentile
+from .plot import bars
 
 ROUNDS = 3
 PATIENCE = 300.0
+RESULTS = Path("build/bench")
 
 JOBS = {
     ("peers", "ours", "drain"): 30_000,
@@ -58,7 +60,42 @@ def main() -> list[Row]:
             with folder() as path:
                 found.setdefault(what, []).append(measure(what, path, jobs))
         on_postgres(found)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "versus.svg").write_text(bars(groups(found), unit="jobs/s"))
     return rows(found)
+
+
+GROUPS = {
+    "Drain a backlog, SQLite": {
+        "ours, async": ("peers", "ours", "drain"),
+        "ours, sync": ("peers", "ours, sync", "drain"),
+        "huey": ("peers", "huey", "drain"),
+        "huey, no fsync": ("peers", "huey, no fsync", "drain"),
+        "APScheduler": ("peers", "APScheduler", "drain"),
+        "floor: async": ("floor", "async"),
+        "floor: sync": ("floor", "sync"),
+    },
+    "Drain a backlog, PostgreSQL": {
+        "ours": ("peers", "ours, PostgreSQL", "drain"),
+        "pgqueuer, batches of 200": ("peers", "pgqueuer", "drain"),
+        "procrastinate": ("peers", "procrastinate", "drain"),
+    },
+    "Enqueue one by one, waiting for the disk": {
+        "ours": ("peers", "ours", "enqueue"),
+        "ours, eight threads": ("peers", "ours", "enqueue-threads"),
+        "huey": ("peers", "huey", "enqueue"),
+    },
+}
+"""What the plot shows."""
+
+
+def groups(found: Found) -> dict[str, list[tuple[str, float]]]:
+    """The medians of what was measured, by group."""
+    shown = {}
+    for title, names in GROUPS.items():
+        rates = {name: [rate for rate in found.get(what, []) if rate] for name, what in names.items()}
+        shown[title] = [(name, statistics.median(values)) for name, values in rates.items() if values]
+    return {title: rows for title, rows in shown.items() if rows}
 
 
 def on_postgres(found: dict[tuple[str, ...], list[Any]]) -> None:
