@@ -188,9 +188,9 @@ def test_watcher_tells_changed_new_and_gone_files(tmp_path: Path, watches: bool)
         watcher._watch = None
     watcher.start()
     try:
-        sources.write_text(json.dumps([str(old)]))
+        sources.write_text(json.dumps({str(old): old.stat().st_mtime_ns}))
         deadline = time.monotonic() + 20
-        while str(old) not in watcher._files:
+        while str(old) not in watcher._seen:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert told == []

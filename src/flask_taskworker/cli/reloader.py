@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -192,10 +193,11 @@ class Watcher:
         next(iter(changes), None)
 
     def _look(self) -> None:
-        if (told := _read_sources(self._sources)) - self._files:
-            self._files |= told
-            # New files are known from now on; they have not changed.
-            self._seen = snapshot(self._files) | self._seen
+        told = _read_sources(self._sources)
+        if new := {name: changed_at for name, changed_at in told.items() if name not in self._files}:
+            self._files.update(new)
+            # What lies beside them is known from now on; they themselves may have changed since they were imported.
+            self._seen = snapshot(self._files) | self._seen | new
         now = snapshot(self._files)
         changed = sorted(name for name in now.keys() | self._seen.keys() if now.get(name) != self._seen.get(name))
         if changed:
@@ -232,7 +234,13 @@ def snapshot(files: Iterable[str]) -> dict[str, int]:
     """When each of the files, and each Python file beside the application's own, was changed last."""
     files = set(files)
     for folder in own_folders(files):
-        files.update(entry.path for entry in os.scandir(folder) if entry.name.endswith(".py"))
+        with suppress(OSError):
+            files.update(entry.path for entry in os.scandir(folder) if entry.name.endswith(".py"))
+    return changes_of(files)
+
+
+def changes_of(files: Iterable[str]) -> dict[str, int]:
+    """When each of the files was changed last, as far as they are there."""
     found = {}
     for name in files:
         try:
@@ -242,11 +250,12 @@ def snapshot(files: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _read_sources(path: Path) -> set[str]:
+def _read_sources(path: Path) -> dict[str, int]:
+    """What a child has imported, and when each file had been changed last; nothing while it has not told."""
     try:
-        return set(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
-        return set()
+        return {}
 
 
 def tell_sources() -> None:
@@ -263,7 +272,7 @@ def _tell(path: Path) -> None:
             known = len(sys.modules)
             new = path.with_suffix(".new")
             try:
-                new.write_text(json.dumps(sorted(set(imported_files()))))
+                new.write_text(json.dumps(changes_of(imported_files())))
                 new.replace(path)
             except OSError:
                 # The parent has ended, and taken its folder along.
