@@ -81,8 +81,8 @@ def pictures(job: int) -> list[Picture]:
     pages = ("jobs", "queues", "schedules", "workers", "mail", "system")
     return [
         Picture("overview", "", tallest=1400),
-        Picture("overview-top", "", tallest=700),
-        Picture("overview-dark", "", "dark", tallest=700),
+        Picture("overview-top", "", tallest=650),
+        Picture("overview-dark", "", "dark", tallest=650),
         Picture("job", f"jobs/{job}"),
         Picture("failures", "failures?window=1h"),
         *(Picture(page, page) for page in pages),
