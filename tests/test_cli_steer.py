@@ -21,6 +21,7 @@ from tests.cli_shop import Answer, Shop
 from flask_taskworker import Job, JobState, Mail
 from flask_taskworker.cli import group
 from flask_taskworker.cli.follow import Followed
+from flask_taskworker.store import browse
 from flask_taskworker.store.browse import Browser
 from flask_taskworker.store.work import PRUNE_BATCH
 
@@ -101,6 +102,16 @@ def test_older_jobs_are_on_the_next_page(shop: Shop) -> None:
     answer = shop("jobs", "--before", str(ids[3]), "--json")
     assert [row["id"] for row in rows_of(answer)] == ids[2::-1]
     assert answer.err == ""
+
+
+def test_first_job_that_fits_is_found_beyond_the_first_page(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "WINDOW", 3)
+    first = shop.crawl.enqueue("x")
+    shop.add.enqueue_many([(n,) for n in range(10)])
+    (row,) = rows_of(shop("jobs", "task:shop.crawl", "--json"))
+    assert row["id"] == first.id
+    answer = shop("jobs", "task:nope")
+    assert answer == Answer(3, "", "No job fits the filter.\n")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _LONGEST_ERROR = 60
 _LONGEST_PLACE = 40
+_PATIENCE = 2.0
+"""Seconds to search for the first job that fits."""
 _TIMES = ("run_at", "fire_at", "created_at", "started_at", "finished_at", "expires_at")
 
 
@@ -40,7 +43,7 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
     """
     state = app_state()
     chosen = JobFilter.parse(" ".join(words), state.store.clock())
-    page = browser().jobs(chosen, limit=limit, before=before, names=names_of(state.task_worker.registry))
+    page = _first_page(state, chosen, limit, before)
     if as_json:
         for row in page.rows:
             click.echo(job_json(row))
@@ -51,9 +54,19 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
         sys.exit(NOTHING)
 
 
+def _first_page(state: AppState, chosen: JobFilter, limit: int, before: int | None) -> JobPage:
+    """The first page that has something, if it is found soon: each looks at a bounded number of rows."""
+    names = names_of(state.task_worker.registry)
+    deadline = time.monotonic() + _PATIENCE
+    page = browser().jobs(chosen, limit=limit, before=before, names=names)
+    while not page.rows and page.older is not None and time.monotonic() < deadline:
+        page = browser().jobs(chosen, limit=limit, before=page.older, names=names)
+    return page
+
+
 def _tell_rest(page: JobPage, chosen: JobFilter) -> None:
     if page.older is not None:
-        stopped = "Searched as far as one page goes. " if page.searched_out else ""
+        stopped = f"Searched down to job {page.older}. " if page.searched_out else ""
         tell(f"{stopped}Older jobs: --before {page.older}")
     elif not page.rows:
         tell("No job fits the filter." if chosen else "There is no job yet. Enqueue one: flask tasks call NAME")
