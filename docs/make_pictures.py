@@ -53,6 +53,7 @@ FONT = "body{font-family:'Liberation Sans',Arial,sans-serif!important}"
 """As wide as those of most systems, where the system's own may be anything."""
 CUT = """(tallest) => {
 const boxes = [...document.querySelectorAll("main :is(tr, p, li, dt, dd, pre, summary, svg)")]
+    .filter((element) => element.checkVisibility({contentVisibilityAuto: true}))
     .map((element) => element.getBoundingClientRect()).filter((box) => box.height);
 const ends = boxes.map((box) => Math.ceil(box.bottom)).filter((end) => end <= tallest);
 return Math.max(...ends.filter((end) => !boxes.some((box) => box.top < end - 2 && box.bottom > end + 2)));
