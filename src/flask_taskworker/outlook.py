@@ -72,6 +72,13 @@ class Outlook:
         for kind, names in peek.queues.items():
             self.ready[kind] = self._in_order(names)
 
+    def forget_due(self, now: int) -> None:
+        """What is due at *now*, in epoch milliseconds, was tried: wait for the next look."""
+        if self.next_due is not None and self.next_due <= now:
+            self.next_due = None
+        if self.next_fire is not None and self.next_fire <= now:
+            self.next_fire = None
+
     def served(self, kind: str, *, more: bool) -> None:
         """Jobs were claimed from the first queue of that kind; *more* may be there."""
         names = self.ready[kind]

@@ -25,12 +25,14 @@ class Quarantine:
     """Whether one runs here, alone."""
     _room_until: float = 0.0
     _next_try: float = 0.0
+    _stuck: bool = False
 
     def update(self, now: float, *, busy: bool, stuck: bool = False) -> None:
         """Begin to make room, or note that the suspect has ended.
 
         *stuck*: a timed-out job may keep its thread for ever, so that to wait for its end would be in vain.
         """
+        self._stuck = stuck
         if self.running and not busy:
             self.running = False
         if self.waiting and not self.running and not stuck and now >= self._next_try:
@@ -41,9 +43,9 @@ class Quarantine:
         """Whether nothing else may be claimed now."""
         return self.running or (self.waiting and now < self._room_until)
 
-    def ready(self, now: float, *, busy: bool) -> bool:
-        """Whether to claim a suspect now."""
-        return self.waiting and not self.running and not busy and now < self._room_until
+    def ready(self, *, busy: bool) -> bool:
+        """Whether to claim a suspect now: a worker without other jobs needs to make no room."""
+        return self.waiting and not self.running and not busy
 
     def claimed(self, *, found: bool) -> None:
         """Note what came of the claim: others may have been faster."""
@@ -53,7 +55,8 @@ class Quarantine:
 
     def delay(self, now: float) -> float | None:
         """Seconds until there is something to do about a suspect, or None."""
-        if not self.waiting or self.running:
+        # Whoever is stuck is told when its thread returns.
+        if not self.waiting or self.running or self._stuck:
             return None
         moment = self._room_until if now < self._room_until else self._next_try
         return max(0.0, moment - now)

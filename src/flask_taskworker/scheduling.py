@@ -23,6 +23,7 @@ from .triggers import Trigger, due, trigger_from_text
 log = logging.getLogger(__name__)
 
 SEEN_INTERVAL_MS = 3_600_000
+_PAUSE = 1.0
 
 
 class Scheduler:
@@ -62,7 +63,11 @@ class Scheduler:
         for schedule in await work.due_schedules(self.may_fire):
             task = self._registry.get(schedule.task)
             trigger = self._trigger(schedule)
-            if task is not None and trigger is not None:
+            if task is None:
+                # Older code has declared it since: say again what it is.
+                self._declared_version = -1
+                self.pause = _PAUSE
+            elif trigger is not None:
                 fired += [(schedule.name, job) for job in await self._fire(work, schedule, task, trigger)]
         return fired
 
@@ -73,7 +78,7 @@ class Scheduler:
             if schedule.name not in self._unreadable:
                 log.error("schedule %r cannot fire: %s", schedule.name, error)  # noqa: TRY400 - a text, not a bug
                 self._unreadable.add(schedule.name)
-            self.pause = 1.0
+            self.pause = _PAUSE
             return None
 
     async def _fire(

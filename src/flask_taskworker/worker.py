@@ -385,16 +385,16 @@ class Worker:
             return _IMMEDIATE
         if any(names and self._room(kind) > 0 for kind, names in self._outlook.ready.items()):
             return _IMMEDIATE
-        if self._limits.drain and not (self._crew.busy or self._crew.ended):
+        if self._limits.drain and not self._has_work():
             return _IMMEDIATE
         delays = [self._next_look - self._loop.time(), *self._chores()]
         if self._limits.max_idle is not None:
-            delays.append(self._limits.max_idle)
+            delays.append(self._idle_since + self._limits.max_idle - self._loop.time())
         now = self._store.clock()
         if self._outlook.next_due is not None:
             delays.append((self._outlook.next_due - now) / 1000)
         if self._outlook.next_fire is not None:
-            delays.append(max((self._outlook.next_fire - now) / 1000, self._scheduler.pause))
+            delays.append((self._outlook.next_fire - now) / 1000)
         return min(delays)
 
     def _chores(self) -> Iterator[float]:
@@ -426,6 +426,11 @@ class Worker:
         if not self._is_due(outlook.next_due) and not self._is_due(outlook.next_fire):
             return 0
         made_ready = await self._act_on_time()
+        if self._scheduler.pause and not made_ready:
+            # What cannot fire would be found due at once, again and again.
+            self._next_look = self._loop.time() + self._scheduler.pause
+            outlook.forget_due(self._store.clock())
+            return 0
         # What is due next is looked for after the claim: these jobs are late already.
         outlook.hear(made_ready)
         outlook.take_hints()
@@ -457,7 +462,7 @@ class Worker:
         now, stuck = self._loop.time(), self._crew.overdue
         busy = self._crew.busy or stuck
         self._quarantine.update(now, busy=busy, stuck=stuck)
-        if self._quarantine.ready(now, busy=busy):
+        if self._quarantine.ready(busy=busy):
             taken += await self._claim_suspect()
         for kind, names in self._outlook.ready.items():
             while names and (room := self._room(kind)) > 0:
@@ -549,17 +554,17 @@ class Worker:
             return True
         if limits.max_memory_mb is not None and self._is_heavier_than(limits.max_memory_mb):
             return True
-        if (
-            crew.busy
-            or crew.ended
-            or self._quarantine.waiting
-            or self._outlook.has_ready
-            or self._outlook.has_news
-            or not self._next_look
-        ):
+        if self._has_work() or self._outlook.has_news or not self._next_look:
             self._idle_since = self._loop.time()
             return False
         return limits.drain or (limits.max_idle is not None and self._loop.time() - self._idle_since >= limits.max_idle)
+
+    def _has_work(self) -> bool:
+        """Whether there are jobs to see through, or to claim when they can be."""
+        crew = self._crew
+        # Beside a thread that may never return no suspect is run here.
+        has_suspect = self._quarantine.waiting and not crew.overdue
+        return bool(crew.busy or crew.ended or has_suspect or self._outlook.has_ready)
 
     def _is_heavier_than(self, limit_mb: float) -> bool:
         """Looks once a second. Without a job done it is never: under a supervisor that would be an endless restart."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_taskworker import At, BackgroundTaskWorker, Cron, Every, JobState, current_job
+from flask_taskworker import At, BackgroundTaskWorker, Cron, Every, JobState, current_job, scheduling
 from flask_taskworker.clock import from_ms
 from flask_taskworker.errors import ArgumentsError, DeclarationError
 from flask_taskworker.store.sql import ScheduleRow, Store
+from flask_taskworker.store.work import WorkerStore
 
 from .twins import twin_of
 from .waiting import wait, wait_for
@@ -102,6 +104,39 @@ def test_cron_fires_once_by_two_workers(app: Flask, make_worker: MakeWorker, row
     schedule = the(store, "tick")
     assert schedule.last_at == due
     assert from_ms(schedule.next_at or 0) == DAILY.next_after(datetime.now(UTC))
+
+
+def test_schedule_that_cannot_be_read_is_tried_now_and_then(
+    task_worker: BackgroundTaskWorker, store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "_PAUSE", 0.2)
+    seen = declare(task_worker, DAILY)
+    wait_for(lambda: "tick" in names(store))
+    tries: list[float] = []
+    look = WorkerStore.due_schedules
+
+    def noted(work: WorkerStore, may_fire: str) -> Any:
+        tries.append(time.monotonic())
+        return look(work, may_fire)
+
+    monkeypatch.setattr(WorkerStore, "due_schedules", noted)
+    rows("UPDATE taskworker_schedule SET trigger = ?, next_at = 1", '{"type": "of_tomorrow"}')
+    task_worker.workers()[0].wake()
+    wait_for(lambda: len(tries) >= 4)
+    assert tries[3] - tries[0] >= 0.5, "not as fast as the loop can turn"
+    assert not seen
+
+
+def test_schedule_that_older_code_has_declared_again_goes_on(
+    task_worker: BackgroundTaskWorker, store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "_PAUSE", 0.05)
+    seen = declare(task_worker, DAILY)
+    wait_for(lambda: "tick" in names(store))
+    rows("UPDATE taskworker_schedule SET task = ?, next_at = 1", "its_former_name")
+    task_worker.workers()[0].wake()
+    wait_for(lambda: seen)
+    assert the(store, "tick").task == "tick"
 
 
 def test_job_knows_its_schedule_and_fire_time(task_worker: BackgroundTaskWorker, rows: Rows) -> None:
