@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
@@ -19,6 +20,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+def pytest_collection_finish() -> None:
+    """The product collects garbage where an app may be gone; it need not look at what thousands of tests are."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

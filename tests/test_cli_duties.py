@@ -168,6 +168,7 @@ def test_sigusr1_writes_the_running_jobs_into_the_log(processes: ProcessShop, wo
 # -- --reload ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watches", [True, False], ids=["watchfiles", "polling"])
 def test_watcher_tells_changed_new_and_gone_files(tmp_path: Path, watches: bool) -> None:
     if watches:

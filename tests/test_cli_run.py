@@ -149,6 +149,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     shop.close()
 
 
+@pytest.mark.slow
 def test_drain_runs_what_is_ready_and_ends_by_itself(shop: Shop) -> None:
     ready = [shop.enqueue("add", 1, 2), shop.enqueue("note", "a")]
     with shop.app.app_context():
@@ -290,6 +291,7 @@ def test_text_log_shows_each_record_once_and_steers_no_terminal(shop: Shop) -> N
     assert "succeeded" not in err
 
 
+@pytest.mark.slow
 def test_json_log_has_an_object_a_line_with_the_job_and_extra(shop: Shop) -> None:
     job = shop.enqueue("log")
     shop.enqueue("add", 1, "x")

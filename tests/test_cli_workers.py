@@ -76,6 +76,7 @@ def test_workers_run_in_processes_of_their_own_and_end_with_the_parent(shop: Sho
     }
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_its_job_run_again(shop: Shop) -> None:
     process = start(shop)
     job = shop.enqueue("hold", 60)
@@ -205,6 +206,7 @@ def test_json_log_names_the_process(shop: Shop) -> None:
     assert len(set(re.findall(r'"process": (\d+)', err))) == 3
 
 
+@pytest.mark.slow
 def test_auto_is_one_process_for_each_processor(shop: Shop) -> None:
     code, out, _ = shop.run("tasks", "run", "--workers", "auto", "--check")
     assert code == 0
@@ -212,6 +214,7 @@ def test_auto_is_one_process_for_each_processor(shop: Shop) -> None:
     assert available_cpus() == len(os.sched_getaffinity(0)) if sys.platform == "linux" else available_cpus() >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", ""])
 def test_wrong_number_of_workers_is_refused(shop: Shop, value: str) -> None:
     code, out, err = shop.run("tasks", "run", "--workers", value)

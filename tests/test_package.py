@@ -10,6 +10,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import flask_taskworker
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,7 @@ def test_every_public_name_exists_and_is_listed_once() -> None:
     assert [name for name in names if not hasattr(flask_taskworker, name)] == []
 
 
+@pytest.mark.slow
 def test_import_brings_in_nothing_that_only_tests_need() -> None:
     code = "import json, sys; from flask_taskworker import *; print(json.dumps(sorted(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

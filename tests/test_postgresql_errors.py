@@ -101,6 +101,7 @@ def run_app(before: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_missing_package_is_named_with_the_command_that_installs_it() -> None:
     said = run_app("import sys\nsys.modules['psycopg'] = None\n")
     assert said.startswith(
@@ -109,6 +110,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it() -> None:
     assert "hunter2" not in said
 
 
+@pytest.mark.slow
 def test_package_without_its_library_says_so() -> None:
     said = run_app("", PSYCOPG_IMPL="c")
     assert "needs psycopg 3, which cannot be loaded: " in said

@@ -157,6 +157,7 @@ def get(url: str) -> str:
         return str(answer.read().decode())
 
 
+@pytest.mark.slow
 def test_start_and_then_run(tmp_path: Path) -> None:
     program = Program(tmp_path / "one", BACKGROUND)
     with running(program):
@@ -166,6 +167,7 @@ def test_start_and_then_run(tmp_path: Path) -> None:
     assert "Traceback" not in "".join(program.said)
 
 
+@pytest.mark.slow
 def test_one_machine_serves_and_another_works(tmp_path: Path) -> None:
     """The same program in two places, but for its last line; the database is between them."""
     shared = f'app.config["TASKER_DATABASE_URI"] = "sqlite:///{tmp_path}/jobs.db"\ntask_worker.init_app'

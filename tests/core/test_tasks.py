@@ -105,6 +105,7 @@ def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *argv], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_name_is_importable_however_the_module_is_run(tmp_path: Path) -> None:
     """``python shop.py``, ``python -m market.stall`` and ``flask --app market …`` must speak of the same tasks."""
     (tmp_path / "market").mkdir()
@@ -295,6 +296,7 @@ def test_several_schedules_are_numbered_from_the_second_on(task_worker: Backgrou
 # -- types -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_types_follow_the_function() -> None:
     """``tests/typing/api.py`` says what a type checker must accept and what it must refuse."""
     pytest.importorskip("mypy", reason="mypy is not installed here; `dev.py check` runs it")

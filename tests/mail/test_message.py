@@ -283,6 +283,7 @@ def test_subclass_that_makes_its_text_parts_is_asked() -> None:
     assert (plain.get_payload(), html.get_payload(decode=True).decode()) == ("X", "<B>\u00dc</B>")
 
 
+@pytest.mark.slow
 def test_charset_of_the_process_is_left_alone() -> None:
     code = (
         "from email.charset import CHARSETS; before = dict(CHARSETS)\n"

@@ -168,6 +168,7 @@ def test_body_that_the_charset_cannot_hold_raises(make_message: Make) -> None:
         make_message(charset="us-ascii", body="\u00fc").as_bytes()
 
 
+@pytest.mark.slow
 def test_random_messages_parse_to_their_fields(make_message: Make) -> None:
     chooser = random.Random(5)
     alphabet = string.printable.replace("\x0b", "").replace("\x0c", "") + "\u00fc\u00df\u2713\u4e16\U0001f600.\r\n"

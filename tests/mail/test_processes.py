@@ -80,6 +80,7 @@ gc.collect()
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_fork_begins_anew_and_leaves_the_parent_alone(serve: Serve) -> None:
     server = serve()
     code = """

@@ -15,7 +15,6 @@ QUICK = {
     "test_stop_lets_running_jobs_end_and_returns",
     "test_process_ends_soon_after_its_main_thread",
     "test_jobs_that_run_when_the_main_thread_ends_may_end_too",
-    "test_job_that_may_run_only_once_is_failed_when_its_process_dies",
 }
 """What stands for the others in ``dev.py test``; the rest runs with ``dev.py slow`` and ``check``."""
 

@@ -94,6 +94,7 @@ def test_pill_is_failed_after_three_deaths_alone_and_its_neighbours_all_succeed(
     assert deaths == len(lab.evidence("killed")) <= 6
 
 
+@pytest.mark.slow
 def test_job_that_may_run_only_once_is_failed_when_its_process_dies(lab: Lab) -> None:
     declare(lab)
     job = lab.task_worker.registry.find("careful").enqueue()

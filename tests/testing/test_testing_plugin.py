@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flask_taskworker import pytest_plugin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,6 +66,7 @@ def test_two(jobs): assert jobs.drain().total == 0
 """
 
 
+@pytest.mark.slow
 def test_example_of_the_documentation_passes_and_no_test_harms_another(tmp_path: Path) -> None:
     files = {match["name"]: match["code"] for match in EXAMPLE.finditer(PAGE)}
     assert set(files) == {"shop.py", "conftest.py", "test_shop.py"}
@@ -74,6 +77,7 @@ def test_example_of_the_documentation_passes_and_no_test_harms_another(tmp_path:
     assert f"{tests} passed" in answer.stdout, answer.stdout
 
 
+@pytest.mark.slow
 def test_project_without_an_app_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(jobs): pass\n")
     answer = run_pytest(tmp_path)
