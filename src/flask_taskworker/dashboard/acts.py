@@ -43,12 +43,13 @@ def confirm(view: View) -> Response:
         return _act_on(view, action, ids, text)
     chosen = JobFilter.parse(text, view.now)
     fitting = exact(chosen)
-    found = view.browser.jobs(chosen, limit=AT_ONCE, names=view.names)
+    found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
+    is_part = found.older is not None
     data = {
         "action": action,
         "word": WORDS[action],
-        "count": len(found.rows) if found.older is None else view.browser.count(chosen, names=view.names),
-        "at_least": found.older is not None,
+        "count": max(len(found.rows), view.browser.count(chosen, names=view.names) if is_part else 0),
+        "at_least": is_part,
         "filter": fitting,
         "back": text,
         "rows": [job_row(view, row) for row in found.rows[:SAMPLES]],
@@ -66,7 +67,7 @@ def bulk(view: View) -> Response:
     """Do it to all that fit: here and now if they are few, else by a job."""
     action = _action(view)
     chosen = JobFilter.parse(view.form("filter"), view.now)
-    found = view.browser.jobs(chosen, limit=AT_ONCE, names=view.names)
+    found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     if found.older is not None:
         state = view.state
         job = enqueue_bulk(state.task_worker.registry, state.client, action, chosen, view.who)

@@ -287,6 +287,10 @@ class Browser:
         rows = self._read(sql, _parameters(chosen, below))
         return rows[0][0] if rows else None
 
+    def first(self, chosen: JobFilter, *, limit: int, names: Names = lambda task: ()) -> JobPage:
+        """The newest jobs that fit, for an act on all that do: these are all of them only where ``older`` is None."""
+        return self._page(chosen, limit, None, names, everywhere=self._has_more_than_few(chosen))
+
     def count(self, chosen: JobFilter, *, names: Names = lambda task: ()) -> int:
         """How many jobs fit, counted up to :data:`MOST`, among those that a page looks at."""
         if chosen.args:
