@@ -33,7 +33,7 @@ def test_job_page_is_quiet_and_accessible(page: Any, address: str, shop: Shop) -
     # The newest jobs alone would be those of a schedule, before long.
     page.goto(f"{address}/jobs?filter=state:running")
     page.locator("a", has_text=re.compile(rf"#?{shop.running.id}\b")).first.click()
-    page.wait_for_selector("h1")
+    page.wait_for_url(re.compile(rf"/jobs/{shop.running.id}$"))
     assert axe(page) == []
     assert "tok_secret" not in page.content()
 
