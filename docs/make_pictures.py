@@ -1,4 +1,4 @@
-"""Takes the pictures of the dashboard for the documentation: ``python3 dev.py pictures [NAME...]``.
+"""Takes the pictures of the dashboard for the documentation: ``python3 dev.py pictures [NAME...] [--to DIR]``.
 
 An hour of the demo goes by in a minute: its jobs are real, and so is how long they took, but the clock of the store is
 set back, and comes a minute nearer to the present with each round of work. Chance is seeded.
@@ -6,6 +6,7 @@ set back, and comes a minute nearer to the present with each round of work. Chan
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import os
@@ -90,8 +91,20 @@ def pictures(job: int) -> list[Picture]:
     ]
 
 
-def main(wanted: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Let the hour go by, then take the pictures; all, or those that are wanted."""
+    parser = argparse.ArgumentParser(prog="pictures", description="Take the pictures of the documentation.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
+    parser.add_argument("--to", type=Path, default=STATIC, metavar="DIR", help="default: docs/_static")
+    options = parser.parse_args(arguments)
+    known = {picture.name for picture in pictures(0)}
+    if not known.issuperset(options.names):
+        parser.error(f"there are no pictures but {', '.join(sorted(known))}")
+    show_an_hour(options.names, options.to)
+
+
+def show_an_hour(names: Sequence[str], target: Path) -> None:
+    """Fill *target*."""
     logging.basicConfig(level=logging.INFO, handlers=[logging.NullHandler()])
     socket.gethostname = lambda: HOSTS[0]
     with tempfile.TemporaryDirectory(prefix="pictures-") as folder, receiving() as inbox:
@@ -106,7 +119,8 @@ def main(wanted: Sequence[str]) -> None:
             try:
                 job = hour.pass_by()
                 with other_worker(folder, HOSTS[1]):
-                    take([p for p in pictures(job) if not wanted or p.name in wanted], f"{address}{DASHBOARD}")
+                    wanted = [picture for picture in pictures(job) if not names or picture.name in names]
+                    take(wanted, address + DASHBOARD, target)
             finally:
                 task_worker.stop(timeout=1)
 
@@ -279,7 +293,7 @@ def other_worker(folder: str, host: str) -> Iterator[None]:
 # --- The pictures -------------------------------------------------------------------------------------------------
 
 
-def take(wanted: Sequence[Picture], base: str) -> None:
+def take(wanted: Sequence[Picture], base: str, target: Path) -> None:
     """Each in a window of its own."""
     from playwright.sync_api import sync_playwright
 
@@ -293,22 +307,22 @@ def take(wanted: Sequence[Picture], base: str) -> None:
                 viewport={"width": WIDTH, "height": picture.tallest},
                 extra_http_headers={"Accept-Encoding": "identity"},
             )
-            shoot(context.new_page(), picture, base)
+            page = context.new_page()
+            page.goto(base + picture.address)
+            shoot(page, picture, target / f"{picture.name}.png")
             context.close()
         browser.close()
 
 
-def shoot(page: Any, picture: Picture, base: str) -> None:
+def shoot(page: Any, picture: Picture, file: Path) -> None:
     """Write the picture, and say so."""
-    page.goto(base + picture.address)
     page.wait_for_selector("#tools button")
     page.add_style_tag(content=FONT)
     height = min(picture.tallest, page.evaluate(CUT, picture.tallest) + 6)
-    file = STATIC / f"{picture.name}.png"
     size = file.write_bytes(shrink(page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})))
     too_large = "  TOO LARGE" if size > LARGEST else ""
-    sys.stdout.write(f"{file.relative_to(ROOT)}  {WIDTH} x {height}, {size:,} bytes{too_large}\n")
+    sys.stdout.write(f"{file.name}  {WIDTH} x {height}, {size:,} bytes{too_large}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
