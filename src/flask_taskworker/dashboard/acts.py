@@ -6,7 +6,6 @@ from flask import Response, request
 from werkzeug.exceptions import BadRequest, Forbidden
 
 from ..bulk import AT_ONCE, enqueue_bulk, exact
-from ..filters import JobFilter
 from ..steering import ACTIONS
 from . import words
 from .routes import Route
@@ -41,7 +40,7 @@ def confirm(view: View) -> Response:
         return view.redirect("jobs", filter=text, message="No job was ticked, so nothing was done.")
     if view.form("scope") != "all":
         return _act_on(view, action, ids, text)
-    chosen = JobFilter.parse(text, view.now)
+    chosen = view.filter(text)
     fitting = exact(chosen)
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     is_part = found.older is not None
@@ -66,7 +65,7 @@ def _act_on(view: View, action: str, ids: list[int], text: str) -> Response:
 def bulk(view: View) -> Response:
     """Do it to all that fit: here and now if they are few, else by a job."""
     action = _action(view)
-    chosen = JobFilter.parse(view.form("filter"), view.now)
+    chosen = view.filter(view.form("filter"))
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     if found.older is not None:
         state = view.state

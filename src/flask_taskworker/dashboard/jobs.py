@@ -21,7 +21,7 @@ _TABS = ("ready", "running", "scheduled", "retrying", "failed", "succeeded", "ca
 def page(view: View) -> Response:
     """A page of jobs, newest first. Raises ArgumentsError for a filter that cannot be read."""
     text = view.argument("filter")
-    chosen = JobFilter.parse(text, view.now)
+    chosen = view.filter(text)
     before = view.number("before")
     limit = view.number("limit", most=MOST_PER_PAGE) or PER_PAGE
     found = view.browser.jobs(chosen, limit=limit, before=before, names=view.names)

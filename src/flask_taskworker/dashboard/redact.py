@@ -17,8 +17,8 @@ BRIEF = 120
 """Characters of arguments in a list."""
 
 _SECRET = re.compile(r"pass|secret|token|key|auth|cookie|card|iban", re.IGNORECASE)
-_LOGIN = re.compile(r"(\w://[^/\s:@]*):[^/\s@]+@")
-"""The password in an address."""
+_LOGIN = re.compile(r"(\w://[^/\s:@]*):[^/\s]+@")
+"""The password in an address; also one with an @ in it, which should have been quoted."""
 _AnyTask = Task[..., Any, Any] | None
 
 
@@ -33,7 +33,15 @@ def arguments(text: str, task: _AnyTask) -> dict[str, Any]:
         raise Unreadable
     secret = _secrets(task)
     named = [*zip(_names(task, len(call[0])), call[0], strict=True), *call[1].items()]
-    return {name: _named(name, value, secret) for name, value in named}
+    return {name: COVER if covers(name, task) else _plain(value, secret) for name, value in named}
+
+
+def covers(name: str, task: _AnyTask) -> bool:
+    """Whether the value of this argument is covered: for its name, or for that of the ``**rest`` which takes it."""
+    secret, parameters = _secrets(task), {} if task is None else task.signature.parameters
+    rest = next((p.name for p in parameters.values() if p.kind is Parameter.VAR_KEYWORD), "")
+    is_rest = name.partition("[")[0] not in parameters
+    return _is_secret(name, secret) or (is_rest and _is_secret(rest, secret))
 
 
 def result(text: str | None, task: _AnyTask) -> Any:
@@ -89,9 +97,12 @@ def _names(task: _AnyTask, number: int) -> Iterator[str]:
 
 
 def _named(name: str, value: Any, secret: frozenset[str]) -> Any:
+    return COVER if _is_secret(name, secret) else _plain(value, secret)
+
+
+def _is_secret(name: str, secret: frozenset[str]) -> bool:
     # "tokens[1]" is the second of *tokens.
-    covered = _SECRET.search(name) or name.lower().partition("[")[0] in secret
-    return COVER if covered else _plain(value, secret)
+    return bool(_SECRET.search(name)) or name.lower().partition("[")[0] in secret
 
 
 def _plain(value: Any, secret: frozenset[str]) -> Any:

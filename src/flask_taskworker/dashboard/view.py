@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from werkzeug.exceptions import BadRequest, Forbidden
 
+from ..errors import ArgumentsError
+from ..filters import JobFilter
 from ..steering import Steering, names_of
 from ..store.browse import Browser, Names
 from ..store.sql import Store
@@ -21,6 +23,7 @@ from ..tasks import Task
 from . import words
 from .access import Visitor
 from .assets import ASSETS
+from .redact import covers
 
 if TYPE_CHECKING:
     from ..extension import AppState
@@ -71,6 +74,22 @@ class View:
     def names(self) -> Names:
         """The names of a task's parameters, which a filter on arguments needs."""
         return names_of(self.state.task_worker.registry)
+
+    def filter(self, text: str) -> JobFilter:
+        """Read a filter, as far as this visitor may ask it: which jobs fit tells what their arguments are.
+
+        Raises ArgumentsError; Forbidden without the permission to see arguments.
+        """
+        chosen = JobFilter.parse(text, self.now)
+        if chosen.args and not self.may("payload"):
+            raise Forbidden("You may not ask for arguments: it needs the permission 'payload'.")
+        named = self.task(chosen.task or "")
+        tasks = [named] if named else [None, *self.state.task_worker.registry]
+        for name, _ in chosen.args:
+            if covering := [task for task in tasks if covers(name, task)]:
+                where = f" in the task {covering[0].name}: name another with task:NAME" if covering[0] else ""
+                raise ArgumentsError(f"args.{name} cannot be asked for, since its values are covered{where}.")
+        return chosen
 
     def task(self, name: str) -> Task[..., Any, Any] | None:
         """The task of that name, if this code declares it."""

@@ -1,0 +1,68 @@
+"""What is covered stays so: in lists of arguments, in words, and for who asks whether a value is the one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from tests.dashboard.lab import Lab
+
+from flask_taskworker.dashboard.redact import without_logins
+
+
+@pytest.fixture
+def lab(make_app: Callable[..., Flask]) -> Lab:
+    lab = Lab(make_app(TASKER_DURABILITY="normal"), mail=False)
+
+    @lab.task_worker.task(name="pay", sensitive=("ssn",))
+    def pay(user: str, password: str, ssn: str = "") -> None: ...
+
+    with lab.app.app_context():
+        pay.enqueue("bob", "hunter2", ssn="123")
+    return lab
+
+
+def asked(lab: Lab, text: str) -> set[int]:
+    """What each address answers to this filter."""
+    form = {"action": "cancel", "scope": "all", "filter": text}
+    answers = (lab.get("/jobs", filter=text), *(lab.post(f"/jobs/{path}", **form) for path in ("confirm", "bulk")))
+    return {answer.status_code for answer in answers}
+
+
+@pytest.mark.parametrize("text", ["args.password:hunter2", "args.ssn:123", "task:pay args.SSN:9", "task:p* args.ssn:9"])
+def test_covered_values_cannot_be_guessed_by_filters(lab: Lab, text: str) -> None:
+    assert asked(lab, text) == {400}
+    assert lab.audit() == []
+
+
+def test_hidden_arguments_cannot_be_guessed_by_filters(lab: Lab) -> None:
+    lab.permissions = {"view", "cancel"}
+    assert asked(lab, "args.user:bob") == {403}
+    lab.permissions = {"view", "payload"}
+    assert [row["task"] for row in lab.data("/jobs", filter="args.user:bob")["rows"]] == ["pay"]
+
+
+def test_name_that_one_task_covers_can_be_asked_of_another(lab: Lab) -> None:
+    @lab.task_worker.task(name="tax")
+    def tax(ssn: str) -> None: ...
+
+    with lab.app.app_context():
+        tax.enqueue("7")
+    assert "in the task pay" in lab.get("/jobs", filter="args.ssn:7").text
+    assert len(lab.data("/jobs", filter="task:tax args.ssn:7")["rows"]) == 1
+
+
+def test_all_that_a_sensitive_rest_takes_is_covered(lab: Lab) -> None:
+    @lab.task_worker.task(name="rest", sensitive=("values", "options"))
+    def rest(plain: int, *values: str, **options: Any) -> None: ...
+
+    with lab.app.app_context():
+        job = rest.enqueue(1, "x", pin="9")
+    assert lab.data(f"/jobs/{job.id}")["args"] == {"plain": 1, "values[0]": "•••", "pin": "•••"}
+    assert asked(lab, "task:rest args.pin:9") == {400}
+
+
+def test_password_with_an_at_sign_is_covered_as_a_whole() -> None:
+    assert without_logins("redis://ana:p@ss@host/1 and http://x/@y") == "redis://ana:•••@host/1 and http://x/@y"
