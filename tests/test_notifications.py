@@ -60,6 +60,22 @@ def test_news_that_say_nothing_make_everybody_look() -> None:
     assert bursts_of({("a", "sync")}, (), {("b", "async")}) == [()]
 
 
+def test_without_a_thread_the_caller_notifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Ready] = []
+    notifier = Notifier(said.append)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        notifier.news({("a", "sync")})
+    assert said == [{("a", "sync")}]
+    notifier.news({("b", "sync")})
+    notifier.close()
+    assert said[1:] == [{("b", "sync")}]
+
+
 @pytest.mark.parametrize("listen", [True, False], ids=["direct", "behind a pooler"])
 def test_notification_names_what_is_ready(postgres_url: str, listen: bool) -> None:
     driver = PostgresqlDriver(make_url(postgres_url), listen=listen)

@@ -76,10 +76,20 @@ class Announcer:
         """Send *signal* soon. For the worker's loop only."""
         if app is None or not signal.receivers:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="taskworker-signals", daemon=True)
-            self._thread.start()
+        if self._thread is None and not self._start_thread():
+            return
         self._pending.put((signal, app, values))
+
+    def _start_thread(self) -> bool:
+        """Where no thread can be started the signal is lost; the jobs and their worker go on."""
+        thread = threading.Thread(target=self._work, name="taskworker-signals", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.warning("no thread for the receivers of signals, so one is not sent: %s", error)
+            return False
+        self._thread = thread
+        return True
 
     def _work(self) -> None:
         while (pending := self._pending.get()) is not None:

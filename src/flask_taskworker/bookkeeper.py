@@ -22,6 +22,8 @@ INTERVAL = 2.0
 LINES_BATCH = 250
 LINES_SIZE = 500_000
 """How many tries' lines are written at once, and how many characters: each may have 400,000."""
+LINES_KEPT = 10_000_000
+"""Characters of lines that wait for a database which does not take them."""
 _CLEANING_INTERVAL = 3600.0
 
 
@@ -74,17 +76,27 @@ class Bookkeeper:
         if now < self._next:
             return
         try:
-            if self._lines:
-                await self._write_lines(work)
             if self._tally and now >= self._next_figures:
                 self._next_figures = now + INTERVAL
                 await self._write(work)
+            if self._lines:
+                await self._write_lines(work)
             if now >= self._next_cleaning:
                 self._next_cleaning = now + _CLEANING_INTERVAL
                 await work.remove_old_figures()
         except StoreError as error:
             self._next = now + INTERVAL
             log.debug("figures and log lines are not stored yet: %s", error)
+            self._drop_oldest_lines(error)
+
+    def _drop_oldest_lines(self, error: StoreError) -> None:
+        """What the database never takes must not fill the memory."""
+        size = sum(len(text) for _, text in self._lines.values())
+        if size > LINES_KEPT:
+            log.warning("log lines of jobs are lost: %s", error)
+        while size > LINES_KEPT:
+            _, text = self._lines.pop(next(iter(self._lines)))
+            size -= len(text)
 
     async def close(self, work: WorkerStore) -> None:
         """Store what is pending, if the database takes it."""

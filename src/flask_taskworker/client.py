@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -303,8 +304,10 @@ class Finished:
     def set(self) -> None:
         """From any thread."""
         self._event.set()
-        if self._loop is not None and self._wake is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+        if self._loop is not None and self._wake is not None:
+            # Whoever waited may have gone, and the loop with it.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     def wait(self, seconds: float) -> None:
         """In a thread."""

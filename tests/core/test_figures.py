@@ -163,6 +163,25 @@ def test_figures_wait_for_a_database_that_does_not_take_them(
     wait_for(lambda: counts(store) == {"well": (2, 0, 0, 0)})
 
 
+def test_lines_that_the_database_never_takes_do_not_fill_the_memory(
+    idle_worker: BackgroundTaskWorker,
+    store: Store,
+    rows: Rows,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bookkeeper, "LINES_KEPT", 1000)
+    says = idle_worker.task(name="says")(lambda: logging.getLogger("shop").warning("x" * 500))
+    idle_worker.start()
+    rows("ALTER TABLE taskworker_log RENAME TO away")
+    says.enqueue_many([()] * 5)
+    wait_for(lambda: "log lines of jobs are lost" in caplog.text)
+    wait_for(lambda: counts(store) == {"says": (5, 0, 0, 0)}, "figures are stored all the same")
+    rows("ALTER TABLE away RENAME TO taskworker_log")
+    kept = wait_for(lambda: rows("SELECT job_id FROM taskworker_log"))
+    assert len(kept) < 5
+
+
 def test_old_figures_are_deleted(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
     now = store.clock()
     names = ["span", "start", "task", "queue", *ROLLUP_FIGURES]

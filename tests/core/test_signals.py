@@ -300,6 +300,23 @@ def test_blocked_receiver_delays_no_job(worker: BackgroundTaskWorker) -> None:
         worker.stop()
 
 
+def test_worker_without_a_thread_for_signals_works_on(
+    worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "taskworker-signals":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    task = worker.task(name="works")(lambda: 7)
+    with signals.job_started.connected_to(lambda *_, **__: None):
+        assert [job.result(timeout=20) for job in task.enqueue_many([()] * 20)] == [7] * 20
+    assert "no thread for the receivers" in caplog.text
+
+
 def test_signals_cost_nothing_when_nobody_listens(task_worker: BackgroundTaskWorker) -> None:
     task_worker.task(name="work", retry=2)(lambda: 5).enqueue().result(timeout=20)
     assert not any(thread.name == "taskworker-signals" for thread in threading.enumerate())

@@ -194,9 +194,17 @@ class Notifier:
                 self._start_thread()
 
     def _start_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="taskworker-notify", daemon=True)
-            self._thread.start()
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._work, name="taskworker-notify", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # What is to be told is stored already: its caller must not be told otherwise.
+            log.debug("no thread to notify in: %s", error)
+            self._flush()
+        else:
+            self._thread = thread
 
     def _work(self) -> None:
         while not self._closing.is_set():
