@@ -7,7 +7,7 @@ from flask import current_app
 from .client import Client
 from .errors import ArgumentsError
 from .filters import JobFilter
-from .health import SILENT_MS, info_of
+from .health import SILENT_MS, info_of, takes
 from .jobs import Job, current_job
 from .steering import BULK, Steering, names_of
 from .store.browse import Browser
@@ -67,13 +67,16 @@ def _queue(client: Client) -> str:
     """A queue that a living worker takes jobs from, and that is not paused: what it acts on may be a paused queue."""
     browser = Browser(client.store)
     now = client.store.clock()
-    paused = {queue.name for queue in browser.queues() if queue.paused}
+    queues = browser.queues()
+    paused = {queue.name for queue in queues if queue.paused}
     for worker in browser.workers():
         if worker.state != "alive" or now - worker.beat_at > SILENT_MS:
             continue
-        names = info_of(worker).get("queues")
-        open_queues = [QUEUE] if not isinstance(names, list) else [str(name) for name in names]
-        for name in open_queues:
-            if name not in paused:
+        info = info_of(worker)
+        names = info.get("queues")
+        # One without a list works on all but those that it excludes.
+        open_queues = names if isinstance(names, list) else [QUEUE, "default", *(queue.name for queue in queues)]
+        for name in map(str, open_queues):
+            if name not in paused and takes(info, name):
                 return name
     return QUEUE

@@ -124,7 +124,7 @@ class Snapshot:
     def _not_taken_by_all(self) -> Iterator[str]:
         infos = [info_of(worker) for worker in self.claiming]
         for queue in self.open_queues:
-            if not any(_takes(info, queue.name) for info in infos):
+            if not any(takes(info, queue.name) for info in infos):
                 yield (
                     f"Queue {queue.name!r} has jobs that are ready ({counted(queue.ready)}) and no living worker works "
                     f"on it. Start one: flask tasks run {queue.name}"
@@ -136,7 +136,7 @@ class Snapshot:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
 
 
-def _takes(info: dict[str, Any], queue: str) -> bool:
+def takes(info: dict[str, Any], queue: str) -> bool:
     """Whether a worker that told this of itself works on that queue: on all without a list."""
     names, excluded = info.get("queues"), info.get("exclude")
     served = not isinstance(names, list) or queue in names

@@ -351,15 +351,18 @@ def test_job_that_acts_is_not_put_into_a_paused_queue(lab: Lab) -> None:
         job = enqueue_bulk(lab.task_worker.registry, state.client, "cancel", JobFilter(task="x"), "ana")
         return job.queue
 
-    def work_on(queues: list[str] | None) -> None:
+    def work_on(queues: list[str] | None, *exclude: str) -> None:
         lab.rows("DELETE FROM taskworker_worker")
-        values = ("w", "h", 1, 1, lab.store.clock(), "alive", json.dumps({"queues": queues}))
+        info = {"queues": queues, "exclude": exclude}
+        values = ("w", "h", 1, 1, lab.store.clock(), "alive", json.dumps(info))
         columns = "id, host, pid, started_at, beat_at, state, info"
         lab.rows(f"INSERT INTO taskworker_worker ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
 
     assert enqueue() == "bulk"
     work_on(None)
     assert enqueue() == "bulk"
+    work_on(None, "bulk")
+    assert enqueue() == "default"
     work_on(["default", "mail"])
     assert enqueue() == "default"
     lab.rows("INSERT INTO taskworker_queue (name, paused) VALUES ('default', 1)")
@@ -462,6 +465,13 @@ def test_overview_tells_what_happened(lab: Lab) -> None:
         throughput = lab.data("/", window=window)["throughput"]
         assert len(throughput) == bars
         assert sum(bar["ok"] + bar["failed"] for bar in throughput) == 4, window
+
+
+def test_overview_lets_jobs_of_paused_queues_wait(lab: Lab) -> None:
+    store_jobs(lab.rows, {"created_at": lab.store.clock() - 600_000, "queue": "slow"})
+    assert not lab.data("/")["health"]["healthy"]
+    lab.rows("INSERT INTO taskworker_queue (name, paused) VALUES ('slow', 1)")
+    assert lab.data("/")["health"]["problems"] == []
 
 
 def test_overview_says_what_is_wrong(lab: Lab) -> None:

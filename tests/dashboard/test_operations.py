@@ -297,6 +297,13 @@ def test_queue_shows_what_waits_and_runs(lab: Lab) -> None:
     assert queues["mail"]["slots"] == 14  # w2 does not work on it, and w3 is silent
 
 
+def test_queue_that_a_worker_leaves_out_is_not_served_by_it(lab: Lab) -> None:
+    add_worker(lab, **{**INFO, "exclude": ["q"]})
+    add_job(lab, queue="q")
+    (queue,) = (q for q in lab.data("/queues")["queues"] if q["name"] == "q")
+    assert (queue["state"], queue["slots"]) == ("no worker", 0)
+
+
 @pytest.mark.parametrize(
     ("queues", "age", "state"), [(["other"], 0, "no worker"), (None, 0, "ok"), (None, 400_000, "slow")]
 )

@@ -84,6 +84,7 @@ def _snapshot(view: View, seen: Glance) -> Snapshot:
         counts=Counts(scheduled=seen.scheduled, ready=seen.ready, running=0, succeeded=0, failed=0, cancelled=0),
         schedules=seen.schedules,
         next_due=seen.next_due,
+        paused=tuple(seen.paused),
     )
 
 

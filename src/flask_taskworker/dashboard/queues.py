@@ -9,7 +9,7 @@ from flask import Response, request
 from werkzeug.exceptions import NotFound
 
 from ..filters import JobFilter
-from ..health import LONG_WAIT_MS, SILENT_MS, info_of
+from ..health import LONG_WAIT_MS, SILENT_MS, info_of, takes
 from ..mail.queue import QUEUE as MAIL_QUEUE
 from ..store.browse import QueueState
 from ..store.sql import MOST, WorkerRow
@@ -47,7 +47,7 @@ def takes_jobs(worker: WorkerRow, now: int) -> bool:
 
 
 def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str, Any]:
-    serving = [info for info in map(info_of, workers) if _serves(info, queue.name)]
+    serving = [info for info in map(info_of, workers) if takes(info, queue.name)]
     state, number, figures = _state(queue, bool(serving), now), sum(map(slots, serving)), queue.figures
     return {
         "name": queue.name,
@@ -66,11 +66,6 @@ def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str,
         "paused_at": queue.paused_at,
         "paused_by": queue.paused_by,
     }
-
-
-def _serves(info: dict[str, Any], queue: str) -> bool:
-    queues = info.get("queues")
-    return queue in queues if isinstance(queues, list) else True
 
 
 def slots(info: dict[str, Any]) -> int:
