@@ -144,5 +144,13 @@ def test_only_the_star_is_a_pattern(task: str, pattern: str) -> None:
     assert JobFilter(task=task).task_pattern() == pattern
 
 
+GLOBS = {"mail.*": "mail.*", "a?b": "a[?]b", "a[b]": "a[[]b]", "*": "*"}
+
+
+@pytest.mark.parametrize(("task", "glob"), GLOBS.items())
+def test_only_the_star_is_a_pattern_of_glob(task: str, glob: str) -> None:
+    assert JobFilter(task=task).task_glob() == glob
+
+
 def test_without_a_task_there_is_no_pattern() -> None:
     assert EVERYTHING.task_pattern() is None

@@ -98,6 +98,10 @@ class JobFilter:
             return None
         return re.sub(r"([\\%_])", r"\\\1", self.task).replace("*", "%")
 
+    def task_glob(self) -> str | None:
+        """The task as a pattern of SQLite's GLOB; None without one."""
+        return None if self.task is None else re.sub(r"([?\[])", r"[\1]", self.task)
+
 
 def _words(text: str) -> list[str]:
     lexer = shlex.shlex(text, posix=True)

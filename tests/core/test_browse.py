@@ -43,6 +43,15 @@ def all_ids(browser: Browser, text: str, **options: Any) -> list[int]:
     return list(chain.from_iterable(browser.ids(chosen(text), **options)))
 
 
+def test_task_pattern_means_the_same_on_every_database(browser: Browser, rows: Rows) -> None:
+    names = ("mail.send", "Mail.send", "mail_send", "m?[a]%_\\x", "m1a")
+    ids = dict(zip(names, store_jobs(rows, *({"task": name} for name in names)), strict=True))
+    patterns = {"mail.*": {"mail.send"}, "*.send": {"mail.send", "Mail.send"}, "*[a]%_\\*": {"m?[a]%_\\x"}}
+    patterns["m?*"] = {"m?[a]%_\\x"}
+    for pattern, fitting in patterns.items():
+        assert set(found(browser, f"task:{pattern}")) == {ids[name] for name in fitting}, pattern
+
+
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 

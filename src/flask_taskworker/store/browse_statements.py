@@ -74,14 +74,16 @@ def few_ids(chosen: JobFilter) -> str | None:
     return None if few is None else f"SELECT count(*) FROM ({few}) AS few"
 
 
-def _conditions(chosen: JobFilter) -> str:
+def _conditions(dialect: Dialect, chosen: JobFilter) -> str:
     parts = ["hidden <> 0" if chosen.hidden else _ALIVE]
     if chosen.states:
         retrying = "(state = 'scheduled' AND failures > 0)"
         states = [retrying if state == "retrying" else f"state = '{state}'" for state in chosen.states]
         parts.append(f"({' OR '.join(states)})")
     if chosen.task is not None:
-        parts.append("task LIKE :task ESCAPE '\\'" if "*" in chosen.task else "task = :task")
+        # SQLite's LIKE takes A for a.
+        like = "task GLOB :glob" if dialect.name == "sqlite" else "task LIKE :task ESCAPE '\\'"
+        parts.append(like if "*" in chosen.task else "task = :task")
     for name, column in _EQUAL.items():
         if getattr(chosen, name) is not None:
             parts.append(f"{column} = :{name}")
@@ -113,6 +115,7 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
     values = {
         **{name: getattr(chosen, name) for name in _EQUAL},
         "task": task,
+        "glob": chosen.task_glob(),
         "unique": chosen.unique,
         "attempts": chosen.attempts,
         "after": chosen.after,
@@ -126,7 +129,7 @@ def jobs(dialect: Dialect, chosen: JobFilter, columns: str = ROW, *, everywhere:
 
     *everywhere*: look at rows of all states, where the index offers some of a state in another order.
     """
-    base, wanted = _base(dialect, chosen, everywhere=everywhere), _conditions(chosen)
+    base, wanted = _base(dialect, chosen, everywhere=everywhere), _conditions(dialect, chosen)
     if dialect.name == "sqlite":
         # As below, SQLite would read the whole window each time.
         return (
