@@ -93,3 +93,19 @@ def test_name_of_an_attachment_is_one_harmless_line(name: str) -> None:
     (attached,) = Letter.of(data.encode()).attachments
     assert len(attached.name) <= 200
     assert not set(attached.name) & set("\r\n\0\u202e")
+
+
+@pytest.mark.parametrize("charset", [b"undefined", b"idna", b'"a\0b"', b"unicode_escape", b"nowhere"])
+def test_odd_charset_harms_nothing(charset: bytes) -> None:
+    letter = Letter.of(b"Content-Type: text/plain; charset=" + charset + b"\r\n\r\nhello \\ud800 \xff")
+    assert letter.text is not None
+    assert letter.text.startswith("hello ")
+    assert letter.text.encode()
+
+
+def test_picture_is_not_taken_for_one_whose_name_begins_like_its_own(make_message: Make) -> None:
+    pictures = [
+        Attachment("p.png", "image/png", d, headers={"Content-ID": f"<{i}>"}) for i, d in (("a", b"1"), ("ab", b"2"))
+    ]
+    html = Letter.of(make_message(html='<img src="cid:ab"><img src="cid:a">', attachments=pictures).as_bytes()).html
+    assert html == '<img src="data:image/png;base64,Mg=="><img src="data:image/png;base64,MQ==">'

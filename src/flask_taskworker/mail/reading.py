@@ -117,7 +117,12 @@ def _is_body(part: Part) -> bool:
 
 
 def _octets(part: Part) -> bytes:
-    found = part.get_payload(decode=True)
+    try:
+        found = part.get_payload(decode=True)
+    except ValueError:
+        # Of a charset that takes not everything, such as idna, and of one with NUL in its name.
+        part.set_param("charset", "utf-8")
+        found = part.get_payload(decode=True)
     return found if isinstance(found, bytes) else b""
 
 
@@ -125,9 +130,10 @@ def _text(part: Part) -> str:
     octets = _octets(part)[: MAX_SHOWN * 4]
     try:
         text = octets.decode(part.get_content_charset("utf-8"), "replace")
-    except LookupError:
+    except (LookupError, ValueError):
         text = octets.decode("utf-8", "replace")
-    return text[:MAX_SHOWN]
+    # Half a surrogate pair, which some charsets know, could not be sent on.
+    return text[:MAX_SHOWN].encode("utf-8", "replace").decode("utf-8")
 
 
 def _enclosed(part: Part) -> Enclosed:
@@ -140,11 +146,16 @@ def _enclosed(part: Part) -> Enclosed:
 
 
 def _with_pictures(html: str, parts: Sequence[Part]) -> str:
-    for part in parts:
-        cid, kind = str(part.get("content-id", "")).strip(" <>"), part.get_content_type()
+    # The longest first: "logo" is the beginning of "logo2".
+    for cid, part in sorted(((_cid(part), part) for part in parts), key=lambda named: -len(named[0])):
+        kind = part.get_content_type()
         picture = _octets(part) if cid and kind in _PICTURES else b""
         url = f"data:{kind};base64,{base64.b64encode(picture).decode()}"
         # A mail may show one picture a million times.
         if picture and len(html) + html.count(f"cid:{cid}") * len(url) <= MAX_HTML:
             html = html.replace(f"cid:{cid}", url)
     return html
+
+
+def _cid(part: Part) -> str:
+    return str(part.get("content-id", "")).strip(" <>")
