@@ -320,7 +320,8 @@ def test(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 def slow(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Run the slow tests."""
-    return test(interpreter, ["-m", "slow and not browser", *arguments])
+    # They wait more than they work.
+    return test(interpreter, ["--numprocesses", "4", "-m", "slow and not browser", *arguments])
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -340,7 +341,8 @@ def with_chromium(interpreter: Interpreter) -> Environment:
 
 def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Click through the dashboard in a real Chromium; arguments go to pytest."""
-    return with_chromium(interpreter).run("-m", "pytest", "-m", "browser", "tests/browser", *arguments)
+    command = ("-m", "pytest", "--numprocesses", "2", "-m", "browser", "tests/browser")
+    return with_chromium(interpreter).run(*command, *arguments)
 
 
 def pictures(interpreter: Interpreter, arguments: Sequence[str]) -> int:
