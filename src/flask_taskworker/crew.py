@@ -163,6 +163,9 @@ class Crew:
         job.ended = True
         self._logging.pop(job, None)
         progress = self._reports.pop(job, None)
+        if job.releasing:
+            # Its thread has returned before anybody learnt that it was handed back.
+            self.ended = [e for e in self.ended if e.claim is not job.claim]
         self._note(Ended(job.claim, outcome, started_at, self._clock(), progress, lines_of(job)))
         # The record belongs to the job, whose context the executor has taken away by now.
         set_running(job)

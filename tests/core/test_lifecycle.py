@@ -13,6 +13,7 @@ from flask import Flask, current_app
 
 from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState, LeaseLost, current_job
 from flask_taskworker.errors import AppError, StoreError
+from flask_taskworker.testing.live import LiveWorker
 
 from .waiting import wait, wait_for
 
@@ -193,6 +194,40 @@ def test_sync_job_that_does_not_end_in_time_keeps_its_claim(task_worker: Backgro
     assert task_worker.task(name="other")(lambda: 1).enqueue().result(timeout=20) == 1
     assert job.refresh().state is JobState.RUNNING
     release.set()
+
+
+def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
+    app: Flask, idle_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_taskworker.crew.CANCEL_GRACE", 20.0)
+    begun, both, released, returning = (threading.Event() for _ in range(4))
+
+    @idle_worker.task(name="late")
+    def late() -> int:
+        begun.set()
+        wait(released)
+        returning.set()
+        return 7
+
+    @idle_worker.task(name="tidies_up")
+    async def tidies_up() -> None:
+        both.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            released.set()
+            while not returning.is_set():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+
+    tidies_up.enqueue()
+    job = late.enqueue()
+    with LiveWorker(app, process=False) as live:
+        wait(begun)
+        wait(both)
+        live.stop(timeout=0)
+    assert job.refresh().state is JobState.SUCCEEDED
+    assert job.result(timeout=1) == 7
 
 
 def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> None:
