@@ -232,6 +232,7 @@ def test_watchdog_of_another_process_is_left_alone(tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     assert Systemd({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3", "WATCHDOG_PID": "1"}).interval == float("inf")
     assert Systemd({"WATCHDOG_USEC": "3"}).interval == float("inf")
+    assert Systemd({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "0"}).interval == float("inf")
     Systemd({}).tell(live=True, ready=True, stopping=True)
     Systemd({"NOTIFY_SOCKET": address}).tell(live=True, ready=True, stopping=True)
 

@@ -233,7 +233,9 @@ class Systemd:
         # The watchdog may be meant for another process of the service.
         is_watched = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environment.get("WATCHDOG_USEC", "")
-        self.interval = int(usec) / 3e6 if self._address and is_watched and usec.isdecimal() else float("inf")
+        self.interval = (
+            int(usec) / 3e6 if self._address and is_watched and usec.isdecimal() and int(usec) else float("inf")
+        )
         """Seconds: so often it wants to hear that this process lives."""
         self._is_ready = False
         self._is_stopping = False

@@ -374,6 +374,12 @@ def test_who_stands_in_the_audit_log(app: Flask) -> None:
     assert store.driver.read("SELECT who, action FROM taskworker_audit", {}) == [("user 2", "cancel")]
 
 
+def test_act_of_somebody_with_an_odd_name_is_noted(app: Flask) -> None:
+    mounted(app, access=lambda: True, who=lambda: "a\0\ud800")
+    cancel_a_job(app)
+    assert app.extensions["taskworker"].store.driver.read("SELECT who FROM taskworker_audit", {}) == [("a\\0\\ud800",)]
+
+
 def test_without_a_name_the_address_stands_in_the_audit_log(app: Flask) -> None:
     mounted(app, access=lambda: True)
     cancel_a_job(app, environ_base={"REMOTE_ADDR": "10.0.0.7"})

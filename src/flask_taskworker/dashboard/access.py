@@ -13,6 +13,7 @@ from flask import current_app, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from ..config import TaskWorkerConfig
+from ..failures import storable
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Gate:
     def _visitor(self, permissions: frozenset[str], user: str | None = None) -> Visitor:
         if self._who is not None and permissions:
             named = current_app.ensure_sync(self._who)()
-            user = str(named)[:200] if named is not None else user
+            # A name that the database refused would leave an act without its note.
+            user = storable(str(named)[:200]) if named is not None else user
         return Visitor(permissions=permissions, who=user or request.remote_addr or "unknown")
 
 
