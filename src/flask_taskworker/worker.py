@@ -540,6 +540,8 @@ class Worker:
             # A full batch means that there is more: go on soon, but let jobs pass between.
             full = await self._work.prune() == PRUNE_BATCH
             await self._scheduler.keep_up(self._work)
+            # A server may have committed a claim long after the connection was lost.
+            await self._reconcile()
             self._next_upkeep = now + (PROGRESS_INTERVAL if full else UPKEEP_INTERVAL * random.uniform(0.8, 1.2))
 
     async def _reconcile(self) -> None:

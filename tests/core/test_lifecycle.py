@@ -230,6 +230,21 @@ def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
     assert job.result(timeout=1) == 7
 
 
+def test_claim_of_which_its_worker_knows_nothing_is_handed_back(
+    make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_taskworker.worker.UPKEEP_INTERVAL", 0.05)
+    app = make_app(TASKER_LOOP_INTERVAL=0.05)
+    task_worker = make_worker(app)
+    task = task_worker.task(name="work")(lambda: 7)
+    store = app.extensions["taskworker"].store
+    (row,) = wait_for(store.workers)
+    job = task.using(delay=3600).enqueue()
+    late = "UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = :worker WHERE id = :id"
+    store.driver.write(late, {"worker": row.id, "id": job.id})
+    assert job.result(timeout=20) == 7
+
+
 def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task
     async def work() -> str:
