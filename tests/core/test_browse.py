@@ -52,6 +52,24 @@ def test_task_pattern_means_the_same_on_every_database(browser: Browser, rows: R
         assert set(found(browser, f"task:{pattern}")) == {ids[name] for name in fitting}, pattern
 
 
+def test_jobs_that_are_pruned_meanwhile_hide_none_from_acts(
+    browser: Browser, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browse, "WINDOW", 5)
+    ids = store_jobs(rows, *[{"task": "old"}] * 5, *[{}] * 10)
+    read = browser._store.driver.read
+
+    def prune(sql: str, parameters: dict[str, Any]) -> list[Any]:
+        found = read(sql, parameters)
+        if "args" in sql:
+            # After the first window was looked at, and before its end is asked for.
+            rows("DELETE FROM taskworker_job WHERE id BETWEEN ? AND ?", ids[6], ids[9])
+        return found
+
+    monkeypatch.setattr(browser._store.driver, "read", prune)
+    assert all_ids(browser, "task:old") == ids[4::-1]
+
+
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 

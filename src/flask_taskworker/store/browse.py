@@ -308,12 +308,14 @@ class Browser:
         """
         everywhere = self._has_more_than_few(chosen)
         while True:
+            # Asked before, too: by what is pruned meanwhile the window grows, and its end after that was not looked at.
+            floor = self._floor(chosen, before or MAX_ID, everywhere=everywhere) or 0
             page = self._page(chosen, 1000, before, names, everywhere=everywhere)
             if page.rows:
                 yield [row.record.id for row in page.rows]
-            if page.older is None:
+            before = page.older or 0 if len(page.rows) == 1000 else max(page.older or 0, floor)
+            if not before:
                 return
-            before = page.older
 
     def _has_more_than_few(self, chosen: JobFilter) -> bool:
         sql = statements.few_ids(chosen)
