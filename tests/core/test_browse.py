@@ -63,7 +63,7 @@ def test_jobs_that_are_pruned_meanwhile_hide_none_from_acts(
         found = read(sql, parameters)
         if "args" in sql:
             # After the first window was looked at, and before its end is asked for.
-            rows("DELETE FROM taskworker_job WHERE id BETWEEN ? AND ?", ids[6], ids[9])
+            rows("DELETE FROM taskworker_job WHERE id BETWEEN ? AND ?", ids[7], ids[12])
         return found
 
     monkeypatch.setattr(browser._store.driver, "read", prune)
