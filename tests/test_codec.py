@@ -252,6 +252,26 @@ def test_only_fields_reach_a_constructor() -> None:
         codec.decode(typed("dataclass", f"{__name__}.Demanding", '{"a":1,"secret":"x"}'))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        '["hunter2"',
+        '{"$":"dataclass","t":"test_codec.Demanding","v":{"a":1,"gone":"hunter2"}}',
+        '{"$":"dataclass","t":"test_codec.Demanding","v":["hunter2"]}',
+        '{"$":"of tomorrow","v":"hunter2"}',
+        '{"$":"tuple","v":"hunter2"}',
+    ],
+)
+def test_no_error_repeats_what_may_be_secret(value: str) -> None:
+    # Errors are kept, logged, and shown to those who may not see arguments.
+    codec = Codec()
+    codec.register(Demanding)
+    for decode, text in ((codec.decode, value), (codec.decode_call, f"[[{value}],{{}}]"), (codec.decode_call, value)):
+        with pytest.raises(NotDecodable) as caught:
+            decode(text)
+        assert "hunter2" not in str(caught.value)
+
+
 def test_missing_field_takes_its_default(codec: Codec) -> None:
     # A job that was stored before the field was added.
     assert codec.decode(f'{{"$":"dataclass","t":"{__name__}.Point","v":{{"x":5}}}}') == Point(5, 0)

@@ -155,7 +155,7 @@ class Codec:
             return (), {}
         call = _load(text)
         if type(call) is not list or len(call) != 2 or type(call[0]) is not list or type(call[1]) is not dict:
-            raise NotDecodable(f"The stored call {text[:80]!r} is not [arguments, keyword arguments].")
+            raise NotDecodable("The stored call is not [arguments, keyword arguments].")
         args, kwargs = call
         if '"$"' not in text:
             return tuple(args), kwargs
@@ -428,7 +428,8 @@ def _load(text: str) -> Any:
         if "\\u" in text:
             _dumps(value).encode()
     except (ValueError, RecursionError) as error:
-        raise NotDecodable(f"The stored text {text[:80]!r} cannot be read: {error}") from error
+        # Nothing of it is repeated: errors are logged, and read by those who may not see arguments.
+        raise NotDecodable(f"The stored text of {len(text):,} characters cannot be read: {error}") from error
     return value
 
 
@@ -495,7 +496,7 @@ class _Unpacker:
                 return _unzoned(kind, wall, **rest)
             case {"$": str(tag), "v": inner} if len(value) == 2 and tag in _UNPACKERS:
                 return _UNPACKERS[tag](self, inner)
-        raise ValueError(f"{str(value)[:80]!r} is no tagged value that this version knows")
+        raise ValueError(f"{str(value[TAG])[:40]!r} is the tag of no value that this version knows")
 
     def _registered(self, kind: str, name: str, inner: Any) -> Any:
         cls = self._type_of(name)
@@ -515,7 +516,8 @@ class _Unpacker:
     def _fields(self, cls: type, inner: Any) -> dict[str, Any]:
         known = init_fields(cls) or ()
         if type(inner) is not dict or not inner.keys() <= set(known):
-            raise ValueError(f"{str(inner)[:80]!r} are not the fields of {type_name(cls)}")
+            names = ", ".join(inner)[:200] if type(inner) is dict else f"those of a {type(inner).__name__}"
+            raise ValueError(f"{names} are not the fields of {type_name(cls)}")
         return {name: self._unpack(one) for name, one in inner.items()}
 
     def _members(self, inner: Any) -> list[Any]:
@@ -552,7 +554,7 @@ def _decimal(text: str) -> Decimal:
 
 def _checked(value: Any, wanted: type) -> Any:
     if type(value) is not wanted:
-        raise TypeError(f"{str(value)[:80]!r} is no {wanted.__name__}")
+        raise TypeError(f"a {type(value).__name__} is no {wanted.__name__}")
     return value
 
 
