@@ -26,6 +26,7 @@ from flask_taskworker import (
     current_job,
 )
 from flask_taskworker.errors import ArgumentsError, StoreError
+from flask_taskworker.signals import worker_stopped
 from flask_taskworker.testing import Jobs
 
 
@@ -398,6 +399,20 @@ def test_inline_runs_each_job_when_it_is_stored(
     assert ran == ["outer", (1, 1), (5, 1)]
     add.enqueue(6)
     assert len(ran) == 3
+
+
+def test_inline_runs_what_another_thread_stores_while_the_worker_ends(
+    jobs: Jobs, add: Task[..., Any, Any], ran: list[Any]
+) -> None:
+    late = [2]
+
+    def on_stopped(*_: Any, **__: Any) -> None:
+        if late:
+            add.enqueue(late.pop())
+
+    with worker_stopped.connected_to(on_stopped), jobs.inline():
+        add.enqueue(1)
+    assert ran == [(1, 1), (2, 1)]
 
 
 @pytest.mark.sqlite_only

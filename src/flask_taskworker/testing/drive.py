@@ -299,12 +299,13 @@ class Bench:
         with self._lock:
             return self._run(plan)
 
-    def run_unless_busy(self, plan: Plan) -> Report | None:
-        """Run the worker as planned; None while it runs already, or where a job of it asks."""
+    def run_unless_busy(self, plan: Plan, begin: Callable[[], None]) -> Report | None:
+        """Call *begin* and run the worker as planned; None while it runs already, or where a job of it asks."""
         if running_job() is not None or not self._lock.acquire(blocking=False):
             return None
         try:
             self._refuse_company()
+            begin()
             return self._run(plan)
         finally:
             self._lock.release()

@@ -18,7 +18,7 @@ from flask import Flask
 from ..clock import require_aware, to_ms
 from ..codec import Codec
 from ..errors import NotDecodable, RetryJob, TaskWorkerError
-from ..jobs import Ending, Job, JobRecord, JobState
+from ..jobs import Ending, Job, JobRecord, JobState, running_job
 from ..signals import job_enqueued
 from ..store import statements
 from ..tasks import MAX_PRIORITY, Task
@@ -343,15 +343,15 @@ class _Inline:
         self.reports: list[Report] = []
 
     def on_enqueued(self, app: Flask, job: Job[Any]) -> None:
-        if job.state is not JobState.READY:
+        if job.state is not JobState.READY or running_job() is not None:
             return
         self._wanted.set()
         while self._wanted.is_set():
             self._check()
-            report = self._bench.run_unless_busy(Plan(max_jobs=MAX_JOBS + 1))
+            report = self._bench.run_unless_busy(Plan(max_jobs=MAX_JOBS + 1), begin=self._wanted.clear)
             if report is None:
+                # Whoever runs the worker now looks once more when it has ended.
                 return
-            self._wanted.clear()
             self.reports.append(report)
 
 
