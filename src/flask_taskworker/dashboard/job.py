@@ -33,7 +33,7 @@ _FIRST, _LAST = 3, 6
 
 def page(view: View, job_id: int) -> Response:
     """One job. Raises JobNotFound."""
-    whole = view.browser.job(job_id)
+    whole = view.browser.job(job_id, tries=_TRIES)
     record = whole.record
     state = state_of(record, whole.hidden)
     origin = read_origin(whole.origin)

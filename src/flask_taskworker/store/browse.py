@@ -324,15 +324,16 @@ class Browser:
         number: int = self._read(sql, {**statements.parameters_of(chosen), "few": FEW})[0][0]
         return number >= FEW
 
-    def job(self, job_id: int) -> JobWhole:
-        """One job with all that is stored of it. Raises JobNotFound."""
+    def job(self, job_id: int, *, tries: int = 100) -> JobWhole:
+        """One job with all that is stored of it, and what its last *tries* have logged. Raises JobNotFound."""
         rows = self._read(statements.job_whole(), {"id": job_id}) if 0 < job_id <= MAX_ID else []
         if not rows:
             raise JobNotFound(f"There is no job {job_id}: it never existed, or it was pruned after its time.")
         fields = len(JobRecord._fields)
         record = JobRecord._make(rows[0][:fields])
         hidden, group, args, error, result, origin = rows[0][fields:]
-        lines = {claim: _lines(text) for claim, text in self._read(statements.log_lines(), {"id": job_id})}
+        logged = self._read(statements.log_lines(), {"id": job_id, "tries": tries})
+        lines = {claim: _lines(text) for claim, text in logged}
         attempts = self._store.attempts(job_id)
         return JobWhole(record, hidden, group, args, error, result, origin, attempts, lines)
 

@@ -161,8 +161,8 @@ def job_whole() -> str:
 
 
 def log_lines() -> str:
-    """The log lines of the last 100 tries of one job."""
-    return "SELECT claim, lines FROM taskworker_log WHERE job_id = :id ORDER BY claim DESC LIMIT 100"
+    """The log lines of the last ``:tries`` tries of one job."""
+    return "SELECT claim, lines FROM taskworker_log WHERE job_id = :id ORDER BY claim DESC LIMIT :tries"
 
 
 def count_states() -> str:
