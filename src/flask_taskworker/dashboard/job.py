@@ -156,15 +156,13 @@ def _frame(frame: Frame) -> dict[str, Any]:
 def _tries(view: View, whole: JobWhole) -> list[dict[str, Any]]:
     """The tries of which something is known, newest first, with what each has logged."""
     record = whole.record
-    known = {one.claim: _known_try(one, whole.error) for one in whole.attempts}
-    for claim in {*whole.lines, record.claim} - {0}:
-        known.setdefault(claim, _other_try(record, claim))
-    shown = sorted(known, reverse=True)[:_TRIES]
-    for claim in shown:
-        one = known[claim]
+    known = {one.claim: one for one in whole.attempts}
+    shown = []
+    for claim in sorted({*known, *whole.lines, record.claim} - {0}, reverse=True)[:_TRIES]:
+        one = _known_try(known[claim], whole.error) if claim in known else _other_try(record, claim)
         lines = whole.lines.get(claim, []) if view.may("payload") else []
-        one["lines"] = [{**line._asdict(), "text": without_logins(line.text)} for line in lines]
-    return [known[claim] for claim in shown]
+        shown.append({**one, "lines": [{**line._asdict(), "text": without_logins(line.text)} for line in lines]})
+    return shown
 
 
 def _known_try(one: Attempt, shown: str | None) -> dict[str, Any]:
