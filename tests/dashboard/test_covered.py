@@ -66,3 +66,15 @@ def test_all_that_a_sensitive_rest_takes_is_covered(lab: Lab) -> None:
 
 def test_password_with_an_at_sign_is_covered_as_a_whole() -> None:
     assert without_logins("redis://ana:p@ss@host/1 and http://x/@y") == "redis://ana:•••@host/1 and http://x/@y"
+
+
+def test_keys_in_addresses_are_covered() -> None:
+    words = "GET https://x.org/reset?token=abc.d-e&page=2&API-Key=1#top failed, see '?id=7&access_token=f'"
+    covered = "GET https://x.org/reset?token=•••&page=2&API-Key=••• failed, see '?id=7&access_token=•••'"
+    assert without_logins(words) == covered
+
+
+@pytest.mark.parametrize("part", ["?", "&a", "?key", "a://b:", "?key=", "&" + "k" * 79 + "="])
+def test_covering_takes_no_longer_for_odd_words(part: str) -> None:
+    # Squares would take minutes.
+    assert len(without_logins(part * (300_000 // len(part)))) > 200_000

@@ -19,6 +19,8 @@ BRIEF = 120
 _SECRET = re.compile(r"pass|secret|token|key|auth|cookie|card|iban", re.IGNORECASE)
 _LOGIN = re.compile(r"(\w://[^/\s:@]*):[^/\s]+@")
 """The password in an address; also one with an @ in it, which should have been quoted."""
+_QUERY = re.compile(r"""([?&])([^=&?\s]{1,80})=[^&?\s"'<>]+""")
+"""An argument in an address."""
 _AnyTask = Task[..., Any, Any] | None
 
 
@@ -68,8 +70,12 @@ def cut(value: Any) -> Any:
 
 
 def without_logins(text: str) -> str:
-    """Words with the passwords in addresses covered."""
-    return _LOGIN.sub(rf"\1:{COVER}@", text)
+    """Words with the passwords and keys in addresses covered."""
+    return _QUERY.sub(_query, _LOGIN.sub(rf"\1:{COVER}@", text))
+
+
+def _query(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}={COVER}" if _SECRET.search(match[2]) else match[0]
 
 
 def _json(value: Any, indent: int | None = None) -> str:
