@@ -194,6 +194,8 @@ class Worker:
         seconds = self.config.shutdown_timeout if timeout is None else timeout
         self._deadline = min(self._deadline, self._loop.time() + seconds)
         self._stopping = True
+        if self._has_begun:
+            self._work.hurry(seconds)
         self._hurry.set()
         self._news.set()
 

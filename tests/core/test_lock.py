@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -586,3 +587,18 @@ def test_closed_client_opens_again_when_needed(app: Flask, idle_worker: Backgrou
     task.enqueue()
     app.extensions["taskworker"].client.close()
     assert task.enqueue().id == 2
+
+
+@pytest.mark.sqlite_only
+def test_worker_that_must_stop_does_not_wait_for_a_lock_that_somebody_keeps(
+    app: Flask, task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LAST_PATIENCE", 0.05)
+    task = make_task(task_worker)
+    assert task.enqueue().result(timeout=20) is not None
+    with locked(path_of(app)):
+        # It wants to write what it has counted, and waits.
+        wait_for(lambda: not task_worker.workers()[0].is_claiming)
+        began = time.monotonic()
+        task_worker.stop(timeout=0)
+        assert time.monotonic() - began < 20, "TASKER_LOCK_TIMEOUT is 30 s"

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import aiosqlite
@@ -156,15 +156,15 @@ def patiently(connection: sqlite3.Connection, sql: str, parameters: Parameters, 
 
 
 async def patiently_async(
-    connection: aiosqlite.Connection, sql: str, parameters: Parameters, lock_timeout: float
+    connection: aiosqlite.Connection, sql: str, parameters: Parameters, lock_timeout: Callable[[], float]
 ) -> list[Row]:
-    """As :func:`patiently`, on an event loop."""
+    """As :func:`patiently`, on an event loop; *lock_timeout* may change meanwhile."""
     started = time.monotonic()
     while True:
         try:
             return await fetch(connection, sql, parameters)
         except sqlite3.OperationalError as error:
-            await asyncio.sleep(_next_step(error, started, lock_timeout))
+            await asyncio.sleep(_next_step(error, started, lock_timeout()))
 
 
 def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:

@@ -45,6 +45,9 @@ class AsyncLink(Protocol):
     async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         """Run *body* in one write transaction, which a cancellation of the caller does not cut in two."""
 
+    def hurry(self, seconds: float) -> None:
+        """The worker stops: wait for the database no longer than that, where somebody keeps it locked."""
+
     async def close(self) -> None:
         """Close the connection and end its thread."""
 

@@ -239,6 +239,9 @@ class LoopLink:
                 async with connection.transaction():
                     return await body(functools.partial(_fetch_async, connection))
 
+    def hurry(self, seconds: float) -> None:
+        """Nothing: no lock is waited for here."""
+
     async def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:

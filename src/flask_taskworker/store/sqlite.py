@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -48,6 +50,9 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 
 CHECKPOINT_PATIENCE = 0.5
 """Seconds to wait for the write lock: a checkpoint can be put off."""
+
+LAST_PATIENCE = 1.0
+"""Seconds that a worker waits for the write lock when its time is over."""
 
 LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
 """A write-ahead log above this size, which a reader keeps from being cut, is warned of; again at each doubling."""
@@ -268,7 +273,7 @@ class SqliteDriver:
         connection.text_factory = _any_text
         try:
             for pragma in _pragmas(synchronous):
-                await patiently_async(connection, pragma, {}, self._lock_timeout)
+                await patiently_async(connection, pragma, {}, lambda: self._lock_timeout)
         except BaseException:
             await connection.close()
             raise
@@ -320,14 +325,22 @@ class SqliteLink:
         self._light = light
         self._guard = guard
         self._lock_timeout = lock_timeout
+        self._deadline = math.inf
         self._one_at_a_time = asyncio.Lock()
+
+    def hurry(self, seconds: float) -> None:
+        """After *seconds* nobody waits for the lock any more, but for a moment."""
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+
+    def _patience(self) -> float:
+        return min(self._lock_timeout, max(LAST_PATIENCE, self._deadline - time.monotonic()))
 
     async def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
         self._guard.check()
         with translated(self._guard.path, self._guard):
             async with self._one_at_a_time:
-                return await patiently_async(self._light, sql, parameters, self._lock_timeout)
+                return await patiently_async(self._light, sql, parameters, self._patience)
 
     async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own, waiting for the lock."""
@@ -335,7 +348,7 @@ class SqliteLink:
         self._guard.check()
         with translated(self._guard.path, self._guard):
             async with self._one_at_a_time:
-                return await patiently_async(connection, sql, parameters, self._lock_timeout)
+                return await patiently_async(connection, sql, parameters, self._patience)
 
     async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
         """Run *body* in ``BEGIN IMMEDIATE … COMMIT``; a cancellation of the caller is looked at afterwards."""
@@ -350,7 +363,7 @@ class SqliteLink:
         self._guard.check()
         with translated(self._guard.path, self._guard):
             async with self._one_at_a_time:
-                await patiently_async(self._durable, "BEGIN IMMEDIATE", {}, self._lock_timeout)
+                await patiently_async(self._durable, "BEGIN IMMEDIATE", {}, self._patience)
                 run = functools.partial(fetch, self._durable)
                 try:
                     result = await body(run)

@@ -102,6 +102,10 @@ class WorkerStore:
         """Connect. The connection belongs to the running loop."""
         return cls(store, await store.driver.connect())
 
+    def hurry(self, seconds: float) -> None:
+        """Wait for the database no longer than that: the worker stops."""
+        self._link.hurry(seconds)
+
     async def close(self) -> None:
         """Close the connection and end its thread."""
         await self._link.close()
