@@ -191,6 +191,7 @@ def test_html_of_a_mail_may_do_nothing(lab: Lab) -> None:
     assert "script-src" not in policy
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert response.headers["X-DNS-Prefetch-Control"] == "off"
     assert response.headers["Cache-Control"] == "no-store"
 
 
