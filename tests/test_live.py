@@ -60,6 +60,12 @@ def test_so_many_datagrams_that_some_may_be_lost_are_not_believed(database: Path
     assert hear(database, *({(f"q{i}", "sync")} for i in range(200))) == [()]
 
 
+def test_so_many_bytes_that_some_may_be_lost_are_not_believed(database: Path) -> None:
+    long = [("q" * 400 + str(i), "sync") for i in range(3)]
+    assert hear(database, *([ready] for ready in long[:2])) == [set(long[:2])]
+    assert hear(database, *([ready] for ready in long)) == [()]
+
+
 def test_words_that_are_not_ours_say_to_look(database: Path) -> None:
     assert hear(database, {("", "sync")}) == [()]
     assert hear(database, {("q", "wood")}) == [()]

@@ -45,7 +45,8 @@ _LINUX: bool = sys.platform == "linux" and Path("/proc/self/fd").is_dir()
 LONGEST_WORDS = 1000
 """Bytes of a datagram; what does not fit is left to a look at the database."""
 MOST_BELIEVED = 4
-"""Datagrams at once. A socket takes ten on Linux (net.unix.max_dgram_qlen); where as many came, more may be lost."""
+"""Datagrams at once. A socket takes ten on Linux (net.unix.max_dgram_qlen), and 4 KB on macOS; where as
+much came, more may be lost."""
 _TICK = 100_000_000
 """Nanoseconds; longer than any file system's time stamps are coarse."""
 
@@ -279,7 +280,7 @@ def _in_words(ready: Ready) -> bytes:
 
 def _ready_in(heard: Sequence[bytes]) -> Ready:
     """What is ready according to these datagrams; nothing where they may not be all, or are not ours."""
-    if len(heard) > MOST_BELIEVED:
+    if len(heard) > MOST_BELIEVED or sum(map(len, heard)) > LONGEST_WORDS:
         return ()
     ready = set()
     for word in b"\0".join(heard).split(b"\0"):
