@@ -111,7 +111,13 @@ def plans(store: Store, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 PARTIAL = {
     *("taskworker_job_ready", "taskworker_job_suspect", "taskworker_job_due", "taskworker_job_held"),
-    *("taskworker_job_gone", "taskworker_job_fire", "taskworker_job_ended", "taskworker_job_failure"),
+    *(
+        "taskworker_job_gone",
+        "taskworker_job_fire",
+        "taskworker_job_ended",
+        "taskworker_job_failure",
+        "taskworker_job_hidden",
+    ),
 }
 """Each holds the rows of some states; where one is read from its beginning, a LIMIT ends that."""
 

@@ -87,7 +87,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateCounts:
-    """How many jobs each state has, each counted up to :data:`MOST`; hidden ones may be among the succeeded."""
+    """How many jobs each state has, each counted up to :data:`MOST`; discarded ones are left out."""
 
     scheduled: int
     retrying: int
@@ -517,8 +517,9 @@ def add_up(parts: Sequence[Figures]) -> Figures | None:
 
 def counts_of(found: Mapping[str, int]) -> StateCounts:
     """What the rows of ``count_states`` mean."""
-    lost = found["failed"] >= MOST or found["cancelled"] >= MOST
-    succeeded = max(0, found["finished"] - found["failed"] - found["cancelled"])
+    others = [found[name] for name in ("failed", "cancelled", "hidden")]
+    lost = max(others) >= MOST
+    succeeded = max(0, found["finished"] - sum(others))
     return StateCounts(
         scheduled=found["scheduled"],
         retrying=found["retrying"],

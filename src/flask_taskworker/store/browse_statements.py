@@ -31,7 +31,7 @@ def _base(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> s
     if chosen.uid is not None:
         return "uid = :uid"
     if chosen.hidden:
-        return "true"
+        return "hidden <> 0"
     if chosen.group is not None:
         return f"state = 'failed' AND {_ALIVE} AND failure_group = :group"
     if chosen.worker is not None:
@@ -166,7 +166,7 @@ def log_lines() -> str:
 
 
 def count_states() -> str:
-    """How many jobs have each state, each counted up to ``:most``; ``finished`` up to three times that."""
+    """How many jobs have each state, each counted up to ``:most``; ``finished`` up to four times that."""
     counted = "SELECT '{}' AS what, (SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT {}) AS c)"
     kinds = {
         "scheduled": "state = 'scheduled'",
@@ -174,9 +174,10 @@ def count_states() -> str:
         "suspect": "state = 'ready' AND solo = 1",
         "running": "state = 'running'",
         **{s: f"state = '{s}' AND state IN ('failed', 'cancelled') AND {_ALIVE}" for s in ("failed", "cancelled")},
+        "hidden": "hidden <> 0",
     }
     parts = [counted.format(what, where, ":most") for what, where in kinds.items()]
-    parts.append(counted.format("finished", FINISHED, "3 * CAST(:most AS integer)"))
+    parts.append(counted.format("finished", FINISHED, "4 * CAST(:most AS integer)"))
     due = "SELECT failures FROM taskworker_job WHERE state = 'scheduled' ORDER BY run_at LIMIT :most"
     parts.append(f"SELECT 'retrying', (SELECT count(*) FROM ({due}) AS r WHERE failures > 0)")
     return " UNION ALL ".join(parts)

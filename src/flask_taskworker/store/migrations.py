@@ -45,7 +45,7 @@ def _figures_and_steering(dialect: Dialect) -> list[str]:
         "taskworker_job ADD COLUMN hidden INTEGER DEFAULT 0 NOT NULL",
         *("taskworker_queue ADD COLUMN paused_at BIGINT", "taskworker_queue ADD COLUMN paused_by TEXT"),
     )
-    new = {"taskworker_job_ended", "taskworker_job_failure"}
+    new = {"taskworker_job_ended", "taskworker_job_failure", "taskworker_job_hidden"}
     indexes = [index for index in schema.job.indexes if index.name in new]
     return [
         *(f"ALTER TABLE {column}" for column in columns),

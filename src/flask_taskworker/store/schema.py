@@ -99,6 +99,7 @@ job = Table(
     _partial("taskworker_job_fire", "schedule", "fire_at", where="schedule IS NOT NULL", unique=True),
     _partial("taskworker_job_unique", "unique_key", where=f"unique_key IS NOT NULL AND {UNFINISHED}", unique=True),
     _partial("taskworker_job_ended", "state", "id", where="state IN ('failed', 'cancelled') AND hidden = 0"),
+    _partial("taskworker_job_hidden", "id", where="hidden <> 0"),
     _partial("taskworker_job_failure", "failure_group", "id", where="state = 'failed' AND hidden = 0"),
     _partial("taskworker_job_overlap", "schedule", where=f"schedule IS NOT NULL AND {UNFINISHED}"),
     sqlite_autoincrement=True,
