@@ -117,9 +117,7 @@ def ended_before() -> str:
 
 def purge(dialect: Dialect) -> str:
     """Delete the jobs of a batch that ended before ``:before``."""
-    return (
-        f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {FINISHED} AND finished_at < :before RETURNING id"
-    )
+    return f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {FINISHED} AND finished_at < :before RETURNING id"
 
 
 def pause_queue() -> str:
