@@ -311,7 +311,8 @@ def demo(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 def test(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Run the test suite but for its slow and browser tests, unless -m says otherwise; arguments go to pytest."""
-    workers = min(4, max(2, os.cpu_count() or 1))
+    # One more than processors: some tests wait for other processes.
+    workers = min(4, (os.cpu_count() or 1) + 1)
     chosen = [] if "-m" in arguments else ["-m", "not slow and not browser"]
     return prepare(interpreter, "test").run(
         "-m", "pytest", "--numprocesses", str(workers), "--dist", "worksteal", *chosen, *arguments
