@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -364,18 +365,31 @@ def bulk(make: Callable[[Counter], Peer], jobs: int) -> float:
 
 
 def busy(make: Callable[[Counter], Peer], jobs: int) -> list[float]:
-    """Milliseconds of single enqueues while a worker of this process drains a backlog."""
-    counter = Counter(jobs)
-    peer = make(counter)
+    """Milliseconds of single enqueues while a worker of another process drains a backlog."""
+    peer = make(Counter(10**9))
     peer.fill(jobs)
-    peer.work()
+    name, _, folder, _ = sys.argv[1:]
+    command = [sys.executable, "-m", "benchmarks.peers", name, "work", folder, str(jobs)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    worker.stdout.readline()
     times = []
-    while not counter.done.is_set() and len(times) < 2000:
+    while worker.poll() is None:
         begin = time.perf_counter()
         peer.enqueue()
         times.append((time.perf_counter() - begin) * 1000)
         time.sleep(0.001)
     return times
+
+
+def work(make: Callable[[Counter], Peer], jobs: int) -> float:
+    """What is there already; tells when it has begun."""
+    counter = Counter(jobs)
+    peer = make(counter)
+    print("begins", flush=True)
+    peer.work()
+    assert counter.done.wait(300), "it did not come to its end"
+    return counter.rate
 
 
 WORK: dict[str, Callable[[Callable[[Counter], Peer], int], Any]] = {
@@ -384,6 +398,7 @@ WORK: dict[str, Callable[[Callable[[Counter], Peer], int], Any]] = {
     "enqueue-threads": enqueue_threads,
     "bulk": bulk,
     "busy": busy,
+    "work": work,
 }
 
 
