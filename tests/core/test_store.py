@@ -359,9 +359,18 @@ def test_progress_is_written_for_the_one_who_runs_the_job(bench: Bench) -> None:
     claim = bench.claimed()
     bench.do(lambda work: work.report_progress([(claim, Progress(1, 2, "é")), (claim._replace(claim=9), Progress(5))]))
     assert Progress.from_text(bench.record(claim.id).progress) == Progress(1, 2, "é")
+    # The success of an atomic job may come before the last that it told; that of another execution counts never.
     bench.finish(claim, WITH_RESULT)
+    bench.do(lambda work: work.report_progress([(claim, Progress(9)), (claim._replace(claim=9), Progress(5))]))
+    assert Progress.from_text(bench.record(claim.id).progress) == Progress(9)
+
+
+def test_progress_of_a_job_that_waits_for_its_next_try_is_not_changed(bench: Bench) -> None:
+    bench.worker()
+    claim = bench.claimed()
+    bench.finish(claim, Outcome(Ending.RELEASED))
     bench.do(lambda work: work.report_progress([(claim, Progress(9))]))
-    assert Progress.from_text(bench.record(claim.id).progress) == Progress(1, 2, "é")
+    assert bench.record(claim.id).progress is None
 
 
 def test_last_progress_comes_with_the_ending(bench: Bench) -> None:

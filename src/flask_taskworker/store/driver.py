@@ -69,7 +69,7 @@ class Presence(Protocol):
     """A living worker as other processes see it: a lock that the kernel or the server frees at death, and an ear."""
 
     def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
-        """Call *on_wake* on *loop* when another process has news: with what is ready, or with nothing to have it look."""
+        """Call *on_wake* on *loop* when another process has news: with what is ready, or with nothing: look."""
 
     server_started_at: int | None
     """When the server started that holds the lock, in epoch milliseconds; None where there is no server."""

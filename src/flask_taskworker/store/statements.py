@@ -395,12 +395,15 @@ def add_attempts(dialect: Dialect) -> str:
     )
 
 
-def report_progress(dialect: Dialect, state: Literal["running", "succeeded"] = "running") -> str:
-    """Write what jobs in that state tell of themselves, fenced by the claim number."""
+def report_progress(dialect: Dialect) -> str:
+    """Write what jobs tell of themselves, fenced by the claim number.
+
+    An atomic job may have succeeded meanwhile, in a transaction of its own, and this is the last that it told.
+    """
     columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_progress": "text"}
     return (
         f"UPDATE taskworker_job SET progress = e.new_progress FROM {dialect.batch(columns)} AS e "
-        f"WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state = '{state}'"
+        f"WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state IN ('running', 'succeeded')"
     )
 
 

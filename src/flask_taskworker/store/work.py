@@ -83,8 +83,7 @@ class WorkerStore:
         self._finish = statements.finish(dialect)
         self._recorded = statements.recorded(dialect)
         self._add_attempts = statements.add_attempts(dialect)
-        self._report_running = statements.report_progress(dialect, "running")
-        self._report_last = statements.report_progress(dialect, "succeeded")
+        self._report_progress = statements.report_progress(dialect)
         self._due_schedules = statements.due_schedules(dialect)
         self._see_schedules = statements.see_schedules(dialect)
         self._expired = statements.expired_jobs(dialect)
@@ -162,7 +161,7 @@ class WorkerStore:
         if special:
             states.update(await self._record_special(worker_id, special))
         if told := [(e.claim, e.progress) for e in ended if e.outcome.recorded and e.progress is not None]:
-            await self._report(self._report_last, told)
+            await self.report_progress(told)
         return states
 
     async def recorded(self, ended: Sequence[Ended]) -> dict[int, str]:
@@ -218,12 +217,9 @@ class WorkerStore:
         return self._keep_failed if outcome.ending is Ending.FAILED else self._keep_succeeded
 
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
-        """Write what running jobs tell of themselves."""
-        await self._report(self._report_running, reports)
-
-    async def _report(self, sql: str, reports: Sequence[tuple[Claim, Progress]]) -> None:
+        """Write what jobs tell of themselves."""
         batch = batch_of([(claim.id, claim.claim, progress.to_text()) for claim, progress in reports])
-        await self._link.write(sql, {"batch": batch}, durable=False)
+        await self._link.write(self._report_progress, {"batch": batch}, durable=False)
 
     # -- schedules --------------------------------------------------------------------------------------------------
 
