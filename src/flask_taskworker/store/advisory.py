@@ -112,6 +112,9 @@ class AdvisoryPresence:
                         on_wake(ready_in(notification.payload))
             except (psycopg.Error, StoreError) as error:
                 log.warning("not listening for notifications, next try in %.1f s: %s", pause, in_words(error))
+            except Exception:
+                # A worker that hears nothing would say so to nobody.
+                log.exception("not listening for notifications, next try in %.1f s", pause)
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, longest)
 
