@@ -78,6 +78,8 @@ def terminate_sessions(run: Run) -> Result:
             for _ in range(times):
                 time.sleep(stage.chance.uniform(0.2, 0.8))
                 ended += len(run_sql(run.url, OURS))
+        # Among them those of this process, which it would notice one by one.
+        stage.shop.store.driver.close()
         result = Result(done=f"{ended} sessions ended in {times} goes").weigh(stage.judge(), doubled=False)
         same = ids == {worker.id for worker in stage.shop.store.workers()}
         result.expect("no process ended, nobody declared dead", stage.all_live() and same)
