@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from .supervisor import NOTED, PASSED_ON, start_child
+from .supervisor import NOTED, listen, start_child
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Reloader:
     def run(self) -> int:
         """Until the child ends by itself, or a signal ends both. Returns the exit code."""
         read_end, write_end = os.pipe()
-        handlers = self._listen()
+        handlers = listen(lambda number: self._events.put(lambda: self._on_signal(number)))
         with tempfile.TemporaryDirectory(prefix="taskworker-") as folder:
             self._sources = Path(folder, "sources")
             self._lifeline = read_end
@@ -75,15 +75,6 @@ class Reloader:
                 os.close(write_end)
                 os.close(read_end)
         return self._code
-
-    def _listen(self) -> dict[signal.Signals, Any]:
-        """Handle signals, but for those that are ignored, as under nohup; what was there before."""
-        numbers = [getattr(signal, name) for name in (*PASSED_ON, *NOTED) if hasattr(signal, name)]
-        kept = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in kept.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, lambda n, _: self._events.put(lambda: self._on_signal(signal.Signals(n))))
-        return kept
 
     def _take_event(self) -> None:
         try:

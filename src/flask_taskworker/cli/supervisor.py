@@ -68,6 +68,16 @@ class _Slot:
     """When to start it again; None while it runs, and when it is done."""
 
 
+def listen(note: Callable[[signal.Signals], None]) -> dict[signal.Signals, Any]:
+    """Handle signals, but for those that are ignored, as under nohup; what was there before."""
+    numbers = [getattr(signal, name) for name in (*PASSED_ON, *NOTED) if hasattr(signal, name)]
+    kept = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in kept.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda n, _: note(signal.Signals(n)))
+    return kept
+
+
 class Supervisor:
     """Runs *count* processes of *command* until all of them have ended. For the main thread.
 
@@ -107,7 +117,8 @@ class Supervisor:
         """Returns the exit code: 0 if all ended well, else 1, or that of a worker for which there is no hope."""
         read_end, self._write_end = os.pipe()
         self._lifeline = read_end
-        handlers = self._listen()
+        # Only a note: it is acted on between two other events.
+        handlers = listen(lambda number: self._events.put(lambda: self._pass_on(number)))
         try:
             for slot in self._slots:
                 self._start(slot)
@@ -119,16 +130,6 @@ class Supervisor:
             os.close(self._write_end)
             os.close(read_end)
         return self._code
-
-    def _listen(self) -> dict[signal.Signals, Any]:
-        """Handle signals, but for those that are ignored, as under nohup; what was there before."""
-        numbers = [getattr(signal, name) for name in (*PASSED_ON, *NOTED) if hasattr(signal, name)]
-        kept = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in kept.items():
-            if handler is not signal.SIG_IGN:
-                # Only a note: it is acted on between two other events.
-                signal.signal(number, lambda n, _: self._events.put(lambda: self._pass_on(signal.Signals(n))))
-        return kept
 
     def _take_event(self) -> None:
         due = [slot.start_at for slot in self._slots if slot.start_at is not None]
