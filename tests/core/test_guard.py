@@ -198,7 +198,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:8192]),
     "log cut to nothing": lambda path: Path(f"{path}-wal").write_bytes(b""),
-    "log cut in half": lambda path: truncate(Path(f"{path}-wal"), 0.5),
+    "log cut off": lambda path: truncate(Path(f"{path}-wal"), 0.005),
     "log removed": lambda path: Path(f"{path}-wal").unlink(),
 }
 

@@ -12,7 +12,8 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import aiosqlite
@@ -25,36 +26,56 @@ class SharedCommit:
     """Lets threads that write at the same moment share one commit, and so one fsync.
 
     Each puts its statement into the line and takes the lock. Whoever gets it first runs all that stand in line and
-    commits; the others find their statement done.
+    commits; the others find their statement done. All writes go through one connection, made when it is needed:
+    there is one writer at a time anyway, and a pool costs an enqueue more than all the rest of its Python.
     """
 
-    def __init__(self, lock_timeout: float) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], lock_timeout: float) -> None:
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = None
         self._lock_timeout = lock_timeout
         self._lock = threading.Lock()
         self._line: deque[_Statement] = deque()
 
-    def write(self, engine: Engine, sql: str, parameters: Parameters) -> list[Row]:
+    def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """Run one statement, alone or together with those of other threads."""
         statement = _Statement(sql, parameters)
         self._line.append(statement)
         with self._lock:
             if not statement.done:
-                self._lead(engine)
+                self._lead()
         if statement.error is not None:
             raise statement.error
         return statement.rows
 
-    def alone(self) -> threading.Lock:
-        """The lock, for a transaction that is not shared."""
-        return self._lock
+    @contextmanager
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for a transaction that is not shared."""
+        with self._lock:
+            yield self._connected()
 
-    def _lead(self, engine: Engine) -> None:
+    def close(self) -> None:
+        """Close the connection, after what is being written; the next write makes a new one."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is not None and self._connection.in_transaction:
+            # Its rollback has failed, and nobody else is in here.
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _lead(self) -> None:
         together = [self._line.popleft() for _ in range(len(self._line))]
         failure: Exception = sqlite3.OperationalError("the thread that wrote for several was interrupted")
         done = False
         try:
-            with Lent(engine) as connection:
-                self._run_together(connection, together)
+            self._run_together(self._connected(), together)
             done = True
         except Exception as error:  # noqa: BLE001 - each thread raises it in its own line
             failure = error

@@ -12,7 +12,6 @@ import gc
 import os
 import sqlite3
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatabaseReplaced, SchemaError, StoreError
@@ -34,21 +33,10 @@ _REMNANTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What identifies the file."""
-
-    device: int
-    inode: int
-    mode: int
-
-    @classmethod
-    def at(cls, path: Path) -> _Seen:
-        status = os.stat(path)
-        return cls(status.st_dev, status.st_ino, status.st_mode)
-
-    def is_same_file(self, other: _Seen) -> bool:
-        return (self.device, self.inode) == (other.device, other.inode)
+def _identity(path: str) -> tuple[int, int, int]:
+    """What identifies a file: device, number and mode."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_mode
 
 
 class FileGuard:
@@ -56,16 +44,17 @@ class FileGuard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: _Seen | None = None
+        self._name = str(path)
+        self._seen: tuple[int, int, int] | None = None
         self._store_id: str | None = None
         self._damage: str | None = None
         self._replaced = False
 
     def remember(self, store_id: str | None) -> None:
         """The file that is at the path now is the one. Raises OSError."""
-        self._seen = _Seen.at(self.path)
+        self._seen = _identity(self._name)
         self._store_id = store_id
-        _opened[str(self.path)] = self
+        _opened[self._name] = self
 
     def check(self) -> None:
         """Refuse a file that is not the one, or not whole. Costs one ``stat``.
@@ -79,17 +68,17 @@ class FileGuard:
         if self._seen is None:
             return
         try:
-            now = _Seen.at(self.path)
+            now = _identity(self._name)
         except OSError as error:
             raise SchemaError(_GONE.format(self.path)) from error
         if now != self._seen:
             self._compare(now)
 
-    def _compare(self, now: _Seen) -> None:
-        if self._seen is None or not now.is_same_file(self._seen):
+    def _compare(self, now: tuple[int, int, int]) -> None:
+        if self._seen is None or now[:2] != self._seen[:2]:
             raise DatabaseReplaced(_GONE.format(self.path))
         if not os.access(self.path, os.R_OK | os.W_OK):
-            raise StoreError(_LOCKED_OUT.format(self.path, now.mode & 0o7777))
+            raise StoreError(_LOCKED_OUT.format(self.path, now[2] & 0o7777))
         self._seen = now
 
     def note(self, error: BaseException | None) -> None:

@@ -65,6 +65,7 @@ class LiveDirectory:
 
     def __init__(self, database: Path) -> None:
         self.path = Path(f"{database}-live")
+        self._name = str(self.path)
         self._descriptor: int | None = None
         self._sender: socket.socket | None = None
         self._listed_at = -1
@@ -92,7 +93,7 @@ class LiveDirectory:
         if not _CAN_LOCK:
             return
         with suppress(OSError, NotSupported):
-            changed_at = os.stat(self.path).st_mtime_ns
+            changed_at = os.stat(self._name).st_mtime_ns
             if changed_at != self._listed_at:
                 self._list(changed_at)
             if self._sockets:

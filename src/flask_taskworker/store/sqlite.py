@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,8 +51,17 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 CHECKPOINT_PATIENCE = 0.5
 """Seconds to wait for the write lock: a checkpoint can be put off."""
 
+LAID_OUT_BYTES = CHECKPOINT_BYTES * 19 // 20
+"""A log that is shorter than half of this is made so long in advance, once."""
+
+LAYING_OUT_ENQUEUES = 16
+"""A process that enqueues more than a few times does so."""
+
 LAST_PATIENCE = 1.0
 """Seconds that a worker waits for the write lock when its time is over."""
+
+LAYING_OUT_PATIENCE = 0.1
+"""Seconds to wait for the write lock, which this then holds for some 5 ms."""
 
 LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
 """A write-ahead log above this size, which a reader keeps from being cut, is warned of; again at each doubling."""
@@ -89,7 +98,7 @@ class SqliteDriver:
     def _fresh(self) -> None:
         self._pid = os.getpid()
         self.engine = self._engine()
-        self._commits = SharedCommit(self._lock_timeout)
+        self._commits = SharedCommit(self._open, self._lock_timeout)
         self._writes = 0
         self._warn_at = LONG_LOG_BYTES
 
@@ -164,13 +173,13 @@ class SqliteDriver:
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns; threads that write at once share a commit."""
         with translated(self.path, self._guard):
-            rows = self._commits.write(self.engine, sql, parameters)
+            rows = self._commits.write(sql, parameters)
         self._look_after_log()
         return rows
 
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
-        with translated(self.path, self._guard), self._commits.alone(), Lent(self.engine) as connection:
+        with translated(self.path, self._guard), self._commits.alone() as connection:
             with Transaction(connection, self._lock_timeout) as run:
                 return body(run)
 
@@ -179,7 +188,7 @@ class SqliteDriver:
 
         The write lock is held from the first row to the last, so AUTOINCREMENT numbers them without a gap.
         """
-        with translated(self.path, self._guard), self._commits.alone(), Lent(self.engine) as connection:
+        with translated(self.path, self._guard), self._commits.alone() as connection:
             with Transaction(connection, self._lock_timeout):
                 connection.executemany(_ADD_BATCH, [(*job, job.state) for job in jobs])
                 ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
@@ -189,6 +198,8 @@ class SqliteDriver:
     def _look_after_log(self) -> None:
         """With no worker alive nobody else keeps the write-ahead log short."""
         self._writes += 1
+        if self._writes == LAYING_OUT_ENQUEUES:
+            self._lay_out_log()
         if self._writes % CHECKPOINT_ENQUEUES == 1:
             try:
                 self.upkeep()
@@ -212,6 +223,27 @@ class SqliteDriver:
                 with Transaction(lock, CHECKPOINT_PATIENCE):
                     ((_, pages, copied),) = worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._warn_of_reader(held_back=copied < pages)
+
+    def _lay_out_log(self) -> None:
+        """Have SQLite make the log's file long, with a transaction that is not committed.
+
+        A commit that makes the file longer waits for the disk about twice as long as one within it: for the file
+        system's journal, too. A page that does not fit into the cache goes to the log before the commit
+        (sqlite.org/fileformat2.html#walformat); what is not committed is overwritten by whoever writes next.
+        """
+        missing = LAID_OUT_BYTES - self._log_size()
+        if missing < LAID_OUT_BYTES // 2:
+            return
+        try:
+            with closing(self._open()) as connection, suppress(_NotCommitted):
+                connection.execute("PRAGMA cache_size = 10")
+                with Transaction(connection, LAYING_OUT_PATIENCE) as run:
+                    run("CREATE TABLE taskworker_log_space (content BLOB)", {})
+                    run("INSERT INTO taskworker_log_space VALUES (zeroblob(:size))", {"size": missing})
+                    raise _NotCommitted
+        except sqlite3.Error as error:
+            # It is quicker with it, and as good without.
+            log.debug("the write-ahead log is not laid out: %s", error)
 
     def _warn_of_reader(self, *, held_back: bool) -> None:
         """The log is begun anew only when no reader needs its pages any more."""
@@ -294,22 +326,27 @@ class SqliteDriver:
         self._live.wake_others(ready)
 
     def close(self) -> None:
-        """Close pooled connections."""
+        """Close all connections of the sync face; they are made anew when needed."""
+        self._commits.close()
         self.engine.dispose()
         self._live.close()
 
     def abandon(self) -> None:
         """After a fork, in the child: begin anew with connections of its own."""
         after_fork_in_child()
-        _inherited.append(self.engine.pool)
+        _inherited.append((self.engine.pool, self._commits))
         self.engine.dispose(close=False)
         self._live.abandon()
         self._preparing = threading.Lock()
         self._fresh()
 
 
+class _NotCommitted(Exception):
+    """Rolls back."""
+
+
 _inherited: list[Any] = []
-"""Pools that a fork brought along. Where it came in the middle of a transaction, nothing may close them."""
+"""What a fork brought along. Where it came in the middle of a transaction, nothing may close them."""
 
 
 class SqliteLink:
