@@ -9,10 +9,12 @@ worker: one process, unless its documentation starts several. Prints one JSON va
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -21,43 +23,49 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import on_postgres, on_redis, on_sqlite
-from .on_sqlite import Ours
 from .peer import Peer, Program, Tally, Unfinished
 
-PEERS: dict[str, type[Peer]] = {
-    "ours": Ours,
-    "ours, sync": on_sqlite.OursSync,
-    "ours, normal": on_sqlite.OursNormal,
-    "huey": on_sqlite.Huey,
-    "huey, tuned": on_sqlite.HueyTuned,
-    "APScheduler": on_sqlite.APS,
-    "APScheduler, tuned": on_sqlite.APSTuned,
-    "ours, PostgreSQL": on_postgres.OursPostgres,
-    "ours, PostgreSQL, newer Python": on_postgres.OursPostgres,
-    "procrastinate": on_postgres.Procrastinate,
-    "procrastinate, tuned": on_postgres.ProcrastinateTuned,
-    "pgqueuer": on_postgres.PgQueuer,
-    "pgqueuer, tuned": on_postgres.PgQueuerTuned,
-    "oban": on_postgres.Oban,
-    "oban, tuned": on_postgres.ObanTuned,
-    "celery": on_redis.Celery,
-    "celery, tuned": on_redis.CeleryTuned,
-    "RQ": on_redis.RQ,
-    "RQ, tuned": on_redis.RQTuned,
-    "dramatiq": on_redis.Dramatiq,
-    "dramatiq, tuned": on_redis.DramatiqTuned,
-    "taskiq": on_redis.Taskiq,
-    "taskiq, tuned": on_redis.TaskiqTuned,
-    "SAQ": on_redis.SAQ,
-    "SAQ, tuned": on_redis.SAQTuned,
+PEERS: dict[str, str] = {
+    "ours": "ours.Ours",
+    "ours, sync": "ours.OursSync",
+    "ours, normal": "ours.OursNormal",
+    "huey": "on_sqlite.Huey",
+    "huey, tuned": "on_sqlite.HueyTuned",
+    "APScheduler": "on_sqlite.APS",
+    "APScheduler, tuned": "on_sqlite.APSTuned",
+    "ours, PostgreSQL": "ours.OursPostgres",
+    "ours, PostgreSQL, newer Python": "ours.OursPostgres",
+    "procrastinate": "on_postgres.Procrastinate",
+    "procrastinate, tuned": "on_postgres.ProcrastinateTuned",
+    "pgqueuer": "on_postgres.PgQueuer",
+    "pgqueuer, tuned": "on_postgres.PgQueuerTuned",
+    "oban": "on_postgres.Oban",
+    "oban, tuned": "on_postgres.ObanTuned",
+    "celery": "on_redis.Celery",
+    "celery, tuned": "on_redis.CeleryTuned",
+    "RQ": "on_redis.RQ",
+    "RQ, tuned": "on_redis.RQTuned",
+    "dramatiq": "on_redis.Dramatiq",
+    "dramatiq, tuned": "on_redis.DramatiqTuned",
+    "taskiq": "on_redis.Taskiq",
+    "taskiq, tuned": "on_redis.TaskiqTuned",
+    "SAQ": "on_redis.SAQ",
+    "SAQ, tuned": "on_redis.SAQTuned",
 }
+"""By the names that are shown. A process imports only what it measures: imports can take longer than measuring."""
+
+
+def find(name: str) -> type[Peer]:
+    """The class of a peer."""
+    module, _, peer = PEERS[name].partition(".")
+    found: type[Peer] = getattr(importlib.import_module(f".{module}", __package__), peer)
+    return found
 
 
 def installed() -> dict[str, str]:
-    """The versions of the peers that are there, by package."""
-    found = {}
-    for package in {peer.package for peer in PEERS.values() if peer.package}:
+    """The versions of the peers that are there, by package, and of Python."""
+    found = {"Python": platform.python_version()}
+    for package in {find(name).package for name in PEERS} - {""}:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
@@ -117,10 +125,9 @@ def enqueue_threads(make: Callable[[int], Peer], jobs: int) -> float:
     """Jobs a second from eight threads at once."""
     peer = make(jobs)
     peer.enqueue()
-    app = peer.task_worker.state().find_app() if isinstance(peer, Ours) else None
 
     def some() -> None:
-        with app.app_context() if app is not None else contextlib.nullcontext():
+        with peer.context():
             for _ in range(jobs // 8):
                 peer.enqueue()
 
@@ -201,7 +208,7 @@ def main() -> None:
     made: list[Peer] = []
 
     def make(jobs: int) -> Peer:
-        made.append(PEERS[name](Path(folder), Tally(Path(folder), jobs)))
+        made.append(find(name)(Path(folder), Tally(Path(folder), jobs)))
         return made[-1]
 
     try:

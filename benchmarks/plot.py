@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, LABEL, BAR, GAP = 720, 190, 20, 8
+WIDTH, LABEL, BAR, GAP = 720, 220, 18, 6
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1b1f24}.title{font-weight:600}.ours{fill:#0b5cad}.peer{fill:#8c959f}"
     ".floor{fill:none;stroke:#57606a}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.ours{fill:#6cb6ff}"
@@ -25,9 +25,9 @@ def bars(groups: Mapping[str, Sequence[tuple[str, float]]], *, unit: str) -> str
             length = max(1.0, (WIDTH - LABEL - 110) * value / largest)
             kind = name.split(",")[0].split(":")[0]
             style = kind if kind in ("ours", "floor") else "peer"
-            parts.append(f'<text x="0" y="{y + 15}">{escape(_shown(name))}</text>')
+            parts.append(f'<text x="0" y="{y + 14}">{escape(_shown(name))}</text>')
             parts.append(f'<rect class="{style}" x="{LABEL}" y="{y}" width="{length:.1f}" height="{BAR}"/>')
-            parts.append(f'<text x="{LABEL + length + 6:.1f}" y="{y + 15}">{value:,.0f} {escape(unit)}</text>')
+            parts.append(f'<text x="{LABEL + length + 6:.1f}" y="{y + 14}">{value:,.0f} {escape(unit)}</text>')
             y += BAR + GAP
         y += 12
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img">'

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from .common import Row, folder, percentile
-from .on_redis import a_redis, redis_server
-from .peers import PEERS
+from .on_redis import a_redis, redis_server, redis_version
+from .peers import find
 from .plot import bars
 
 ROUNDS = 3
@@ -63,14 +63,14 @@ ON_SQLITE: dict[What, int] = {
 """What is measured, and with how many jobs: as many as take the peer about a second."""
 
 ON_REDIS: dict[What, int] = {
-    ("peers", "celery", "drain"): 1_500,
-    ("peers", "celery, tuned", "drain"): 2_000,
+    ("peers", "celery", "drain"): 1_200,
+    ("peers", "celery, tuned", "drain"): 1_500,
     ("peers", "RQ", "drain"): 60,
     ("peers", "RQ, tuned", "drain"): 300,
     ("peers", "dramatiq", "drain"): 4_000,
-    ("peers", "dramatiq, tuned", "drain"): 8_000,
-    ("peers", "taskiq", "drain"): 3_000,
-    ("peers", "taskiq, tuned", "drain"): 5_000,
+    ("peers", "dramatiq, tuned", "drain"): 6_000,
+    ("peers", "taskiq", "drain"): 2_500,
+    ("peers", "taskiq, tuned", "drain"): 4_000,
     ("peers", "SAQ", "drain"): 2_000,
     ("peers", "SAQ, tuned", "drain"): 2_000,
 }
@@ -98,6 +98,7 @@ def main() -> list[Row]:
         (what_is_there(ON_REDIS, redis_missing()), on_redis),
         (what_is_there(ON_POSTGRES, postgres_missing()), on_postgres),
     ]
+    print(f"{redis_version()}\n" if redis_server() else "", end="", flush=True)
     found: dict[What, list[Any]] = {}
     failed: dict[What, str] = {}
     for _ in range(ROUNDS):
@@ -137,7 +138,7 @@ def reason(name: str) -> str:
     python = python_of(name)
     if python is None:
         return "they need Python 3.12 or newer. Install one where dev.py finds it: on PATH, or by pyenv."
-    package = PEERS[name].package
+    package = find(name).package
     return f"{package} is not installed." if package and package not in installed(python) else ""
 
 
@@ -160,7 +161,7 @@ def python_of(name: str) -> str | None:
 
 @functools.cache
 def installed(python: str) -> Mapping[str, str]:
-    """The versions of the peers in the environment of an interpreter, by package."""
+    """The versions of an interpreter and of the peers in its environment, by package."""
     command = [python, "-m", f"{__package__}.peers", "installed"]
     versions: dict[str, str] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return versions
@@ -252,11 +253,12 @@ def rows(found: Found) -> list[Row]:
 
 def note(what: What) -> str:
     """Which version of the peer it is, and with which settings."""
-    peer = PEERS.get(what[1])
-    if what[0] != "peers" or peer is None:
+    if what[0] != "peers":
         return ""
-    version = f"{peer.package} {installed(python_of(what[1]) or '')[peer.package]}" if peer.package else ""
-    return "; ".join(filter(None, (version, peer.note)))
+    peer, versions = find(what[1]), installed(python_of(what[1]) or sys.executable)
+    version = f"{peer.package} {versions[peer.package]}" if peer.package else ""
+    python = f"Python {versions['Python']}" if what[1] in NEWER else ""
+    return "; ".join(filter(None, (version, peer.note, python)))
 
 
 def _beside_a_drain(found: Found) -> list[Row]:
@@ -321,19 +323,25 @@ _OURS = {"ours, async": ("peers", "ours", "drain"), "ours, sync": ("peers", "our
 
 
 def _drains(*names: str) -> dict[str, What]:
-    return {name: ("peers", name, "drain") for name in names}
+    return {f"{name} *" if find(name).several else name: ("peers", name, "drain") for name in names}
 
 
 GROUPS: dict[str, dict[str, What]] = {
     "Drain a backlog, SQLite": {
         **_OURS,
-        **_drains("huey", "huey, tuned", "APScheduler", "APScheduler, tuned"),
+        **_drains("huey", "APScheduler"),
+        "huey, no fsync": ("peers", "huey, tuned", "drain"),
+        "APScheduler, no fsync": ("peers", "APScheduler, tuned", "drain"),
         "floor: async": ("floor", "async"),
         "floor: sync": ("floor", "sync"),
     },
-    "Drain a backlog, Redis; Flask-TaskWorker on SQLite": {**_OURS, **_drains(*(what[1] for what in ON_REDIS))},
-    "Drain a backlog, PostgreSQL": {
+    "Drain a backlog, Redis (* by several processes), and Flask-TaskWorker on SQLite": {
+        **_OURS,
+        **_drains(*(what[1] for what in ON_REDIS)),
+    },
+    "Drain a backlog, PostgreSQL (oban on the newer Python)": {
         "ours": ("peers", "ours, PostgreSQL", "drain"),
+        "ours, newer Python": ("peers", "ours, PostgreSQL, newer Python", "drain"),
         **_drains(*(what[1] for what in ON_POSTGRES if not what[1].startswith("ours"))),
     },
     "Drain one SQLite file by one process and by two": {
