@@ -62,7 +62,7 @@ def statements_alone(path: Path, jobs: int) -> float:
         begin = time.perf_counter()
         parameters = {"worker_id": "w", "queue": "default", "number": BATCH, "now": 1}
         while claims := connection.execute(claim, parameters).fetchall():
-            batch = json.dumps([(row[0], row[7]) for row in claims])
+            batch = json.dumps({row[0]: row[7] for row in claims})
             connection.execute(finish, {"batch": batch, "now": 1, "expires_at": 2}).fetchall()
         seconds = time.perf_counter() - begin
         connection.close()

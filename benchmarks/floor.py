@@ -64,7 +64,7 @@ async def _drain(app: Flask, driver: SqliteDriver, kind: str, jobs: int) -> floa
     begin = time.perf_counter()
     while claims := list(await connection.execute_fetchall(claim, parameters)):
         await asyncio.gather(*(asyncio.create_task(run()) for _ in claims))
-        batch = json.dumps([(row[0], row[7]) for row in claims])
+        batch = json.dumps({row[0]: row[7] for row in claims})
         await connection.execute_fetchall(finish, {"batch": batch, "now": 1, "expires_at": 2})
     seconds = time.perf_counter() - begin
     await connection.close()

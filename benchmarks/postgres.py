@@ -177,7 +177,7 @@ def claim_and_finish_once(link: ThreadLink, number: int) -> float:
     finish = statements.finish_succeeded(statements.POSTGRESQL)
     begin = time.perf_counter()
     rows = claim(link, number)
-    batch = statements.batch_of([(row.id, row.claim) for row in rows])
+    batch = statements.batch_of({row.id: row.claim for row in rows})
     ended = link.write(finish, {"batch": batch, "now": 1, "expires_at": 2})
     seconds = time.perf_counter() - begin
     assert len(ended) == number

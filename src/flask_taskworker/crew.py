@@ -19,7 +19,7 @@ from .config import TaskWorkerConfig
 from .executor import Executor
 from .hung import HungThreads
 from .joblog import lines_of
-from .jobs import INTERRUPTED, Claim, Ending, Failure, Outcome, Progress, RunningJob, set_running
+from .jobs import INTERRUPTED, Claim, Ending, Outcome, Progress, RunningJob, set_running
 from .slots import Slots
 from .store.work import Ended
 
@@ -148,7 +148,8 @@ class Crew:
         slots = self._slots[kind]
         slots.running += 1
         slots.moved_at = self._loop.time()
-        task = self._loop.create_task(self._execute(job), name=f"taskworker-job-{claim.id}")
+        # What loop.create_task() comes to; that takes some time for what we do not use.
+        task = asyncio.Task(self._execute(job), loop=self._loop, name=f"taskworker-job-{claim.id}")
         # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
         self._tasks[task] = job
         task.add_done_callback(self._on_done)
@@ -167,9 +168,7 @@ class Crew:
             # Its thread has returned before anybody learnt that it was handed back.
             self.ended = [e for e in self.ended if e.claim is not job.claim]
         self._note(Ended(job.claim, outcome, started_at, self._clock(), progress, lines_of(job)))
-        # The record belongs to the job, whose context the executor has taken away by now.
-        set_running(job)
-        self._log(job.claim, outcome, seconds)
+        self._log(job, outcome, seconds)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         """The slot is free. A claim whose coroutine ended without an Outcome gets one here: none may stay behind."""
@@ -186,11 +185,17 @@ class Crew:
         self._fill(job.claim.kind)
         self._on_change()
 
-    def _log(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
-        if outcome.failure is not None and outcome.ending in (Ending.FAILED, Ending.RETRYING):
-            _log_failure(claim, outcome, outcome.failure, seconds)
-        elif log.isEnabledFor(level := logging.INFO if self.is_debug() else logging.DEBUG):
-            log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
+    def _log(self, job: RunningJob, outcome: Outcome, seconds: float) -> None:
+        is_failure = outcome.failure is not None and outcome.ending in (Ending.FAILED, Ending.RETRYING)
+        if not is_failure and not log.isEnabledFor(logging.INFO):
+            return
+        # The record belongs to the job, whose context the executor has taken away by now.
+        set_running(job)
+        if is_failure:
+            _log_failure(job.claim, outcome, seconds)
+        else:
+            level = logging.INFO if self.is_debug() else logging.DEBUG
+            log.log(level, "%s %s after %.3f s", job.claim, outcome.ending, seconds)
 
     def is_debug(self) -> bool:
         """Whether to log every step; looked at when used, since ``app.debug`` may be set late."""
@@ -330,7 +335,9 @@ class Crew:
         self._executor.close()
 
 
-def _log_failure(claim: Claim, outcome: Outcome, failure: Failure, seconds: float) -> None:
+def _log_failure(claim: Claim, outcome: Outcome, seconds: float) -> None:
+    failure = outcome.failure
+    assert failure is not None
     again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
     words = f"{failure.type}: {failure.message[:200]}"
     # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, NoReturn, cast
 
@@ -34,7 +34,7 @@ from .errors import (
 from .failures import failure_of, message_of
 from .jobs import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
 from .retry import Retry
-from .tasks import Task, TaskRegistry
+from .tasks import Task, TaskRegistry, Tracing
 from .threads import PoolClosed, ThreadPool, end_process
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,12 @@ class Executor:
         self.on_overdue: Callable[[Claim, bool], None] = _ignore
         """Told True when a timed-out job keeps its thread, since its function runs on, and False when that returns."""
 
-    async def execute(self, job: RunningJob) -> Outcome:
+    def execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
         """Run one job to its ending. Never raises but CancelledError before it began."""
-        if (tracing := self._registry.tracing) is None:
-            return await self._execute(job)
+        tracing = self._registry.tracing
+        return self._execute(job) if tracing is None else self._traced(job, tracing)
+
+    async def _traced(self, job: RunningJob, tracing: Tracing) -> Outcome:
         with tracing.processing(job.claim) as ended:
             outcome = await self._execute(job)
             ended(outcome)

@@ -251,6 +251,17 @@ def test_late_ending_of_a_rescued_job_is_fenced_once_another_has_claimed_it(benc
     assert bench.record(new.id).state == "running"
 
 
+@pytest.mark.parametrize("late_first", [True, False])
+def test_of_two_endings_of_one_job_that_come_together_the_later_claim_counts(bench: Bench, late_first: bool) -> None:
+    bench.worker()
+    old = bench.claimed()
+    bench.finish(old, Outcome(Ending.RELEASED))
+    (new,) = bench.claim()
+    both = [Ended(claim, SUCCESS, bench.now, bench.now) for claim in (old, new)]
+    assert bench.do(lambda work: work.finish("w", both if late_first else both[::-1])) == {new.id: "succeeded"}
+    assert bench.record(new.id).state == "succeeded"
+
+
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
 def test_finished_job_takes_no_other_ending(bench: Bench, state: str) -> None:
     bench.worker()

@@ -34,6 +34,12 @@ class Dialect:
         picked = ", ".join(f"(value->>{i})::{cast[kind]} AS {name}" for i, (name, kind) in enumerate(columns.items()))
         return f"(SELECT {picked} FROM jsonb_array_elements(CAST(:batch AS jsonb)))"
 
+    def pairs(self, key: str, value: str) -> str:
+        """A table expression over ``:batch``, a JSON object of integers: quicker to read than arrays in an array."""
+        if self.name == "sqlite":
+            return f"(SELECT CAST(key AS integer) AS {key}, value AS {value} FROM json_each(:batch))"
+        return f"(SELECT key::bigint AS {key}, value::bigint AS {value} FROM jsonb_each_text(CAST(:batch AS jsonb)))"
+
     def names(self, parameter: str) -> str:
         """A table expression over a JSON array of strings."""
         if self.name == "sqlite":
@@ -51,8 +57,8 @@ class Dialect:
         return f"{column} = ANY(ARRAY({select} FOR UPDATE SKIP LOCKED))"
 
 
-def batch_of(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as the JSON text in which a batch travels."""
+def batch_of(rows: Sequence[Sequence[Any]] | Mapping[int, int]) -> str:
+    """Rows, or pairs, as the JSON text in which a batch travels."""
     return json.dumps(rows, separators=(",", ":"))
 
 
@@ -310,8 +316,8 @@ def finish_succeeded(dialect: Dialect) -> str:
     """Record the commonest ending: jobs that returned None at their first try."""
     return (
         "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, finished_at = :now, expires_at = :expires_at "
-        f"FROM {dialect.batch({'id': 'integer', 'claim': 'integer'})} AS e WHERE taskworker_job.id = e.id "
-        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+        f"FROM {dialect.pairs('id', 'claim')} AS e WHERE taskworker_job.id = e.id "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id"
     )
 
 
