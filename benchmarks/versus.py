@@ -69,7 +69,7 @@ ON_REDIS: dict[What, int] = {
     ("peers", "RQ, tuned", "drain"): 300,
     ("peers", "dramatiq", "drain"): 4_000,
     ("peers", "dramatiq, tuned", "drain"): 6_000,
-    ("peers", "taskiq", "drain"): 2_500,
+    ("peers", "taskiq", "drain"): 4_000,
     ("peers", "taskiq, tuned", "drain"): 4_000,
     ("peers", "SAQ", "drain"): 2_000,
     ("peers", "SAQ, tuned", "drain"): 2_000,
@@ -300,26 +300,33 @@ def _ratios(rate: Rate) -> list[Ratio]:
     ]
 
 
-RUNS_SYNC = ("celery", "RQ", "dramatiq")
+RUNS_SYNC = ("celery", "RQ", "dramatiq", "APScheduler")
 
 
 def _ratios_by_peer(rate: Rate) -> list[Ratio]:
     """With the same kind of task, on the same Python; those on Redis beside ours on SQLite."""
-    goals = {"pgqueuer": "goal: 1", "pgqueuer, tuned": "goal: 1"}
     made: list[Ratio] = []
-    for _, name, work in (("peers", "APScheduler", "drain"), ("peers", "APScheduler, tuned", "drain"), *ON_REDIS):
-        kind = "sync" if name.split(",")[0] in (*RUNS_SYNC, "APScheduler") else "async"
-        ours = rate("peers", "ours, sync" if kind == "sync" else "ours", "drain")
-        made.append((f"drain {kind} / {name}", ours, rate("peers", name, work), "x", ""))
-    for _, name, work in (what for what in ON_POSTGRES if not what[1].startswith("ours")):
-        ours = rate("peers", "ours, PostgreSQL, newer Python" if name in NEWER else "ours, PostgreSQL", "drain")
-        made.append((f"PostgreSQL: drain / {name}", ours, rate("peers", name, work), "x", goals.get(name, "")))
+    for name in ("APScheduler", "APScheduler, tuned", *(what[1] for what in ON_REDIS)):
+        kind = "sync" if name.split(",")[0] in RUNS_SYNC else "async"
+        ours, theirs = "ours, sync" if kind == "sync" else "ours", rate("peers", name, "drain")
+        made.append((f"drain {kind} / {name}", rate("peers", ours, "drain"), theirs, "x", ""))
+        if find(name).several:
+            made.append((f"drain {kind}, two processes / {name}", rate("peers", ours, "drain by two"), theirs, "x", ""))
+    goals = {"pgqueuer": "goal: 1", "pgqueuer, tuned": "goal: 1"}
+    for name in (what[1] for what in ON_POSTGRES if not what[1].startswith("ours")):
+        ours = "ours, PostgreSQL, newer Python" if name in NEWER else "ours, PostgreSQL"
+        pair = rate("peers", ours, "drain"), rate("peers", name, "drain")
+        made.append((f"PostgreSQL: drain / {name}", *pair, "x", goals.get(name, "")))
     return made
 
 
 # -- the plot ----------------------------------------------------------------------------------------------------------
 
 _OURS = {"ours, async": ("peers", "ours", "drain"), "ours, sync": ("peers", "ours, sync", "drain")}
+_OURS_BY_TWO = {
+    "ours, async, two *": ("peers", "ours", "drain by two"),
+    "ours, sync, two *": ("peers", "ours, sync", "drain by two"),
+}
 
 
 def _drains(*names: str) -> dict[str, What]:
@@ -337,6 +344,7 @@ GROUPS: dict[str, dict[str, What]] = {
     },
     "Drain a backlog, Redis (* by several processes), and Flask-TaskWorker on SQLite": {
         **_OURS,
+        **_OURS_BY_TWO,
         **_drains(*(what[1] for what in ON_REDIS)),
     },
     "Drain a backlog, PostgreSQL (oban on the newer Python)": {
@@ -347,6 +355,8 @@ GROUPS: dict[str, dict[str, What]] = {
     "Drain one SQLite file by one process and by two": {
         "ours, async, one": ("peers", "ours", "drain by one"),
         "ours, async, two": ("peers", "ours", "drain by two"),
+        "ours, sync, one": ("peers", "ours, sync", "drain by one"),
+        "ours, sync, two": ("peers", "ours, sync", "drain by two"),
         "huey, one": ("peers", "huey", "drain by one"),
         "huey, two": ("peers", "huey", "drain by two"),
     },
