@@ -364,7 +364,10 @@ def prepare_newer_peers() -> None:
     newer = [interpreter for interpreter in found_interpreters() if version_key(interpreter) >= (3, 12)]
     for interpreter in newer[:1]:
         directory = ROOT / f".venv-bench-{interpreter.minor}"
-        os.environ["BENCH_NEWER_PYTHON"] = str(prepare(interpreter, "bench-newer", directory=directory).python)
+        try:
+            os.environ["BENCH_NEWER_PYTHON"] = str(prepare(interpreter, "bench-newer", directory=directory).python)
+        except Failure as failure:
+            say(f"{failure} The peers that need it are left out.", "31")
 
 
 def chaos(interpreter: Interpreter, arguments: Sequence[str]) -> int:
