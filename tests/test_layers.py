@@ -63,6 +63,7 @@ FLOORS = [
     "origin",
     "tracing",
     "client",
+    "hop",
     "executor",
     "slots",
     "hung",

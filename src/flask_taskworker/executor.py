@@ -15,9 +15,8 @@ import random
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
-from asgiref.sync import sync_to_async
 from flask import Flask
 
 from .clock import as_timedelta
@@ -32,10 +31,11 @@ from .errors import (
     SnoozeJob,
 )
 from .failures import failure_of, message_of
+from .hop import Hop
 from .jobs import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
 from .retry import Retry
 from .tasks import Task, TaskRegistry, Tracing
-from .threads import PoolClosed, ThreadPool, end_process
+from .threads import PoolClosed, end_process
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Executor:
         self._clock = clock
         self._registry = registry
         self._codec = registry.codec
-        self._pool = ThreadPool(threads, "taskworker-job")
+        self._hop = Hop(threads, "taskworker-job")
         self._parent_only = ParentOnly()
         self.on_overdue: Callable[[Claim, bool], None] = _ignore
         """Told True when a timed-out job keeps its thread, since its function runs on, and False when that returns."""
@@ -150,12 +150,10 @@ class Executor:
             finally:
                 set_running(None)
 
-        hop = sync_to_async(call, thread_sensitive=False, executor=cast(Any, self._pool))
         limit = job.claim.timeout
+        thread = self._hop.run(call)
         try:
-            if limit is None:
-                return await hop()
-            return await self._limited(job, asyncio.create_task(hop(), name="taskworker-hop"), limit / 1000)
+            return await thread if limit is None else await self._limited(job, thread, limit / 1000)
         except PoolClosed as error:
             return await _released_without_thread(job.claim, error)
 
@@ -229,7 +227,7 @@ class Executor:
 
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
-        self._pool.shutdown()
+        self._hop.close()
 
 
 def _ignore(_: Claim, __: bool) -> None:
