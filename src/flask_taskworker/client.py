@@ -82,21 +82,25 @@ class Client:
     def _enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         now = self.store.clock()
         origin = current_origin()
-        rows = [new_job(task, args, options, now, origin) for args in calls]
+        rows = new_jobs(task, calls, options, now, origin)
         if options.session is not None:
             return self._enqueue_within(CallerTransaction(options.session), rows)
         records = self.store.add(rows)
         jobs: list[Job[Any]] = [Job(record, self) for record in records]
-        self._announce_enqueued(_new_ones(jobs, records, rows))
+        self._announce_enqueued(jobs, records, rows)
         return jobs
 
-    def _announce_enqueued(self, jobs: Sequence[Job[Any]]) -> None:
+    def _announce_enqueued(
+        self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]
+    ) -> None:
+        """Tell of the jobs that were made now; the others had been there, under the same uid or unique key."""
+        new = [i for i, row in enumerate(rows) if row.uid == records[i].uid and row.created_at == records[i].created_at]
         try:
             if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
-                for job in jobs:
-                    announce.send(signals.job_enqueued, app, job=job)
+                for i in new:
+                    announce.send(signals.job_enqueued, app, job=jobs[i])
         finally:
-            self.wake(frozenset((job.queue, job.kind) for job in jobs if job.state is JobState.READY))
+            self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
 
     async def aenqueue(
         self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
@@ -143,7 +147,7 @@ class Client:
         stored = records if records[0].id else self.store.add(rows)
         for job, record in zip(jobs, stored, strict=True):
             job.become(record)
-        self._announce_enqueued(_new_ones(jobs, stored, rows))
+        self._announce_enqueued(jobs, stored, rows)
 
     async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
@@ -373,6 +377,20 @@ class _Waiter:
         self._waiting.remove(self._job_id, self._finished)
 
 
+def new_jobs(
+    task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions, now: int, origin: str | None
+) -> list[NewJob]:
+    """The rows for encoded calls of *task*: alike but for arguments and uid."""
+    if len(calls) < 2:
+        return [new_job(task, args, options, now, origin) for args in calls]
+    pattern = new_job(task, "", options, now, origin)
+    before, after = pattern[1:_ARGS], pattern[_ARGS + 1 :]
+    return [NewJob._make((options.uid or new_uid(now), *before, args, *after)) for args in calls]
+
+
+_ARGS = NewJob._fields.index("args")
+
+
 def new_job(
     task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: int, origin: str | None = None
 ) -> NewJob:
@@ -393,15 +411,6 @@ def new_job(
         at_most_once=int(task.options.at_most_once),
         origin=origin,
     )
-
-
-def _new_ones(jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]) -> list[Job[Any]]:
-    """The jobs that were made now; the others had been there, under the same uid or unique key."""
-    return [
-        job
-        for job, record, row in zip(jobs, records, rows, strict=True)
-        if record.uid == row.uid and record.created_at == row.created_at
-    ]
 
 
 def _run_at(options: EnqueueOptions, now: int) -> int:
