@@ -19,7 +19,7 @@ from tests.postgres import PostgresServer, a_schema, run_sql
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.jobs import Claim, NewJob
-from flask_taskworker.store import statements
+from flask_taskworker.store import statements, worker_statements
 from flask_taskworker.store.libpq import Server, ThreadLink
 
 from . import drain, pickup
@@ -167,7 +167,7 @@ def a_link(url: str) -> Iterator[ThreadLink]:
     """A bare connection, and a worker's row for the claims that are made over it."""
     link = ThreadLink(Server(make_url(url), prepares=True))
     row = {"id": "0", "host": "", "pid": 0, "now": 1, "server_started_at": None, "info": "{}"}
-    link.write(statements.add_worker(), row)
+    link.write(worker_statements.add_worker(), row)
     yield link
     link.close()
 

@@ -12,7 +12,7 @@ from flask import Flask, current_app
 
 from flask_taskworker import BackgroundTaskWorker, Cron, Every, Retry
 from flask_taskworker.extension import AppState
-from flask_taskworker.store import statements
+from flask_taskworker.store import worker_statements
 from flask_taskworker.store.sql import epoch_ms
 
 PATIENCE = 30
@@ -91,7 +91,7 @@ class Shop:
             "info": json.dumps(info),
         }
         self.state.store.driver.prepare()
-        self.state.store.driver.write(statements.add_worker(), values)
+        self.state.store.driver.write(worker_statements.add_worker(), values)
 
     def work(self) -> None:
         """Run what is ready, in this process."""

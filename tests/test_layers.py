@@ -38,6 +38,7 @@ FLOORS = [
     "rollups",
     "alembic",
     "store.statements",
+    "store.worker_statements",
     "store.mail_statements",
     "store.driver",
     "store.live",
@@ -161,7 +162,7 @@ FLOORS = [
 PURE = {
     *("errors", "clock", "config", "hints", "codec", "jobs", "failures", "retry", "triggers", "tasks"),
     "hung",
-    *("store.schema", "store.statements"),
+    *("store.schema", "store.statements", "store.worker_statements"),
     *("mail.addresses", "mail.mime", "mail.envelope", "mail.message"),
 }
 IMPURE_IMPORTS = {

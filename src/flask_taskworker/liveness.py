@@ -26,7 +26,7 @@ from typing import Any
 
 from .errors import SchemaError, StoreError
 from .jobs import CRASHED, INTERRUPTED, JobRecord, shown
-from .store import statements
+from .store import worker_statements
 from .store.driver import Other, Presence, SyncLink
 from .store.sql import Store, to_duration_ms
 
@@ -99,7 +99,7 @@ class Heartbeat:
             "info": json.dumps(self._info()),
         }
         try:
-            self._link.write(statements.add_worker(), row)
+            self._link.write(worker_statements.add_worker(), row)
         except BaseException:
             self._link.close()
             raise
@@ -116,7 +116,7 @@ class Heartbeat:
             self._thread.join()
         try:
             if not holding:
-                self._link.write(statements.remove_worker(), {"id": self._id})
+                self._link.write(worker_statements.remove_worker(), {"id": self._id})
         except StoreError as error:
             log.warning("worker %s could not deregister: %s", self._id, error)
         finally:
@@ -160,17 +160,17 @@ class Heartbeat:
             "info": json.dumps(self._info()),
             "server_started_at": self._presence.server_started_at,
         }
-        if not self._link.write(statements.beat(), parameters):
+        if not self._link.write(worker_statements.beat(), parameters):
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
-        requests = [(row[0], row[1]) for row in self._link.read(statements.cancel_requests(), {"id": self._id})]
+        requests = [(row[0], row[1]) for row in self._link.read(worker_statements.cancel_requests(), {"id": self._id})]
         if requests:
             self._news.cancel(requests)
         self._observe()
         self._keep_up()
         self._beats += 1
         if self._beats % CLEAN_BEATS == 0:
-            self._link.write(statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
+            self._link.write(worker_statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
         return True
 
     def _keep_up(self) -> None:
@@ -184,12 +184,12 @@ class Heartbeat:
 
     def _observe(self) -> None:
         """Look at the other workers and rescue the jobs of those that died."""
-        others = [Other._make(row) for row in self._link.read(statements.other_workers(), {"id": self._id})]
+        others = [Other._make(row) for row in self._link.read(worker_statements.other_workers(), {"id": self._id})]
         self._seen = {other.id: self._look(other) for other in others}
         for other in others:
             if self._presence.is_dead(other) or self._seen[other.id].missed >= LEASE_BEATS:
                 self._declare_dead(other)
-        if self._link.read(statements.held_by_the_dead(), {}):
+        if self._link.read(worker_statements.held_by_the_dead(), {}):
             self._sweep()
 
     def _look(self, other: Other) -> _Seen:
@@ -199,7 +199,7 @@ class Heartbeat:
         return _Seen(other.beat, before.missed + 1)
 
     def _declare_dead(self, other: Other) -> None:
-        rows = self._link.write(statements.declare_dead(), {"id": other.id, "beat": other.beat})
+        rows = self._link.write(worker_statements.declare_dead(), {"id": other.id, "beat": other.beat})
         if rows:
             log.warning("worker %s %s", other.id, "is dead" if rows[0][0] == "dead" else "has left")
             self._presence.forget(other.id)
@@ -215,7 +215,7 @@ class Heartbeat:
             "interrupted": INTERRUPTED.to_text(),
         }
         rescued: list[JobRecord] = []
-        for sql in (statements.sweep("dead"), statements.sweep("left")):
+        for sql in (worker_statements.sweep("dead"), worker_statements.sweep("left")):
             rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
         for job in rescued:
             words = "job %s (%s) is %s: its worker died; crashes: %s"

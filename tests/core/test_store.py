@@ -19,7 +19,7 @@ from flask import Flask
 from flask_taskworker.errors import JobNotFound, NotAccepted, SchemaError
 from flask_taskworker.jobs import Claim, Ending, Failure, JobRecord, JobState, NewJob, Outcome, Progress
 from flask_taskworker.liveness import Heartbeat, News
-from flask_taskworker.store import statements
+from flask_taskworker.store import statements, worker_statements
 from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, DueSchedule, Ended, WorkerStore
@@ -688,11 +688,11 @@ def hot() -> dict[str, str]:
         "finish": statements.finish(d),
         "report_progress": statements.report_progress(d),
         "expired_jobs": statements.expired_jobs(d),
-        "cancel_requests": statements.cancel_requests(),
-        "held_jobs": statements.held_jobs(),
-        "held_by_the_dead": statements.held_by_the_dead(),
-        "sweep": statements.sweep("dead"),
-        "workers": statements.workers(),
+        "cancel_requests": worker_statements.cancel_requests(),
+        "held_jobs": worker_statements.held_jobs(),
+        "held_by_the_dead": worker_statements.held_by_the_dead(),
+        "sweep": worker_statements.sweep("dead"),
+        "workers": worker_statements.workers(),
     }
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from . import browse_statements, statements
+from . import browse_statements, statements, worker_statements
 from .sql import MOST, QueueRow, ScheduleRow, Store, WorkerRow
 from .statements import Dialect
 
@@ -52,7 +52,7 @@ _COUNT = "SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT :mos
 
 def _statement(dialect: Dialect) -> str:
     parts = {
-        "workers": (statements.workers(), WorkerRow._fields),
+        "workers": (worker_statements.workers(), WorkerRow._fields),
         "queues": (browse_statements.queues(), QueueRow._fields),
         "ready": (_COUNT.format("state = 'ready' AND solo = 0"), ("number",)),
         "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), ("number",)),

@@ -21,7 +21,7 @@ from ..errors import (
 from ..jobs import STORED, Claim, JobRecord, JobState, NewJob
 from ..tasks import DeclaredSchedule
 from ..triggers import trigger_to_text
-from . import statements
+from . import statements, worker_statements
 from .driver import Driver, Run
 
 MOST = 10_000
@@ -225,7 +225,7 @@ class Store:
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
-        return [WorkerRow._make(row) for row in self._read(statements.workers())]
+        return [WorkerRow._make(row) for row in self._read(worker_statements.workers())]
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""

@@ -13,7 +13,7 @@ from ..failures import group_of
 from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
 from ..rollups import Tally
 from ..tasks import DeclaredSchedule
-from . import mail_statements, statements, steer_statements
+from . import mail_statements, statements, steer_statements, worker_statements
 from .driver import AsyncLink, AsyncRun
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import Dialect, batch_of
@@ -318,11 +318,11 @@ class WorkerStore:
 
     async def start_draining(self, worker_id: str) -> None:
         """Say that this worker claims no more."""
-        await self._link.write(statements.start_draining(), {"id": worker_id})
+        await self._link.write(worker_statements.start_draining(), {"id": worker_id})
 
     async def held(self, worker_id: str) -> set[tuple[int, int]]:
         """(id, claim) of the jobs that the worker holds according to the store."""
-        return {(row[0], row[1]) for row in await self._link.read(statements.held_jobs(), {"id": worker_id})}
+        return {(row[0], row[1]) for row in await self._link.read(worker_statements.held_jobs(), {"id": worker_id})}
 
 
 async def prune_mails(dialect: Dialect, run: AsyncRun, parameters: Mapping[str, Any]) -> int:

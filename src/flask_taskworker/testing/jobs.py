@@ -20,7 +20,7 @@ from ..codec import Codec
 from ..errors import NotDecodable, RetryJob, TaskWorkerError
 from ..jobs import Ending, Job, JobRecord, JobState, running_job
 from ..signals import job_enqueued
-from ..store import statements
+from ..store import statements, worker_statements
 from ..tasks import MAX_PRIORITY, Task
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
 from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, performed, some_by_name
@@ -310,7 +310,7 @@ class Jobs:
         self._bench.dead.clear()
         for worker_id in left:
             # Its death is no secret here; another worker would find out by its silence.
-            self._store.driver.write(statements.declare_dead(), {"id": worker_id, "beat": living[worker_id]})
+            self._store.driver.write(worker_statements.declare_dead(), {"id": worker_id, "beat": living[worker_id]})
         rescued += self._rescue() if left else []
         return [Job(record, self._bench.state.client) for record in rescued]
 
