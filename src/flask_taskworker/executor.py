@@ -83,21 +83,21 @@ class Executor:
             ended(outcome)
         return outcome
 
-    async def _execute(self, job: RunningJob) -> Outcome:
+    def _execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
+        """No coroutine itself: one less for each job."""
         task = self._registry.get(job.claim.task)
         app = self._find_app()
         if app is None:
             # The app is gone, and its worker about to stop. Another one may have the job at once.
-            return Outcome(Ending.RELEASED)
+            return _at_once(Outcome(Ending.RELEASED))
         if task is None:
-            return _released_unknown(job.claim, self._clock())
+            return _at_once(_released_unknown(job.claim, self._clock()))
         try:
             args, kwargs = self._codec.decode_call(job.claim.args)
         except NotDecodable as error:
-            return _failed(task, error, "payload")
-        if task.kind == "async":
-            return await self._run_async(app, task, job, args, kwargs)
-        return await self._run_sync(app, task, job, args, kwargs)
+            return _at_once(_failed(task, error, "payload"))
+        run = self._run_async if task.kind == "async" else self._run_sync
+        return run(app, task, job, args, kwargs)
 
     async def _run_async(
         self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -121,8 +121,6 @@ class Executor:
                 error.args = (_TOO_LONG.format(limit / 1000),)
                 return self.ending_of(job, error, "timeout")
             return self.ending_of(job, error)
-        finally:
-            set_running(None)
 
     async def _run_sync(
         self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -147,8 +145,6 @@ class Executor:
                 if value is not _NOTHING:
                     return self._teardown_raised(task, job, value, error)
                 return self.ending_of(job, error)
-            finally:
-                set_running(None)
 
         limit = job.claim.timeout
         thread = self._hop.run(call)
@@ -228,6 +224,10 @@ class Executor:
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._hop.close()
+
+
+async def _at_once(outcome: Outcome) -> Outcome:
+    return outcome
 
 
 def _ignore(_: Claim, __: bool) -> None:
