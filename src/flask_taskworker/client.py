@@ -28,6 +28,7 @@ from .errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, J
 from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
 from .origin import current_origin
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
+from .store.driver import Run
 from .store.sql import JobEnding, Store, next_fire_ms, record_of, to_duration_ms
 from .tasks import DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from .threads import PoolClosed, ThreadPool
@@ -87,6 +88,26 @@ class Client:
             return self._enqueue_within(CallerTransaction(options.session), rows)
         records = self.store.add(rows)
         jobs: list[Job[Any]] = [Job(record, self) for record in records]
+        self._announce_enqueued(jobs, records, rows)
+        return jobs
+
+    def enqueue_with(self, task: Task[..., Any, Any], call: str, also: Callable[[Run], None]) -> Job[Any]:
+        """Store the job of one encoded call together with what *also* writes, in one transaction; then as enqueue."""
+        options = EnqueueOptions()
+        return self.traced(task, options, 1, lambda: self._enqueue_with(task, call, options, also))[0]
+
+    def _enqueue_with(
+        self, task: Task[..., Any, Any], call: str, options: EnqueueOptions, also: Callable[[Run], None]
+    ) -> list[Job[Any]]:
+        rows = new_jobs(task, [call], options, self.store.clock(), current_origin())
+
+        def body(run: Run) -> list[JobRecord]:
+            also(run)
+            return self.store.add_within(run, rows)
+
+        self.store.driver.prepare()
+        records = self.store.driver.transaction(body)
+        jobs: list[Job[Any]] = [Job(records[0], self)]
         self._announce_enqueued(jobs, records, rows)
         return jobs
 

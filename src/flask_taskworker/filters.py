@@ -92,6 +92,11 @@ class JobFilter:
             words.append(_quoted(f.name, _text(f.name, value)))
         return " ".join([*words, *(_quoted(f"args.{name}", value) for name, value in self.args)])
 
+    def changeable(self) -> JobFilter:
+        """What of it a job may fit at one moment and not at the next: the rest of a job never changes."""
+        kept = {name: getattr(self, name) for name in ("states", "queue", "worker", "group", "attempts", "hidden")}
+        return JobFilter(**kept)
+
     def task_pattern(self) -> str | None:
         """The task as an SQL LIKE pattern with ``\\`` as its escape; None without one."""
         if self.task is None:

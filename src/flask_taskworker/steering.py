@@ -63,15 +63,12 @@ class Steering:
         _require(action)
         record = self._store.record(job_id)
         act = self._begin(action, f"job {job_id} ({record.task})")
-        match action:
-            case "retry":
-                changed = act.write(lambda run: self._retry(run, record))
-                self._client.wake()
-            case "cancel":
-                changed = act.write(lambda run: self._cancel(run, job_id))
-                self._tell(action, changed)
-            case _:
-                changed = self._batch(act, [job_id], None)
+        if action in ("retry", "cancel"):
+            one = self._retry if action == "retry" else self._cancel
+            changed = act.write(lambda run: one(run, record))
+            self._tell(action, changed)
+        else:
+            changed = self._batch(act, [job_id], None)
         if not changed and action == "restore":
             self._refuse_taken_key(job_id)
         if changed:
@@ -82,9 +79,7 @@ class Steering:
         if self._read(statements.hidden_key_taken(), {"id": job_id}):
             raise NotAccepted(f"Job {job_id} cannot come back: another unfinished job has its unique key.")
 
-    def act_on_some(
-        self, action: str, ids: Sequence[int], target: str = "", *, chosen: JobFilter | None = None
-    ) -> int:
+    def act_on_some(self, action: str, ids: Sequence[int], target: str = "", *, chosen: JobFilter | None = None) -> int:
         """Do *action* to these jobs, at most 1,000; how many were in a state for it.
 
         *chosen*: the filter under which they were chosen; those that no longer fit it are left as they are, as far as
@@ -157,9 +152,9 @@ class Steering:
             MailQueue(self._app, config).reopen_within(run, record.uid)
         return [(record.id, "ready")] if self._store.retry_within(run, record.id) else []
 
-    def _cancel(self, run: Run, job_id: int) -> list[Row]:
-        state = self._store.cancel_within(run, job_id)
-        return [] if state is None else [(job_id, state.value)]
+    def _cancel(self, run: Run, record: JobRecord) -> list[Row]:
+        state = self._store.cancel_within(run, record.id)
+        return [] if state is None else [(record.id, state.value)]
 
     def _tell(self, action: str, rows: Sequence[Row]) -> None:
         if action in ("retry", "restore", "run"):

@@ -24,7 +24,7 @@ from flask_taskworker import (
     signals,
 )
 from flask_taskworker.clock import from_ms
-from flask_taskworker.errors import DeclarationError, JobNotFound, NotAccepted
+from flask_taskworker.errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from flask_taskworker.filters import EVERYTHING, JobFilter
 from flask_taskworker.steering import ACTIONS, Steering
 from flask_taskworker.store.browse import Browser
@@ -262,7 +262,8 @@ def test_an_act_is_noted_and_told(
     (job_id,) = store_jobs(rows, {"state": "failed"})
     steer.act("retry", job_id)
     list(steer.act_on_all("cancel", JobFilter.parse("state:ready queue:default", 0)))
-    steer.note("cancel", "x" * 900, 1)
+    (other,) = store_jobs(rows, {})
+    steer.act_on_some("cancel", [other], "x" * 900)
     expected = [
         ("ana", "retry", f"job {job_id} (app.add)", 1),
         ("ana", "cancel", "state:ready queue:default", 1),
@@ -281,8 +282,92 @@ def test_an_act_on_many_that_was_left_half_way_is_noted(
     store_jobs(rows, *[{}] * 9)
     acts = steer.act_on_all("cancel", JobFilter(queue="default"))
     done = next(acts)
-    acts.close()  # type: ignore[attr-defined]
+    acts.close()
     assert notes(store) == [("ana", "cancel", "queue:default", done)]
+
+
+def test_what_cannot_be_noted_is_not_done(
+    idle_worker: BackgroundTaskWorker, steer: Steering, store: Store, rows: Rows, recorder: Recorder
+) -> None:
+    recorder.task.schedule(Every(hours=1), name="hourly", args=("tick",))
+    steer.pause_queue("b")
+    ids = dict(zip(KINDS, store_jobs(rows, *KINDS.values()), strict=True))
+    before = {name: rows(f"SELECT * FROM taskworker_{name} ORDER BY 1") for name in ("job", "queue", "schedule")}
+    rows("ALTER TABLE taskworker_audit RENAME TO taskworker_elsewhere")
+    acts: list[Callable[[], object]] = [
+        *(lambda a=action, k=kind: steer.act(a, ids[k]) for action in ACTIONS for kind in CHANGES[action]),
+        *(lambda a=action: list(steer.act_on_all(a, JobFilter(hidden=a == "restore"))) for action in ACTIONS),
+        lambda: steer.act_on_some("cancel", list(ids.values())),
+        lambda: list(steer.purge(FAR)),
+        lambda: steer.pause_queue("a"),
+        lambda: steer.resume_queue("b"),
+        lambda: steer.pause_schedule("hourly"),
+        lambda: steer.skip_next("hourly"),
+        lambda: steer.run_schedule("hourly"),
+    ]
+    for act in acts:
+        with pytest.raises(StoreError, match="taskworker_audit"):
+            act()
+    after = {name: rows(f"SELECT * FROM taskworker_{name} ORDER BY 1") for name in before}
+    assert after == before
+
+
+def test_the_note_of_an_act_on_many_grows_with_each_batch(
+    steer: Steering, store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_taskworker.store.browse.WINDOW", 2)
+    store_jobs(rows, *[{}] * 9)
+    done = 0
+    for changed in steer.act_on_all("cancel", EVERYTHING):
+        done += changed
+        assert notes(store) == [("ana", "cancel", "every job", done)]
+    assert done == 9
+
+
+# -- what no longer fits -----------------------------------------------------------------------------------------------
+
+MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "queue:default": ({"state": "failed"}, {"queue": "other"}),
+    "state:failed": ({"state": "failed", "hidden": 0}, {"state": "cancelled"}),
+    "state:failed attempts:2": ({"state": "failed", "failures": 3}, {"failures": 1}),
+    "group:g": ({"state": "failed", "failure_group": "g"}, {"failure_group": "h"}),
+    "hidden:yes": ({"state": "failed", "hidden": 1}, {"hidden": 0}),
+}
+
+
+@pytest.mark.parametrize("special", [{}, {"unique_key": "app.add:k"}], ids=["plain", "unique"])
+@pytest.mark.parametrize("text", MOVED)
+def test_jobs_that_no_longer_fit_the_filter_are_left_alone(
+    steer: Steering, store: Store, rows: Rows, text: str, special: dict[str, Any]
+) -> None:
+    job, change = MOVED[text]
+    chosen = JobFilter.parse(text, 0)
+    other = {"unique_key": "app.add:other"} if special else {}
+    stays, goes = store_jobs(rows, {**job, **special}, {**job, **other})
+    ids = [row.record.id for row in Browser(store).first(chosen, limit=10).rows]
+    assert sorted(ids) == [stays, goes]
+    for name, value in change.items():
+        rows(f"UPDATE taskworker_job SET {name} = ? WHERE id = ?", value, goes)
+    before = look(rows, goes)
+    assert steer.act_on_some("restore" if chosen.hidden else "retry", ids, chosen=chosen) == 1
+    assert look(rows, goes) == before
+    assert look(rows, stays)[0] == ("ready" if not chosen.hidden else "failed")
+
+
+def test_jobs_that_move_while_an_act_on_many_goes_on_are_left_alone(
+    steer: Steering, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = store_jobs(rows, *[{"queue": "a"}] * 3)
+    found = Browser.ids
+
+    def ids_then_moved(self: Browser, *args: Any, **kwargs: Any) -> Iterator[list[int]]:
+        for batch in found(self, *args, **kwargs):
+            rows("UPDATE taskworker_job SET queue = 'b' WHERE id = ?", ids[1])
+            yield batch
+
+    monkeypatch.setattr(Browser, "ids", ids_then_moved)
+    assert list(steer.act_on_all("cancel", JobFilter(queue="a"))) == [2]
+    assert [look(rows, job_id)[0] for job_id in ids] == ["cancelled", "ready", "cancelled"]
 
 
 # -- mails -------------------------------------------------------------------------------------------------------------

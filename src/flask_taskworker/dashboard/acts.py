@@ -57,9 +57,11 @@ def confirm(view: View) -> Response:
 
 
 def _act_on(view: View, action: str, ids: list[int], text: str) -> Response:
-    done = view.steering(PERMISSION[action]).act_on_some(action, ids)
-    left = f"; {words.plural(len(ids) - done, 'job')} in no state for that" if done < len(ids) else ""
-    return view.redirect("jobs", filter=text, message=f"{_DONE[action].format(words.plural(done, 'job'))}{left}.")
+    done = view.steering(PERMISSION[action]).act_on_some(action, ids, chosen=view.filter(text))
+    message = _DONE[action].format(words.plural(done, "job"))
+    if done < len(ids):
+        message += f"; {words.plural(len(ids) - done, 'job')} in no state for that, or no longer in this list"
+    return view.redirect("jobs", filter=text, message=f"{message}.")
 
 
 def bulk(view: View) -> Response:
@@ -71,7 +73,8 @@ def bulk(view: View) -> Response:
         state = view.state
         job = enqueue_bulk(state.task_worker.registry, state.client, action, chosen, view.who)
         return view.redirect("job", job_id=job.id, message="This job does it, batch by batch.")
-    done = view.steering(PERMISSION[action]).act_on_some(action, [row.record.id for row in found.rows], str(chosen))
+    ids = [row.record.id for row in found.rows]
+    done = view.steering(PERMISSION[action]).act_on_some(action, ids, str(chosen), chosen=chosen)
     message = f"{_DONE[action].format(words.plural(done, 'job'))}."
     return view.redirect("jobs", filter=view.form("back"), message=message)
 

@@ -271,10 +271,11 @@ class MailQueue:
         """Open the mail again and put its job back into the queue."""
         record = self._client.record(job_id)
         if record.state in (JobState.FAILED.value, JobState.CANCELLED.value):
-            self._store.driver.transaction(lambda run: self._reopen(run, record.uid))
+            self._store.driver.transaction(lambda run: self.reopen_within(run, record.uid))
         return self._client.retry(job_id)
 
-    def _reopen(self, run: Run, uid: str) -> None:
+    def reopen_within(self, run: Run, uid: str) -> None:
+        """Have the mail of that job go to all who were not accepted, inside a transaction of the caller's."""
         give_up_at = self._store.clock() + to_duration_ms(self._config.expires)
         expires_at = give_up_at + to_duration_ms(self._config.keep)
         run(mail_statements.reopen_mail(), {"id": uid, "give_up_at": give_up_at, "expires_at": expires_at})

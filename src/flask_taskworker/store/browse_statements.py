@@ -74,7 +74,8 @@ def few_ids(chosen: JobFilter) -> str | None:
     return None if few is None else f"SELECT count(*) FROM ({few}) AS few"
 
 
-def _conditions(dialect: Dialect, chosen: JobFilter) -> str:
+def conditions(dialect: Dialect, chosen: JobFilter) -> str:
+    """What must hold of a row that fits, but for its arguments."""
     parts = ["hidden <> 0" if chosen.hidden else _ALIVE]
     if chosen.states:
         retrying = "(state = 'scheduled' AND failures > 0)"
@@ -129,7 +130,7 @@ def jobs(dialect: Dialect, chosen: JobFilter, columns: str = ROW, *, everywhere:
 
     *everywhere*: look at rows of all states, where the index offers some of a state in another order.
     """
-    base, wanted = _base(dialect, chosen, everywhere=everywhere), _conditions(dialect, chosen)
+    base, wanted = _base(dialect, chosen, everywhere=everywhere), conditions(dialect, chosen)
     if dialect.name == "sqlite":
         # As below, SQLite would read the whole window each time.
         return (

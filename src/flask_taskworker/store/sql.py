@@ -255,11 +255,15 @@ class Store:
 
         Raises JobNotFound.
         """
+        self.driver.prepare()
+        return self.cancel_within(self.driver.write, job_id)
+
+    def cancel_within(self, run: Run, job_id: int) -> JobState | None:
+        """As :meth:`cancel`, inside a transaction of the caller's, through *run*."""
         _check_id(job_id)
         now = self.clock()
-        rows = self._write(
-            statements.cancel(), id=job_id, now=now, expires_at=now + to_duration_ms(self.keep_succeeded)
-        )
+        expires_at = now + to_duration_ms(self.keep_succeeded)
+        rows = run(statements.cancel(), {"id": job_id, "now": now, "expires_at": expires_at})
         if not rows:
             self.record(job_id)
             return None
@@ -270,8 +274,13 @@ class Store:
 
         Raises JobNotFound, or NotAccepted while another unfinished job has its unique key.
         """
+        self.driver.prepare()
+        return self.retry_within(self.driver.write, job_id)
+
+    def retry_within(self, run: Run, job_id: int) -> bool:
+        """As :meth:`retry`, inside a transaction of the caller's, through *run*."""
         _check_id(job_id)
-        rows = self._write(statements.retry(), id=job_id, now=self.clock())
+        rows = run(statements.retry(), {"id": job_id, "now": self.clock()})
         if not rows:
             self._refuse_taken_key(self.record(job_id))
         return bool(rows)

@@ -1,6 +1,7 @@
 """The SQL of what people do to jobs, queues and schedules, in the manner of ``statements.py``. Pure.
 
-A batch statement leaves alone the jobs that are in no state for it, and returns (id, state) of the others.
+A batch statement leaves alone the jobs that are in no state for it, and returns (id, state) of the others. *fits* is
+what else must hold of each at that moment, as ``browse_statements.conditions`` says it.
 """
 
 from __future__ import annotations
@@ -16,48 +17,48 @@ _KEY_FREE = (
 )
 
 
-def _chosen(dialect: Dialect) -> str:
-    return f"id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+def _chosen(dialect: Dialect, fits: str = "true") -> str:
+    return f"id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e) AND {fits}"
 
 
-def retry(dialect: Dialect) -> str:
+def retry(dialect: Dialect, fits: str) -> str:
     """Put failed and cancelled jobs back into their queues; not those of :func:`special_retries`, nor acts on many."""
     return (
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
         "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
         "failure_group = NULL, hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
-        f"WHERE {_chosen(dialect)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
+        f"WHERE {_chosen(dialect, fits)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
         "AND task NOT IN ('flask_taskworker.mail.deliver', 'flask_taskworker.bulk') RETURNING id, state"
     )
 
 
-def special_retries(dialect: Dialect) -> str:
+def special_retries(dialect: Dialect, fits: str) -> str:
     """The failed and cancelled ones that are put back one by one: of two with one unique key only one can come back,
     and with the job of a mail its recipients must be opened again."""
     return (
-        f"SELECT id FROM taskworker_job WHERE {_chosen(dialect)} AND state IN ('failed', 'cancelled') "
+        f"SELECT id FROM taskworker_job WHERE {_chosen(dialect, fits)} AND state IN ('failed', 'cancelled') "
         "AND (unique_key IS NOT NULL OR task = :mail)"
     )
 
 
-def cancel(dialect: Dialect) -> str:
+def cancel(dialect: Dialect, fits: str) -> str:
     """Cancel waiting jobs, ask running ones to stop."""
     return (
         "UPDATE taskworker_job SET cancel_requested = 1, "
         "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
         "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
         "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
-        f"WHERE {_chosen(dialect)} AND {UNFINISHED} RETURNING id, state"
+        f"WHERE {_chosen(dialect, fits)} AND {UNFINISHED} RETURNING id, state"
     )
 
 
-def discard(dialect: Dialect) -> str:
+def discard(dialect: Dialect, fits: str) -> str:
     """Put finished jobs away; waiting ones are cancelled and put away. They are pruned when their time comes."""
     return (
         f"UPDATE taskworker_job SET hidden = CASE WHEN {FINISHED} THEN 1 ELSE 2 END, "
         f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
         f"state = CASE WHEN {FINISHED} THEN state ELSE 'cancelled' END "
-        f"WHERE {_chosen(dialect)} AND hidden = 0 AND state <> 'running' RETURNING id, "
+        f"WHERE {_chosen(dialect, fits)} AND hidden = 0 AND state <> 'running' RETURNING id, "
         "CASE WHEN hidden = 2 THEN 'cancelled' ELSE 'hidden' END"
     )
 
@@ -70,36 +71,44 @@ _RESTORE = (
 )
 
 
-def restore(dialect: Dialect) -> str:
+def restore(dialect: Dialect, fits: str) -> str:
     """Take discarded jobs back; those that waited wait again, but for those of :func:`special_restores`."""
-    return _RESTORE.format(f"{_chosen(dialect)} AND hidden <> 0 AND (hidden = 1 OR unique_key IS NULL)")
+    return _RESTORE.format(f"{_chosen(dialect, fits)} AND hidden <> 0 AND (hidden = 1 OR unique_key IS NULL)")
 
 
-def special_restores(dialect: Dialect) -> str:
+def special_restores(dialect: Dialect, fits: str) -> str:
     """The discarded jobs that waited and have unique keys, which may be taken: they come back one by one."""
-    return f"SELECT id FROM taskworker_job WHERE {_chosen(dialect)} AND hidden = 2 AND unique_key IS NOT NULL"
+    return f"SELECT id FROM taskworker_job WHERE {_chosen(dialect, fits)} AND hidden = 2 AND unique_key IS NOT NULL"
 
 
-def restore_one() -> str:
-    """Take one discarded job back, if its unique key is free."""
-    return _RESTORE.format(f"id = :id AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE})")
+def restore_one(fits: str) -> str:
+    """Take one discarded job back, ``:job_id``, if its unique key is free."""
+    return _RESTORE.format(f"id = :job_id AND {fits} AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE})")
 
 
-def run(dialect: Dialect) -> str:
+def lock_fitting(dialect: Dialect, fits: str) -> str:
+    """Whether the job ``:job_id`` fits, which then stays so until the transaction ends."""
+    locked = "" if dialect.name == "sqlite" else " FOR UPDATE"
+    return f"SELECT id FROM taskworker_job WHERE id = :job_id AND {fits}{locked}"
+
+
+def run(dialect: Dialect, fits: str) -> str:
     """Have scheduled jobs run now."""
     return (
-        f"UPDATE taskworker_job SET state = 'ready', run_at = :now WHERE {_chosen(dialect)} AND state = 'scheduled' "
-        "RETURNING id, state"
+        f"UPDATE taskworker_job SET state = 'ready', run_at = :now WHERE {_chosen(dialect, fits)} "
+        "AND state = 'scheduled' RETURNING id, state"
     )
 
 
-BATCH: Mapping[str, Callable[[Dialect], str]] = {
+BATCH: Mapping[str, Callable[[Dialect, str], str]] = {
     "retry": retry,
     "cancel": cancel,
     "discard": discard,
     "restore": restore,
     "run": run,
 }
+SPECIAL: Mapping[str, Callable[[Dialect, str], str]] = {"retry": special_retries, "restore": special_restores}
+"""The jobs of a batch with which the act is done one by one."""
 
 
 def hidden_key_taken() -> str:
@@ -127,7 +136,7 @@ def pause_queue() -> str:
         "ON CONFLICT (name) DO UPDATE SET paused = 1, "
         "paused_at = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_at ELSE excluded.paused_at "
         "END, paused_by = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_by "
-        "ELSE excluded.paused_by END"
+        "ELSE excluded.paused_by END RETURNING name"
     )
 
 
@@ -159,8 +168,14 @@ def move_schedule() -> str:
 def note() -> str:
     """Note an act."""
     return (
-        "INSERT INTO taskworker_audit (at, who, action, target, number) VALUES (:at, :who, :action, :target, :number)"
+        "INSERT INTO taskworker_audit (at, who, action, target, number) VALUES (:at, :who, :action, :target, :number) "
+        "RETURNING id"
     )
+
+
+def add_to_note() -> str:
+    """Note that an act has gone on."""
+    return "UPDATE taskworker_audit SET number = number + :number WHERE id = :id"
 
 
 def remove_notes() -> str:
