@@ -25,6 +25,7 @@ from .config import TaskWorkerConfig
 from .errors import AppError, ConfigError, TaskWorkerError
 from .jobs import Job, running_job
 from .launch import after_uwsgi_fork, check_server, flask_command, forks_later, is_spawning, when_serving
+from .limits import NO_LIMITS, Limits
 from .mail.delivery import register_mail
 from .retry import Retry
 from .runner import Runner
@@ -34,7 +35,7 @@ from .store.sqlite import SqliteDriver
 from .tasks import Task, TaskClient, TaskRegistry, make_options
 from .threads import end_process
 from .triggers import Trigger
-from .worker import ALL_DUTIES, NO_LIMITS, Duties, Limits, Worker
+from .worker import ALL_DUTIES, Duties, Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -20,7 +20,6 @@ from typing import Any
 
 from flask import Flask
 
-from .bookkeeper import INTERVAL as FIGURES_INTERVAL
 from .bookkeeper import Bookkeeper
 from .client import Client
 from .config import TaskWorkerConfig
@@ -30,21 +29,20 @@ from .executor import Executor
 from .herald import Herald
 from .jobs import Claim, Ending, JobRecord, RunningJob
 from .launch import is_reloader_parent
-from .liveness import Heartbeat, News, package_version, resident_mb
+from .limits import NO_LIMITS, Limits, LimitWatch
+from .liveness import News, package_version, resident_mb
+from .membership import Membership
 from .outlook import Outlook
 from .quarantine import Quarantine
 from .scheduling import Scheduler
-from .store.driver import Presence
 from .store.sql import Store
-from .store.work import PRUNE_BATCH, WorkerStore
+from .store.work import WorkerStore
 from .tasks import TaskRegistry
 from .threads import ThreadPool
+from .upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-UPKEEP_INTERVAL = 60.0
-PROGRESS_INTERVAL = 0.5
-WEIGHING_INTERVAL = 1.0
 CATCH_UP_INTERVAL = 0.05
 FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""
@@ -54,23 +52,6 @@ TEMPORARY_FAILURE = 75
 """The exit code of a process that cannot go on where a new one could: EX_TEMPFAIL of sysexits.h."""
 
 _IMMEDIATE = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """When a worker stops by itself."""
-
-    drain: bool = False
-    """As soon as no job is ready; jobs that are due later stay."""
-    max_jobs: int | None = None
-    """After so many jobs."""
-    max_idle: float | None = None
-    """After so many seconds without a job."""
-    max_memory_mb: float | None = None
-    """Once the process holds more than so many MB of memory, but not before its first job. Linux only."""
-
-
-NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +71,9 @@ ALL_DUTIES = Duties()
 
 class Worker:
     """The worker of one app in this process. Everything but :meth:`wake` and :meth:`stop` is for its loop alone."""
+
+    exit_code = 0
+    """With which the process should end, where it is this worker's alone."""
 
     def __init__(
         self,
@@ -111,33 +95,23 @@ class Worker:
         self._registry = registry
         self._find_app = find_app
         self._limits = limits
+        self._watch = LimitWatch(limits)
         self._duties = duties
         self._may_abandon_threads = may_abandon_threads
         self.job_of: Callable[[asyncio.Task[Any]], RunningJob | None] = lambda _: None
         """The job that an asyncio task runs, if it is one of this worker's. Safe from any thread."""
         self.lag_ms: Callable[[], float | None] = lambda: None
         """How late the loop is; the runner knows it. Safe from any thread."""
-        self.exit_code = 0
-        """With which the process should end, where it is this worker's alone."""
         self._herald = Herald(client, find_app)
         self._quarantine = Quarantine()
         self._books = Bookkeeper()
         self._scheduler = Scheduler(registry, self._store.clock)
-        self._presence: Presence | None = None
         self._aside = ThreadPool(1, "taskworker-aside")
+        self._membership = self._make_membership()
         self._outlook = Outlook(config.queues, duties.exclude)
-        # When to do what, on the loop's clock.
         self._next_look = 0.0
-        self._next_upkeep = 0.0
-        self._next_report = 0.0
-        self._next_weighing = 0.0
-        self._idle_since = 0.0
         self._back_off = _IMMEDIATE
-        self._declared_dead = False
-        self._must_reconcile = False
-        self._in_doubt = False
-        self._has_begun = False
-        self._stopping = False
+        self._declared_dead = self._in_doubt = self._has_begun = self._stopping = False
         self._deadline = math.inf
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -156,7 +130,7 @@ class Worker:
     def is_claiming(self) -> bool:
         """Whether it takes jobs, and the database answers. Safe from any thread."""
         healthy = self._back_off == _IMMEDIATE and not self._declared_dead
-        return self._has_begun and not self._stopping and healthy and not self._heartbeat.is_failing
+        return self._has_begun and not self._stopping and healthy and not self._membership.is_failing
 
     def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
         """The jobs that run now, with the asyncio tasks that see them through. Safe from any thread."""
@@ -181,8 +155,7 @@ class Worker:
 
     def abandon(self) -> None:
         """After a fork, in the child: this worker is the parent's. Its lock stays with the parent."""
-        if self._presence is not None:
-            self._presence.abandon()
+        self._membership.abandon()
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
@@ -260,8 +233,9 @@ class Worker:
         )
         self.job_of = self._crew.job_of
         self._work = await WorkerStore.open(self._store)
+        self._upkeep = Upkeep(self._work, self._crew, self._books, self._scheduler)
         try:
-            await self._join()
+            self.id = await self._membership.join()
         except BaseException:
             await self._work.close()
             raise
@@ -279,34 +253,14 @@ class Worker:
         """Not asyncio.to_thread: its threads refuse work once the main thread has ended, which is when we stop."""
         await self._loop.run_in_executor(self._aside, call)
 
-    async def _join(self) -> None:
-        """Take a lock, then register: so no registered worker lacks its lock."""
-        self.id = secrets.token_hex(6)
-        # A server may take its time.
-        await self._in_thread(self._take_presence)
-        presence = self._presence
-        assert presence is not None
-        presence.listen(self._loop, self.wake)
+    def _make_membership(self) -> Membership:
         news = News(
             lost=lambda: self._call(self._on_lost),
             cancel=lambda jobs: self._call(self._crew.cancel, jobs),
             rescued=lambda records: self._call(self._on_rescued, records),
             reached=self.wake,
         )
-        try:
-            self._heartbeat = Heartbeat(self._store, presence, self.id, news, self._info)
-            await self._in_thread(self._heartbeat.start)
-        except BaseException:
-            self._leave()
-            raise
-
-    def _take_presence(self) -> None:
-        self._presence = self._store.driver.presence(self.id)
-
-    def _leave(self, *, holding: bool = False) -> None:
-        if self._presence is not None:
-            self._presence.close(keep_lock=holding)
-            self._presence = None
+        return Membership(self._store, self._loop, self._in_thread, news=news, on_wake=self.wake, info=self._info)
 
     def _info(self) -> dict[str, object]:
         """What the worker's row tells people; read in the heartbeat's thread."""
@@ -341,7 +295,7 @@ class Worker:
             self._back_off = _IMMEDIATE
             return delay
         # What woke the worker may not have been acted on: see test_news_outlive_a_turn_that_failed.
-        self._must_reconcile = self._outlook.must_look = True
+        self._upkeep.must_reconcile = self._outlook.must_look = True
         return self._back_off * random.uniform(0.8, 1.2)
 
     def _longer_back_off(self) -> float:
@@ -358,8 +312,8 @@ class Worker:
             self._loop.set_debug(True)
         if self._declared_dead:
             await self._rejoin()
-        if self._must_reconcile:
-            await self._reconcile()
+        if self._upkeep.must_reconcile:
+            await self._upkeep.reconcile(self.id)
         self._crew.start_waiting()
         await self._flush()
         made_ready = await self._look()
@@ -367,7 +321,7 @@ class Worker:
             # Others may have a slot, or work on that queue, and not know of the time that has come.
             self._store.driver.wake_others()
         self._crew.start_waiting()
-        await self._keep_up()
+        await self._upkeep.keep_up(self.id, self._loop.time())
         return self._delay()
 
     # -- sleeping ---------------------------------------------------------------------------------------------------
@@ -389,9 +343,7 @@ class Worker:
             return _IMMEDIATE
         if self._limits.drain and not self._has_work():
             return _IMMEDIATE
-        delays = [self._next_look - self._loop.time(), *self._chores()]
-        if self._limits.max_idle is not None:
-            delays.append(self._idle_since + self._limits.max_idle - self._loop.time())
+        delays = [min(self._next_look, self._watch.idle_until) - self._loop.time(), *self._chores()]
         now = self._store.clock()
         if self._outlook.next_due is not None:
             delays.append((self._outlook.next_due - now) / 1000)
@@ -403,10 +355,7 @@ class Worker:
         """How long what is pending in this process may wait."""
         if self._crew.ended:
             yield FLUSH_DELAY
-        if self._crew.reporting:
-            yield PROGRESS_INTERVAL
-        if self._books.pending:
-            yield FIGURES_INTERVAL
+        yield from self._upkeep.delays()
         if self._herald.is_behind:
             yield CATCH_UP_INTERVAL
         if (suspect_delay := self._quarantine.delay(self._loop.time())) is not None:
@@ -528,40 +477,13 @@ class Worker:
             return False
         return self._crew.busy and self._loop.time() - self._crew.ended_since < FLUSH_DELAY
 
-    # -- upkeep -----------------------------------------------------------------------------------------------------
-
-    async def _keep_up(self) -> None:
-        now = self._loop.time()
-        if self._crew.reporting and now >= self._next_report:
-            self._next_report = now + PROGRESS_INTERVAL
-            self._books.logged(self._crew.take_lines())
-            if reports := self._crew.take_reports():
-                await self._work.report_progress(reports)
-        await self._books.keep_up(self._work, now)
-        if now >= self._next_upkeep:
-            # A full batch means that there is more: go on soon, but let jobs pass between.
-            full = await self._work.prune() == PRUNE_BATCH
-            await self._scheduler.keep_up(self._work)
-            # A server may have committed a claim long after the connection was lost.
-            await self._reconcile()
-            self._next_upkeep = now + (PROGRESS_INTERVAL if full else UPKEEP_INTERVAL * random.uniform(0.8, 1.2))
-
-    async def _reconcile(self) -> None:
-        """After a failure of the database a claim may have been committed without its rows reaching us."""
-        held = await self._work.held(self.id)
-        self._crew.release(_stub(job_id, claim) for job_id, claim in held - self._crew.claims())
-        self._must_reconcile = False
+    # -- whether to go on -------------------------------------------------------------------------------------------
 
     def _is_at_limit(self) -> bool:
-        limits, crew = self._limits, self._crew
-        if limits.max_jobs is not None and crew.jobs_done >= limits.max_jobs:
-            return True
-        if limits.max_memory_mb is not None and self._is_heavier_than(limits.max_memory_mb):
-            return True
-        if self._has_work() or self._outlook.has_news or not self._next_look:
-            self._idle_since = self._loop.time()
+        if not self._watch.is_limited:
             return False
-        return limits.drain or (limits.max_idle is not None and self._loop.time() - self._idle_since >= limits.max_idle)
+        idle = not (self._has_work() or self._outlook.has_news or not self._next_look)
+        return self._watch.is_over(self._loop.time(), worker_id=self.id, jobs_done=self._crew.jobs_done, idle=idle)
 
     def _has_work(self) -> bool:
         """Whether there are jobs to see through, or to claim when they can be."""
@@ -569,17 +491,6 @@ class Worker:
         # Beside a thread that may never return no suspect is run here.
         has_suspect = self._quarantine.waiting and not crew.overdue
         return bool(crew.busy or crew.ended or has_suspect or self._outlook.has_ready)
-
-    def _is_heavier_than(self, limit_mb: float) -> bool:
-        """Looks once a second. Without a job done it is never: under a supervisor that would be an endless restart."""
-        if not self._crew.jobs_done or self._loop.time() < self._next_weighing:
-            return False
-        self._next_weighing = self._loop.time() + WEIGHING_INTERVAL
-        resident = resident_mb()
-        if resident is None or resident <= limit_mb:
-            return False
-        log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", self.id, resident, limit_mb)
-        return True
 
     def _is_out_of_threads(self) -> bool:
         """Whether to end since hung sync jobs have all threads, which only the end of the process gives back."""
@@ -604,9 +515,9 @@ class Worker:
 
     async def _rejoin(self) -> None:
         """Register anew, under a new id: the old one's claims are void."""
-        await self._in_thread(lambda: self._heartbeat.stop(holding=True))
+        await self._membership.stop_beating(holding=True)
         self._leave()
-        await self._join()
+        self.id = await self._membership.join()
         self._declared_dead = False
         log.warning("worker %s is back under this new id", self.id)
 
@@ -633,14 +544,16 @@ class Worker:
         if self.client.worker_thread is threading.current_thread():
             self.client.worker_thread = None
         self._crew.close()
-        await self._in_thread(lambda: self._heartbeat.stop(holding=holding))
-        # A lock that is free would tell the others that they may run the jobs which a thread still runs here.
+        await self._membership.stop_beating(holding=holding)
         self._leave(holding=holding)
         await self._books.close(self._work)
         await self._work.close()
         self._herald.worker_stopped(self)
         await self._in_thread(lambda: self._herald.close(timeout=1.0))
         self._aside.shutdown()
+
+    def _leave(self, *, holding: bool = False) -> None:
+        self._membership.leave(holding=holding)
 
     async def _drain(self) -> bool:
         """Returns whether all endings are recorded."""
@@ -668,8 +581,3 @@ class Worker:
             log.warning("worker %s could not record %s endings: %s", self.id, len(self._crew.ended), error)
             return False
         return True
-
-
-def _stub(job_id: int, claim: int) -> Claim:
-    """Enough of a claim to hand it back."""
-    return Claim(job_id, "", "", "", "async", 0, "[[],{}]", claim, 0, 0, 1, None, 0, 0, None, None)

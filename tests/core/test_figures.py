@@ -17,7 +17,7 @@ from flask_taskworker import (
     SnoozeJob,
     bookkeeper,
     current_job,
-    worker,
+    upkeep,
 )
 from flask_taskworker.clock import to_ms
 from flask_taskworker.store.browse import Browser
@@ -32,7 +32,7 @@ from .waiting import wait_for
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two writes of figures."""
     monkeypatch.setattr(bookkeeper, "INTERVAL", 0.02)
-    monkeypatch.setattr(worker, "FIGURES_INTERVAL", 0.02)
+    monkeypatch.setattr(upkeep, "FIGURES_INTERVAL", 0.02)
 
 
 def counts(store: Store, *, span: int = 60) -> dict[str, tuple[int, int, int, int]]:

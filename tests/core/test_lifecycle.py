@@ -233,7 +233,7 @@ def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
 def test_claim_of_which_its_worker_knows_nothing_is_handed_back(
     make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_taskworker.worker.UPKEEP_INTERVAL", 0.05)
+    monkeypatch.setattr("flask_taskworker.upkeep.CLEANING_INTERVAL", 0.05)
     app = make_app(TASKER_LOOP_INTERVAL=0.05)
     task_worker = make_worker(app)
     task = task_worker.task(name="work")(lambda: 7)

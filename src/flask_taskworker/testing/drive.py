@@ -22,11 +22,12 @@ from ..errors import AppError, TaskWorkerError
 from ..executor import Executor
 from ..herald import Herald
 from ..jobs import Claim, Ending, JobRecord, Outcome, RunningJob, running_job
+from ..limits import Limits
 from ..outlook import Outlook
 from ..runner import Runner
 from ..scheduling import Scheduler
 from ..store.work import Ended, Peek, WorkerStore
-from ..worker import Limits, Worker
+from ..worker import Worker
 
 if TYPE_CHECKING:
     from ..extension import AppState
@@ -199,10 +200,13 @@ class DrainWorker(Worker):
         self._moved = clock
         self._claimed_at = 0.0
         self._herald = _Recorder(self.client, self._find_app, self.report)
-        # What a test has done must stay to be looked at, however far it moves the clock.
-        self._next_upkeep = math.inf
         if not plan.schedules:
             self._scheduler = _NoSchedules(self._registry, self._store.clock)
+
+    async def _connect(self) -> None:
+        await super()._connect()
+        # What a test has done must stay to be looked at, however far it moves the clock.
+        self._upkeep.next_cleaning = math.inf
 
     def _make_executor(self) -> Executor:
         executor = _FaultyExecutor(
