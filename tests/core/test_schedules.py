@@ -115,9 +115,9 @@ def test_schedule_that_cannot_be_read_is_tried_now_and_then(
     tries: list[float] = []
     look = WorkerStore.due_schedules
 
-    def noted(work: WorkerStore, may_fire: str) -> Any:
+    def noted(work: WorkerStore, may_fire: str, number: int) -> Any:
         tries.append(time.monotonic())
-        return look(work, may_fire)
+        return look(work, may_fire, number)
 
     monkeypatch.setattr(WorkerStore, "due_schedules", noted)
     rows("UPDATE taskworker_schedule SET trigger = ?, next_at = 1", '{"type": "of_tomorrow"}')

@@ -101,19 +101,6 @@ def jobs_by_uid(dialect: Dialect) -> str:
     return f"SELECT id, uid FROM taskworker_job WHERE uid IN (SELECT uid FROM {dialect.batch({'uid': 'text'})} AS e)"
 
 
-def add_job_unless_running() -> str:
-    """Store a schedule's job, unless an earlier job of that schedule is unfinished."""
-    # In a SELECT PostgreSQL takes the type of a parameter from its value, and None has none.
-    values = ", ".join(
-        f"CAST(:{name} AS bigint)" if kind == "integer" else f":{name}" for name, kind in _NEW_TYPES.items()
-    )
-    return (
-        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {values} WHERE NOT EXISTS "
-        f"(SELECT 1 FROM taskworker_job WHERE schedule = :schedule AND {UNFINISHED}) "
-        "ON CONFLICT DO NOTHING RETURNING id"
-    )
-
-
 def existing_job() -> str:
     """The job that stood in the way of :func:`add_job`."""
     return (
@@ -492,6 +479,19 @@ def _may_fire(dialect: Dialect) -> str:
     return f"source || ':' || CASE WHEN source = 'code' THEN name ELSE task END IN {dialect.names('may_fire')}"
 
 
+def _in_order(dialect: Dialect, names: str) -> str:
+    """A condition under which PostgreSQL locks the schedules that *names* selects in the order of their names.
+
+    All who change several do so, so that no two wait for each other. SQLite has one writer at a time.
+    """
+    if dialect.name == "sqlite":
+        return ""
+    return (
+        f" AND name = ANY(ARRAY(SELECT name FROM taskworker_schedule WHERE name IN ({names}) "
+        'ORDER BY name COLLATE "C" FOR UPDATE))'
+    )
+
+
 def due_schedules(dialect: Dialect) -> str:
     """The schedules of ``:may_fire`` that are due, most overdue first."""
     return (
@@ -500,11 +500,37 @@ def due_schedules(dialect: Dialect) -> str:
     )
 
 
-def advance_schedule() -> str:
-    """Move a schedule on, if nobody else has: whoever gets the row back makes the jobs, in the same transaction."""
+def advance_schedules(dialect: Dialect) -> str:
+    """Move schedules on, if nobody else has: whoever gets a row back makes its jobs, in the same transaction."""
+    batch = dialect.batch({"schedule": "text", "expected": "integer", "next_at": "integer", "last_at": "integer"})
     return (
-        "UPDATE taskworker_schedule SET next_at = :next_at, last_at = COALESCE(:last_at, last_at) "
-        "WHERE name = :name AND next_at = :expected AND paused = 0 RETURNING name"
+        "UPDATE taskworker_schedule SET next_at = e.next_at, "
+        f"last_at = COALESCE(e.last_at, taskworker_schedule.last_at) FROM {batch} AS e "
+        "WHERE name = e.schedule AND taskworker_schedule.next_at = e.expected AND paused = 0"
+        f"{_in_order(dialect, f'SELECT schedule FROM {batch} AS n')} RETURNING name"
+    )
+
+
+def add_scheduled_jobs(dialect: Dialect) -> str:
+    """Store the jobs of schedules: none twice for one fire time.
+
+    Of a schedule without ``overlap`` only the oldest of the batch, and none while an earlier job is unfinished.
+    """
+    batch = dialect.batch({**_NEW_TYPES, "overlap": "integer"})
+    mine = "SELECT 1 FROM taskworker_job AS j WHERE j.schedule = e.schedule AND"
+    return (
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM "
+        f"(SELECT e.*, row_number() OVER (PARTITION BY schedule ORDER BY fire_at) AS place FROM {batch} AS e "
+        f"WHERE overlap = 1 OR NOT (EXISTS ({mine} {UNFINISHED}) OR EXISTS ({mine} j.fire_at = e.fire_at))) AS c "
+        "WHERE overlap = 1 OR place = 1 ON CONFLICT DO NOTHING RETURNING id, uid"
+    )
+
+
+def remove_ended_schedules(dialect: Dialect) -> str:
+    """Delete those of ``:names`` that were made at run time and have no fire time left."""
+    return (
+        "DELETE FROM taskworker_schedule WHERE source = 'runtime' AND next_at IS NULL "
+        f"AND name IN {dialect.names('names')}"
     )
 
 
@@ -530,7 +556,8 @@ def remove_unseen_schedules() -> str:
 
 def see_schedules(dialect: Dialect) -> str:
     """Note that these schedules are still declared."""
+    names = f"SELECT name FROM {dialect.batch({'name': 'text'})} AS e"
     return (
-        "UPDATE taskworker_schedule SET seen_at = :now WHERE source = 'code' AND name IN "
-        f"(SELECT name FROM {dialect.batch({'name': 'text'})} AS e)"
+        "UPDATE taskworker_schedule SET seen_at = :now WHERE source = 'code' "
+        f"AND name IN ({names}){_in_order(dialect, names)}"
     )

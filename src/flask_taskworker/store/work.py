@@ -55,6 +55,19 @@ class DueSchedule(NamedTuple):
     next_at: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firing:
+    """What firing a schedule comes to."""
+
+    schedule: DueSchedule
+    next_at: int | None
+    """Its next fire time, in epoch milliseconds; None if there is none left."""
+    jobs: Sequence[NewJob]
+    """One for each fire time, oldest first."""
+    overlap: bool
+    """Whether to make them although an earlier job of the schedule is unfinished."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """One execution that is over: what the store must learn."""
@@ -86,6 +99,9 @@ class WorkerStore:
         self._add_attempts = statements.add_attempts(dialect)
         self._report_progress = statements.report_progress(dialect)
         self._due_schedules = statements.due_schedules(dialect)
+        self._advance_schedules = statements.advance_schedules(dialect)
+        self._add_scheduled_jobs = statements.add_scheduled_jobs(dialect)
+        self._remove_ended_schedules = statements.remove_ended_schedules(dialect)
         self._see_schedules = statements.see_schedules(dialect)
         self._expired = statements.expired_jobs(dialect)
         self._expired_parts = [
@@ -240,41 +256,46 @@ class WorkerStore:
         Returns the names that belong to schedules made at run time: those are not stored.
         """
         ms = self._store.clock()
-        rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in schedules]
+        # In one order in all processes: each waits for the rows of the other, and never both.
+        ordered = sorted(schedules, key=lambda schedule: schedule.name)
+        rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in ordered]
 
         async def body(run: AsyncRun) -> list[str]:
             return [row["name"] for row in rows if not await run(statements.declare_schedule(), row)]
 
         return await self._link.transaction(body) if rows else []
 
-    async def due_schedules(self, may_fire: str) -> list[DueSchedule]:
-        """The schedules of *may_fire* whose time has come."""
-        parameters = {"may_fire": may_fire, "now": self._store.clock(), "number": 100}
-        return [DueSchedule._make(row) for row in await self._link.read(self._due_schedules, parameters)]
+    async def due_schedules(self, may_fire: str, number: int) -> list[DueSchedule]:
+        """Up to *number* of the schedules of *may_fire* whose time has come, most overdue first."""
+        parameters = {"may_fire": may_fire, "now": self._store.clock(), "number": number}
+        return [_due(row) for row in await self._link.read(self._due_schedules, parameters)]
 
-    async def fire(
-        self, schedule: DueSchedule, next_at: int | None, jobs: Sequence[NewJob], *, overlap: bool
-    ) -> list[JobRecord] | None:
-        """Move a schedule on and make its jobs, in one transaction; None if another worker was faster.
+    async def fire(self, firings: Sequence[Firing]) -> dict[str, list[JobRecord]]:
+        """Move schedules on and make their jobs, in one transaction. Returns the jobs made, by the schedule's name.
 
-        Without *overlap* a job is left out while an earlier one of the schedule is unfinished.
+        A schedule that another worker was faster to move is not in the answer. Without *overlap* a job is left out
+        while an earlier one of its schedule is unfinished.
         """
-        add = statements.add_job() if overlap else statements.add_job_unless_running()
-        moved = {
-            "name": schedule.name,
-            "expected": schedule.next_at,
-            "next_at": next_at,
-            "last_at": jobs[-1].fire_at if jobs else None,
-        }
+        steps = batch_of([(f.schedule.name, f.schedule.next_at, f.next_at, _last_at(f)) for f in firings])
 
-        async def body(run: AsyncRun) -> list[JobRecord] | None:
-            if not await run(statements.advance_schedule(), moved):
-                return None
-            made = [(job, await run(add, {**job._asdict(), "state": job.state})) for job in jobs]
-            await run(statements.remove_ended_schedule(), {"name": schedule.name})
-            return [record_of(job, rows[0][0]) for job, rows in made if rows]
+        async def body(run: AsyncRun) -> dict[str, list[JobRecord]]:
+            moved = {row[0] for row in await run(self._advance_schedules, {"batch": steps})}
+            mine = [f for f in firings if f.schedule.name in moved]
+            made = await self._make_jobs(run, mine)
+            if ended := [f.schedule.name for f in mine if f.next_at is None]:
+                await run(self._remove_ended_schedules, {"names": json.dumps(ended)})
+            return {f.schedule.name: made.get(f.schedule.name, []) for f in mine}
 
         return await self._link.transaction(body)
+
+    async def _make_jobs(self, run: AsyncRun, firings: Sequence[Firing]) -> dict[str | None, list[JobRecord]]:
+        jobs = {job.uid: job for f in firings for job in f.jobs}
+        made: dict[str | None, list[JobRecord]] = {}
+        if jobs:
+            batch = batch_of([(*job, job.state, int(f.overlap)) for f in firings for job in f.jobs])
+            for job_id, uid in sorted(await run(self._add_scheduled_jobs, {"batch": batch})):
+                made.setdefault(jobs[uid].schedule, []).append(record_of(jobs[uid], job_id))
+        return made
 
     async def see_schedules(self, names: Sequence[str]) -> None:
         """Note that these schedules are still declared, and delete those that nobody has declared for a week."""
@@ -359,6 +380,17 @@ def _claim(row: Sequence[Any]) -> Claim:
     except TypeError:
         return claim._replace(priority=0, failures=0, crashes=0, created_at=0, run_at=0, timeout=None, args="")
     return claim
+
+
+def _due(row: Sequence[Any]) -> DueSchedule:
+    """A row as a due schedule. In one with values of other types there is nothing to be read: it harms no other."""
+    schedule = DueSchedule._make(row)
+    fits = all(isinstance(value, str) for value in row[:4]) and isinstance(row[4], int)
+    return schedule if fits else schedule._replace(trigger="")
+
+
+def _last_at(firing: Firing) -> int | None:
+    return firing.jobs[-1].fire_at if firing.jobs else None
 
 
 _ID, _PRIORITY = (itemgetter(Claim._fields.index(name)) for name in ("id", "priority"))
