@@ -32,7 +32,7 @@ from .runner import Runner
 from .store.driver import Driver
 from .store.sql import Store
 from .store.sqlite import SqliteDriver
-from .tasks import Task, TaskClient, TaskRegistry, make_options
+from .tasks import Task, TaskClient, TaskRegistry, task_options
 from .threads import end_process
 from .triggers import Trigger
 from .worker import ALL_DUTIES, Duties, Worker
@@ -167,24 +167,7 @@ class TaskWorker:
         at_most_once: bool = False,
         sensitive: Sequence[str] = (),
     ) -> _Decorator: ...
-    def task(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        retry: Retry | int | None = None,
-        timeout: float | timedelta | None = None,
-        keep: float | timedelta | None = None,
-        schedule: Trigger | Sequence[Trigger] | None = None,
-        schedule_args: Sequence[Any] = (),
-        schedule_kwargs: Mapping[str, Any] | None = None,
-        atomic: Any = None,
-        at_most_once: bool = False,
-        sensitive: Sequence[str] = (),
-    ) -> Any:
+    def task(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, **settings: Any) -> Any:
         """Make a task of a function, as ``@task_worker.task`` or ``@task_worker.task(…)``.
 
         ``name``: defaults to ``module.qualname``. ``queue`` and ``priority`` (higher goes first) of its jobs.
@@ -199,19 +182,7 @@ class TaskWorker:
 
         Raises DeclarationError, TaskExists, ArgumentsError or NotEncodable.
         """
-        options = make_options(
-            queue=queue,
-            priority=priority,
-            retry=retry,
-            timeout=timeout,
-            keep=keep,
-            schedule=schedule,
-            schedule_args=schedule_args,
-            schedule_kwargs=schedule_kwargs,
-            atomic=atomic,
-            at_most_once=at_most_once,
-            sensitive=sensitive,
-        )
+        options = task_options(**settings)
 
         def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:
             task = self.registry.register(decorated, options, name)

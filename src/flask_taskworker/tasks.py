@@ -359,19 +359,19 @@ class TaskRegistry:
         return len(self._tasks)
 
 
-def make_options(
+def task_options(
     *,
-    queue: str,
-    priority: int,
-    retry: Retry | int | None,
-    timeout: float | timedelta | None,
-    keep: float | timedelta | None,
-    schedule: Trigger | Sequence[Trigger] | None,
-    schedule_args: Sequence[Any],
-    schedule_kwargs: Mapping[str, Any] | None,
-    atomic: Any,
-    at_most_once: bool,
-    sensitive: Sequence[str],
+    queue: str = "default",
+    priority: int = 0,
+    retry: Retry | int | None = None,
+    timeout: float | timedelta | None = None,
+    keep: float | timedelta | None = None,
+    schedule: Trigger | Sequence[Trigger] | None = None,
+    schedule_args: Sequence[Any] = (),
+    schedule_kwargs: Mapping[str, Any] | None = None,
+    atomic: Any = None,
+    at_most_once: bool = False,
+    sensitive: Sequence[str] = (),
 ) -> TaskOptions:
     """Check what the decorator was given. Raises DeclarationError."""
     return TaskOptions(
@@ -502,6 +502,6 @@ __all__ = [
     "TaskOptions",
     "TaskRegistry",
     "check_name",
-    "make_options",
     "task_name",
+    "task_options",
 ]
