@@ -18,7 +18,7 @@ from . import signals
 from .config import TaskWorkerConfig
 from .executor import Executor
 from .hung import HungThreads
-from .joblog import lines_of
+from .joblog import LoggingJobs, lines_of
 from .jobs import INTERRUPTED, Claim, Ending, Outcome, Progress, RunningJob, set_running
 from .slots import Slots
 from .store.work import Ended
@@ -60,7 +60,7 @@ class Crew:
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
         self._reports: dict[RunningJob, Progress] = {}
-        self._logging: dict[RunningJob, bool] = {}
+        self._logging = LoggingJobs()
         self._loop = asyncio.get_running_loop()
         self.ended: list[Ended] = []
         """What ended and is not recorded yet, oldest first."""
@@ -219,9 +219,8 @@ class Crew:
         return [(job.claim, progress) for job, progress in reports.items()]
 
     def take_lines(self) -> list[tuple[Claim, str]]:
-        """What running jobs have logged so far, of those that have logged since they were last asked."""
-        logging_jobs, self._logging = self._logging, {}
-        return [(job.claim, text) for job in logging_jobs if not job.ended and (text := lines_of(job))]
+        """What running jobs have logged so far, of those whose lines are to be stored by now."""
+        return self._logging.take(self._loop.time())
 
     def _report(self, job: RunningJob, progress: Progress) -> None:
         """From any thread: one assignment, which the interpreter does not cut in two."""

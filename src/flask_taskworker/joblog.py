@@ -12,12 +12,16 @@ import logging
 from collections import deque
 
 from .failures import storable
-from .jobs import RunningJob
+from .jobs import Claim, RunningJob
 
 MAX_LINES = 200
 """Of each try; the last ones are kept."""
 MAX_TEXT = 2_000
 """Characters of a line."""
+REWRITE_RATE = 100_000
+"""Characters a second that are spent on lines of running jobs. Their last lines come with their endings anyway."""
+LONGEST_PAUSE = 10.0
+"""Seconds."""
 _FORMATTER = logging.Formatter()
 
 
@@ -42,6 +46,32 @@ def lines_of(job: RunningJob) -> str | None:
             # Its thread has logged just now.
             continue
     return None
+
+
+class LoggingJobs(dict[RunningJob, bool]):
+    """The running jobs with lines that nobody has taken. Any thread may add one; :meth:`take` is for one alone.
+
+    A job's lines are stored as a whole each time. So its first ones are given at once, and later ones of all jobs
+    together: the more there is to write, the longer the pause after it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_rewrite = 0.0
+
+    def take(self, now: float) -> list[tuple[Claim, str]]:
+        """What is to be stored now, in the stored form. *now*: seconds on any clock."""
+        is_time = now >= self._next_rewrite
+        jobs = [job for job in list(self) if is_time or not job.lines_taken]
+        for job in jobs:
+            # Before its lines are read: what it logs from now on adds it again.
+            self.pop(job, None)
+            job.lines_taken = True
+        taken = [(job.claim, text) for job in jobs if not job.ended and (text := lines_of(job))]
+        if is_time:
+            size = sum(len(text) for _, text in taken)
+            self._next_rewrite = now + min(LONGEST_PAUSE, size / REWRITE_RATE)
+        return taken
 
 
 def _text(record: logging.LogRecord) -> str:

@@ -463,6 +463,8 @@ class RunningJob:
     """Told of each kept line, in the thread that logged it."""
     lines: deque[tuple[int, str, str, str]] | None = None
     """What it has logged: epoch milliseconds, level, logger and text."""
+    lines_taken: bool = False
+    """Whether lines of it have been stored before its end."""
 
 
 _running: ContextVar[RunningJob | None] = ContextVar("flask_taskworker.running_job", default=None)
