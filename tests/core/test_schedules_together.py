@@ -96,12 +96,13 @@ def test_two_workers_that_fire_the_same_schedules_make_each_job_once(
     assert sorted(jobs_of(rows)) == [(name, due) for name in names]
 
 
-def test_two_workers_that_move_the_same_schedules_in_other_orders_do_not_block_each_other(
-    idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+def test_workers_that_move_the_same_schedules_in_other_orders_do_not_block_each_other(
+    idle_worker: BackgroundTaskWorker, store: Store
 ) -> None:
     now = store.clock()
-    names = [f"s{number:03}" for number in range(400)]
-    store_due(store, names, now)
+    names = [f"s{number:03}" for number in range(100)]
+    # So many that PostgreSQL goes by the index, in the order in which it is given the names.
+    store_due(store, [*names, *(f"t{number}" for number in range(3000))], now)
     both = threading.Barrier(2)
 
     def firings(turn: int) -> list[Firing]:
@@ -110,7 +111,7 @@ def test_two_workers_that_move_the_same_schedules_in_other_orders_do_not_block_e
 
     async def fire(work: WorkerStore, step: int) -> list[set[str]]:
         won = []
-        for turn in range(4):
+        for turn in range(5):
             both.wait(20)
             won.append(set(await work.fire(firings(turn)[::step])))
             await work.see_schedules(names[::-step])
