@@ -54,6 +54,7 @@ FLOORS = [
     "store.steer_statements",
     "store.work",
     "store.browse_statements",
+    "store.browse_rows",
     "store.browse",
     "store.glance",
     "store",

@@ -27,8 +27,8 @@ _LAST = to_ms(datetime.max.replace(tzinfo=UTC))
 """The last moment that can be written."""
 HELP = (
     "state:failed (also retrying), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, worker:ID, "
-    "group:ID, unique:KEY, uid:UID, id:42, attempts:3 (tries that failed, at least), args.NAME:VALUE, "
-    "after:-1h and before:2026-01-31T12:00 (enqueued then, UTC), hidden:yes"
+    "group:ID, unique:KEY, uid:UID, id:42, parent:42 (enqueued inside job 42), attempts:3 (tries that failed, at "
+    "least), args.NAME:VALUE, after:-1h and before:2026-01-31T12:00 (enqueued then, UTC), hidden:yes"
 )
 
 
@@ -47,6 +47,8 @@ class JobFilter:
     unique: str | None = None
     uid: str | None = None
     id: int | None = None
+    parent: int | None = None
+    """Those that were enqueued inside this job."""
     attempts: int | None = None
     """At least so many tries failed."""
     after: int | None = None
@@ -173,7 +175,7 @@ def _yes(key: str, value: str, now: int) -> bool:
 
 _READERS = {
     **dict.fromkeys(("task", "queue", "schedule", "worker", "group", "unique", "uid"), _plain),
-    **dict.fromkeys(("id", "attempts"), _number),
+    **dict.fromkeys(("id", "parent", "attempts"), _number),
     **dict.fromkeys(("after", "before"), _moment),
     "hidden": _yes,
 }

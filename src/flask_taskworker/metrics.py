@@ -21,7 +21,8 @@ from werkzeug.wrappers import Response as BaseResponse
 from .dashboard.access import Gate
 from .errors import StoreError
 from .mail.queue import DELIVER
-from .store.browse import Browser, Figures, QueueState
+from .store.browse import Browser
+from .store.browse_rows import Figures, QueueState
 from .store.schema import BUCKETS_MS
 from .store.sql import Store
 from .tasks import TaskRegistry

@@ -88,6 +88,44 @@ def test_pages_follow_each_other_without_gap_or_overlap(browser: Browser, rows: 
     assert seen == [[*ids[6:3:-1]], [*ids[3:0:-1]], [ids[0]]]
 
 
+def test_jobs_that_are_pruned_while_a_page_is_made_hide_none_and_double_none(
+    browser: Browser, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browse, "WINDOW", 5)
+    ids = store_jobs(rows, *[{"task": "old", "args": '[[1], {"x": 1}]'}] * 5, *[{}] * 10)
+    read = browser._store.driver.read
+
+    def prune(sql: str, parameters: dict[str, Any]) -> list[Any]:
+        found = read(sql, parameters)
+        rows("DELETE FROM taskworker_job WHERE id BETWEEN ? AND ?", ids[7], ids[12])
+        return found
+
+    monkeypatch.setattr(browser._store.driver, "read", prune)
+    for text in ("task:old", "task:old args.x:1"):
+        seen: list[int] = []
+        page = browser.jobs(chosen(text), limit=2)
+        seen += [row.record.id for row in page.rows]
+        while page.older is not None:
+            page = browser.jobs(chosen(text), limit=2, before=page.older)
+            seen += [row.record.id for row in page.rows]
+        assert seen == ids[4::-1], text
+        store_jobs(rows, *({"id": job_id} for job_id in ids[7:13]))
+
+
+def test_jobs_that_move_between_two_pages_come_at_most_once(browser: Browser, rows: Rows) -> None:
+    ids = store_jobs(rows, *[{"state": "failed"}] * 6)
+    first = browser.jobs(chosen("state:failed"), limit=2)
+    # One that was on it begins anew; one that is still to come ends otherwise; new ones are above all pages.
+    rows("UPDATE taskworker_job SET state = 'ready', finished_at = NULL WHERE id = ?", ids[5])
+    rows("UPDATE taskworker_job SET state = 'cancelled' WHERE id = ?", ids[2])
+    rows("DELETE FROM taskworker_job WHERE id = ?", ids[4])
+    store_jobs(rows, {"state": "failed"})
+    second = browser.jobs(chosen("state:failed"), limit=2, before=first.older)
+    third = browser.jobs(chosen("state:failed"), limit=2, before=second.older)
+    pages = [[row.record.id for row in page.rows] for page in (first, second, third)]
+    assert pages == [[ids[5], ids[4]], [ids[3], ids[1]], [ids[0]]]
+
+
 def test_a_full_last_page_has_none_after_it(browser: Browser, rows: Rows) -> None:
     store_jobs(rows, *[{}] * 3)
     assert browser.jobs(limit=3).older is None
@@ -525,14 +563,15 @@ def test_mails_come_newest_first_in_pages(app: Flask, mail: Mail, browser: Brows
     seen: list[str] = []
     before = None
     while page := browser.mails(limit=2, before=before):
-        seen += [row.id for row in page]
-        before = page[-1].id
+        seen += [row.id for row in page.rows]
+        if (before := page.older) is None:
+            break
     assert set(seen) == uids
     assert len(seen) == len(uids)
-    first = browser.mails()[0]
+    first = browser.mails().rows[0]
     assert (first.sender, first.state, first.tries, first.finished_at) == ("from@example.com", "ready", 0, None)
     assert bytes(first.head).startswith(b"From:") or b"Subject: Number" in bytes(first.head)
-    assert {row.job_id for row in browser.mails()} == {job.id for job in jobs}
+    assert {row.job_id for row in browser.mails().rows} == {job.id for job in jobs}
 
 
 def test_mails_are_found_by_a_part_of_an_address(
@@ -543,7 +582,7 @@ def test_mails_are_found_by_a_part_of_an_address(
         uids = {a: mail.send_later(Message("Hi", recipients=[a, "all@z.org"], body="Hi")).uid for a in addresses}
 
     def sent_to(address: str) -> set[str]:
-        return {row.id for row in browser.mails(address=address)}
+        return {row.id for row in browser.mails(address=address).rows}
 
     assert sent_to("ana@") == sent_to("ANA@X") == {uids["ana@x.org"]}
     assert sent_to("o_y") == {uids["bo_y@x.org"]}
@@ -552,16 +591,21 @@ def test_mails_are_found_by_a_part_of_an_address(
     assert sent_to("'; --") == sent_to("nobody") == set()
     monkeypatch.setattr(browse, "WINDOW", 2)
     assert uids["ana@x.org"] not in sent_to("@")
+    page = browser.mails(address="ana@")
+    assert (page.rows, page.searched_out) == ([], True)
+    page = browser.mails(address="ana@", before=page.older)
+    assert [row.id for row in page.rows] == [uids["ana@x.org"]]
+    assert (page.older, page.searched_out) == (None, False)
 
 
 def test_the_audit_log_comes_newest_first_in_pages(
-    app: Flask, idle_worker: BackgroundTaskWorker, browser: Browser
+    app: Flask, idle_worker: BackgroundTaskWorker, browser: Browser, rows: Rows
 ) -> None:
     steer = Steering(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana")
     for number in range(3):
-        steer.note("cancel", f"job {number}", number)
+        steer.act_on_some("cancel", store_jobs(rows, *[{}] * (number + 1)), f"job {number}")
     newest, middle = browser.audit(limit=2)
-    assert (newest.who, newest.action, newest.target, newest.number) == ("ana", "cancel", "job 2", 2)
+    assert (newest.who, newest.action, newest.target, newest.number) == ("ana", "cancel", "job 2", 3)
     assert [row.target for row in browser.audit(before=middle.id)] == ["job 0"]
 
 

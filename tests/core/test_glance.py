@@ -14,7 +14,8 @@ from flask_taskworker.dashboard.blueprint import ROUTES
 from flask_taskworker.health import Snapshot
 from flask_taskworker.steering import Steering
 from flask_taskworker.store import glance as module
-from flask_taskworker.store.browse import Browser, add_up
+from flask_taskworker.store.browse import Browser
+from flask_taskworker.store.browse_rows import add_up
 from flask_taskworker.store.glance import ended, glance, latest_failures
 from flask_taskworker.store.sql import Store
 

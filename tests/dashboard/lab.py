@@ -15,7 +15,8 @@ from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.dashboard.access import PERMISSIONS
 from flask_taskworker.mail import Mail
-from flask_taskworker.store.browse import AuditRow, Browser
+from flask_taskworker.store.browse import Browser
+from flask_taskworker.store.browse_rows import AuditRow
 from flask_taskworker.testing import Jobs
 
 OWN = {"Origin": "http://localhost"}

@@ -21,7 +21,7 @@ from flask_taskworker.dashboard.blueprint import ROUTES
 from flask_taskworker.errors import StoreError
 
 HERE = Path(flask_taskworker.dashboard.__file__).parent
-PAGES = [route for route in ROUTES if route.methods == ("GET",) and not route.endpoint.startswith("mail_")]
+PAGES = [r for r in ROUTES if r.methods == ("GET",) and r.endpoint != "job_all" and not r.endpoint.startswith("mail_")]
 
 
 def filled(app: Flask) -> Lab:

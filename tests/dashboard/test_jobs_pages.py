@@ -13,7 +13,7 @@ from flask import Flask
 from tests.core.stored import store_jobs, store_many
 from tests.dashboard.lab import Lab, assert_harmless
 
-from flask_taskworker import Every, Retry, current_job
+from flask_taskworker import Every, Message, Retry, current_job
 from flask_taskworker.bulk import act_on_all, enqueue_bulk, exact
 from flask_taskworker.errors import ArgumentsError, DeclarationError, JobCancelled
 from flask_taskworker.filters import JobFilter
@@ -74,6 +74,9 @@ def row_of(text: str, **more: Any) -> dict[str, Any]:
 
 
 def test_markup_in_a_row_stays_text(lab: Lab) -> None:
+    for text in XSS:
+        # The values of one that is not declared are covered.
+        lab.task_worker.task(name=text)(lambda *args, **kwargs: None)
     now = lab.store.clock()
     times = {"started_at": now - 5, "finished_at": now}
     failed = store_jobs(lab.rows, *(row_of(text, **times) for text in XSS))
@@ -133,6 +136,128 @@ def test_damaged_rows_harm_no_page(lab: Lab) -> None:
         lab.data(f"/jobs/{job_id}")
 
 
+NUMBERS = (
+    *("priority", "run_at", "max_attempts", "claim", "at_most_once", "hidden", "solo", "failures", "crashes"),
+    *(
+        "solo_crashes",
+        "timeout",
+        "fire_at",
+        "cancel_requested",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "expires_at",
+    ),
+)
+TEXTS = ("task", "queue", "args", "origin", "failure_group", "unique_key", "progress", "result", "error")
+
+
+@pytest.mark.parametrize("odd", ["<b>soon", 1.5, b"\xff\x00"], ids=repr)
+@pytest.mark.parametrize("state", ["failed", "succeeded", "scheduled", "ready", "running"])
+def test_values_of_the_wrong_type_are_shown_as_they_are(lab: Lab, state: str, odd: Any) -> None:
+    fitting = [name for name in NUMBERS if name != "finished_at" or state in ("failed", "succeeded")]
+    job = {"state": state, "max_attempts": 1}
+    ids = store_jobs(lab.rows, job, *({**job, name: odd} for name in fitting))
+    ids += [one for name in TEXTS for one in store_jobs(lab.rows, {**job, name: odd}) if isinstance(odd, bytes)]
+    lab.rows(
+        "INSERT INTO taskworker_attempt (job_id, claim, attempt, started_at, finished_at, outcome, error) "
+        "SELECT id, id, ?, ?, ?, ?, ? FROM taskworker_job",
+        *[odd] * 5,
+    )
+    lines = json.dumps([["then", 1, None, ["x"]], 5, "line"])
+    lab.rows("INSERT INTO taskworker_log (job_id, claim, lines) SELECT id, 1, ? FROM taskworker_job", lines)
+    pages = ["/jobs", f"/jobs?filter=state:{state}", "/jobs?filter=hidden:yes", "/failures", "/queues", "/system"]
+    if not isinstance(odd, bytes):
+        pages += ["/", "/schedules", "/workers"]
+    for path in (*pages, *(f"/jobs/{job_id}" for job_id in ids)):
+        assert_harmless(lab.page(path))
+        assert lab.client.get(f"/tasks{path}{'&' if '?' in path else '?'}format=json").is_json
+    listed = {row["id"]: row for row in lab.data("/jobs", limit="200")["rows"]}
+    shown = odd.decode("utf-8", "backslashreplace") if isinstance(odd, bytes) else str(odd)
+    for name, job_id in zip(fitting, ids[1:], strict=False):
+        if name not in ("hidden", "solo", "solo_crashes"):
+            assert listed[job_id]["odd"] == {name: shown}
+            assert lab.data(f"/jobs/{job_id}")["odd"] == {name: shown}
+    assert listed[ids[0]]["odd"] == {}
+
+
+def test_schedules_mails_and_notes_with_values_of_the_wrong_type_harm_no_page(make_app: Callable[..., Flask]) -> None:
+    lab = Lab(make_app(TASKER_DURABILITY="normal", MAIL_DEFAULT_SENDER="us@x.org"))
+    assert lab.mail is not None
+    with lab.app.app_context():
+        lab.mail.send_later(Message("Hi", recipients=["a@x.org"], body="Hi"))
+    lab.rows(
+        "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, last_at, paused, source, seen_at) "
+        "VALUES ('s', 't', '{}', '[[], {}]', 'soon', 'once', 'no', 'code', 'now')"
+    )
+    lab.rows("INSERT INTO taskworker_queue (name, paused, paused_at, paused_by) VALUES ('q', 1, 'then', 'me')")
+    lab.rows(
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, beat, beat_at, state, info) "
+        "VALUES ('w', 'h', 'p', 'then', 'b', 'now', 'alive', 'x')"
+    )
+    lab.rows("INSERT INTO taskworker_audit (at, who, action, target, number) VALUES ('then', 'w', 'a', 't', 'many')")
+    lab.rows("UPDATE taskworker_mail SET once = 'x', tries = 'x', size = 'x', created_at = 'x', give_up_at = 'x'")
+    uid = lab.rows("SELECT id FROM taskworker_mail")[0][0]
+    for path in (
+        "/",
+        "/queues",
+        "/schedules",
+        "/schedule?name=s",
+        "/workers",
+        "/mail",
+        "/system",
+        f"/mail/message?id={uid}",
+    ):
+        lab.page(path)
+
+
+# -- children ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_shows_its_children(lab: Lab) -> None:
+    (other,) = store_jobs(lab.rows, {"origin": '{"job": 2}', "created_at": 100_000})
+    (parent,) = store_jobs(
+        lab.rows, {"claim": 1, "state": "succeeded", "started_at": 100_000, "finished_at": 200_000, "created_at": 5}
+    )
+    assert parent == 2
+    origins = ['{"job": 2}', '{"job": 2, "traceparent": "00-1"}', '{"job": 20}', '{"request": "GET /2"}', None]
+    ids = store_jobs(lab.rows, *({"origin": origin, "created_at": 150_000} for origin in origins))
+    later = store_jobs(lab.rows, {"origin": '{"job": 2}', "created_at": 900_000})
+    data = lab.data(f"/jobs/{parent}")
+    assert [row["id"] for row in data["children"]] == ids[:2]
+    assert data["more_children"] is None
+    assert f'href="/tasks/jobs/{ids[0]}"' in lab.page(f"/jobs/{parent}")
+    assert [row["id"] for row in lab.data("/jobs", filter="parent:2")["rows"]] == [*later, *ids[1::-1]]
+    assert lab.data(f"/jobs/{other}")["children"] == []
+
+
+def test_of_many_children_the_first_are_shown_and_all_are_listed(lab: Lab) -> None:
+    (parent,) = store_jobs(lab.rows, {"claim": 1, "state": "running", "started_at": 1_000})
+    ids = store_jobs(lab.rows, *[{"origin": json.dumps({"job": parent})}] * 25)
+    data = lab.data(f"/jobs/{parent}")
+    assert [row["id"] for row in data["children"]] == ids[:20]
+    assert data["more_children"] == f"parent:{parent}"
+    assert f'href="/tasks/jobs?filter=parent:{parent}"' in lab.page(f"/jobs/{parent}")
+    assert [row["id"] for row in lab.data("/jobs", filter=f"parent:{parent}")["rows"]] == ids[::-1]
+
+
+def test_children_are_found_far_behind_their_parent(lab: Lab) -> None:
+    """It waited while a hundred thousand others were enqueued."""
+    store_many(lab.rows, 100_000, created_at="i * 10")
+    lab.rows("UPDATE taskworker_job SET claim = 1, started_at = 900000, finished_at = 900100 WHERE id = 3")
+    lab.rows("UPDATE taskworker_job SET origin = ? WHERE id IN (5, 90002, 90009)", '{"job": 3}')
+    assert [row["id"] for row in lab.data("/jobs/3")["children"]] == [90_002, 90_009]
+
+
+def test_a_job_that_enqueues_another_is_its_parent(lab: Lab) -> None:
+    @lab.task_worker.task(name="child")
+    def child() -> None: ...
+
+    parent = lab.task_worker.task(name="parent")(lambda: child.enqueue().id).enqueue()
+    lab.drain()
+    assert [row["task"] for row in lab.data(f"/jobs/{parent.id}")["children"]] == ["child"]
+
+
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
@@ -167,13 +292,55 @@ def test_what_sensitive_takes_is_checked(lab: Lab) -> None:
             lab.task_worker.task(sensitive=wrong)(lambda: None)  # type: ignore[arg-type]
 
 
-def test_long_values_are_cut(lab: Lab) -> None:
-    (job_id,) = store_jobs(lab.rows, {"args": json.dumps([["x" * 50_000], {}])})
+@pytest.fixture
+def known(lab: Lab) -> str:
+    """The name of a task that takes anything."""
+    lab.task_worker.task(name="known")(lambda *args, **kwargs: None)
+    return "known"
+
+
+def test_long_values_are_cut(lab: Lab, known: str) -> None:
+    (job_id,) = store_jobs(lab.rows, {"task": known, "args": json.dumps([["x" * 50_000], {}])})
     html = lab.page(f"/jobs/{job_id}")
     assert "xxxxxxxxxx" in html
     assert len(html) < 20_000
     assert len(json.dumps(lab.data(f"/jobs/{job_id}"))) < 25_000
     assert "x" * 200 not in lab.page("/jobs")
+
+
+@pytest.mark.parametrize("size", [50_000, 3_000_000])
+def test_what_is_cut_is_there_as_text(lab: Lab, known: str, size: int) -> None:
+    args = json.dumps([["x" * size], {"password": "s3cr3t"}])
+    values = {"task": known, "args": args, "result": json.dumps({"token": "s3cr3t", "y": "y" * size})}
+    (job_id,) = store_jobs(lab.rows, {**values, "state": "succeeded"})
+    html = lab.page(f"/jobs/{job_id}")
+    assert len(html) < 30_000
+    for what, letter in (("args", "x"), ("result", "y")):
+        assert f'href="/tasks/jobs/{job_id}/all?what={what}" download' in html
+        whole = lab.get(f"/jobs/{job_id}/all", what=what)
+        assert whole.mimetype == "text/plain"
+        assert whole.headers["Content-Disposition"] == f'attachment; filename="job-{job_id}-{what}.txt"'
+        assert letter * size in whole.text
+        assert "•••" in whole.text
+        assert "s3cr3t" not in whole.text
+    lab.permissions = {"view"}
+    assert {lab.get(f"/jobs/{job_id}/all", what=what).status_code for what in ("args", "result")} == {403}
+    assert "download" not in lab.page(f"/jobs/{job_id}")
+
+
+def test_a_long_traceback_is_cut_at_its_beginning(lab: Lab) -> None:
+    error = json.dumps({"type": "E", "message": "m", "traceback": "first\n" + "x" * 60_000 + "\nlast\n"})
+    short, long = store_jobs(
+        lab.rows, {"state": "failed", "error": '{"type": "E", "traceback": "t"}'}, {"state": "failed", "error": error}
+    )
+    html = lab.page(f"/jobs/{long}")
+    assert len(html) < 40_000
+    assert "first" not in html
+    assert "last\n" in html
+    assert "first" in lab.get(f"/jobs/{long}/all", what="error").text
+    assert "download" not in lab.page(f"/jobs/{short}")
+    assert lab.get(f"/jobs/{long}/all", what="other").status_code == 400
+    assert lab.get("/jobs/999/all", what="error").status_code == 404
 
 
 def test_arguments_that_a_list_has_only_in_part_are_not_guessed(lab: Lab) -> None:
@@ -197,6 +364,7 @@ def test_tabs_tell_the_states(lab: Lab) -> None:
 
 
 def test_filter_chooses_the_rows(lab: Lab) -> None:
+    lab.task_worker.task(name="app.add")(lambda user_id: None)
     ids = store_jobs(lab.rows, {}, {"task": "mail.send", "state": "failed"}, {"args": '[[], {"user_id": 42}]'})
 
     def found(text: str) -> list[int]:

@@ -33,12 +33,12 @@ def lab(make_lab: MakeLab) -> Lab:
     return make_lab()
 
 
-def queue(lab: Lab, *recipients: str, delay: float = 0, **fields: Any) -> MailJob:
+def queue(lab: Lab, *recipients: str, delay: float = 0, uid: str | None = None, **fields: Any) -> MailJob:
     defaults = {"subject": "hello", "recipients": list(recipients or ["ana@x.org"]), "body": "text"}
     assert lab.mail is not None
     with lab.app.app_context():
         message = Message(**defaults | fields)
-        return lab.mail.send_later(message, delay=delay)
+        return lab.mail.send_later(message, delay=delay, uid=uid)
 
 
 def settle(lab: Lab, mail_id: str, ending: str, code: int = 550, text: str = "no such user") -> None:
@@ -58,10 +58,11 @@ def settle(lab: Lab, mail_id: str, ending: str, code: int = 550, text: str = "no
 
 
 def test_list_shows_each_mail_with_its_recipients(lab: Lab) -> None:
-    sent = queue(lab, "ana@x.org", "bo@y.org", subject="Grüße")
+    sent = queue(lab, "ana@x.org", "bo@y.org", subject="Grüße", uid="1")
     lab.drain()
-    waiting = queue(lab, *(f"u{n}@x.org" for n in range(8)), delay=100)
-    refused = queue(lab, "zed@bad.org")
+    # Those of one millisecond come in the order of their ids.
+    waiting = queue(lab, *(f"u{n}@x.org" for n in range(8)), delay=100, uid="2")
+    refused = queue(lab, "zed@bad.org", uid="3")
     settle(lab, refused.uid, "rejected")
     mails = lab.data("/mail")["mails"]
     assert [(mail["id"], mail["state"], mail["tries"]) for mail in mails] == [

@@ -14,7 +14,7 @@ from ..clock import from_ms
 from ..failures import read_cut
 from ..health import Snapshot
 from ..jobs import JobRecord, JobState, Progress
-from ..store.browse import JobWhole, LogLine
+from ..store.browse_rows import JobWhole, LogLine
 from .group import FAILED, app_state, browser, tell
 from .text import iso, safe, to_json
 

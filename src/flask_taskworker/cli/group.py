@@ -29,7 +29,8 @@ from ..errors import (
 )
 from ..filters import STATES, JobFilter
 from ..steering import Steering
-from ..store.browse import Browser, JobRow
+from ..store.browse import Browser
+from ..store.browse_rows import JobRow
 from .text import safe, shortened
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _EXIT_CODES: tuple[tuple[type[TaskWorkerError], int], ...] = (
 _LONGEST_ERROR = 1000
 _COMPLETED = 50
 _FILTER_KEYS = (
-    *("schedule", "worker", "group", "unique", "uid", "id"),
+    *("schedule", "worker", "group", "unique", "uid", "id", "parent"),
     *("attempts", "after", "before", "hidden"),
 )
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
@@ -223,7 +224,7 @@ def _filter_words(ctx: click.Context) -> set[str]:
 
 def complete_mail(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The ids of the newest queued mails, for the shell."""
-    rows = _found(lambda: Browser(_state_of(ctx).store).mails(limit=_COMPLETED))
+    rows = _found(lambda: Browser(_state_of(ctx).store).mails(limit=_COMPLETED).rows)
     return _matching({row.id for row in rows}, incomplete)
 
 

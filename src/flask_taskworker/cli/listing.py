@@ -13,7 +13,8 @@ from ..filters import JobFilter
 from ..health import counted, spoken
 from ..jobs import JobRecord, Progress
 from ..steering import names_of
-from ..store.browse import GROUPED, FailureGroup, JobPage, JobRow
+from ..store.browse import GROUPED
+from ..store.browse_rows import FailureGroup, JobPage, JobRow
 from .group import AS_JSON, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tasks_command, tell
 from .text import iso, plural, safe, table, to_json
 
@@ -39,7 +40,7 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
     """List jobs, the newest first.
 
     FILTER says which, for example: state:failed task:'mail.*' queue:web args.user_id:42 after:-1h. Also attempts:3,
-    schedule:NAME, worker:ID, group:ID, unique:KEY, uid:UID and hidden:yes. Exits with 3 if no job fits it.
+    schedule:NAME, worker:ID, group:ID, parent:ID, unique:KEY, uid:UID and hidden:yes. Exits with 3 if no job fits it.
     """
     state = app_state()
     chosen = JobFilter.parse(" ".join(words), state.store.clock())

@@ -14,7 +14,7 @@ from ..health import spoken
 from ..jobs import Failure, JobRecord
 from ..origin import read_origin
 from ..retry import Retry
-from ..store.browse import JobWhole
+from ..store.browse_rows import JobWhole
 from ..store.sql import Attempt
 from ..tasks import DeclaredSchedule, Task
 from ..triggers import Cron, describe

@@ -12,7 +12,8 @@ import click
 from ..errors import StoreError
 from ..mail.cli import mail_commands
 from ..mail.stored import StoredMail, load_mails
-from ..store.browse import Browser, MailRow, RecipientRow
+from ..store.browse import Browser
+from ..store.browse_rows import MailRow, RecipientRow
 from ..store.sql import Store
 from .group import AS_JSON, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
 from .text import iso, moment, pairs, safe, safe_lines, table, to_json
@@ -34,20 +35,20 @@ def list_mails(address: str | None, limit: int, before: str | None, as_json: boo
     They are kept for MAIL_KEEP after their end. Exits with 3 if no mail is to the address.
     """
     found = browser()
-    rows = found.mails(limit=limit + 1, before=before, address=address)
-    page = rows[:limit]
-    recipients = _recipients(found, page)
+    page = found.mails(limit=limit, before=before, address=address)
+    recipients = _recipients(found, page.rows)
     if as_json:
-        for row in page:
+        for row in page.rows:
             click.echo(to_json(_fields(row, recipients[row.id])))
-    elif page:
+    elif page.rows:
         headers = ("mail", "queued", "to", "subject", "state", "tries", "size")
-        cells = [_cells(row, recipients[row.id]) for row in page]
+        cells = [_cells(row, recipients[row.id]) for row in page.rows]
         click.echo("\n".join(table(headers, cells, right={"tries", "size"})))
-    if len(rows) > limit:
-        tell(f"Older mails: --before {page[-1].id}")
-    if not page:
-        tell("No mail is to such an address." if address else "There is no queued mail.")
+    if page.older is not None:
+        tell(f"Older mails: --before {page.older}")
+    if not page.rows:
+        which = "None of the newest mails" if page.searched_out else "No mail"
+        tell(f"{which} is to such an address." if address else "There is no queued mail.")
         if address:
             sys.exit(NOTHING)
 

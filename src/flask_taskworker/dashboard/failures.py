@@ -8,7 +8,8 @@ from flask import Response
 
 from ..failures import read_cut
 from ..filters import JobFilter
-from ..store.browse import GROUPED, HOUR_MS, FailureGroup
+from ..store.browse import GROUPED, HOUR_MS
+from ..store.browse_rows import FailureGroup
 from . import charts
 from .filtering import filter_text
 from .redact import without_logins

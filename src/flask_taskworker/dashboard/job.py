@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flask import Response
+from flask import Response, current_app
+from werkzeug.exceptions import Forbidden, NotFound
 
 from ..failures import Frame, frames_of
 from ..filters import JobFilter
 from ..health import spoken
 from ..jobs import Failure, JobRecord, Progress
 from ..origin import read_origin
-from ..store.browse import HOUR_MS, Figures, JobWhole, add_up
+from ..store.browse import HOUR_MS
+from ..store.browse_rows import Figures, JobWhole, add_up
 from ..store.sql import Attempt
 from . import charts, redact
 from .filtering import filter_text
 from .redact import COVER, Unreadable, without_logins
 from .routes import Route
-from .rows import WORDS, attempt, duration, error_line, percent, possible
+from .rows import WORDS, attempt, duration, error_line, job_row, percent, possible
 from .view import View
 from .words import state_of
 
@@ -29,11 +31,15 @@ _TRIES = 20
 """Tries that are shown: the newest."""
 _FIRST, _LAST = 3, 6
 """Tries at both ends of the timeline that are shown."""
+CHILDREN = 20
+MAX_TRACEBACK = 20_000
+"""Characters at the end of a traceback that are shown."""
+_LONG = f"(more than {redact.READ:,} characters, which are not shown here)"
 
 
 def page(view: View, job_id: int) -> Response:
     """One job. Raises JobNotFound."""
-    whole = view.browser.job(job_id, tries=_TRIES)
+    whole = view.browser.job(job_id, tries=_TRIES, most=redact.READ)
     record = whole.record
     state = state_of(record, whole.hidden)
     origin = read_origin(whole.origin)
@@ -50,6 +56,8 @@ def page(view: View, job_id: int) -> Response:
         "timeline": _timeline(whole, state, origin),
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
         "origin": origin,
+        **_children(view, whole),
+        "odd": dict(whole.odd),
         "payload": view.may("payload"),
         **_payload(view, whole),
         "progress": _progress(record),
@@ -87,27 +95,64 @@ def _facts(record: JobRecord, whole: JobWhole) -> dict[str, Any]:
     }
 
 
+def _children(view: View, whole: JobWhole) -> dict[str, Any]:
+    """The jobs that were enqueued inside this one, and where there are more."""
+    found = view.browser.children(whole, limit=CHILDREN + 1)
+    return {
+        "children": [job_row(view, row) for row in found[:CHILDREN]],
+        "more_children": filter_text(JobFilter(parent=whole.record.id)) if len(found) > CHILDREN else None,
+    }
+
+
 # -- arguments, result, progress ---------------------------------------------------------------------------------------
 
 
 def _payload(view: View, whole: JobWhole) -> dict[str, Any]:
     """Arguments and result, as values for JSON and as text for the page; nothing without the permission."""
-    hidden = {"args": None, "args_text": None, "result": None, "result_text": None}
-    if not view.may("payload"):
-        return hidden
-    task = view.task(whole.record.task)
     shown: dict[str, Any] = {}
-    for name, read in (
-        ("args", lambda: redact.arguments(whole.args, task)),
-        ("result", lambda: redact.result(whole.result, task)),
-    ):
-        try:
-            value = read()
-        except Unreadable:
-            shown |= {name: None, f"{name}_text": _UNREADABLE}
-        else:
-            shown |= {name: redact.cut(value), f"{name}_text": COVER if value == COVER else redact.pretty(value)}
-    return hidden | shown
+    for name in ("args", "result"):
+        value, text, is_cut = _shown(view, whole, name) if view.may("payload") else (None, None, False)
+        shown |= {name: value, f"{name}_text": text, f"{name}_cut": is_cut}
+    return shown
+
+
+def _shown(view: View, whole: JobWhole, name: str) -> tuple[Any, str, bool]:
+    """One of the two as a value, as text, and whether it is more than that."""
+    if len(getattr(whole, name) or "") > redact.READ:
+        return None, _LONG, True
+    try:
+        value = _covered(view, whole, name)
+    except Unreadable:
+        return None, _UNREADABLE, False
+    text = COVER if value == COVER else redact.pretty(value)
+    return redact.cut(value), text, len(text) > redact.MOST
+
+
+def _covered(view: View, whole: JobWhole, name: str) -> Any:
+    task = view.task(whole.record.task)
+    return redact.arguments(whole.args, task) if name == "args" else redact.result(whole.result, task)
+
+
+def all_of(view: View, job_id: int) -> Response:
+    """All of the arguments, of the result or of the error, covered, as a file of plain text. Raises JobNotFound."""
+    what = view.choice("what", ("args", "result", "error"), "args")
+    if what != "error" and not view.may("payload"):
+        raise Forbidden("You may not see this: it needs the permission 'payload'.")
+    whole = view.browser.job(job_id, tries=0)
+    try:
+        text = _words(whole) if what == "error" else redact.pretty(_covered(view, whole, what), None)
+    except Unreadable:
+        raise NotFound(f"{_UNREADABLE[1:-1].capitalize()}.") from None
+    response = current_app.response_class(text.encode("utf-8", "replace"), content_type="text/plain; charset=utf-8")
+    response.headers["Content-Disposition"] = f'attachment; filename="job-{job_id}-{what}.txt"'
+    return response
+
+
+def _words(whole: JobWhole) -> str:
+    failure = _failure(whole)
+    if failure is None:
+        raise NotFound(f"Job {whole.record.id} has no error.")
+    return without_logins(failure.traceback or failure.message)
 
 
 def _progress(record: JobRecord) -> dict[str, Any] | None:
@@ -142,7 +187,8 @@ def _error(failure: Failure) -> dict[str, Any]:
         "message": without_logins(failure.message[: redact.MOST]),
         # The innermost first: there it was raised.
         "frames": [_frame(frame) for frame in reversed(own)],
-        "traceback": without_logins(failure.traceback),
+        "traceback": without_logins(failure.traceback[-MAX_TRACEBACK:]),
+        "is_cut": len(failure.traceback) > MAX_TRACEBACK or len(failure.message) > redact.MOST,
     }
 
 
@@ -284,4 +330,7 @@ def _seconds(figures: Figures | None) -> float:
     return round((figures.run_percentile(0.5) or 0.0) / 1000, 3) if figures else 0.0
 
 
-ROUTES = (Route("/jobs/<int:job_id>", "job", page),)
+ROUTES = (
+    Route("/jobs/<int:job_id>", "job", page),
+    Route("/jobs/<int:job_id>/all", "job_all", all_of, arguments=("what",)),
+)

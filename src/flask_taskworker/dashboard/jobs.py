@@ -7,7 +7,7 @@ from typing import Any
 from flask import Response
 
 from ..filters import HELP, JobFilter
-from ..store.browse import StateCounts
+from ..store.browse_rows import StateCounts
 from . import words
 from .routes import Route
 from .rows import ACTIONS, PERMISSION, WORDS, job_row

@@ -19,7 +19,7 @@ from ..clock import to_ms
 from ..errors import NotAccepted
 from ..mail.queue import load_recipients
 from ..mail.reading import Letter, header_in, headers_of, mail_bytes, plain
-from ..store.browse import MailRow, RecipientRow
+from ..store.browse_rows import MailRow, RecipientRow
 from . import words
 from .routes import Route
 from .view import View
@@ -60,13 +60,13 @@ def page(view: View) -> Response:
     """The queued mails, newest first."""
     address = view.argument("to").removeprefix("to:").strip()
     before = request.args.get("before") or None
-    mails = view.browser.mails(limit=PAGE + 1, before=before, address=address or None)
-    older = mails[PAGE - 1].id if len(mails) > PAGE else None
-    recipients = view.browser.first_recipients([mail.id for mail in mails[:PAGE]], _FIRST + 1)
+    found = view.browser.mails(limit=PAGE, before=before, address=address or None)
+    recipients = view.browser.first_recipients([mail.id for mail in found.rows], _FIRST + 1)
     data = {
-        "mails": [_row(mail, recipients.get(mail.id, [])) for mail in mails[:PAGE]],
+        "mails": [_row(mail, recipients.get(mail.id, [])) for mail in found.rows],
         "to": address,
-        "older": older,
+        "older": found.older,
+        "searched_out": found.searched_out,
         "is_first": before is None,
         "is_set_up": "mail" in view.app.extensions,
     }

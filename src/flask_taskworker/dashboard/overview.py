@@ -12,7 +12,8 @@ from ..failures import read_cut
 from ..filters import JobFilter
 from ..health import Snapshot, spoken
 from ..mail.queue import DELIVER
-from ..store.browse import HOUR_MS, Figures, add_up
+from ..store.browse import HOUR_MS
+from ..store.browse_rows import Figures, add_up
 from ..store.glance import FAILURES, Ended, FailureLine, Glance, ended, glance, latest_failures
 from ..store.sql import Counts, ScheduleRow
 from . import charts, words

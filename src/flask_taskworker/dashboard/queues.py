@@ -11,7 +11,7 @@ from werkzeug.exceptions import NotFound
 from ..filters import JobFilter
 from ..health import LONG_WAIT_MS, SILENT_MS, info_of, takes
 from ..mail.queue import QUEUE as MAIL_QUEUE
-from ..store.browse import QueueState
+from ..store.browse_rows import QueueState
 from ..store.sql import MOST, WorkerRow
 from . import charts, words
 from .filtering import filter_text

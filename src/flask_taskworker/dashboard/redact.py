@@ -13,6 +13,8 @@ from ..tasks import Task
 COVER = "•••"
 MOST = 8_192
 """Characters of a value that are shown."""
+READ = 100_000
+"""Characters of stored arguments, or of a result, that are read to be shown: of longer ones nothing is."""
 BRIEF = 120
 """Characters of arguments in a list."""
 
@@ -29,13 +31,16 @@ class Unreadable(ValueError):
 
 
 def arguments(text: str, task: _AnyTask) -> dict[str, Any]:
-    """The arguments of a stored call by name, covered. Those of an unknown task have numbers. Raises Unreadable."""
+    """The arguments of a stored call by name, covered. Raises Unreadable.
+
+    Nobody knows what an unknown task calls secret: all of its values are covered, and the positional ones numbered.
+    """
     call = _load(text)
     if not isinstance(call, list) or len(call) != 2 or not isinstance(call[0], list) or not isinstance(call[1], dict):
         raise Unreadable
     secret = _secrets(task)
     named = [*zip(_names(task, len(call[0])), call[0], strict=True), *call[1].items()]
-    return {name: COVER if covers(name, task) else _plain(value, secret) for name, value in named}
+    return {name: COVER if task is None or covers(name, task) else _plain(value, secret) for name, value in named}
 
 
 def covers(name: str, task: _AnyTask) -> bool:
@@ -47,9 +52,11 @@ def covers(name: str, task: _AnyTask) -> bool:
 
 
 def result(text: str | None, task: _AnyTask) -> Any:
-    """A stored result, covered. Raises Unreadable."""
+    """A stored result, covered; that of an unknown task as a whole. Raises Unreadable."""
     secret = _secrets(task)
-    return None if text is None else COVER if "return" in secret else _plain(_load(text), secret)
+    if text is None:
+        return None
+    return COVER if task is None or "return" in secret else _plain(_load(text), secret)
 
 
 def brief(values: Mapping[str, Any]) -> str:
@@ -58,10 +65,12 @@ def brief(values: Mapping[str, Any]) -> str:
     return line if len(line) <= BRIEF else f"{line[:BRIEF]}…"
 
 
-def pretty(value: Any) -> str:
-    """A covered value as lines, cut at MOST."""
+def pretty(value: Any, most: int | None = MOST) -> str:
+    """A covered value as lines, cut at *most* characters."""
     text = _json(value, indent=2)
-    return text if len(text) <= MOST else f"{text[:MOST]}\n… ({len(text):,} characters, of which these are the first)"
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[:most]}\n… ({len(text):,} characters, of which these are the first)"
 
 
 def cut(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..failures import read_cut
 from ..jobs import Failure, JobRecord, Progress
-from ..store.browse import JobRow
+from ..store.browse_rows import JobRow
 from . import redact
 from .redact import Unreadable, without_logins
 from .view import View
@@ -47,6 +47,7 @@ def job_row(view: View, row: JobRow) -> dict[str, Any]:
         "error": _error(row),
         "schedule": record.schedule,
         "created_at": record.created_at,
+        "odd": dict(row.odd),
     }
 
 

@@ -12,7 +12,7 @@ from werkzeug.exceptions import NotFound
 from ..clock import from_ms, to_ms
 from ..errors import NotDecodable
 from ..health import LATE_MS
-from ..store.browse import ScheduleRun
+from ..store.browse_rows import ScheduleRun
 from ..store.sql import ScheduleRow, next_fire_ms
 from ..triggers import Cron, Trigger, describe, trigger_from_text, trigger_to_text, upcoming
 from . import words

@@ -72,8 +72,10 @@ class View:
 
     @property
     def names(self) -> Names:
-        """The names of a task's parameters, which a filter on arguments needs."""
-        return names_of(self.state.task_worker.registry)
+        """The names of a task's parameters, which a filter on arguments needs; None of a task that is not known: its
+        arguments are covered, and whoever may ask for them may guess them."""
+        known = names_of(self.state.task_worker.registry)
+        return lambda task: None if self.task(task) is None else known(task)
 
     def filter(self, text: str) -> JobFilter:
         """Read a filter, as far as this visitor may ask it: which jobs fit tells what their arguments are.

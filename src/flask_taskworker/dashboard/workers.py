@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response
 
 from ..health import SILENT_MS, info_of
-from ..store.browse import JobRow
+from ..store.browse_rows import JobRow
 from ..store.sql import WorkerRow
 from . import words
 from .routes import Route

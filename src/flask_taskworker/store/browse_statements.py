@@ -5,6 +5,7 @@ Each statement is bounded: it looks at no more than ``:window`` rows of an index
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from ..filters import JobFilter
@@ -42,7 +43,7 @@ def _base(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> s
     match chosen.states:
         case ("failed",) | ("cancelled",):
             return _ended(dialect, chosen.states[0])
-    return "true"
+    return "true" if chosen.parent is None else "id > :parent"
 
 
 def _ended(dialect: Dialect, state: str) -> str:
@@ -91,6 +92,8 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     if chosen.unique is not None:
         # Stored with the task before it.
         parts.append("unique_key = task || ':' || :unique")
+    if chosen.parent is not None:
+        parts.append(_CHILD)
     if chosen.attempts is not None:
         parts.append("failures >= :attempts")
     if chosen.after is not None:
@@ -100,6 +103,8 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     return " AND ".join(parts)
 
 
+_CHILD = "(origin = :child OR origin LIKE :child_and_more)"
+"""The job stands first in an origin; see origin.py."""
 _EQUAL = {
     "id": "id",
     "uid": "uid",
@@ -118,6 +123,9 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
         "task": task,
         "glob": chosen.task_glob(),
         "unique": chosen.unique,
+        "parent": chosen.parent,
+        "child": None if chosen.parent is None else f'{{"job": {chosen.parent}}}',
+        "child_and_more": None if chosen.parent is None else f'{{"job": {chosen.parent}, %',
         "attempts": chosen.attempts,
         "after": chosen.after,
         "created_before": chosen.before,
@@ -126,7 +134,7 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
 
 
 def jobs(dialect: Dialect, chosen: JobFilter, columns: str = ROW, *, everywhere: bool = False) -> str:
-    """The newest ``:limit`` jobs before ``:before`` that fit, among the ``:window`` newest that the index offers.
+    """The newest ``:limit`` jobs before ``:before`` that fit, down to ``:floor``, where :func:`jobs_floor` says it is.
 
     *everywhere*: look at rows of all states, where the index offers some of a state in another order.
     """
@@ -134,20 +142,20 @@ def jobs(dialect: Dialect, chosen: JobFilter, columns: str = ROW, *, everywhere:
     if dialect.name == "sqlite":
         # As below, SQLite would read the whole window each time.
         return (
-            f"SELECT {columns} FROM taskworker_job WHERE {base} AND id < :before "
-            f"AND id >= COALESCE(({_floor(base)}), 0) AND {wanted} ORDER BY id DESC LIMIT :limit"
+            f"SELECT {columns} FROM taskworker_job WHERE {base} AND id < :before AND id >= :floor AND {wanted} "
+            "ORDER BY id DESC LIMIT :limit"
         )
-    # As above, PostgreSQL would look at all rows: it knows nothing of the floor.
-    window = f"SELECT * FROM taskworker_job WHERE {base} AND id < :before ORDER BY id DESC LIMIT :window + 1"
+    # As above, PostgreSQL would look at all rows: it does not know how few the floor leaves.
+    window = (
+        f"SELECT * FROM taskworker_job WHERE {base} AND id < :before AND id >= :floor ORDER BY id DESC "
+        "LIMIT :window + 1"
+    )
     return f"SELECT {columns} FROM ({window}) AS taskworker_job WHERE {wanted} ORDER BY id DESC LIMIT :limit"
 
 
 def jobs_floor(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> str:
-    """Where the window of :func:`jobs` ends: the id of its oldest row, or no row where it holds all there is."""
-    return _floor(_base(dialect, chosen, everywhere=everywhere))
-
-
-def _floor(base: str) -> str:
+    """Where the ``:window`` newest that the index offers end: the id of the next, or no row where they are all."""
+    base = _base(dialect, chosen, everywhere=everywhere)
     return f"SELECT id FROM taskworker_job WHERE {base} AND id < :before ORDER BY id DESC LIMIT 1 OFFSET :window"
 
 
@@ -158,12 +166,49 @@ def count_jobs(dialect: Dialect, chosen: JobFilter) -> str:
 
 def job_whole() -> str:
     """One job with its payloads, and what a list does not need."""
-    return f"SELECT {RECORD}, hidden, failure_group, args, error, result, origin FROM taskworker_job WHERE id = :id"
+    args, result = (f"substr({name}, 1, CAST(:most AS integer)) AS {name}" for name in ("args", "result"))
+    return f"SELECT {RECORD}, hidden, failure_group, {args}, error, {result}, origin FROM taskworker_job WHERE id = :id"
 
 
-def log_lines() -> str:
-    """The log lines of the last ``:tries`` tries of one job."""
-    return "SELECT claim, lines FROM taskworker_log WHERE job_id = :id ORDER BY claim DESC LIMIT :tries"
+def tries() -> str:
+    """The last 100 tries of one job that did not succeed ("try"), and the log lines of the last ``:tries`` ("log")."""
+    known = "claim, attempt, worker_id, started_at, finished_at, outcome, error"
+    part = "SELECT {} FROM {} WHERE job_id = :id ORDER BY claim DESC LIMIT {}"
+    ended, logged = (
+        part.format(known, "taskworker_attempt", 100),
+        part.format("claim, lines", "taskworker_log", ":tries"),
+    )
+    return (
+        f"SELECT 'try', {known} FROM ({ended}) AS a "
+        f"UNION ALL SELECT 'log', claim, 0, NULL, NULL, 0, '', lines FROM ({logged}) AS l"
+    )
+
+
+def children(dialect: Dialect) -> str:
+    """The first ``:limit`` jobs that were enqueued inside job ``:parent``, between ``:since`` and ``:until``.
+
+    Later jobs have greater numbers, but for those of clocks that differ: so where these moments are is found by
+    halving, and no more than ``:window`` rows are looked at from there.
+    """
+    wanted = (
+        "SELECT id FROM (SELECT id, origin FROM taskworker_job WHERE id > (SELECT max(low) FROM since_at) "
+        "AND id <= (SELECT min(high) FROM until_at) ORDER BY id LIMIT :window) AS looked "
+        f"WHERE {_CHILD} ORDER BY id LIMIT :limit"
+    )
+    places = ", ".join(_place(name) for name in ("since", "until"))
+    chosen = f"id IN ({wanted})" if dialect.name == "sqlite" else f"id = ANY(ARRAY({wanted}))"
+    return f"WITH RECURSIVE {places} SELECT {ROW} FROM taskworker_job WHERE {chosen} ORDER BY id"
+
+
+def _place(moment: str) -> str:
+    """Between which numbers the first job after that moment is: each row halves the distance."""
+    middle = "(low + high) / 2"
+    is_before = f"(SELECT created_at FROM taskworker_job WHERE id > {middle} ORDER BY id LIMIT 1) < :{moment}"
+    return (
+        f"{moment}_at(low, high) AS (SELECT CAST(:parent AS bigint), (SELECT max(id) FROM taskworker_job) UNION ALL "
+        f"SELECT CASE WHEN {is_before} THEN {middle} ELSE low END, CASE WHEN {is_before} THEN high ELSE {middle} END "
+        f"FROM {moment}_at WHERE high - low > 1)"
+    )
 
 
 def count_states() -> str:
@@ -328,19 +373,26 @@ def first_recipients(dialect: Dialect) -> str:
     )
 
 
-def mails(dialect: Dialect, *, before: bool, addressed: bool) -> str:
-    """The newest ``:limit`` queued mails, with the beginning of their bytes; with *before* those below that id.
+def mails(dialect: Dialect, given: Collection[str]) -> str:
+    """The newest ``:limit`` queued mails, with the beginning of their bytes.
 
-    *addressed*: those to an address with ``:address`` in it, among the ``:window`` newest.
+    *given*: which parameters limit them: ``before`` and ``floor``, ids, and ``address``, a part of a recipient's.
     """
     like = "LIKE" if dialect.name == "sqlite" else "ILIKE"
-    below = "{}id < :before" if before else "true"
-    to = (
-        f"AND m.id >= COALESCE((SELECT id FROM taskworker_mail WHERE {below.format('')} ORDER BY id DESC LIMIT 1 "
-        "OFFSET :window), '') AND EXISTS (SELECT 1 FROM taskworker_recipient AS r WHERE r.mail_id = m.id "
-        f"AND r.address {like} :address ESCAPE '\\')"
-    )
-    return f"{_MAILS} WHERE {below.format('m.')} {to if addressed else ''} ORDER BY m.id DESC LIMIT :limit"
+    conditions = {
+        "before": "m.id < :before",
+        "floor": "m.id >= :floor",
+        "address": "EXISTS (SELECT 1 FROM taskworker_recipient AS r WHERE r.mail_id = m.id "
+        f"AND r.address {like} :address ESCAPE '\\')",
+    }
+    wanted = " AND ".join(condition for name, condition in conditions.items() if name in given)
+    return f"{_MAILS} WHERE {wanted or 'true'} ORDER BY m.id DESC LIMIT :limit"
+
+
+def mails_floor(given: Collection[str]) -> str:
+    """Where the ``:window`` newest mails (before ``:before``) end: the next id, or no row where they are all."""
+    below = "id < :before" if "before" in given else "true"
+    return f"SELECT id FROM taskworker_mail WHERE {below} ORDER BY id DESC LIMIT 1 OFFSET :window"
 
 
 # -- the audit log -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from . import browse_statements, statements, worker_statements
+from .browse_rows import fitted, moment_in
 from .sql import MOST, QueueRow, ScheduleRow, Store, WorkerRow
 from .statements import Dialect
 
@@ -36,13 +37,13 @@ def glance(store: Store) -> Glance:
     rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
     found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}
     return Glance(
-        workers=tuple(WorkerRow._make(row) for row in found["workers"]),
-        queues=tuple(QueueRow._make(row) for row in found["queues"]),
+        workers=tuple(fitted(WorkerRow, tuple(row)) for row in found["workers"]),
+        queues=tuple(fitted(QueueRow, tuple(row)) for row in found["queues"]),
         ready=min(MOST, found["ready"][0][0] + found["suspect"][0][0]),
         scheduled=found["scheduled"][0][0],
         has_jobs=bool(found["any"]),
-        schedules=tuple(ScheduleRow._make(row) for row in found["schedules"]),
-        next_due=found["next_due"][0][0],
+        schedules=tuple(fitted(ScheduleRow, tuple(row)) for row in found["schedules"]),
+        next_due=moment_in(found["next_due"][0][0]),
         paused=frozenset(row[0] for row in found["paused"]),
     )
 
@@ -95,7 +96,7 @@ def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
     """The causes of the failures since *since* (epoch ms), latest first, in one statement. Raises StoreError."""
     store.driver.prepare()
     rows = store.driver.read(_latest_failures(), {"since": since, "window": FAILURES, "limit": limit})
-    return [FailureLine._make(row) for row in rows]
+    return [fitted(FailureLine, row) for row in rows]
 
 
 def _latest_failures() -> str:
