@@ -78,6 +78,7 @@ FLOORS = [
     "launch",
     "liveness",
     "limits",
+    "finishing",
     "membership",
     "upkeep",
     "worker",

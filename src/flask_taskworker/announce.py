@@ -107,4 +107,7 @@ class Announcer:
             self._pending.put(None)
             self._thread.join(timeout)
             if self._thread.is_alive():
-                log.warning("a signal receiver did not end within %g s; later signals are not sent", timeout)
+                log.warning("a signal receiver did not end within %.3g s; later signals are not sent", timeout)
+            else:
+                # What is announced after this gets a new one.
+                self._thread = None

@@ -292,8 +292,8 @@ class Crew:
         await asyncio.wait({*self._tasks, hurried}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
 
-    async def hand_back(self, *, abandon_threads: bool) -> None:
-        """Cancel coroutines; they end as released. Sync jobs are released only where the process ends at once.
+    async def hand_back(self, *, may_abandon: bool) -> None:
+        """Cancel coroutines; they end as released. Sync jobs run on: see :meth:`abandon`, if that is allowed.
 
         What does not end keeps its claim until the process does; then another worker takes it over.
         """
@@ -301,33 +301,41 @@ class Crew:
             job.releasing = True
             if job.claim.kind == "async":
                 task.cancel()
-            elif abandon_threads:
-                self._abandon(task, job)
         coroutines = [task for task, job in self._tasks.items() if job.claim.kind == "async"]
         if coroutines:
             await asyncio.wait(coroutines, timeout=CANCEL_GRACE)
         for job in self._tasks.values():
-            log.warning("%s did not end in time; it is run again when this process has ended", job.claim)
-
-    def _abandon(self, task: asyncio.Task[None], job: RunningJob) -> None:
-        """Hand back a sync job whose thread runs on: the process ends at once, and the thread with it."""
-        log.warning("%s did not end in time and goes back to its queue", job.claim)
-        task.remove_done_callback(self._on_done)
-        del self._tasks[task]
-        self._abandoned.append(task)
-        if job.claim.at_most_once:
-            self._interrupt(job.claim)
-        else:
-            self.release([job.claim])
-
-    def _interrupt(self, claim: Claim) -> None:
-        now = self._clock()
-        self._note(Ended(claim, Outcome(Ending.FAILED, failure=INTERRUPTED), now, now))
+            if may_abandon and job.claim.kind == "sync":
+                log.warning("%s did not end in time and goes back to its queue", job.claim)
+            else:
+                log.warning("%s did not end in time; it is run again when this process has ended", job.claim)
 
     @property
-    def has_abandoned(self) -> bool:
-        """Whether a thread still runs a job that was handed back."""
-        return bool(self._abandoned)
+    def in_threads(self) -> bool:
+        """Whether a sync job runs."""
+        return any(job.claim.kind == "sync" for job in self._tasks.values())
+
+    def interrupt(self) -> None:
+        """Give up the sync jobs that must not be run again: the process ends, and their threads with it."""
+        for job in self._leave_threads(at_most_once=True):
+            now = self._clock()
+            self._note(Ended(job.claim, Outcome(Ending.FAILED, failure=INTERRUPTED), now, now))
+
+    def abandon(self) -> None:
+        """Hand back the other sync jobs, whose threads run on: the process must end before anybody can begin them."""
+        self.release(job.claim for job in self._leave_threads(at_most_once=False))
+
+    def _leave_threads(self, *, at_most_once: bool) -> list[RunningJob]:
+        left = {
+            task: job
+            for task, job in self._tasks.items()
+            if job.claim.kind == "sync" and bool(job.claim.at_most_once) is at_most_once
+        }
+        for task in left:
+            task.remove_done_callback(self._on_done)
+            del self._tasks[task]
+        self._abandoned += left
+        return list(left.values())
 
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""

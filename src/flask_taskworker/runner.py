@@ -14,7 +14,7 @@ from typing import Any
 
 from . import logs
 from .jobs import RunningJob
-from .threads import LoopThreads
+from .threads import LoopThreads, flush_output
 from .watchdog import Watchdog
 from .worker import Worker
 
@@ -38,6 +38,8 @@ class Runner:
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._runs: set[asyncio.Task[bool]] = set()
+        self._holding: list[Worker] = []
+        """Those that have ended but for jobs which threads still run."""
         self._stopping = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -85,6 +87,8 @@ class Runner:
         else:
             self.handed_back &= run.result()
             self._fail(worker.exit_code)
+        if worker.must_hand_back:
+            self._holding.append(worker)
         with self._lock:
             self._workers.discard(worker)
             self._closed = not self._workers
@@ -183,9 +187,11 @@ class Runner:
         main = self.loop.create_task(self._until_ended())
         self._watchdog.start()
         try:
-            while not main.done():
-                self._run_on(main)
+            self._run_on(main)
             self.loop.run_until_complete(self._end_stray_tasks())
+            if self._holding:
+                self._run_on(self.loop.create_task(self._hand_back()))
+                self.loop.run_until_complete(self._end_stray_tasks())
         finally:
             self._watchdog.stop()
             asyncio.set_event_loop(None)
@@ -197,15 +203,35 @@ class Runner:
         await self._all_ended.wait()
 
     def _run_on(self, main: asyncio.Task[None]) -> None:
+        while not main.done():
+            try:
+                self.loop.run_until_complete(main)
+            except (SystemExit, KeyboardInterrupt) as error:
+                # asyncio lets these two out of the loop. Where a job raises them the executor has them; here it is a
+                # coroutine that a job started beside itself, and the other jobs must not suffer for it.
+                log.critical("a coroutine that a job started has raised %r; the worker goes on", error, exc_info=error)
+
+    async def _hand_back(self) -> None:
+        """The last act where threads still run jobs: hand these back, and end before another worker can begin them."""
         try:
-            self.loop.run_until_complete(main)
-        except (SystemExit, KeyboardInterrupt) as error:
-            # asyncio lets these two out of the loop. Where a job raises them the executor has them; here it is a
-            # coroutine that a job started beside itself, and the other jobs must not suffer for it.
-            log.critical("a coroutine that a job started has raised %r; the worker goes on", error, exc_info=error)
+            for worker in self._holding:
+                await worker.wind_up()
+            if self._is_main:
+                # In a thread: the jobs may end meanwhile.
+                await asyncio.to_thread(flush_output)
+            for worker in self._holding:
+                await worker.hand_back()
+        except Exception:
+            log.exception("this should not happen; please report it. Jobs are taken over when this process has ended.")
+        finally:
+            if self._is_main:
+                os._exit(self.exit_code)
+            for worker in self._holding:
+                await worker.disconnect()
 
     async def _end_stray_tasks(self) -> None:
-        strays = asyncio.all_tasks() - {asyncio.current_task()}
+        running = {task for worker in self._holding for task, _ in worker.running_jobs()}
+        strays = asyncio.all_tasks() - {asyncio.current_task()} - running
         for stray in strays:
             if not stray.get_name().startswith("taskworker-"):
                 log.warning("a job left this coroutine behind, it is cancelled: %r", stray)

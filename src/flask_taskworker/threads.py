@@ -98,10 +98,15 @@ class LoopThreads(ThreadPoolExecutor):
         self._daemons.shutdown()
 
 
-def end_process(code: int) -> NoReturn:
-    """End this process at once, whatever its threads do. What was written goes out; exit handlers do not run."""
+def flush_output() -> None:
+    """What was logged and written goes out; the handlers of logging are closed."""
     logging.shutdown()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process at once, whatever its threads do. What was written goes out; exit handlers do not run."""
+    flush_output()
     os._exit(code)

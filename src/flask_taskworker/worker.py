@@ -9,6 +9,7 @@ schedule is due, or for ``TASKER_LOOP_INTERVAL``, which is only a safety net.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import random
@@ -26,8 +27,9 @@ from .config import TaskWorkerConfig
 from .crew import WAIT_FOR_SLOT, Crew
 from .errors import DatabaseReplaced, SchemaError, StoreError
 from .executor import Executor
+from .finishing import FLUSH_DELAY, Finisher
 from .herald import Herald
-from .jobs import Claim, Ending, JobRecord, RunningJob
+from .jobs import Claim, JobRecord, RunningJob
 from .launch import is_reloader_parent
 from .limits import NO_LIMITS, Limits, LimitWatch
 from .liveness import News, package_version, resident_mb
@@ -44,10 +46,9 @@ from .upkeep import Upkeep
 log = logging.getLogger(__name__)
 
 CATCH_UP_INTERVAL = 0.05
-FLUSH_DELAY = 0.002
-"""Endings wait so long for company while other jobs run. Seconds."""
-FLUSH_AT = 64
 LONGEST_BACK_OFF = 5.0
+LAST_WORDS = 1.0
+"""Receivers of signals have so long at the end. Seconds."""
 TEMPORARY_FAILURE = 75
 """The exit code of a process that cannot go on where a new one could: EX_TEMPFAIL of sysexits.h."""
 
@@ -74,6 +75,8 @@ class Worker:
 
     exit_code = 0
     """With which the process should end, where it is this worker's alone."""
+    must_hand_back = False
+    """Whether threads still run jobs that are to be handed back when the process ends."""
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class Worker:
         self._outlook = Outlook(config.queues, duties.exclude)
         self._next_look = 0.0
         self._back_off = _IMMEDIATE
-        self._declared_dead = self._in_doubt = self._has_begun = self._stopping = False
+        self._declared_dead = self._has_begun = self._stopping = False
         self._deadline = math.inf
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -175,7 +178,10 @@ class Worker:
     # -- the life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> bool:
-        """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job."""
+        """Work until :meth:`stop`. Returns whether all is handed back: False while a thread still runs a job.
+
+        Where ``must_hand_back`` is set then, :meth:`wind_up` and :meth:`hand_back` are the last acts of the process.
+        """
         try:
             begun = await self._begin()
         except BaseException as error:
@@ -191,6 +197,10 @@ class Worker:
         try:
             while not self._stopping:
                 await self._sleep(await self._guarded_turn())
+        except BaseException:
+            # It is told to somebody, so the process does not end at once.
+            self._may_abandon_threads = False
+            raise
         finally:
             handed_back = await self._end()
         return handed_back
@@ -234,6 +244,9 @@ class Worker:
         self.job_of = self._crew.job_of
         self._work = await WorkerStore.open(self._store)
         self._upkeep = Upkeep(self._work, self._crew, self._books, self._scheduler)
+        self._finisher = Finisher(
+            self._work, self._crew, books=self._books, herald=self._herald, outlook=self._outlook, client=self.client
+        )
         try:
             self.id = await self._membership.join()
         except BaseException:
@@ -315,7 +328,7 @@ class Worker:
         if self._upkeep.must_reconcile:
             await self._upkeep.reconcile(self.id)
         self._crew.start_waiting()
-        await self._flush()
+        await self._finisher.flush(self.id)
         made_ready = await self._look()
         if await self._claim() < made_ready:
             # Others may have a slot, or work on that queue, and not know of the time that has come.
@@ -446,37 +459,6 @@ class Worker:
             return room
         return min(room, self._limits.max_jobs - self._crew.jobs_done - len(self._crew.claims()))
 
-    # -- finishing --------------------------------------------------------------------------------------------------
-
-    async def _flush(self) -> None:
-        """Record what ended, in one statement; a few endings wait a moment for company while others run."""
-        if not self._crew.ended or self._is_company_expected():
-            return
-        ended = self._crew.take_ended()
-        try:
-            states = await self._work.finish(self.id, ended)
-            if self._in_doubt:
-                # The database took them, and its answer was lost.
-                states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
-        except BaseException:
-            self._in_doubt = True
-            self._crew.put_back(ended)
-            raise
-        self._in_doubt = False
-        if any(e.outcome.delay is not None for e in ended):
-            # One of them may be due before anything that is known.
-            self._outlook.must_look = True
-        if any(e.outcome.ending is Ending.RELEASED for e in ended):
-            # Another worker may have a slot for them now.
-            self.client.wake()
-        self._books.note(ended, states)
-        self._herald.ended(ended, states)
-
-    def _is_company_expected(self) -> bool:
-        if self._stopping or len(self._crew.ended) >= FLUSH_AT:
-            return False
-        return self._crew.busy and self._loop.time() - self._crew.ended_since < FLUSH_DELAY
-
     # -- whether to go on -------------------------------------------------------------------------------------------
 
     def _is_at_limit(self) -> bool:
@@ -533,23 +515,58 @@ class Worker:
         try:
             recorded = await self._drain()
             holding = self._crew.busy or not recorded
+            self.must_hand_back = self._may_abandon_threads and self._crew.in_threads
         finally:
-            # Whatever happened: the connections' threads would keep the process.
-            await self._close(holding)
-        log.info("worker %s has stopped", self.id)
-        return not holding and not self._crew.has_abandoned
+            if not self.must_hand_back:
+                # Whatever happened: the connections' threads would keep the process.
+                await self._close(holding)
+        return not holding
 
     async def _close(self, holding: bool) -> None:
-        # Not before: one of the last jobs, waiting for a result, would still block the loop.
-        if self.client.worker_thread is threading.current_thread():
-            self.client.worker_thread = None
-        self._crew.close()
+        self._end_crew()
         await self._membership.stop_beating(holding=holding)
         self._leave(holding=holding)
         await self._books.close(self._work)
         await self._work.close()
         self._herald.worker_stopped(self)
-        await self._in_thread(lambda: self._herald.close(timeout=1.0))
+        await self._in_thread(lambda: self._herald.close(timeout=LAST_WORDS))
+        self._aside.shutdown()
+        log.info("worker %s has stopped", self.id)
+
+    def _end_crew(self) -> None:
+        # Not before: one of the last jobs, waiting for a result, would still block the loop.
+        if self.client.worker_thread is threading.current_thread():
+            self.client.worker_thread = None
+        self._crew.close()
+
+    async def wind_up(self) -> None:
+        """Where threads still run jobs: do what takes time before :meth:`hand_back`. Some of the jobs may end by then.
+
+        From that on another worker may run them, so the threads must end at once.
+        """
+        self._end_crew()
+        self._crew.interrupt()
+        await self._finisher.flush_all(self.id)
+        await self._membership.stop_beating(holding=True)
+        self._herald.worker_stopped(self)
+        deadline = self._loop.time() + LAST_WORDS
+        while (left := deadline - self._loop.time()) > 0:
+            await self._in_thread(functools.partial(self._herald.close, timeout=left))
+            if not self._crew.ended or not await self._finisher.flush_all(self.id):
+                break
+        await self._books.close(self._work)
+        log.info("worker %s has stopped", self.id)
+
+    async def hand_back(self) -> None:
+        """Hand back the jobs that threads still run. The process should end right after this."""
+        handed_back = await self._finisher.hand_back(self.id)
+        self._leave(holding=self._crew.busy or not handed_back)
+        # The others hear of it last, since they begin at once.
+        self._store.driver.wake_others(at_once=True)
+
+    async def disconnect(self) -> None:
+        """After :meth:`hand_back`, where the process lives on all the same."""
+        await self._work.close()
         self._aside.shutdown()
 
     def _leave(self, *, holding: bool = False) -> None:
@@ -562,22 +579,13 @@ class Worker:
         except StoreError as error:
             log.warning("worker %s: %s", self.id, error)
         self._crew.give_back_waiting()
-        await self._flush_all()
+        await self._finisher.flush_all(self.id)
         await self._await_running()
-        await self._crew.hand_back(abandon_threads=self._may_abandon_threads)
-        return await self._flush_all()
+        await self._crew.hand_back(may_abandon=self._may_abandon_threads)
+        return await self._finisher.flush_all(self.id)
 
     async def _await_running(self) -> None:
         while self._crew.busy and (left := self._deadline - self._loop.time()) > 0:
             self._hurry.clear()
             await self._crew.wait_for_one(self._hurry, left)
-            await self._flush_all()
-
-    async def _flush_all(self) -> bool:
-        """Record every ending; False if the database does not take them. Then the jobs are rescued later."""
-        try:
-            await self._flush()
-        except StoreError as error:
-            log.warning("worker %s could not record %s endings: %s", self.id, len(self._crew.ended), error)
-            return False
-        return True
+            await self._finisher.flush_all(self.id)

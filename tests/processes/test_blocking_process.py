@@ -76,6 +76,76 @@ def test_jobs_that_run_longer_than_the_timeout_are_handed_back(lab: Lab) -> None
     assert [line["attempt"] for line in again] == [1, 1, 1]
 
 
+TICKING = """
+from flask_taskworker import signals
+
+@task_worker.task(name="ticking")
+def ticking():
+    record("start")
+    while not gate(f"enough-{current_job.claim}").exists():
+        record("tick")
+        time.sleep(0.001)
+
+@task_worker.task(name="once", at_most_once=True)
+def once():
+    record("start")
+    threading.Event().wait()
+
+@signals.worker_stopped.connect
+def linger(sender, worker):
+    record("stopping")
+    time.sleep(SLOW)
+
+@signals.job_failed.connect
+@signals.job_succeeded.connect
+def tell(sender, job, outcome):
+    record("told", id=job.id, ending=str(outcome.ending))
+"""
+HAND_OVER = 0.1
+"""Seconds in which the system ends a process that has asked for it, on a busy machine."""
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.7, 3600.0], ids=lambda slow: f"receiver takes {slow:g} s")
+def test_thread_that_is_handed_back_does_not_run_beside_its_successor(lab: Lab, slow: float) -> None:
+    path = blocking(lab, f"SLOW = {slow}", TICKING)
+    lab.task_worker.task(name="ticking")(lambda: None).enqueue()
+    old = lab.start("python", path, **SHORT)
+    lab.await_evidence("tick", 10)
+    new = lab.start("python", path, **SHORT)
+    lab.await_workers(2)
+    begun = time.monotonic()
+    old.send(signal.SIGTERM)
+    lab.await_state(lambda: any(line["pid"] == new.pid for line in lab.evidence("tick")))
+    lab.open_gate("enough-2")
+    assert old.wait() == 0, old.output
+    assert time.monotonic() - begun < AT_ONCE
+    last = max(line["at"] for line in lab.evidence("tick") if line["pid"] == old.pid)
+    first = min(line["at"] for line in lab.evidence("start") if line["pid"] == new.pid)
+    print(f"its last line came {(first - last) * 1000:.1f} ms before the first of its successor")
+    assert last - first < HAND_OVER
+    assert len(lab.evidence("stopping")) == 1
+
+
+def test_what_ends_while_receivers_are_slow_is_recorded_and_told(lab: Lab) -> None:
+    never = lab.task_worker.task(name="once", at_most_once=True)(lambda: None).enqueue()
+    ends, hangs = lab.tasks.hold.enqueue("g"), lab.tasks.hang.enqueue()
+    child = lab.start("python", blocking(lab, "SLOW = 0.7", TICKING), **SHORT)
+    lab.await_evidence("start", 3)
+    child.send(signal.SIGTERM)
+    lab.await_evidence("stopping")
+    # From the start of the signal on nothing is waited for any more; but what ends all the same has ended.
+    lab.open_gate("g")
+    assert child.wait() == 0, child.output
+    assert states(lab, ends, hangs, never) == [("succeeded", 0, 0), ("ready", 0, 0), ("failed", 1, 0)]
+    assert ends.result(timeout=1) == "g"
+    assert {(line["id"], line["ending"]) for line in lab.evidence("told")} == {
+        (never.id, "failed"),
+        (ends.id, "succeeded"),
+    }
+    assert lab.workers() == []
+    assert list((lab.folder / "taskworker.db-live").glob("*")) == []
+
+
 @pytest.mark.parametrize(
     "numbers",
     [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP,), (signal.SIGQUIT,)],

@@ -133,8 +133,10 @@ class Driver(Protocol):
     def presence(self, worker_id: str) -> Presence:
         """Take the lock of a new worker and open its ear."""
 
-    def wake_others(self, ready: Ready = ()) -> None:
-        """Tell the workers of other processes that there is news. Never raises, never waits.
+    def wake_others(self, ready: Ready = (), *, at_once: bool = False) -> None:
+        """Tell the workers of other processes that there is news. Never raises, and waits for nothing.
+
+        *at_once*: before this returns, however long that takes: this process ends.
 
         *ready*: the (queue, kind) of jobs that are ready, where that is all there is to know.
         """

@@ -137,12 +137,15 @@ class PostgresqlDriver:
         """Take the advisory lock of a new worker."""
         return AdvisoryPresence(self._server, worker_id) if self._listen else BeatsOnly()
 
-    def wake_others(self, ready: Ready = ()) -> None:
-        """Tell the workers of other processes and machines that there is news, soon and in a thread.
+    def wake_others(self, ready: Ready = (), *, at_once: bool = False) -> None:
+        """Tell the workers of other processes and machines that there is news; if not *at_once*, soon and in a thread.
 
         Also from behind a pooler, which lets notifications out, if not in: others may hear them.
         """
-        self._notifier.news(ready)
+        if at_once:
+            self._notify(ready)
+        else:
+            self._notifier.news(ready)
 
     def _notify(self, ready: Ready) -> None:
         try:

@@ -321,7 +321,7 @@ class SqliteDriver:
         with translated(self._live.path):
             return LivePresence(self._live, worker_id)
 
-    def wake_others(self, ready: Ready = ()) -> None:
+    def wake_others(self, ready: Ready = (), *, at_once: bool = False) -> None:
         """Tell the workers of other processes that there is news."""
         self._live.wake_others(ready)
 

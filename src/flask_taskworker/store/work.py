@@ -216,6 +216,18 @@ class WorkerStore:
 
         return await self._link.transaction(body)
 
+    async def hand_back(self, worker_id: str, ended: Sequence[Ended]) -> None:
+        """Record the last endings, those of jobs that go back among them, and deregister, all in one transaction."""
+        told = [e for e in ended if not e.outcome.recorded]
+
+        async def body(run: AsyncRun) -> None:
+            states = _states(await run(self._finish, {"batch": batch_of([self._finish_row(e) for e in told])}))
+            attempts = [e for e in told if e.outcome.failure is not None and e.claim.id in states]
+            await run(self._add_attempts, {"batch": batch_of([_attempt_row(worker_id, e) for e in attempts])})
+            await run(worker_statements.remove_worker(), {"id": worker_id})
+
+        await self._link.transaction(body)
+
     def _finish_row(self, ended: Ended) -> tuple[object, ...]:
         outcome, claim = ended.outcome, ended.claim
         again = not outcome.ending.state.finished
