@@ -121,6 +121,23 @@ def test_errors_are_there_as_json_too(lab: Lab) -> None:
     assert lab.get("/", format="json").get_json().keys() == {"error"}
 
 
+@each_page
+@pytest.mark.parametrize("hung", ["_=1700000000", "utm_source=chat&utm_campaign=x", "fbclid=1", "_scheme=javascript"])
+def test_what_others_hang_on_links_is_passed_over(shown: Lab, address: str, hung: str) -> None:
+    html = shown.page(f"{address}?{hung}")
+    assert_harmless(html)
+    for word in ("17000", "utm_", "fbclid", "javascript"):
+        assert word not in html
+
+
+def test_flasks_own_arguments_of_links_are_not_for_visitors(shown: Lab) -> None:
+    controls = "_external=1&_scheme=ftp&_anchor=x&_method=POST"
+    html = shown.page(f"/jobs?{controls}")
+    assert 'href="/tasks/jobs?format=json"' in html
+    assert "ftp:" not in html
+    assert_harmless(shown.get(f"/jobs?{controls}&sort=1").text)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 

@@ -533,6 +533,11 @@ def test_checks_say_what_is_wrong_and_what_to_do(make_lab: MakeLab) -> None:
     asked = lab.post("/system/checks").text
     assert "cannot be used" in asked
     assert lab.client.post("/tasks/system/checks").status_code == 403
+    lab.permissions = {"view", "payload", "retry", "pause"}
+    assert "Ask it, too" not in lab.page("/system/checks")
+    refused = lab.post("/system/checks")
+    assert refused.status_code == 403
+    assert "it needs the permission &#39;run&#39;" in refused.text
 
 
 def test_audit_log_is_paged(lab: Lab) -> None:

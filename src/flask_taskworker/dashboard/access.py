@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 PERMISSIONS = ("view", "payload", "mail_body", "retry", "cancel", "discard", "run", "pause")
 """``view``: the pages. ``payload``: arguments, results and log lines. ``mail_body``: the text of mails, which may hold
 links that log somebody in. The others: the actions of that name; ``discard`` includes taking back, ``run`` is to run a
-scheduled job or a schedule now, ``pause`` is to pause and resume queues and schedules."""
+scheduled job or a schedule now, and to have the mail server asked, ``pause`` is to pause and resume queues and
+schedules."""
 
 EVERYTHING = frozenset(PERMISSIONS)
 _VIEW = frozenset({"view"})

@@ -18,7 +18,7 @@ from .assets import ASSETS
 from .forgery import is_own
 from .responses import finish, takes_gzip
 from .routes import Route
-from .view import View, error_page
+from .view import View, error_page, is_passed_over
 
 if TYPE_CHECKING:
     from ..extension import TaskWorker
@@ -123,7 +123,7 @@ def _bad_arguments(route: Route, values: Mapping[str, Any]) -> str | None:
     if any("\0" in str(value) for value in given):
         return "The request holds a NUL character, which nothing here can."
     known = {*_COMMON, *route.arguments}
-    unknown = sorted(set(request.args) - known)
+    unknown = sorted(name for name in set(request.args) - known if not is_passed_over(name))
     if unknown:
         allowed = ", ".join(sorted({"format", *route.arguments}))
         return f"There is no argument {unknown[0]!r:.80} here. Allowed: {allowed}."

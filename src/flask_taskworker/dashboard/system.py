@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from flask import Response, request
+from werkzeug.exceptions import Forbidden
 
 from ..doctor import findings, settings
 from ..filters import JobFilter
@@ -23,6 +24,8 @@ from .routes import Route
 from .view import View
 
 PAGE = 50
+ASKING = "run"
+"""The permission to have the mail server asked."""
 _SECRET = re.compile(r"([?&][^=&]*(?:pass|secret|token|key|auth)[^=&]*)=[^&]*", re.IGNORECASE)
 """What a database's address may hold beside the password."""
 _LEVELS = {"ok": ("ok", "ok"), "warning": ("warn", "warning"), "error": ("failed", "error")}
@@ -87,14 +90,21 @@ def versions() -> Mapping[str, str]:
 
 
 def checks(view: View) -> Response:
-    """What ``flask tasks doctor`` finds. It asks the mail server only where a person has pressed the button."""
+    """What ``flask tasks doctor`` finds. It asks the mail server only where a person has pressed the button, who may
+    act: it connects to another machine, and waits for it."""
     asks_mail = request.method == "POST"
+    if asks_mail and not view.may(ASKING):
+        raise Forbidden(f"You may look, but not have the mail server asked: it needs the permission {ASKING!r}.")
     rows = [
         {"level": f.level, "badge": words.state(*_LEVELS[f.level]), "text": f.text, "fix": f.fix}
         for f in findings(view.app, smtp=asks_mail)
     ]
     has_mail = "mail" in view.app.extensions
-    data = {"findings": rows, "asked_mail_server": asks_mail, "may_ask": has_mail and not asks_mail}
+    data = {
+        "findings": rows,
+        "asked_mail_server": asks_mail,
+        "may_ask": has_mail and not asks_mail and view.may(ASKING),
+    }
     return view.page("checks.html", data, title="Checks")
 
 

@@ -149,7 +149,8 @@ class View:
 
     def here(self, **changes: Any) -> str:
         """The address of this page with some of its arguments changed; None leaves one out."""
-        values = {**request.args.to_dict(), **(request.view_args or {}), **changes}
+        given = {name: value for name, value in request.args.items() if not is_passed_over(name)}
+        values = {**given, **(request.view_args or {}), **changes}
         return self.url(self.current, **{n: v for n, v in values.items() if n not in ("note", "sign")})
 
     def page(self, template: str, data: Mapping[str, Any], *, title: str, status: int = 200) -> Response:
@@ -201,6 +202,14 @@ class View:
         """The pages of the menu that exist: (endpoint, word)."""
         blueprint = request.blueprint
         return tuple((page, word) for page, word in MENU if f"{blueprint}.{page}" in current_app.view_functions)
+
+
+def is_passed_over(argument: str) -> bool:
+    """Whether a query argument is one of those that others hang on links, and that mean nothing here.
+
+    In a link of ours it must not come back: to Flask some that begin with "_" say how the link is to be made.
+    """
+    return argument.startswith(("_", "utm_")) or argument in ("fbclid", "gclid", "msclkid")
 
 
 def _short(name: str, value: str) -> str:
