@@ -149,6 +149,11 @@ class Worker:
         if self._outlook.hear(ready):
             self._call(self._news.set)
 
+    def _hear(self, ready: Collection[tuple[str, str]]) -> None:
+        """As :meth:`wake`, on the loop itself, which need not wake itself through its pipe then."""
+        if self._outlook.hear(ready):
+            self._news.set()
+
     def stop(self, timeout: float | None = None) -> None:
         """Stop claiming, let jobs end for *timeout* seconds (default: ``TASKER_SHUTDOWN_TIMEOUT``), then hand back.
 
@@ -273,7 +278,7 @@ class Worker:
             rescued=lambda records: self._call(self._on_rescued, records),
             reached=self.wake,
         )
-        return Membership(self._store, self._loop, self._in_thread, news=news, on_wake=self.wake, info=self._info)
+        return Membership(self._store, self._loop, self._in_thread, news=news, on_wake=self._hear, info=self._info)
 
     def _info(self) -> dict[str, object]:
         """What the worker's row tells people; read in the heartbeat's thread."""
