@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -79,6 +80,21 @@ def test_tables_of_this_version_are_fine(shop: Shop) -> None:
     assert said(shop.run("current")) == (0, f"{VERSION}\n", "")
     assert said(shop.run("check")) == (0, "", f"The tables are of version {VERSION}, as they should be.\n")
     assert said(shop.run("upgrade")) == (0, f"{VERSION}\n", "The tables need no upgrade.\n")
+
+
+@pytest.mark.parametrize("command", ["current", "check"])
+def test_versions_are_there_as_json(shop: Shop, command: str) -> None:
+    def answer() -> tuple[int, Any]:
+        result = shop.run(command, "--json")
+        return result.exit_code, json.loads(result.stdout)
+
+    assert answer() == (5, {"version": None, "needed": VERSION, "fits": False})
+    shop.run("init")
+    assert answer() == (0, {"version": VERSION, "needed": VERSION, "fits": True})
+    for other in (VERSION - 1, VERSION + 1):
+        shop.set_version(other)
+        code = 0 if command == "current" else 5
+        assert answer() == (code, {"version": other, "needed": VERSION, "fits": False})
 
 
 @pytest.mark.parametrize("command", ["check", "init"])

@@ -85,7 +85,10 @@ def test_schema_of_another_version_is_an_error_and_is_left_alone(
     path_of(shop).rename(path_of(other))
     finding = found(other, f"The tables are of version {version}")
     assert (finding.level, finding.fix) == ("error", fix)
+    assert other("doctor").code == other("doctor", "--json").code == 5
+    path_of(other).chmod(0o602)
     assert other("doctor").code == 4
+    path_of(other).chmod(0o600)
     with closing(sqlite3.connect(path_of(other))) as connection:
         rows = connection.execute("SELECT value FROM taskworker_meta WHERE name = 'schema_version'").fetchall()
     assert rows == [(version,)]

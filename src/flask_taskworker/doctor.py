@@ -24,7 +24,7 @@ from flask import Flask
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from .errors import NotDecodable, NotSupported, StoreError
+from .errors import NotDecodable, NotSupported, SchemaError, StoreError
 from .health import LATE_MS, Snapshot, counted, spoken
 from .mail.errors import MailError
 from .mail.hosts import server_of
@@ -73,6 +73,8 @@ class Finding:
     text: str
     fix: str | None = None
     """What to do about it; None where nothing is to be done."""
+    is_schema: bool = False
+    """Whether it is that the tables do not fit this version."""
 
 
 def _ok(text: str) -> Finding:
@@ -83,8 +85,8 @@ def _warning(text: str, fix: str) -> Finding:
     return Finding(level="warning", text=text, fix=fix)
 
 
-def _error(text: str, fix: str) -> Finding:
-    return Finding(level="error", text=text, fix=fix)
+def _error(text: str, fix: str, *, is_schema: bool = False) -> Finding:
+    return Finding(level="error", text=text, fix=fix, is_schema=is_schema)
 
 
 def findings(app: Flask, *, smtp: bool = True, timeout: float = 3.0) -> list[Finding]:
@@ -110,7 +112,8 @@ def _guarded(check: Callable[[AppState], Iterator[Finding]], state: AppState) ->
     try:
         yield from check(state)
     except StoreError as error:
-        yield _error(str(error), "See that the database can be reached, then run flask tasks doctor again.")
+        fix = "See that the database can be reached, then run flask tasks doctor again."
+        yield _error(str(error), fix, is_schema=isinstance(error, SchemaError))
     except (OSError, sqlite3.Error) as error:
         yield _warning(f"A check could not be made: {error}", "Run it as the user that runs the application.")
 
@@ -133,11 +136,13 @@ def _schema(state: AppState) -> Iterator[Finding]:
             f"There are no tables yet in {where}.", "They are made at the first use, or: flask tasks db init"
         )
     elif found < newest():
-        yield _error(f"The tables are of version {found}, {newest()} is needed.", "flask tasks db upgrade")
+        text = f"The tables are of version {found}, {newest()} is needed."
+        yield _error(text, "flask tasks db upgrade", is_schema=True)
     elif found > newest():
         yield _error(
             f"The tables are of version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}.",
             "Install the newer one.",
+            is_schema=True,
         )
     else:
         yield _ok(f"The tables are of version {found}, in {where}.")

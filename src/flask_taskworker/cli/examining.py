@@ -8,7 +8,7 @@ import click
 from flask import Flask, current_app
 
 from ..doctor import Finding, findings, settings
-from .group import UNHEALTHY, Period, require_worker, tasks_command
+from .group import SCHEMA, UNHEALTHY, Period, require_worker, tasks_command
 from .text import pairs, safe, to_json
 
 _SIGNS = {"ok": ("ok", "green"), "warning": ("WARNING", "yellow"), "error": ("ERROR", "red")}
@@ -30,17 +30,22 @@ def doctor(smtp: bool, timeout: float, with_settings: bool, as_json: bool) -> No
     """Look for what is wrong, and say what to do about it.
 
     Looks at the database, its files and their disk, at workers, clocks, queues, schedules and tasks, and at the mail
-    server. Changes nothing. Exits with 4 if something is an error.
+    server. Changes nothing. Exits with 4 if something is an error; with 5 if that is only that the tables do not fit
+    this version.
     """
     require_worker()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     found = findings(app, smtp=smtp, timeout=timeout)
     for finding in found:
-        click.echo(to_json(finding) if as_json else _words(finding))
+        click.echo(to_json(_fields(finding)) if as_json else _words(finding))
     if with_settings:
         _show_settings(settings(app), as_json=as_json)
-    if any(finding.level == "error" for finding in found):
-        sys.exit(UNHEALTHY)
+    if errors := [finding for finding in found if finding.level == "error"]:
+        sys.exit(SCHEMA if all(error.is_schema for error in errors) else UNHEALTHY)
+
+
+def _fields(finding: Finding) -> dict[str, str | None]:
+    return {"level": finding.level, "text": finding.text, "fix": finding.fix}
 
 
 def _words(finding: Finding) -> str:

@@ -13,6 +13,7 @@ from ..errors import SchemaError
 from ..store.migrations import creation_sql, newest, upgrade_sql
 from ..store.statements import Dialect
 from .group import SCHEMA, TasksCommand, app_state, tasks_command, tell
+from .text import to_json
 
 
 class _DbCommand(TasksCommand):
@@ -66,19 +67,31 @@ def upgrade() -> None:
     click.echo(newest())
 
 
+_AS_JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: version, needed, and whether it fits."
+)
+
+
 @db_command.command("current")
-def current() -> None:
-    """Print the version of the tables that are there. Changes nothing."""
+@_AS_JSON
+def current(as_json: bool) -> None:
+    """Print the version of the tables that are there. Exits with 5 if there are none. Changes nothing."""
     found = app_state().store.driver.schema_version()
+    if as_json:
+        _print_json(found)
+    elif found is not None:
+        click.echo(found)
     if found is None:
         tell("There are no tables yet. Make them: flask tasks db init")
         sys.exit(SCHEMA)
-    click.echo(found)
 
 
 @db_command.command("check")
-def check() -> None:
+@_AS_JSON
+def check(as_json: bool) -> None:
     """Exit with 0 if the tables are those that this Flask-TaskWorker needs, else with 5. Changes nothing."""
+    if as_json:
+        _print_json(app_state().store.driver.schema_version())
     found = _found()
     if found is None:
         tell("There are no tables yet. Make them: flask tasks db init")
@@ -88,6 +101,10 @@ def check() -> None:
         tell(f"The tables are of version {found}, as they should be.")
         return
     sys.exit(SCHEMA)
+
+
+def _print_json(found: int | None) -> None:
+    click.echo(to_json({"version": found, "needed": newest(), "fits": found == newest()}))
 
 
 @db_command.command("sql")
