@@ -11,7 +11,9 @@ import functools
 import re
 import select
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -20,7 +22,7 @@ from psycopg.pq import ConnStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL
 
-from ..errors import ConfigError, ConnectionLost, StoreError
+from ..errors import ConfigError, ConnectionLost, NotSupported, StoreError
 from .driver import AsyncRun, Parameters, Row
 
 T = TypeVar("T")
@@ -56,6 +58,22 @@ class Server:
     def _connecting(self) -> Unreachable:
         return Unreachable(self.place)
 
+    def check_session(self, connection: psycopg.Connection[Any]) -> None:
+        """Raise NotSupported where a pooler lends the server's sessions for single transactions.
+
+        Locks and notifications would be lost there, and prepared statements mistaken for those of others.
+        """
+        if _server_process(connection) == connection.info.backend_pid:
+            return
+        # It is not the server that has answered to the connecting.
+        with closing(self.open()) as other:
+            if _takes_turns(connection, other):
+                raise NotSupported(
+                    f"PostgreSQL at {self.place}: a pooler is there that lends a session for one transaction, such as "
+                    "PgBouncer with pool_mode = transaction. Set TASKER_LISTEN = False, or give TASKER_DATABASE_URI "
+                    "the server's own address."
+                )
+
 
 def _connect_arguments(url: URL) -> dict[str, Any]:
     dialect: Any = PGDialect_psycopg
@@ -74,6 +92,47 @@ def _conninfo(parts: dict[str, Any]) -> str:
             f"TASKER_DATABASE_URI: {in_words(error)}. After the question mark stand libpq's parameters, such as "
             "sslmode=require."
         ) from None
+
+
+# -- poolers -----------------------------------------------------------------------------------------------------------
+
+_TURNS = 5
+_FREE_WITHIN = 2.0
+"""Seconds to wait for a second session. A pooler that has none left keeps its sessions for those who have them."""
+
+
+def _server_process(connection: psycopg.Connection[Any]) -> int:
+    ((number,),) = fetch(connection, "SELECT pg_backend_pid()", {})
+    return int(number)
+
+
+def _takes_turns(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
+    """Whether these connections use the same session in turn, or one of them now this session and now that."""
+    for _ in range(_TURNS):
+        before = _server_process(one)
+        during = _process_in_transaction(other)
+        if during is None:
+            return False
+        if during == before or _server_process(one) != before:
+            return True
+        other.rollback()
+    return False
+
+
+def _process_in_transaction(connection: psycopg.Connection[Any]) -> int | None:
+    """Begin a transaction there: in which process of the server? None where none is free for it."""
+    pgconn = connection.pgconn
+    pgconn.send_query(b"BEGIN; SELECT pg_backend_pid()")
+    until = time.monotonic() + _FREE_WITHIN
+    while pgconn.flush() or pgconn.is_busy():
+        if time.monotonic() > until:
+            return None
+        if _is_readable(pgconn.socket, 0.1):
+            pgconn.consume_input()
+    found = None
+    while (result := pgconn.get_result()) is not None:
+        found = result.get_value(0, 0) or found
+    return None if found is None else int(found)
 
 
 # -- errors in our words -----------------------------------------------------------------------------------------------
@@ -105,6 +164,8 @@ _CONNECT_REMEDIES = (
     ("no pg_hba.conf entry", "Let this machine and user in: in the server's pg_hba.conf, or its firewall rules."),
     ("too many c", _FEWER),
     ("connection slots", _FEWER),
+    ("no more connections allowed", "Raise the pooler's max_client_conn, or run fewer processes."),
+    ("unsupported startup parameter", "The pooler does not pass that on: leave it out of TASKER_DATABASE_URI."),
     ("starting up", "The server is starting: try again."),
     ("shutting down", "The server is shutting down: try again."),
     ("role .* does not exist", "Create the user, or correct its name in TASKER_DATABASE_URI."),
@@ -123,7 +184,7 @@ class translated:
         if not isinstance(error, psycopg.Error):
             return
         words, state = in_words(error), error.sqlstate or ""
-        if isinstance(error, psycopg.OperationalError) and error.sqlstate in _LOST:
+        if isinstance(error, psycopg.OperationalError) and _is_lost(error.sqlstate, words):
             raise ConnectionLost(f"PostgreSQL: {words}. The connection was lost; try again.") from error
         remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "See the server's log."
         raise StoreError(f"PostgreSQL: {words}. {remedy}") from error
@@ -131,8 +192,16 @@ class translated:
 
 # None: libpq noticed the loss itself. 57P01 to 57P03: the server shuts down, crashed, or starts.
 _LOST = frozenset({None, "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
+_REFUSED_BY_POOLER = re.compile("query_wait_timeout|server_login_retry|server login|pooling mode")
+
+
+def _is_lost(state: str | None, words: str) -> bool:
+    # 08P01 is all that PgBouncer says, be it that it never asked the server, or that this broke while it answered.
+    return state in _LOST or (state == "08P01" and not _REFUSED_BY_POOLER.search(words))
+
 
 _TABLES = "The tables are not those of this version. See: flask tasks db check"
+_POOLER = "Where a pooler says so: its pool_mode must be session or transaction, and its pool be large enough."
 _REMEDIES = {
     "25": "The server is read-only, perhaps a standby: give TASKER_DATABASE_URI the primary's address.",
     "40": "Another transaction was in the way: try again.",
@@ -141,6 +210,7 @@ _REMEDIES = {
     "42703": _TABLES,
     "3F": "The search_path in TASKER_DATABASE_URI names no schema that exists: create it, or correct the name.",
     "53": "The server is out of disk space, memory or connections: free some.",
+    "08P01": _POOLER,
     "57014": "Raise statement_timeout for this user, or find what was in the way.",
     "55P03": "Raise lock_timeout for this user, or find what was in the way.",
 }
@@ -189,12 +259,12 @@ def has_ended(connection: psycopg.Connection[Any]) -> bool:
     return connection.closed
 
 
-def _is_readable(descriptor: int) -> bool:
+def _is_readable(descriptor: int, seconds: float = 0) -> bool:
     if sys.platform == "win32":
-        return bool(select.select([descriptor], [], [], 0)[0])
+        return bool(select.select([descriptor], [], [], seconds)[0])
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 class LoopLink:

@@ -82,6 +82,9 @@ class PostgresqlDriver:
 
     def _prepare_once(self) -> None:
         if not self._prepared:
+            if self._listen:
+                with _Lent(self._pool) as connection, translated():
+                    self._server.check_session(connection)
             self.transaction(make_schema)
             self._prepared = True
 
