@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """The terminal is gone, or somebody wants the process to quit now."""
+_LAST_OUTPUT = 1.0
+"""Seconds that the handlers of logging get to write what they have."""
 _LAST_TASKS = 0.2
 """Seconds that coroutines which jobs have started beside themselves get at the end."""
 
@@ -192,6 +194,7 @@ class Runner:
             if self._holding:
                 self._run_on(self.loop.create_task(self._hand_back()))
                 self.loop.run_until_complete(self._end_stray_tasks())
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             self._watchdog.stop()
             asyncio.set_event_loop(None)
@@ -217,8 +220,9 @@ class Runner:
             for worker in self._holding:
                 await worker.wind_up()
             if self._is_main:
-                # In a thread: the jobs may end meanwhile.
-                await asyncio.to_thread(flush_output)
+                # In a thread: jobs may end meanwhile. One that writes into a full pipe may keep a lock for ever.
+                flushed = self.loop.run_in_executor(None, flush_output)
+                await asyncio.wait({flushed}, timeout=_LAST_OUTPUT)
             for worker in self._holding:
                 await worker.hand_back()
         except Exception:
@@ -238,7 +242,6 @@ class Runner:
             stray.cancel()
         if strays:
             await asyncio.wait(strays, timeout=_LAST_TASKS)
-        await self.loop.shutdown_asyncgens()
 
 
 # -- the end of the main thread ----------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, Job, JobState, RetryJob, SnoozeJob, current_job
 from flask_taskworker.config import TaskWorkerConfig
 from flask_taskworker.errors import ConfigError
-from flask_taskworker.joblog import keep_line
+from flask_taskworker.joblog import LONGEST_PAUSE, MAX_LINES, MAX_TEXT, LoggingJobs, keep_line
 from flask_taskworker.jobs import Claim, RunningJob
 from flask_taskworker.store import work
-from flask_taskworker.store.browse import Browser, LogLine
+from flask_taskworker.store.browse import Browser
+from flask_taskworker.store.browse_rows import LogLine
 from flask_taskworker.store.sql import Store
 
 from .stored import Rows, store_jobs
@@ -241,9 +242,71 @@ def test_the_last_words_of_a_job_are_stored_when_its_worker_ends(
     assert texts(store, job) == ["last words"]
 
 
+def running(number: int, on_line: Callable[[RunningJob], None] | None = None) -> RunningJob:
+    claim = Claim(number, "u", "t", "q", "sync", 0, "[[],{}]", 1, 0, 0, 1, None, 0, 0, None, None)
+    return RunningJob(claim, lambda *_: None, log_level=0, on_line=on_line)
+
+
+def say(job: RunningJob, words: str, times: int = 1) -> None:
+    for _ in range(times):
+        keep_line(job, logging.LogRecord("shop", 20, "x.py", 1, words, (), None))
+
+
+@pytest.fixture
+def chat() -> tuple[LoggingJobs, list[RunningJob]]:
+    """Three jobs that run, and those of them that have logged."""
+    noted = LoggingJobs()
+    return noted, [running(number, lambda job: noted.update({job: True})) for number in range(3)]
+
+
+def taken(noted: LoggingJobs, now: float) -> list[int]:
+    return [claim.id for claim, _ in noted.take(now)]
+
+
+def test_long_logs_are_rewritten_the_more_seldom_the_longer_they_are(
+    chat: tuple[LoggingJobs, list[RunningJob]],
+) -> None:
+    noted, jobs = chat
+    pauses = []
+    now = 100.0
+    for words, times in (("short", 1), ("long", MAX_LINES), ("x" * 500, MAX_LINES), ("x" * MAX_TEXT, MAX_LINES)):
+        say(jobs[0], words, times)
+        assert taken(noted, now) == [0]
+        say(jobs[0], "more")
+        later = next(later for later in range(1, 1000) if taken(noted, now + later / 10))
+        pauses.append(later / 10)
+        now += LONGEST_PAUSE + later
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= 0.5 < pauses[-2] < pauses[-1] <= LONGEST_PAUSE
+
+
+def test_no_pause_is_longer_than_ten_seconds(chat: tuple[LoggingJobs, list[RunningJob]]) -> None:
+    noted, jobs = chat
+    for job in jobs:
+        say(job, "x" * MAX_TEXT, MAX_LINES)
+    assert taken(noted, 0.0) == [0, 1, 2]
+    for job in jobs:
+        say(job, "more")
+    assert taken(noted, LONGEST_PAUSE - 0.1) == []
+    assert taken(noted, LONGEST_PAUSE) == [0, 1, 2]
+
+
+def test_first_lines_wait_for_no_other_jobs(chat: tuple[LoggingJobs, list[RunningJob]]) -> None:
+    noted, (chatty, other, ended) = chat
+    say(chatty, "x" * MAX_TEXT, MAX_LINES)
+    assert taken(noted, 0.0) == [0]
+    for job in (chatty, other, ended):
+        say(job, "hello")
+    ended.ended = True
+    assert taken(noted, 0.1) == [1]
+    say(other, "again")
+    assert taken(noted, 0.2) == []
+    assert taken(noted, LONGEST_PAUSE) == [0, 1]
+    assert not noted
+
+
 def test_what_is_logged_after_the_end_is_not_kept() -> None:
-    claim = Claim(1, "u", "t", "q", "sync", 0, "[[],{}]", 1, 0, 0, 1, None, 0, 0, None, None)
-    job = RunningJob(claim, lambda *_: None, log_level=0)
+    job = running(1)
     record = logging.LogRecord("shop", 20, "x.py", 1, "too late", (), None)
     keep_line(job, record)
     job.ended = True

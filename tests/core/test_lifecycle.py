@@ -230,6 +230,34 @@ def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
     assert job.result(timeout=1) == 7
 
 
+def test_sync_jobs_that_still_run_when_their_process_ends_are_handed_back(
+    app: Flask, idle_worker: BackgroundTaskWorker
+) -> None:
+    begun, both, released = (threading.Event() for _ in range(3))
+
+    @idle_worker.task(name="hangs")
+    def hangs() -> None:
+        begun.set()
+        wait(released)
+
+    @idle_worker.task(name="once", at_most_once=True)
+    def once() -> None:
+        both.set()
+        wait(released)
+
+    jobs = hangs.enqueue(), once.enqueue()
+    with LiveWorker(app, process=False) as live:
+        wait(begun)
+        wait(both)
+        # In a thread it does all that a process does but end.
+        live.stop(timeout=0)
+    store = app.extensions["taskworker"].store
+    assert [job.refresh().state for job in jobs] == [JobState.READY, JobState.FAILED]
+    assert [record.failure_kind for record in map(store.record, [job.id for job in jobs])] == [None, "interrupted"]
+    assert store.workers() == []
+    released.set()
+
+
 def test_claim_of_which_its_worker_knows_nothing_is_handed_back(
     make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

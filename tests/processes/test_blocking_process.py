@@ -126,6 +126,27 @@ def test_thread_that_is_handed_back_does_not_run_beside_its_successor(lab: Lab, 
     assert len(lab.evidence("stopping")) == 1
 
 
+def test_jobs_are_handed_back_when_the_last_app_of_the_process_has_ended(lab: Lab) -> None:
+    other = """
+    other = make_app(task_worker, os.environ["LAB"] + "/other", "other", TASKER_SHUTDOWN_TIMEOUT=60)
+    with other.app_context():
+        tasks.hold.enqueue("other")
+    """
+    (lab.folder / "other").mkdir()
+    job = lab.tasks.hold.enqueue("never")
+    child = lab.start("python", blocking(lab, other, TICKING.replace("SLOW", "0")), **SHORT)
+    lab.await_evidence("start", 2)
+    child.send(signal.SIGTERM)
+    lab.await_state(lambda: "goes back to its queue" in child.output)
+    # The thread runs on, and the other app's worker is not done.
+    assert states(lab, job) == [("running", 0, 0)]
+    assert [row.state for row in lab.workers()] == ["draining"]
+    lab.open_gate("other")
+    assert child.wait() == 0, child.output
+    assert states(lab, job) == [("ready", 0, 0)]
+    assert lab.workers() == []
+
+
 def test_what_ends_while_receivers_are_slow_is_recorded_and_told(lab: Lab) -> None:
     never = lab.task_worker.task(name="once", at_most_once=True)(lambda: None).enqueue()
     ends, hangs = lab.tasks.hold.enqueue("g"), lab.tasks.hang.enqueue()
