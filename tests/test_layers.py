@@ -24,6 +24,7 @@ FLOORS = [
     "announce",
     "mail_config",
     "config",
+    "duties",
     "hints",
     "codec",
     "jobs",
@@ -166,7 +167,7 @@ FLOORS = [
 # No I/O, no asyncio, no Flask objects, and no clock: time is an argument.
 PURE = {
     *("errors", "clock", "config", "hints", "codec", "jobs", "failures", "retry", "triggers", "tasks"),
-    "hung",
+    *("duties", "hung"),
     *("store.schema", "store.statements", "store.worker_statements"),
     *("mail.addresses", "mail.mime", "mail.envelope", "mail.message"),
 }

@@ -22,6 +22,7 @@ from .cli import tasks_command
 from .client import Client
 from .codec import Codec
 from .config import TaskWorkerConfig
+from .duties import ALL_DUTIES, Duties
 from .errors import AppError, ConfigError, TaskWorkerError
 from .jobs import Job, running_job
 from .launch import after_uwsgi_fork, check_server, flask_command, forks_later, is_spawning, when_serving
@@ -35,7 +36,7 @@ from .store.sqlite import SqliteDriver
 from .tasks import Task, TaskClient, TaskRegistry, task_options
 from .threads import end_process
 from .triggers import Trigger
-from .worker import ALL_DUTIES, Duties, Worker
+from .worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")

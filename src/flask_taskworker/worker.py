@@ -16,7 +16,6 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from flask import Flask
@@ -25,6 +24,7 @@ from .bookkeeper import Bookkeeper
 from .client import Client
 from .config import TaskWorkerConfig
 from .crew import WAIT_FOR_SLOT, Crew
+from .duties import ALL_DUTIES, Duties
 from .errors import DatabaseReplaced, SchemaError, StoreError
 from .executor import Executor
 from .finishing import FLUSH_DELAY, Finisher
@@ -53,21 +53,6 @@ TEMPORARY_FAILURE = 75
 """The exit code of a process that cannot go on where a new one could: EX_TEMPFAIL of sysexits.h."""
 
 _IMMEDIATE = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duties:
-    """Which part of the work a worker takes on, and under which name."""
-
-    exclude: frozenset[str] = frozenset()
-    """The queues whose jobs it leaves to others."""
-    schedules: bool = True
-    """Whether it fires schedules."""
-    name: str = ""
-    """What people shall call it; nobody else needs it."""
-
-
-ALL_DUTIES = Duties()
 
 
 class Worker:
@@ -228,13 +213,9 @@ class Worker:
         self.client.worker_thread = threading.current_thread()
         self.client.on_news = self.wake
         self._has_begun = True
-        log.info("worker %s works on %s", self.id, self._queues_words())
+        log.info("worker %s works on %s", self.id, self._duties.words(self.config.queues))
         self._herald.worker_started(self)
         return True
-
-    def _queues_words(self) -> str:
-        excluded = f", but not {', '.join(sorted(self._duties.exclude))}" if self._duties.exclude else ""
-        return ", ".join(self.config.queues or ("all queues",)) + excluded
 
     async def _connect(self) -> None:
         await self._in_thread(self._store.driver.prepare)
