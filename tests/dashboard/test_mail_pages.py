@@ -163,7 +163,7 @@ def test_text_of_a_mail_needs_its_permission(make_lab: MakeLab) -> None:
         assert "secret" not in seen
         assert "hello" in seen
     assert "mail_body" in lab.page("/mail/message", id=job.uid)
-    for path in ("/mail/html", "/mail/source"):
+    for path in ("/mail/html", "/mail/source", "/mail/text"):
         response = lab.get(path, id=job.uid)
         assert response.status_code == 403
         assert "secret" not in response.text
@@ -217,6 +217,42 @@ def test_source_is_the_mail_as_it_goes_out(lab: Lab) -> None:
     assert "sandbox" in response.headers["Content-Security-Policy"]
     parts = list(email.message_from_bytes(response.data).walk())
     assert parts[-1].get_payload(decode=True) == b"x" * 5000
+
+
+def test_long_text_is_cut_and_there_as_a_file(lab: Lab) -> None:
+    body = "a line of text\n" * 10_000 + "the end"
+    job = queue(lab, body=body)
+    html = lab.page("/mail/message", id=job.uid)
+    assert len(html) < 30_000
+    assert "a line of text" in html
+    assert "the end" not in html
+    assert f'href="/tasks/mail/text?id={job.uid}" download' in html
+    whole = lab.get("/mail/text", id=job.uid)
+    assert whole.mimetype == "text/plain"
+    assert whole.headers["Content-Disposition"] == f'attachment; filename="mail-{job.uid}.txt"'
+    assert whole.text.replace("\r\n", "\n") == body
+    assert "download" not in lab.page("/mail/message", id=queue(lab).uid)
+
+
+def test_of_a_long_mail_the_page_reads_the_beginning(lab: Lab) -> None:
+    first, last = Attachment("first.bin", "a/b", b"x" * 2_000_000), Attachment("last.bin", "a/b", b"y")
+    job = queue(lab, attachments=[first, last])
+    html = lab.page("/mail/message", id=job.uid)
+    assert "its first 2 MB were read" in html
+    assert "text" in html
+    assert "first.bin" in html
+    assert "last.bin" not in html
+    assert b"last.bin" in lab.get("/mail/source", id=job.uid).data
+    assert "2 MB" not in lab.page("/mail/message", id=queue(lab, attachments=[last]).uid)
+
+
+def test_an_attached_mail_is_listed_by_its_subject(lab: Lab) -> None:
+    inner = Attachment(None, "message/rfc822", b"Subject: <b>inner\r\n\r\ninner text")
+    html = lab.page("/mail/message", id=queue(lab, attachments=[inner]).uid)
+    assert_harmless(html)
+    assert "&lt;b&gt;inner" in html
+    assert "message/rfc822" in html
+    assert "inner text" not in html
 
 
 def test_name_of_the_source_file_is_harmless(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
 
 import pytest
@@ -109,3 +110,45 @@ def test_picture_is_not_taken_for_one_whose_name_begins_like_its_own(make_messag
     ]
     html = Letter.of(make_message(html='<img src="cid:ab"><img src="cid:a">', attachments=pictures).as_bytes()).html
     assert html == '<img src="data:image/png;base64,Mg=="><img src="data:image/png;base64,MQ==">'
+
+
+INNER = b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\nFrom: a@x.org\r\n\r\ninner text\r\n"
+
+
+def outer(part_headers: bytes, content: bytes) -> bytes:
+    """A mail with a text, and a mail attached to it."""
+    return (
+        b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\nContent-Type: text/plain\r\n\r\nouter text\r\n'
+        b"--b\r\n" + part_headers + b"\r\n\r\n" + content + b"\r\n--b--\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "name"),
+    [
+        (b"Content-Type: message/rfc822", INNER, "Grüße"),
+        (b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64", b64encode(INNER), "Grüße"),
+        (b'Content-Type: message/rfc822; name="x.eml"', INNER, "x.eml"),
+        (b"Content-Type: message/rfc822", INNER.replace(b"Subject", b"Other"), "(no name)"),
+        (b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64", b"\xff!", "(no name)"),
+        (b"Content-Type: message/rfc822", b"", "(no name)"),
+    ],
+)
+def test_attached_mail_is_one_attachment_with_its_subject_as_name(headers: bytes, content: bytes, name: str) -> None:
+    letter = Letter.of(outer(headers, content))
+    assert letter.text == "outer text"
+    (attached,) = letter.attachments
+    assert (attached.name, attached.content_type) == (name, "message/rfc822")
+    assert abs(attached.size - len(INNER)) < 10 or name == "(no name)"
+
+
+def test_mail_that_this_package_attaches_is_read(make_message: Make) -> None:
+    inner = make_message(subject="Grüße", attachments=[Attachment("a.txt", "text/plain", "x")]).as_bytes()
+    message = make_message(attachments=[Attachment(None, "message/rfc822", inner)])
+    (attached,) = Letter.of(message.as_bytes()).attachments
+    assert (attached.name, attached.content_type, attached.size) == ("Grüße", "message/rfc822", len(inner))
+
+
+def test_mail_whose_only_text_is_in_an_attached_one_has_none() -> None:
+    data = outer(b"Content-Type: message/rfc822", INNER).replace(b"text/plain", b"text/x-other")
+    assert Letter.of(data).text is None

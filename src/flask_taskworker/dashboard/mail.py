@@ -27,6 +27,10 @@ from .view import View
 PAGE = 50
 _FIRST = 5
 """Recipients that the list shows of a mail."""
+READ = 2_000_000
+"""Octets of a mail that are read for its page; the frame with its HTML, and the files, have all."""
+TEXT = 20_000
+"""Characters of its text that are shown."""
 _MOST = 200
 """Recipients that the page of a mail shows."""
 _STATES = {
@@ -163,14 +167,17 @@ def _standing(state: str) -> dict[str, Any]:
 def _outside(mail: MailRow) -> dict[str, Any]:
     """What everybody may see of a mail: the header lines that a list of mails shows too."""
     headers = [header for header in headers_of(mail.head or b"") if header[0] in _PLAIN_HEADERS]
-    return {"headers": headers, "text": None, "has_html": None, "attachments": None}
+    cut = {"text_cut": False, "read_cut": False}
+    return {"headers": headers, "text": None, "has_html": None, "attachments": None, **cut}
 
 
 def _whole(body: bytes) -> dict[str, Any]:
-    letter = Letter.of(body)
+    letter = Letter.of(body[:READ], most=TEXT + 1)
     return {
         "headers": letter.headers,
-        "text": letter.text,
+        "text": letter.text and letter.text[:TEXT],
+        "text_cut": len(letter.text or "") > TEXT,
+        "read_cut": len(body) > READ,
         "has_html": letter.html is not None,
         "attachments": [
             {"name": a.name, "type": a.content_type, "size": a.size, "is_inline": a.is_inline}
@@ -194,9 +201,22 @@ def html(view: View) -> Response:
 
 def source(view: View) -> Response:
     """The mail as a file, as it goes over the wire."""
-    response = current_app.response_class(_body(view), content_type="message/rfc822")
+    return _file(_body(view), "message/rfc822", "eml")
+
+
+def text(view: View) -> Response:
+    """All of the mail's text as a file."""
+    body = _body(view)
+    found = Letter.of(body, most=len(body)).text
+    if found is None:
+        raise NotFound("This mail has no plain text.")
+    return _file(found.encode("utf-8", "replace"), "text/plain; charset=utf-8", "txt")
+
+
+def _file(content: bytes, kind: str, ending: str) -> Response:
+    response = current_app.response_class(content, content_type=kind)
     name = re.sub(r"[^0-9A-Za-z_-]", "_", request.args.get("id", ""))[:60]
-    response.headers["Content-Disposition"] = f'attachment; filename="mail-{name}.eml"'
+    response.headers["Content-Disposition"] = f'attachment; filename="mail-{name}.{ending}"'
     return _guarded(response, FRAME_CSP.format(IMAGES["blocked"]))
 
 
@@ -234,5 +254,6 @@ ROUTES = (
     Route("/mail/message", "mail_message", message, arguments=("id", "images")),
     Route("/mail/html", "mail_html", html, permission="mail_body", arguments=("id", "images")),
     Route("/mail/source", "mail_source", source, permission="mail_body", arguments=("id",)),
+    Route("/mail/text", "mail_text", text, permission="mail_body", arguments=("id",)),
     Route("/mail/retry", "retry_mail", retry, methods=("POST",), permission="retry"),
 )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message as Part
+from typing import cast
 
 from ..store import mail_statements
 from ..store.sql import Store
@@ -53,15 +54,15 @@ class Letter:
     attachments: tuple[Enclosed, ...]
 
     @classmethod
-    def of(cls, data: bytes) -> Letter:
-        """Read the bytes of a mail."""
+    def of(cls, data: bytes, *, most: int = MAX_SHOWN) -> Letter:
+        """Read the bytes of a mail; of each of its texts the first *most* characters."""
         parts = list(_leaves(email.message_from_bytes(data)))
         bodies = {part.get_content_subtype(): part for part in reversed(parts) if _is_body(part)}
-        html = _text(bodies["html"]) if "html" in bodies else None
+        html = _text(bodies["html"], most) if "html" in bodies else None
         attached = [part for part in parts if part not in bodies.values()]
         return cls(
             headers=headers_of(data),
-            text=_text(bodies["plain"]) if "plain" in bodies else None,
+            text=_text(bodies["plain"], most) if "plain" in bodies else None,
             html=html and _with_pictures(html, attached),
             attachments=tuple(_enclosed(part) for part in attached),
         )
@@ -107,8 +108,13 @@ def plain(text: str) -> str:
     return _STEERING.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _leaves(mail: Part) -> Iterator[Part]:
-    return (part for part in mail.walk() if not part.is_multipart())
+def _leaves(part: Part) -> Iterator[Part]:
+    """The parts that hold no others; a mail that is attached counts as one, whatever is in it."""
+    if part.is_multipart() and part.get_content_maintype() != "message":
+        for inner in part.get_payload():
+            yield from _leaves(cast(Part, inner))
+    else:
+        yield part
 
 
 def _is_body(part: Part) -> bool:
@@ -126,23 +132,40 @@ def _octets(part: Part) -> bytes:
     return found if isinstance(found, bytes) else b""
 
 
-def _text(part: Part) -> str:
-    octets = _octets(part)[: MAX_SHOWN * 4]
+def _text(part: Part, most: int) -> str:
+    octets = _octets(part)[: most * 4]
     try:
         text = octets.decode(part.get_content_charset("utf-8"), "replace")
     except (LookupError, ValueError):
         text = octets.decode("utf-8", "replace")
     # Half a surrogate pair, which some charsets know, could not be sent on.
-    return text[:MAX_SHOWN].encode("utf-8", "replace").decode("utf-8")
+    return text[:most].encode("utf-8", "replace").decode("utf-8")
 
 
 def _enclosed(part: Part) -> Enclosed:
+    octets = _mail_in(part) if part.is_multipart() else _octets(part)
+    subject = header_in(headers_of(octets), "Subject") if part.get_content_maintype() == "message" else None
     return Enclosed(
-        name=decoded(part.get_filename() or "(no name)")[:200],
+        name=decoded(part.get_filename() or subject or "(no name)")[:200],
         content_type=plain(part.get_content_type())[:100],
-        size=len(_octets(part)),
+        size=len(octets),
         is_inline="content-id" in part,
     )
+
+
+def _mail_in(part: Part) -> bytes:
+    """The bytes of an attached mail, or about these: its headers are written anew.
+
+    It may stand there in base64, although RFC 2046 (5.2.1) forbids that: then its code was read as the mail.
+    """
+    inner = cast(Part, next(iter(part.get_payload()), Part()))
+    text = inner.get_payload()
+    if str(part.get("content-transfer-encoding", "")).strip().lower() == "base64" and isinstance(text, str):
+        with suppress(ValueError):
+            return base64.b64decode(text.encode("ascii", "replace"))
+    head = "".join(f"{name}: {value}\r\n" for name, value in inner.items())
+    body = b"".join(_octets(leaf) for leaf in _leaves(inner))
+    return f"{head}\r\n".encode("utf-8", "replace") + body
 
 
 def _with_pictures(html: str, parts: Sequence[Part]) -> str:
