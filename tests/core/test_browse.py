@@ -388,6 +388,33 @@ def test_a_job_comes_with_all_that_is_stored_of_it(browser: Browser, rows: Rows)
     assert job.lines == {1: [(5, "INFO", "app", "hello")], 2: []}
 
 
+def test_children_are_those_that_were_enqueued_inside(
+    browser: Browser, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browse, "WINDOW", 500)
+    store_many(rows, 3_000, created_at="i * 1000")
+    rows("UPDATE taskworker_job SET claim = 2, started_at = 2000500, finished_at = 2005000 WHERE id = 7")
+    rows("UPDATE taskworker_job SET origin = ? WHERE id IN (9, 2003, 2990)", '{"job": 7}')
+    rows("UPDATE taskworker_job SET origin = ? WHERE id = 2004", '{"job": 7, "traceparent": "00-1"}')
+    rows("UPDATE taskworker_job SET origin = ? WHERE id = 2002", '{"job": 77}')
+
+    def children(limit: int = 10) -> list[int]:
+        return [row.record.id for row in browser.children(browser.job(7), limit=limit)]
+
+    assert children() == [2003, 2004]
+    assert children(1) == [2003]
+    # An earlier try, long before; then it runs again.
+    rows(
+        "INSERT INTO taskworker_attempt (job_id, claim, attempt, started_at, finished_at, outcome) "
+        "VALUES (7, 1, 1, 8000, 9000, 'retrying')"
+    )
+    assert children() == [9]
+    rows("UPDATE taskworker_job SET claim = 0 WHERE id = 7")
+    assert children() == []
+    assert list(chain.from_iterable(browser.ids(chosen("parent:7")))) == [2990, 2004, 2003, 9]
+    assert browser.count(chosen("parent:7")) == 1
+
+
 @pytest.mark.parametrize("job_id", [0, -1, 1, MAX_ID, MAX_ID + 1, 10**30])
 def test_a_job_that_is_not_there_is_named(browser: Browser, job_id: int) -> None:
     with pytest.raises(JobNotFound, match=f"There is no job {job_id}:"):

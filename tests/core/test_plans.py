@@ -47,7 +47,13 @@ FILTERS = [
     *("state:cancelled", "state:failed,cancelled", "task:app.t3", "task:app.*", "task:nobody", "queue:q2"),
     *("schedule:s1", "schedule:s1 state:failed", "worker:w1", "worker:w1 state:succeeded", "group:g3", "unique:k"),
     *("uid:u40000", "id:17", "attempts:2", "after:-1h", "before:1970-01-01T00:00:10", "hidden:yes", "args.x:30000"),
-    *("hidden:yes state:failed", "state:ready task:app.t3 queue:q1", "state:failed before:1970-01-01T00:00:10"),
+    *(
+        "hidden:yes state:failed",
+        "parent:30000",
+        "parent:5 state:failed",
+        "state:ready task:app.t3 queue:q1",
+        "state:failed before:1970-01-01T00:00:10",
+    ),
 ]
 
 
@@ -137,6 +143,7 @@ def test_no_statement_of_the_pages_goes_through_the_table(store: Store, plans: P
         call()
     browser.failures(0)
     browser.job(17)
+    browser.children(browser.job(18)._replace(record=browser.job(18).record._replace(claim=1)), limit=20)
     browser.jobs_by_id([5, 7])
     browser.mails(address="x", before="u5")
     assert len(plans.found) > 50

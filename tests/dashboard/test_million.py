@@ -27,6 +27,7 @@ PAGES = (
         "/jobs?filter=after:-1h",
     ),
     *("/jobs?filter=hidden:yes", "/jobs?filter=group:g7", "/jobs/999999", "/jobs/1"),
+    *("/jobs/450000", "/jobs?filter=parent:450000"),
     *("/failures", "/queues", "/schedules", "/workers", "/mail", "/system"),
 )
 _SHARES = """CASE WHEN i <= 880000 THEN 'succeeded' WHEN i <= 895000 THEN 'failed' WHEN i <= 900000 THEN 'cancelled'
@@ -63,6 +64,8 @@ def fill(lab: Lab) -> None:
         finished_at=f"CASE WHEN {done} THEN {hour_ago} + i * 3 END",
         expires_at="CASE WHEN i <= 900000 THEN 4000000000000 END",
         worker_id="CASE WHEN i > 960000 AND i <= 960200 THEN 'w' END",
+        claim=f"CASE WHEN {done} THEN 1 ELSE 0 END",
+        origin='CASE WHEN i % 7000 = 0 THEN \'{"job": 450000}\' ELSE \'{"request": "GET /"}\' END',
         failure_group="CASE WHEN i > 880000 AND i <= 895000 THEN 'g' || (i - i / 400 * 400) END",
         failure_kind="CASE WHEN i > 880000 AND i <= 895000 THEN 'exception' END",
         error=f"CASE WHEN i > 880000 AND i <= 895000 THEN '{error}' END",

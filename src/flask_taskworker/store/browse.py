@@ -90,7 +90,7 @@ class Browser:
         if chosen.args:
             return self._page_by_args(chosen, limit, below, floor, names, everywhere=everywhere)
         sql = statements.jobs(self._dialect, chosen, everywhere=everywhere)
-        found = self._read(sql, {**_parameters(chosen, below), "floor": floor or 0, "limit": limit + 1})
+        found = self._read(sql, {**_parameters(chosen, below, floor), "limit": limit + 1})
         rows = [job_row(row) for row in found]
         if len(rows) > limit:
             return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
@@ -112,7 +112,7 @@ class Browser:
     def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
         """Id, task and arguments of the jobs that fit but for these."""
         sql = statements.jobs(self._dialect, chosen, statements.ARGS_ROW, everywhere=everywhere)
-        while rows := self._read(sql, {**_parameters(chosen, below), "floor": floor, "limit": _CHUNK}):
+        while rows := self._read(sql, {**_parameters(chosen, below, floor), "limit": _CHUNK}):
             yield from rows
             below = rows[-1][0]
 
@@ -133,7 +133,7 @@ class Browser:
         """How many jobs fit, counted up to :data:`MOST`, among those that a page looks at."""
         if chosen.args:
             return len(self.jobs(chosen, limit=MOST, names=names).rows)
-        parameters = {**_parameters(chosen, MAX_ID), "floor": self._floor(chosen, MAX_ID) or 0, "limit": MOST}
+        parameters = {**_parameters(chosen, MAX_ID, self._floor(chosen, MAX_ID)), "limit": MOST}
         number: int = self._read(statements.count_jobs(self._dialect, chosen), parameters)[0][0]
         return number
 
@@ -354,8 +354,10 @@ class Browser:
         return self._store.driver.read(sql, parameters)
 
 
-def _parameters(chosen: JobFilter, below: int) -> dict[str, Any]:
-    return {**statements.parameters_of(chosen), "before": below, "window": WINDOW, "few": FEW}
+def _parameters(chosen: JobFilter, below: int, floor: int | None = None) -> dict[str, Any]:
+    # No child is older than its parent; said so in the statement, SQLite would go down to there, past the floor.
+    least = max(floor or 0, chosen.parent or 0)
+    return {**statements.parameters_of(chosen), "before": below, "floor": least, "window": WINDOW, "few": FEW}
 
 
 def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str] | None) -> bool:

@@ -43,7 +43,7 @@ def _base(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> s
     match chosen.states:
         case ("failed",) | ("cancelled",):
             return _ended(dialect, chosen.states[0])
-    return "true" if chosen.parent is None else "id > :parent"
+    return "true"
 
 
 def _ended(dialect: Dialect, state: str) -> str:
@@ -103,7 +103,7 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     return " AND ".join(parts)
 
 
-_CHILD = "(origin = :child OR origin LIKE :child_and_more)"
+_CHILD = "substr(origin, 1, CAST(:child_length AS integer)) IN (:child, :child_and_more)"
 """The job stands first in an origin; see origin.py."""
 _EQUAL = {
     "id": "id",
@@ -125,7 +125,8 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
         "unique": chosen.unique,
         "parent": chosen.parent,
         "child": None if chosen.parent is None else f'{{"job": {chosen.parent}}}',
-        "child_and_more": None if chosen.parent is None else f'{{"job": {chosen.parent}, %',
+        "child_and_more": None if chosen.parent is None else f'{{"job": {chosen.parent},',
+        "child_length": None if chosen.parent is None else len(f'{{"job": {chosen.parent}}}'),
         "attempts": chosen.attempts,
         "after": chosen.after,
         "created_before": chosen.before,
@@ -156,7 +157,9 @@ def jobs(dialect: Dialect, chosen: JobFilter, columns: str = ROW, *, everywhere:
 def jobs_floor(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> str:
     """Where the ``:window`` newest that the index offers end: the id of the next, or no row where they are all."""
     base = _base(dialect, chosen, everywhere=everywhere)
-    return f"SELECT id FROM taskworker_job WHERE {base} AND id < :before ORDER BY id DESC LIMIT 1 OFFSET :window"
+    # A child has a greater number than its parent.
+    after = "" if chosen.parent is None else " AND id > :parent"
+    return f"SELECT id FROM taskworker_job WHERE {base}{after} AND id < :before ORDER BY id DESC LIMIT 1 OFFSET :window"
 
 
 def count_jobs(dialect: Dialect, chosen: JobFilter) -> str:
