@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flask import current_app
 
 from .client import Client
@@ -10,7 +12,7 @@ from .filters import JobFilter
 from .health import SILENT_MS, info_of, takes
 from .jobs import Job, current_job
 from .steering import BULK, Steering, names_of
-from .store.browse import Browser
+from .store.browse import Browser, Names
 from .tasks import EnqueueOptions, TaskOptions, TaskRegistry
 
 QUEUE = "bulk"
@@ -26,7 +28,7 @@ def act_on_all(action: str, filter: str, who: str) -> int:
     registry: TaskRegistry = state.task_worker.registry
     steering = Steering(app, state.client, registry, who=who)
     chosen = JobFilter.parse(filter, state.store.clock())
-    batches = steering.act_on_all(action, chosen, before=current_job.id, names=names_of(registry))
+    batches = steering.act_on_all(action, chosen, before=current_job.id, names=_open_names(registry, chosen))
     total = 0
     try:
         for changed in batches:
@@ -37,6 +39,21 @@ def act_on_all(action: str, filter: str, who: str) -> int:
         # Stopped half way, what was done is noted at once.
         batches.close()
     return total
+
+
+def _open_names(registry: TaskRegistry, chosen: JobFilter) -> Names:
+    """As ``names_of``, but none of these arguments may be asked of a task that is not known, or covers one of them.
+
+    How many jobs it acts on tells whether a value is the one. What asked for it may not know all tasks of this process.
+    """
+    known, asked = names_of(registry), {name.lower() for name, _ in chosen.args}
+
+    def names(task_name: str) -> Sequence[str] | None:
+        task = registry.get(task_name)
+        covers = task is None or not asked.isdisjoint(name.lower() for name in task.options.sensitive)
+        return None if covers else known(task_name)
+
+    return names
 
 
 def register_bulk(registry: TaskRegistry) -> None:

@@ -9,7 +9,10 @@ import pytest
 from flask import Flask
 from tests.dashboard.lab import Lab
 
+from flask_taskworker import JobState
+from flask_taskworker.bulk import enqueue_bulk
 from flask_taskworker.dashboard.redact import without_logins
+from flask_taskworker.filters import JobFilter
 
 
 @pytest.fixture
@@ -104,3 +107,21 @@ def test_values_of_a_task_that_is_not_declared_here_cannot_be_guessed_by_filters
     assert lab.data("/jobs", filter=text)["rows"] == []
     asked(lab, text)
     assert lab.rows("SELECT DISTINCT state FROM taskworker_job") == [("ready",)]
+
+
+def test_a_worker_that_acts_on_many_guesses_no_covered_value_either(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the dashboard may know fewer tasks than the worker, or others."""
+
+    @lab.task_worker.task(name="tax")
+    def tax(ssn: str) -> None: ...
+
+    with lab.app.app_context():
+        plain, unknown = tax.enqueue("123"), tax.enqueue(ssn="123")
+        lab.rows("UPDATE taskworker_job SET task = 'of.another.process' WHERE id = ?", unknown.id)
+        lab.rows("UPDATE taskworker_job SET state = 'scheduled', run_at = 9000000000000")
+        state = lab.app.extensions["taskworker"]
+        enqueue_bulk(lab.task_worker.registry, state.client, "cancel", JobFilter(args=(("ssn", "123"),)), "ana")
+    lab.drain()
+    found = dict(lab.rows("SELECT task, state FROM taskworker_job WHERE task <> 'flask_taskworker.bulk'"))
+    assert found == {"pay": "scheduled", "tax": "cancelled", "of.another.process": "scheduled"}
+    assert plain.refresh().state is JobState.CANCELLED

@@ -1,4 +1,4 @@
-"""The rows of pages and commands, as they come from ``browse.py``. Pure.
+"""The rows of pages and commands, as they come from ``browse.py``.
 
 SQLite keeps a value of any type in any column. What somebody wrote there by hand must not take a page with it: a value
 of the wrong type is taken out of its field, and shown as it is beside the row.
