@@ -487,7 +487,7 @@ def _in_order(dialect: Dialect, names: str) -> str:
     if dialect.name == "sqlite":
         return ""
     return (
-        f" AND name = ANY(ARRAY(SELECT name FROM taskworker_schedule WHERE name IN ({names}) "
+        f" AND name = ANY(ARRAY(SELECT name FROM taskworker_schedule WHERE name = ANY(ARRAY({names})) "
         'ORDER BY name COLLATE "C" FOR UPDATE))'
     )
 
