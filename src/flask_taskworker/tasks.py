@@ -28,6 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Returned = TypeVar("Returned")
 
+_SEQUENCES = (tuple, list)
 MAX_NAME = 200
 MAX_PRIORITY = 2**31 - 1
 
@@ -264,7 +265,7 @@ class Task(Generic[P, R, Returned]):
         return [self._encode_one(number, call) for number, call in enumerate(calls)]
 
     def _encode_one(self, number: int, call: Sequence[Any] | Mapping[str, Any]) -> str:
-        if isinstance(call, tuple | list):
+        if isinstance(call, _SEQUENCES):
             return self.encode(tuple(call), {})
         if isinstance(call, Mapping) and all(isinstance(key, str) for key in call):
             return self.encode((), call)

@@ -190,7 +190,7 @@ class SqliteDriver:
         """
         with translated(self.path, self._guard), self._commits.alone() as connection:
             with Transaction(connection, self._lock_timeout):
-                connection.executemany(_ADD_BATCH, [(*job, job.state) for job in jobs])
+                connection.executemany(_ADD_BATCH, ((*job, job.state) for job in jobs))
                 ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
         self._look_after_log()
         return list(range(last - len(jobs) + 1, last + 1))
