@@ -110,7 +110,8 @@ async def run_within(given: Any, call: Callable[[Any], T]) -> T:
 def _wrong_session(given: object) -> str:
     if is_async(given):
         return "session is asynchronous: await task.using(session=…).aenqueue(…) instead of enqueue."
-    return f"session = {given!r:.100} is not an SQLAlchemy Session, scoped_session or Connection."
+    remedy = " Give its .session, as in session=db.session." if hasattr(given, "session") else ""
+    return f"session = {given!r:.100} is not an SQLAlchemy Session, scoped_session or Connection.{remedy}"
 
 
 @functools.lru_cache(maxsize=64)

@@ -561,6 +561,17 @@ def test_what_is_no_session_is_refused(add: Any, store: Store, given: object, se
     assert stored(store) == []
 
 
+class Owner:
+    """Stands for Flask-SQLAlchemy's db, which is not a session but has one."""
+
+    session = None
+
+
+def test_owner_of_a_session_is_pointed_to_it(idle_worker: BackgroundTaskWorker) -> None:
+    with pytest.raises(ArgumentsError, match=r"is not an SQLAlchemy Session.* as in session=db\.session\."):
+        idle_worker.task(name="work")(lambda: 1).using(session=Owner()).enqueue()
+
+
 @same_place
 def test_asynchronous_session_wants_aenqueue(open_door: Callable[..., AsyncDoor], add: Any, store: Store) -> None:
     door = open_door(AsyncDoor)
