@@ -12,7 +12,9 @@ from email.utils import formatdate
 import pytest
 from tests.mail.server import SOURCES
 
+from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.mail import Attachment, BadHeaderError, Message
+from flask_taskworker.mail.envelope import prepare
 
 Make = Callable[..., Message]
 
@@ -302,3 +304,11 @@ def test_base64_of_an_attachment_is_made_once(make_message: Make) -> None:
     second = make_message(attachments=[attachment]).as_bytes()
     assert base64.b64encode(b"other") in second
     assert base64.b64encode(b"other") not in first
+
+
+def test_what_is_no_message_and_no_attachment_is_refused_with_the_remedy(make_message: Make) -> None:
+    with pytest.raises(ArgumentsError, match=r"'Hello' is not a message\. Give a Message\(subject"):
+        prepare("Hello", now=0.0)
+    message = make_message(recipients=["a@x.org"], attachments=["bill.pdf"], sender="b@x.org")
+    with pytest.raises(ArgumentsError, match=r"holds 'bill.pdf', which is not an Attachment\. .* message\.attach"):
+        prepare(message, now=0.0)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, cast
 
+from ..errors import ArgumentsError
 from .addresses import FORBIDDEN, Mailbox, check_list, check_text, force_text, parse_mailbox, parse_mailboxes
 from .errors import (
     BadAddressError,
@@ -165,6 +166,8 @@ def prepare(
 
 def check_presence(message: Any) -> None:
     """Raise where there is nobody to send to, or nobody who sends."""
+    if not hasattr(message, "send_to"):
+        raise ArgumentsError(f"{message!r:.100} is not a message. Give a Message(subject, recipients=[…], body=…).")
     if not message.send_to:
         raise MissingRecipients
     if not message.sender:
@@ -217,6 +220,11 @@ def _check_headers(field_name: str, headers: Any) -> None:
 
 
 def _check_attachment(attachment: Any) -> None:
+    if not hasattr(attachment, "filename"):
+        raise ArgumentsError(
+            f"attachments holds {attachment!r:.100}, which is not an Attachment. "
+            "Give Attachment(filename, content_type, data), or use message.attach(…)."
+        )
     if attachment.filename is not None:
         check_text("the attachment's filename", force_text(attachment.filename))
     _check_match(_CONTENT_TYPE, "the attachment's content_type", attachment.content_type, "type/subtype; name=value")
