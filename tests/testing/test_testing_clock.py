@@ -146,6 +146,24 @@ def test_schedule_that_never_ends_is_limited(task_clock: TaskClock, task_worker:
 
 
 @pytest.mark.sqlite_only
+def test_too_many_times_of_a_schedule_are_told_the_way_past_them(
+    task_clock: TaskClock, task_worker: BackgroundTaskWorker
+) -> None:
+    @task_worker.task(schedule=Every(seconds=1))
+    def often() -> None:
+        """Every second."""
+
+    @task_worker.task(schedule=Cron("0 3 * * *"))
+    def nightly() -> None:
+        """Once a day."""
+
+    with pytest.raises(TaskWorkerError, match=r"many times of a schedule\? Go there with task_clock\.jump\(moment\)"):
+        task_clock.advance(days=1, max=5)
+    task_clock.jump(task_clock.now.replace(hour=2, minute=59, second=59) + timedelta(days=1))
+    assert task_clock.advance(seconds=2).succeeded >= 2
+
+
+@pytest.mark.sqlite_only
 def test_time_goes_forward(task_clock: TaskClock) -> None:
     with pytest.raises(ValueError, match="Time goes forward only"):
         task_clock.set(START)

@@ -405,8 +405,9 @@ def refuse_endless(report: Report, most: int) -> None:
         names = Counter(execution.claim.task for execution in report.executions)
         shown = ", ".join(f"{name} {times} times" for name, times in names.most_common(3))
         raise TaskWorkerError(
-            f"More than {most} jobs have run: {shown}. Does a job enqueue itself again and again? "
-            "If it is meant so, give a higher max=…."
+            f"More than {most} jobs have run: {shown}. Does a job enqueue itself again and again, or has the clock "
+            "gone over many times of a schedule? Go there with task_clock.jump(moment), and advance from there; or "
+            "give a higher max=…."
         )
 
 
