@@ -226,7 +226,11 @@ class Client:
     # -- looking and waiting ----------------------------------------------------------------------------------------
 
     def job(self, job_id: int) -> Job[Any]:
-        """The job of that number. Raises JobNotFound."""
+        """The job of that number. Raises JobNotFound, or ArgumentsError for what is no number."""
+        if not isinstance(job_id, int):
+            raise ArgumentsError(
+                f"A job's id is a whole number, not {job_id!r:.100}. Of text from a request make an int."
+            )
         return Job(self.store.record(job_id), self)
 
     def record(self, job_id: int) -> JobRecord:
@@ -241,7 +245,7 @@ class Client:
         pause = _FIRST_POLL
         with self._waiting.for_job(job_id) as finished:
             while not _has_finished(ending := self.store.ending(job_id)):
-                left = _time_left(job_id, deadline)
+                left = _time_left(job_id, ending, deadline)
                 # Another process may finish the job: nobody would set the event then.
                 finished.wait(min(pause, left))
                 pause = min(pause * 2, _LAST_POLL)
@@ -253,7 +257,7 @@ class Client:
         pause = _FIRST_POLL
         with self._waiting.for_job(job_id) as finished:
             while not _has_finished(ending := await self._aside(self.store.ending, job_id)):
-                await finished.async_wait(min(pause, _time_left(job_id, deadline)))
+                await finished.async_wait(min(pause, _time_left(job_id, ending, deadline)))
                 pause = min(pause * 2, _LAST_POLL)
         return self._value(job_id, ending)
 
@@ -465,12 +469,14 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _time_left(job_id: int, deadline: float | None) -> float:
+def _time_left(job_id: int, ending: JobEnding, deadline: float | None) -> float:
     if deadline is None:
         return _LAST_POLL
     left = deadline - time.monotonic()
     if left <= 0:
-        raise JobTimeout(f"Job {job_id} had no result within the timeout. It goes on; ask again later.")
+        is_ready = ending.state == "ready"
+        waits = " It is still ready: if no worker takes it, flask tasks status says why." if is_ready else ""
+        raise JobTimeout(f"Job {job_id} had no result within the timeout. It goes on; ask again later.{waits}")
     return left
 
 

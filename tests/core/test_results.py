@@ -21,7 +21,7 @@ from flask_taskworker import (
     JobTimeout,
 )
 from flask_taskworker.client import Client
-from flask_taskworker.errors import TaskWorkerError
+from flask_taskworker.errors import ArgumentsError, TaskWorkerError
 from flask_taskworker.extension import AppState, make_driver
 from flask_taskworker.store.sql import Store
 from flask_taskworker.tasks import Task
@@ -214,6 +214,21 @@ def test_timeout_raises_and_the_job_goes_on(task_worker: BackgroundTaskWorker) -
             assert isinstance(caught.value, TimeoutError)
     release.set()
     assert job.result(timeout=20) == "done"
+
+
+def test_timeout_of_a_job_that_nobody_takes_says_where_to_look(idle_worker: BackgroundTaskWorker) -> None:
+    job = idle_worker.task(name="work")(lambda: 1).enqueue()
+    for ask in results(job, 0):
+        with pytest.raises(JobTimeout, match=r"It is still ready: .* flask tasks status says why"):
+            ask()
+    later = idle_worker.task(name="later")(lambda: 1).using(delay=60).enqueue()
+    with pytest.raises(JobTimeout, match=r"ask again later\.$"):
+        later.result(timeout=0)
+
+
+def test_id_that_is_no_number_is_refused_with_the_remedy(idle_worker: BackgroundTaskWorker) -> None:
+    with pytest.raises(ArgumentsError, match=r"A job's id is a whole number, not '7'\. .* make an int"):
+        idle_worker.get_job("7")  # type: ignore[arg-type]
 
 
 def test_timeout_of_zero_gives_a_result_that_is_there(task_worker: BackgroundTaskWorker) -> None:
