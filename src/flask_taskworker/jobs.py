@@ -488,7 +488,10 @@ class CurrentJob:
     def _job(self) -> RunningJob:
         job = _running.get()
         if job is None:
-            raise RuntimeError("No job runs here: current_job works only inside a task that a worker runs.")
+            raise RuntimeError(
+                "No job runs here: current_job works only inside a task that a worker runs. A function that is also "
+                "called plainly asks first: if current_job: …; a test runs the task with jobs.perform(task, …)."
+            )
         return job
 
     def __bool__(self) -> bool:
