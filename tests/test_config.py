@@ -271,3 +271,8 @@ def test_password_is_not_in_the_repr() -> None:
     config = read(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=f"postgresql://ann:{SECRET}@host/db")
     assert SECRET not in repr(config)
     assert SECRET not in str(config.database_uri)
+
+
+def test_unknown_keys_are_named_with_what_was_probably_meant() -> None:
+    config = {"TASKER_THREAD": 8, "TASKER_COLOUR": "red", "TASKER_THREADS": 8, "DEBUG": True}
+    assert TaskWorkerConfig.unknown_keys(config) == {"TASKER_COLOUR": None, "TASKER_THREAD": "TASKER_THREADS"}

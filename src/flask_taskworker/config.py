@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -90,6 +91,13 @@ class TaskWorkerConfig:
     def is_debug(self, app_debug: bool) -> bool:
         """Whether to log every step, given what ``app.debug`` is now."""
         return app_debug if self.debug is None else self.debug
+
+    @classmethod
+    def unknown_keys(cls, config: Mapping[str, Any]) -> dict[str, str | None]:
+        """The keys ``TASKER_…`` of *config* that mean nothing, each with the key that was probably meant."""
+        known = [f"TASKER_{name.upper()}" for name in cls.__dataclass_fields__]
+        unknown = sorted(key for key in config if key.startswith("TASKER_") and key not in known)
+        return {key: next(iter(get_close_matches(key, known, n=1, cutoff=0.8)), None) for key in unknown}
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any], *, instance_path: str) -> TaskWorkerConfig:

@@ -95,6 +95,7 @@ class TaskWorker:
         if KEY in app.extensions:
             raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
         config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
+        _warn_of_unknown_keys(app)
         logs.install()
         find_app = weakref.ref(app)
         store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
@@ -197,7 +198,7 @@ class TaskWorker:
         self.registry.codec.register(*types)
 
     def get_job(self, job_id: int) -> Job[Any]:
-        """The job of that number, of the current app. Raises JobNotFound, AppError."""
+        """The job of that number, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
         return self.state().client.job(job_id)
 
     def unschedule(self, name: str) -> bool:
@@ -300,7 +301,8 @@ class TaskWorker:
         command = flask_command()
         if command is None or command in self._STARTS_UNDER:
             return True
-        log.info("not started under the flask command%s; use: flask tasks run", f" {command!r}" if command else "")
+        named = f" {command!r}" if command else ""
+        log.info("start() does nothing under the flask command%s; flask tasks run works without it", named)
         return False
 
     _STARTS_UNDER: frozenset[str] = frozenset()
@@ -426,6 +428,12 @@ def make_driver(config: TaskWorkerConfig) -> Driver:
 
 _databases: weakref.WeakValueDictionary[str, AppState] = weakref.WeakValueDictionary()
 _databases_lock = threading.Lock()
+
+
+def _warn_of_unknown_keys(app: Flask) -> None:
+    for key, meant in TaskWorkerConfig.unknown_keys(app.config).items():
+        remedy = f"Did you mean {meant}?" if meant is not None else "No such key is read."
+        log.warning("The configuration of the app %r has %s, which means nothing. %s", app.import_name, key, remedy)
 
 
 def _replace_predecessor(state: AppState) -> None:

@@ -571,6 +571,10 @@ class Worker:
         return await self._finisher.flush_all(self.id)
 
     async def _await_running(self) -> None:
+        left = self._deadline - self._loop.time()
+        if self._crew.busy and left > 0:
+            running = sum(self._crew.counts().values())
+            log.info("worker %s stops: it waits for running jobs (%d), %.0f s at most", self.id, running, left)
         while self._crew.busy and (left := self._deadline - self._loop.time()) > 0:
             self._hurry.clear()
             await self._crew.wait_for_one(self._hurry, left)

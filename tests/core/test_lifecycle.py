@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 from flask import Flask, current_app
+from flask.cli import FlaskGroup
 
 from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState, LeaseLost, current_job
 from flask_taskworker.errors import AppError, StoreError
@@ -370,3 +373,36 @@ def test_worker_row_tells_about_the_worker(make_app: MakeApp, make_worker: MakeW
     assert (info["queues"], info["concurrency"], info["threads"]) == (["a", "b"], 7, 3)
     assert info["version"] == importlib.metadata.version("Flask-TaskWorker")
     task_worker.stop()
+
+
+def test_mistyped_key_is_warned_of_with_the_right_one(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(TASKER_THREAD=2)
+    BackgroundTaskWorker(app)
+    assert "has TASKER_THREAD, which means nothing. Did you mean TASKER_THREADS?" in caplog.text
+
+
+def test_start_under_the_flask_command_sends_nobody_to_the_command_that_runs(
+    idle_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), click.Context(FlaskGroup(), info_name="flask"):
+        idle_worker.start()
+    assert caplog.messages == ["start() does nothing under the flask command; flask tasks run works without it"]
+
+
+def test_stopping_worker_tells_what_it_waits_for(
+    task_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    job = task_worker.task(name="work")(lambda: begun.set() or wait(release)).enqueue()
+    wait(begun)
+    with caplog.at_level(logging.INFO):
+        stopping = threading.Thread(target=task_worker.stop, args=(20,))
+        stopping.start()
+        wait_for(lambda: "waits for running jobs (1)" in caplog.text, "the log tells of the job")
+        release.set()
+        stopping.join(20)
+    assert job.refresh().state == "succeeded"
+    caplog.clear()
+    task_worker.start()
+    task_worker.stop(20)
+    assert "waits for" not in caplog.text
