@@ -72,21 +72,23 @@ class SharedCommit:
 
     def _lead(self) -> None:
         together = [self._line.popleft() for _ in range(len(self._line))]
-        failure: Exception = sqlite3.OperationalError("the thread that wrote for several was interrupted")
-        done = False
         try:
             self._run_together(self._connected(), together)
-            done = True
-        except Exception as error:  # noqa: BLE001 - each thread raises it in its own line
-            failure = error
+        except BaseException as error:
+            # Each thread raises it in its own line.
+            failure = error if isinstance(error, Exception) else _interrupted()
+            for statement in together:
+                statement.error = statement.error or failure
+            if failure is not error:
+                raise
         finally:
             for statement in together:
-                statement.error = statement.error or (None if done else failure)
                 statement.done = True
 
     def _run_together(self, connection: sqlite3.Connection, together: Sequence[_Statement]) -> None:
         if len(together) == 1:
-            together[0].run(lambda sql, p: patiently(connection, sql, p, self._lock_timeout))
+            (statement,) = together
+            statement.rows = patiently(connection, statement.sql, statement.parameters, self._lock_timeout)
             return
         with Transaction(connection, self._lock_timeout) as run:
             for statement in together:
@@ -94,6 +96,10 @@ class SharedCommit:
                 if not connection.in_transaction:
                     # Some errors, such as that of a full disk, undo all of it.
                     raise statement.error or sqlite3.OperationalError("the transaction has ended early")
+
+
+def _interrupted() -> Exception:
+    return sqlite3.OperationalError("the thread that wrote for several was interrupted")
 
 
 class _Statement:

@@ -24,6 +24,9 @@ LONGEST_WAIT = 1.0
 _STEP = 0.0005
 
 
+_execute = sqlite3.Connection.execute
+
+
 class Connection(sqlite3.Connection):
     """A connection that fetches all rows at once. Safe from any thread, one at a time."""
 
@@ -46,7 +49,7 @@ class Connection(sqlite3.Connection):
         """Run one statement to its end."""
         self._enter()
         try:
-            return Rows(super().execute(sql, parameters).fetchall())
+            return Rows(_execute(self, sql, parameters).fetchall())
         finally:
             if not self._has_transaction():
                 self._leave()
