@@ -67,6 +67,7 @@ def statuses(app: Flask, **request: Any) -> set[int]:
 
 def test_dashboard_that_nobody_opened_is_closed_everywhere(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     assert statuses(mounted(app)) == {403}
+    assert "The log of the application says how to open it" in app.test_client().get("/tasks/").get_data(as_text=True)
     assert "create_dashboard(task_worker, access=…)" in caplog.text
     assert "TASKER_DASHBOARD_USER" in caplog.text
 

@@ -87,7 +87,9 @@ class _Dashboard:
         if isinstance(visitor, BaseResponse):
             return visitor
         if not visitor.permissions:
-            return error_page(403, _WORDS[403], "This dashboard is not open to you. Its log says how to open it.")
+            return error_page(
+                403, _WORDS[403], "This dashboard is not open to you. The log of the application says how to open it."
+            )
         if request.method not in ("GET", "HEAD", "OPTIONS") and not is_own(request.headers, request.host):
             log.warning("refused a %s from another site: %.200r", request.method, request.headers.get("Origin"))
             return error_page(403, _WORDS[403], _FOREIGN)
