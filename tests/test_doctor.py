@@ -186,7 +186,9 @@ def test_file_of_the_application_is_found(make_app: Callable[..., Flask], tmp_pa
         app.config["TASKER_DATABASE_URI"] = f"sqlite:///{app.instance_path}/own.db"
         shop = Shop(app)
         shop.add.enqueue(1)
-        assert found(shop, "The application keeps its own tables in").level == "warning"
+        finding = found(shop, "The application keeps its own tables in")
+        assert finding.level == "warning"
+        assert "Where no task is atomic, better leave out TASKER_DATABASE_URI" in (finding.fix or "")
         shop.state.client.close()
 
 

@@ -274,8 +274,9 @@ def _shared(app: Flask, state: AppState) -> Iterator[Finding]:
         yield _warning(
             f"The application keeps its own tables in {path} too. A view that is slow between a write and its commit "
             "then holds up every worker.",
-            "Leave out TASKER_DATABASE_URI, so that jobs get a file of their own; or begin the application's "
-            "transactions with BEGIN IMMEDIATE, as the documentation shows under Transactions.",
+            "Write at the end of a view and commit at once, in transactions that begin with BEGIN IMMEDIATE, as the "
+            "documentation shows under Transactions. Where no task is atomic, better leave out TASKER_DATABASE_URI, so "
+            "that jobs get a file of their own.",
         )
 
 
