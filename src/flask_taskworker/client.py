@@ -227,14 +227,14 @@ class Client:
 
     def job(self, job_id: int) -> Job[Any]:
         """The job of that number. Raises JobNotFound, or ArgumentsError for what is no number."""
+        return Job(self.record(job_id), self)
+
+    def record(self, job_id: int) -> JobRecord:
+        """The job's row. Raises JobNotFound, or ArgumentsError for what is no number."""
         if not isinstance(job_id, int):
             raise ArgumentsError(
                 f"A job's id is a whole number, not {job_id!r:.100}. Of text from a request make an int."
             )
-        return Job(self.store.record(job_id), self)
-
-    def record(self, job_id: int) -> JobRecord:
-        """The job's row. Raises JobNotFound."""
         return self.store.record(job_id)
 
     def wait(self, job_id: int, timeout: float | None) -> Any:

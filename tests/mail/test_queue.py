@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session as OrmSession
 from tests.mail.server import Drop, Session, Silence, Slow, SMTPServer, wait_until
 
 from flask_taskworker import BackgroundTaskWorker
-from flask_taskworker.errors import AppError, JobFailed, JobNotFound
+from flask_taskworker.errors import AppError, ArgumentsError, JobFailed, JobNotFound
 from flask_taskworker.jobs import JobState
 from flask_taskworker.mail import (
     Attachment,
@@ -571,6 +571,8 @@ def test_job_of_a_mail_is_found_by_its_number(make_queue: MakeQueue) -> None:
     mail = make_queue(start=False)
     job = mail.send_later(letter())
     assert mail.get_job(job.id) == job
+    with pytest.raises(ArgumentsError, match="A job's id is a whole number"):
+        mail.get_job(str(job.id))  # type: ignore[arg-type]
     assert list(mail.get_job(job.id).recipients) == ["to@example.com"]
 
     @mail.app.extensions["taskworker"].task_worker.task(name="other")
