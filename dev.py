@@ -400,7 +400,7 @@ def docs(interpreter: Interpreter, arguments: Sequence[str]) -> int:
 
 
 def wheel(interpreter: Interpreter, arguments: Sequence[str]) -> int:
-    """Build the wheel, install it alone into a fresh environment and run a job there."""
+    """Build the wheel, install it alone into a fresh environment, run a job there, and keep the wheel in dist."""
     environment = prepare(interpreter)
     with tempfile.TemporaryDirectory(prefix="wheel-") as scratch:
         code = environment.run("-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", scratch, ROOT)
@@ -412,7 +412,13 @@ def wheel(interpreter: Interpreter, arguments: Sequence[str]) -> int:
         make_venv(fresh)
         fresh.install(built)
         # -I: neither this directory nor PYTHONPATH may stand in for the wheel.
-        return fresh.run("-I", "-X", "dev", ROOT / "tests/smoke.py", *arguments, cwd=Path(scratch))
+        code = fresh.run("-I", "-X", "dev", ROOT / "tests/smoke.py", *arguments, cwd=Path(scratch))
+        if not code:
+            kept = ROOT / "dist" / built.name
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(built, kept)
+            say(f"Kept as dist/{built.name}")
+        return code
 
 
 def check(interpreter: Interpreter, arguments: Sequence[str]) -> int:
