@@ -25,6 +25,7 @@ from sqlalchemy import event
 from flask_taskworker import BackgroundTaskWorker, JobState
 from flask_taskworker.errors import NotAccepted, SchemaError, StoreError
 from flask_taskworker.store import sqlite
+from flask_taskworker.store.forks import Connection
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite import SharedCommit, SqliteDriver
 from flask_taskworker.tasks import Task
@@ -168,7 +169,7 @@ class Line:
 
     def run(self, *statements: str) -> dict[str, object]:
         threads = []
-        with self.commits.alone():
+        with self.commits._lock:
             for statement in statements:
                 threads.append(threading.Thread(target=self._write, args=(statement,)))
                 threads[-1].start()
@@ -202,8 +203,8 @@ def stored(line: Line) -> list[str]:
 def test_threads_that_write_at_once_share_a_commit(line: Line) -> None:
     commits = []
 
-    with line.commits.alone() as connection:
-        connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    connection = line.commits._connected()
+    connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
     outcomes = line.run(*GOOD)
     assert outcomes == {sql: [(f"name {i}",)] for i, sql in enumerate(GOOD)}
     assert commits == ["COMMIT"]
@@ -237,7 +238,7 @@ def test_value_that_sqlite_cannot_take_fails_alone(line: Line) -> None:
         except OverflowError as error:
             results.append(error)
 
-    with line.commits.alone():
+    with line.commits._lock:
         threads = [threading.Thread(target=write)]
         threads += [threading.Thread(target=line._write, args=(sql,)) for sql in GOOD]
         for number, thread in enumerate(threads, 1):
@@ -247,6 +248,109 @@ def test_value_that_sqlite_cannot_take_fails_alone(line: Line) -> None:
         thread.join(20)
     assert len(results) == 1
     assert stored(line) == ["name 0", "name 1", "name 2"]
+
+
+class InterruptedAtCommit(Connection):
+    """A signal handler raises as soon as Python code runs again: after the commit."""
+
+    def execute(self, sql: str, parameters: Any = ()) -> Any:  # type: ignore[override]
+        rows = super().execute(sql, parameters)
+        if sql == "COMMIT":
+            raise KeyboardInterrupt
+        return rows
+
+
+def test_threads_whose_leader_is_interrupted_after_the_commit_are_not_refused(line: Line) -> None:
+    line.commits.close()
+    line.commits._connection = sqlite3.connect(
+        line.driver.path, isolation_level=None, check_same_thread=False, factory=InterruptedAtCommit
+    )
+    interrupted = []
+
+    def write(statement: str) -> None:
+        try:
+            line._write(statement)
+        except KeyboardInterrupt:
+            interrupted.append(statement)
+
+    with line.commits._lock:
+        threads = [threading.Thread(target=write, args=(sql,)) for sql in GOOD]
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            wait_for(lambda number=number: len(line.commits._line) == number)
+    for thread in threads:
+        thread.join(20)
+    assert stored(line) == ["name 0", "name 1", "name 2"]
+    assert len(interrupted) == 1
+    assert line.outcomes == {sql: [(f"name {i}",)] for i, sql in enumerate(GOOD) if sql not in interrupted}
+
+
+def test_statement_that_an_interrupted_leader_took_and_did_not_run_is_run(line: Line) -> None:
+    with line.commits._lock:
+        thread = threading.Thread(target=line._write, args=(GOOD[0],))
+        thread.start()
+        wait_for(lambda: len(line.commits._line) == 1)
+        line.commits._line.popleft()
+    thread.join(20)
+    assert stored(line) == ["name 0"]
+
+
+def test_writing_inside_a_write_of_the_same_thread_is_refused_and_does_not_hang(
+    app: Flask, idle_worker: BackgroundTaskWorker
+) -> None:
+    """So signal handlers and ``__del__`` come to do it."""
+    task = make_task(idle_worker)
+    task.enqueue()
+    refused = []
+
+    def body(_: object) -> None:
+        with pytest.raises(NotAccepted, match="in the middle of a write.*must not enqueue") as caught:
+            task.enqueue()
+        refused.append(caught.value)
+
+    driver_of(app).transaction(body)
+    assert refused
+    assert task.enqueue().id == 2
+
+
+def test_closing_never_waits_for_a_writer_which_then_closes_itself(line: Line) -> None:
+    line.driver.write(GOOD[0], {})
+    with line.driver._commits.transaction() as connection:
+        line.driver.close()  # in the writing thread, as the garbage collector may do
+        thread = threading.Thread(target=line.driver.close)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        connection.execute(GOOD[1])
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+    assert stored(line) == ["name 0", "name 1"]
+
+
+@pytest.mark.slow
+def test_each_thread_waits_for_a_foreign_lock_no_longer_than_the_timeout(
+    make_app: MakeApp, make_worker: MakeWorker
+) -> None:
+    app = make_app(TASKER_LOCK_TIMEOUT=2)
+    task = make_task(make_worker(app, start=False))
+    task.enqueue()
+    refused: list[NotAccepted] = []
+
+    def enqueue() -> None:
+        with pytest.raises(NotAccepted) as caught:
+            task.enqueue_many([(1,), (2,)])
+        refused.append(caught.value)
+
+    threads = [threading.Thread(target=enqueue) for _ in range(10)]
+    begun = time.monotonic()
+    with locked(path_of(app)):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(40)
+    assert len(refused) == 10
+    # One after the other it would be 20 seconds.
+    assert time.monotonic() - begun < 12
 
 
 # -- a file that is gone -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, cast
 
 import aiosqlite
@@ -35,67 +36,115 @@ class SharedCommit:
         self._connection: sqlite3.Connection | None = None
         self._lock_timeout = lock_timeout
         self._lock = threading.Lock()
+        self._owner: int | None = None
         self._line: deque[_Statement] = deque()
+        self._must_close = False
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """Run one statement, alone or together with those of other threads."""
+        self._refuse_nested()
         statement = _Statement(sql, parameters)
         self._line.append(statement)
-        with self._lock:
-            if not statement.done:
-                self._lead()
+        try:
+            with self._lock:
+                # A leader that was interrupted may have taken it out of the line and not run it.
+                while not statement.done:
+                    self._owner = get_ident()
+                    self._lead(statement)
+        finally:
+            if self._must_close:
+                self.close()
         if statement.error is not None:
             raise statement.error
         return statement.rows
 
     @contextmanager
-    def alone(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for a transaction that is not shared."""
-        with self._lock:
-            yield self._connected()
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is not shared, on the connection."""
+        self._refuse_nested()
+        started = time.monotonic()
+        try:
+            with self._lock:
+                self._owner = get_ident()
+                connection = self._connected()
+                with Transaction(connection, self._lock_timeout, started):
+                    yield connection
+        finally:
+            if self._must_close:
+                self.close()
+
+    def _refuse_nested(self) -> None:
+        """Signal handlers and finalizers run inside whatever their thread does; they would wait for themselves."""
+        # The last owner's number stays: whoever takes the lock next writes its own.
+        if self._owner == get_ident() and self._lock.locked():
+            raise sqlite3.OperationalError(
+                "this thread is in the middle of a write. A signal handler, or a __del__, must not enqueue: have it "
+                "set a flag, or start a thread"
+            )
 
     def close(self) -> None:
-        """Close the connection, after what is being written; the next write makes a new one."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        """Close the connection, at once or after what is being written; the next write makes a new one.
+
+        Never waits: finalizers call it, inside whatever their thread does, and so does the end of the process.
+        """
+        self._must_close = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._must_close = False
+                self._drop()
+            finally:
+                self._lock.release()
+
+    def _drop(self) -> None:
+        # In this order: a closed connection must not stay here.
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is not None and self._connection.in_transaction:
             # Its rollback has failed, and nobody else is in here.
-            self._connection.close()
-            self._connection = None
+            self._drop()
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
 
-    def _lead(self) -> None:
-        together = [self._line.popleft() for _ in range(len(self._line))]
+    def _lead(self, own: _Statement) -> None:
+        if own not in self._line:
+            self._line.append(own)
+        together: list[_Statement] = []
+        transaction: Transaction | None = None
         try:
-            self._run_together(self._connected(), together)
+            while self._line:
+                together.append(self._line.popleft())
+            connection = self._connected()
+            # Whoever came last has the most time left.
+            started = together[-1].started
+            if len(together) == 1:
+                own.rows = patiently(connection, own.sql, own.parameters, self._lock_timeout, started)
+            else:
+                transaction = Transaction(connection, self._lock_timeout, started)
+                _run_together(transaction, together)
         except BaseException as error:
-            # Each thread raises it in its own line.
-            failure = error if isinstance(error, Exception) else _interrupted()
-            for statement in together:
-                statement.error = statement.error or failure
-            if failure is not error:
+            # Each thread raises it in its own line. An interruption often comes right after the commit.
+            if transaction is None or not transaction.committed:
+                failure = error if isinstance(error, Exception) else _interrupted()
+                for statement in together:
+                    statement.error = statement.error or failure
+            if not isinstance(error, Exception):
                 raise
         finally:
             for statement in together:
                 statement.done = True
 
-    def _run_together(self, connection: sqlite3.Connection, together: Sequence[_Statement]) -> None:
-        if len(together) == 1:
-            (statement,) = together
-            statement.rows = patiently(connection, statement.sql, statement.parameters, self._lock_timeout)
-            return
-        with Transaction(connection, self._lock_timeout) as run:
-            for statement in together:
-                statement.run(run)
-                if not connection.in_transaction:
-                    # Some errors, such as that of a full disk, undo all of it.
-                    raise statement.error or sqlite3.OperationalError("the transaction has ended early")
+
+def _run_together(transaction: Transaction, together: Sequence[_Statement]) -> None:
+    with transaction as run:
+        for statement in together:
+            statement.run(run)
+            if not transaction.is_open:
+                # Some errors, such as that of a full disk, undo all of it.
+                raise statement.error or sqlite3.OperationalError("the transaction has ended early")
 
 
 def _interrupted() -> Exception:
@@ -105,9 +154,10 @@ def _interrupted() -> Exception:
 class _Statement:
     """A statement in line, and what came of it."""
 
-    __slots__ = ("done", "error", "parameters", "rows", "sql")
+    __slots__ = ("done", "error", "parameters", "rows", "sql", "started")
 
     def __init__(self, sql: str, parameters: Parameters) -> None:
+        self.started = time.monotonic()
         self.sql = sql
         self.parameters = parameters
         self.rows: list[Row] = []
@@ -123,28 +173,45 @@ class _Statement:
 
 
 class Transaction:
-    """``BEGIN IMMEDIATE … COMMIT`` on a sync connection, waiting for the lock."""
+    """``BEGIN IMMEDIATE … COMMIT`` on a sync connection, waiting for the lock.
 
-    def __init__(self, connection: sqlite3.Connection, lock_timeout: float) -> None:
+    *started*: since when the caller has waited (``time.monotonic``); now, where it is not given.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, lock_timeout: float, started: float | None = None) -> None:
         self._connection = connection
         self._lock_timeout = lock_timeout
+        self._started = started
+        self.committed = False
+        """Whether it is stored, whatever was raised since."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has neither been committed nor undone."""
+        return self._connection.in_transaction
 
     def __enter__(self) -> Run:
-        patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout)
+        patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout, self._started)
         return self._run
 
     def _run(self, sql: str, parameters: Parameters) -> list[Row]:
         return self._connection.execute(sql, parameters).fetchall()
 
     def __exit__(self, exception_type: object, *_: object) -> None:
-        if exception_type is None:
-            try:
-                self._connection.execute("COMMIT")
-                return
-            except BaseException:
-                self._roll_back()
-                raise
-        self._roll_back()
+        if exception_type is not None:
+            self._roll_back()
+            return
+        try:
+            self._connection.execute("COMMIT")
+            self.committed = True
+        except Exception:
+            self._roll_back()
+            raise
+        except BaseException:
+            # A signal handler has raised: before the commit, or after it.
+            self.committed = not self.is_open
+            self._roll_back()
+            raise
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -172,9 +239,11 @@ def plainly(connection: sqlite3.Connection, sql: str, parameters: Parameters) ->
     return connection.execute(sql, parameters).fetchall()
 
 
-def patiently(connection: sqlite3.Connection, sql: str, parameters: Parameters, lock_timeout: float) -> list[Row]:
-    """One statement, waiting for the lock."""
-    started = time.monotonic()
+def patiently(
+    connection: sqlite3.Connection, sql: str, parameters: Parameters, lock_timeout: float, started: float | None = None
+) -> list[Row]:
+    """One statement, waiting for the lock. *started*: since when the caller waits (``time.monotonic``)."""
+    started = time.monotonic() if started is None else started
     while True:
         try:
             return connection.execute(sql, parameters).fetchall()

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -59,6 +60,9 @@ LAYING_OUT_ENQUEUES = 16
 
 LAST_PATIENCE = 1.0
 """Seconds that a worker waits for the write lock when its time is over."""
+
+SPARE_SPACE = 10
+"""It is not made longer where the disk has less than so many times the space that it takes."""
 
 LAYING_OUT_PATIENCE = 0.1
 """Seconds to wait for the write lock, which this then holds for some 5 ms."""
@@ -179,19 +183,17 @@ class SqliteDriver:
 
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
-        with translated(self.path, self._guard), self._commits.alone() as connection:
-            with Transaction(connection, self._lock_timeout) as run:
-                return body(run)
+        with translated(self.path, self._guard), self._commits.transaction() as connection:
+            return body(functools.partial(plainly, connection))
 
     def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
         """Insert many jobs in one transaction and return their ids in order.
 
         The write lock is held from the first row to the last, so AUTOINCREMENT numbers them without a gap.
         """
-        with translated(self.path, self._guard), self._commits.alone() as connection:
-            with Transaction(connection, self._lock_timeout):
-                connection.executemany(_ADD_BATCH, ((*job, job.state) for job in jobs))
-                ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
+        with translated(self.path, self._guard), self._commits.transaction() as connection:
+            connection.executemany(_ADD_BATCH, ((*job, job.state) for job in jobs))
+            ((last,),) = connection.execute("SELECT last_insert_rowid()").fetchall()
         self._look_after_log()
         return list(range(last - len(jobs) + 1, last + 1))
 
@@ -232,7 +234,7 @@ class SqliteDriver:
         (sqlite.org/fileformat2.html#walformat); what is not committed is overwritten by whoever writes next.
         """
         missing = LAID_OUT_BYTES - self._log_size()
-        if missing < LAID_OUT_BYTES // 2:
+        if missing < LAID_OUT_BYTES // 2 or not self._has_space(SPARE_SPACE * missing):
             return
         try:
             with closing(self._open()) as connection, suppress(_NotCommitted):
@@ -244,6 +246,9 @@ class SqliteDriver:
         except sqlite3.Error as error:
             # It is quicker with it, and as good without.
             log.debug("the write-ahead log is not laid out: %s", error)
+
+    def _has_space(self, number: int) -> bool:
+        return shutil.disk_usage(self.path.parent).free >= number
 
     def _warn_of_reader(self, *, held_back: bool) -> None:
         """The log is begun anew only when no reader needs its pages any more."""
