@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 
 from flask_taskworker.hop import Hop
 from flask_taskworker.threads import PoolClosed
@@ -97,6 +97,60 @@ def test_async_to_sync_in_a_call_runs_on_the_loop_from_which_the_call_came() -> 
         return [await hop.run(async_to_sync(loop)) is here for _ in range(3)]
 
     assert run(body, size=1) == [True] * 3
+
+
+def test_what_a_call_does_to_asgirefs_thread_locals_does_not_reach_the_next() -> None:
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def nested() -> None:
+        await sync_to_async(lambda: None)()
+
+    async def body(hop: Hop) -> bool:
+        await hop.run(async_to_sync(nested, force_new_loop=True))
+        return await hop.run(async_to_sync(loop)) is asyncio.get_running_loop()
+
+    assert run(body, size=1)
+
+
+def test_call_that_has_not_begun_can_be_taken_back_and_is_never_run() -> None:
+    ran: list[str] = []
+
+    async def body(hop: Hop) -> list[bool]:
+        entered, release = threading.Event(), threading.Event()
+        first = hop.run(lambda: (entered.set(), release.wait(PATIENCE)))
+        second = hop.run(lambda: ran.append("second"))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        taken_back = [hop.withdraw(first), hop.withdraw(second), hop.withdraw(second)]
+        release.set()
+        await first
+        await hop.run(lambda: ran.append("third"))
+        return [*taken_back, second.cancelled()]
+
+    assert run(body, size=1) == [False, True, False, True]
+    assert ran == ["third"]
+
+
+def test_lack_of_threads_for_a_moment_does_not_last() -> None:
+    """What waits is run by the threads that there are; the next call asks for a further one again."""
+    release = threading.Event()
+
+    async def body(hop: Hop) -> int:
+        entered = threading.Event()
+        blocked = [hop.run(lambda: (entered.set(), release.wait(PATIENCE)))]
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        with no_thread_can_be_started():
+            blocked.append(hop.run(lambda: release.wait(PATIENCE)))
+            while len(hop._threads) != 1:
+                await asyncio.sleep(0)
+        # Two threads are needed for it: the one that was refused, too, takes a call.
+        quick = [hop.run(lambda: 3) for _ in range(2)]
+        value = await quick[1]
+        release.set()
+        await asyncio.gather(*blocked, *quick)
+        return value
+
+    assert run(body, size=3) == 3
 
 
 def test_no_call_waits_behind_a_busy_one_while_there_may_be_another_thread() -> None:

@@ -7,6 +7,7 @@ Foreign code is called in one place for each kind, and every ending of it (retur
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import logging
@@ -131,7 +132,6 @@ class Executor:
 
         def call() -> Outcome:
             # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
-            set_running(job)
             job.thread = threading.get_ident()
             value: Any = _NOTHING
             try:
@@ -147,6 +147,7 @@ class Executor:
                 return self.ending_of(job, error)
 
         limit = job.claim.timeout
+        set_running(job)
         thread = self._hop.run(call)
         try:
             return await thread if limit is None else await self._limited(job, thread, limit / 1000)
@@ -158,19 +159,23 @@ class Executor:
         done, _ = await asyncio.wait({thread}, timeout=limit)
         if done:
             return thread.result()
+        if self._hop.withdraw(thread):
+            raise PoolClosed("its timeout was over before a thread was free")
         job.cancelled = True
         self.on_overdue(job.claim, True)
-        thread.add_done_callback(functools.partial(self._on_overdue_end, job.claim))
+        # In a context of its own: jobs start when a thread is free again, and theirs is a copy of it.
+        thread.add_done_callback(functools.partial(self._on_overdue_end, job), context=contextvars.Context())
         log.warning(
             "%s exceeded its timeout of %g s; its thread is in use until the function returns", job.claim, limit
         )
         return self.ending_of(job, TimeoutError(_TOO_LONG.format(limit)), "timeout")
 
-    def _on_overdue_end(self, claim: Claim, thread: asyncio.Future[Outcome]) -> None:
-        self.on_overdue(claim, False)
+    def _on_overdue_end(self, job: RunningJob, thread: asyncio.Future[Outcome]) -> None:
+        self.on_overdue(job.claim, False)
+        set_running(job)
         if not thread.cancelled() and thread.exception() is None:
             ending = thread.result().ending
-            log.info("%s, timed out before, has returned (%s, dropped); its thread is free again", claim, ending)
+            log.info("%s, timed out before, has returned (%s, dropped); its thread is free again", job.claim, ending)
 
     def _succeeded(self, task: Task[..., Any, Any], value: object) -> Outcome:
         keep = task.options.keep

@@ -15,11 +15,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 
 from .threads import PoolClosed, ThreadPool
 
 T = TypeVar("T")
+
+
+_GONE = object()
 
 
 class _Call(NamedTuple):
@@ -33,10 +36,12 @@ class Hop:
 
     def __init__(self, size: int, name: str) -> None:
         self._size = size
-        self._pool = ThreadPool(size, name)
+        self._pool = ThreadPool(size, name, refuse=True)
         self._serve = sync_to_async(self._take_calls, thread_sensitive=False, executor=cast(Any, self._pool))
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._threads: set[asyncio.Task[None]] = set()
+        self._waiting: dict[asyncio.Future[Any], None] = {}
+        """The calls that have not begun. Whoever takes one out of it, a thread or the loop, has it."""
         self._unfinished = 0
         self._closed = False
         self._returned: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
@@ -53,10 +58,19 @@ class Hop:
             future.set_exception(PoolClosed())
             return future
         self._unfinished += 1
+        self._waiting[future] = None
         self._calls.put(_Call(function, contextvars.copy_context(), future))
         if len(self._threads) < min(self._unfinished, self._size):
             self._grow()
         return future
+
+    def withdraw(self, future: asyncio.Future[Any]) -> bool:
+        """Take a call back, if it has not begun: True, and then it never will."""
+        if self._waiting.pop(future, _GONE) is _GONE:
+            return False
+        self._unfinished -= 1
+        future.cancel()
+        return True
 
     def _grow(self) -> None:
         # In an empty context: the thread outlives the job for which it comes.
@@ -70,13 +84,20 @@ class Hop:
         if error is not None and not self._threads:
             with suppress(queue.Empty):
                 while (call := self._calls.get_nowait()) is not None:
-                    self._returned.append((call.future, None, error))
+                    if self._waiting.pop(call.future, _GONE) is None:
+                        self._returned.append((call.future, None, error))
             self._report()
 
     # -- in the threads ---------------------------------------------------------------------------------------------
 
     def _take_calls(self) -> None:
+        # A job may leave other values behind, with an async_to_sync in which there is a sync_to_async.
+        hopped = SyncToAsync.threadlocal.__dict__
+        at_first = hopped.copy()
         while (call := self._calls.get()) is not None:
+            if self._waiting.pop(call.future, _GONE) is _GONE:
+                continue
+            hopped.update(at_first)
             result, error = None, None
             try:
                 result = call.context.run(call.function)
@@ -109,7 +130,7 @@ class Hop:
     def close(self) -> None:
         """Take no more calls and let idle threads end; a busy one ends with its call or with the process."""
         self._closed = True
-        for _ in self._threads:
+        for _ in range(self._size):
             self._calls.put(None)
         if self._threads:
             # One of them may be on its way into its thread.

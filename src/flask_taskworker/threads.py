@@ -31,9 +31,11 @@ class ThreadPool(Executor):
     and they refuse work before ``atexit`` runs. Threads start when needed and stay.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, *, refuse: bool = False) -> None:
+        """*refuse*: a call for which there should be a further thread, and none can be started, is refused."""
         self._size = size
         self._name = name
+        self._refuse = refuse
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
@@ -43,15 +45,11 @@ class ThreadPool(Executor):
         """Run a call in a thread. From one thread at a time. Raises PoolClosed."""
         if self._closed:
             raise PoolClosed
+        # Before it stands in line: a thread that can be started later must not run what was refused.
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
+            self._grow()
         future: Future[T] = Future()
         self._calls.put((future, lambda: fn(*args, **kwargs)))
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
-            try:
-                self._grow()
-            except PoolClosed:
-                # It stands in line, and a thread that can be started later must not run what was refused.
-                future.cancel()
-                raise
         return future
 
     def _grow(self) -> None:
@@ -59,9 +57,10 @@ class ThreadPool(Executor):
         try:
             thread.start()
         except RuntimeError as error:  # no more threads: interpreter shutdown, or the system's limit
-            if not self._threads:
+            if self._threads:
+                log.warning("no further thread for sync jobs: %s", error)
+            if self._refuse or not self._threads:
                 raise PoolClosed from error
-            log.warning("no further thread for sync jobs: %s", error)
             return
         self._threads.append(thread)
 
