@@ -25,6 +25,7 @@ from sqlalchemy import event
 from flask_taskworker import BackgroundTaskWorker, JobState
 from flask_taskworker.errors import NotAccepted, SchemaError, StoreError
 from flask_taskworker.store import sqlite
+from flask_taskworker.store.commits import Transaction
 from flask_taskworker.store.forks import Connection
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite import SharedCommit, SqliteDriver
@@ -253,11 +254,26 @@ def test_value_that_sqlite_cannot_take_fails_alone(line: Line) -> None:
 class InterruptedAtCommit(Connection):
     """A signal handler raises as soon as Python code runs again: after the commit."""
 
+    statement = "COMMIT"
+
     def execute(self, sql: str, parameters: Any = ()) -> Any:  # type: ignore[override]
         rows = super().execute(sql, parameters)
-        if sql == "COMMIT":
+        if sql == self.statement:
             raise KeyboardInterrupt
         return rows
+
+
+class InterruptedAtBegin(InterruptedAtCommit):
+    statement = "BEGIN IMMEDIATE"
+
+
+def test_interruption_at_the_begin_of_a_transaction_leaves_the_lock_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "some.db"
+    with closing(sqlite3.connect(path, isolation_level=None, factory=InterruptedAtBegin)) as connection:
+        with pytest.raises(KeyboardInterrupt), Transaction(connection, 1.0):
+            pytest.fail("it does not begin")
+        with locked(path):
+            assert not connection.in_transaction
 
 
 def test_threads_whose_leader_is_interrupted_after_the_commit_are_not_refused(line: Line) -> None:

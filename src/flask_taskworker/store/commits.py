@@ -49,7 +49,6 @@ class SharedCommit:
             with self._lock:
                 # A leader that was interrupted may have taken it out of the line and not run it.
                 while not statement.done:
-                    self._owner = get_ident()
                     self._lead(statement)
         finally:
             if self._must_close:
@@ -66,16 +65,18 @@ class SharedCommit:
         try:
             with self._lock:
                 self._owner = get_ident()
-                connection = self._connected()
-                with Transaction(connection, self._lock_timeout, started):
-                    yield connection
+                try:
+                    connection = self._connected()
+                    with Transaction(connection, self._lock_timeout, started):
+                        yield connection
+                finally:
+                    self._owner = None
         finally:
             if self._must_close:
                 self.close()
 
     def _refuse_nested(self) -> None:
         """Signal handlers and finalizers run inside whatever their thread does; they would wait for themselves."""
-        # The last owner's number stays: whoever takes the lock next writes its own.
         if self._owner == get_ident() and self._lock.locked():
             raise sqlite3.OperationalError(
                 "this thread is in the middle of a write. A signal handler, or a __del__, must not enqueue: have it "
@@ -114,6 +115,7 @@ class SharedCommit:
             self._line.append(own)
         together: list[_Statement] = []
         transaction: Transaction | None = None
+        self._owner = get_ident()
         try:
             while self._line:
                 together.append(self._line.popleft())
@@ -134,6 +136,8 @@ class SharedCommit:
             if not isinstance(error, Exception):
                 raise
         finally:
+            # Before the lock is free: the number may be another thread's then.
+            self._owner = None
             for statement in together:
                 statement.done = True
 
@@ -191,7 +195,12 @@ class Transaction:
         return self._connection.in_transaction
 
     def __enter__(self) -> Run:
-        patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout, self._started)
+        try:
+            patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout, self._started)
+        except BaseException:
+            # An interruption right after it must not leave the lock with a connection that nobody uses.
+            self._roll_back()
+            raise
         return self._run
 
     def _run(self, sql: str, parameters: Parameters) -> list[Row]:
@@ -231,6 +240,8 @@ class Lent:
         return cast(sqlite3.Connection, self._fairy.driver_connection)
 
     def __exit__(self, *_: object) -> None:
+        if self._fairy.driver_connection is not None and self._fairy.driver_connection.in_transaction:
+            self._fairy.invalidate()
         self._fairy.close()
 
 
