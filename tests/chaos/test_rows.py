@@ -14,7 +14,7 @@ from tests.chaos.row import Result, Row, Run, keep, table
 from tests.chaos.verifier import Judgement
 
 SEED = 20_260
-QUICK = {("kill", "sqlite"), ("second-signal", "sqlite")}
+QUICK = {("second-signal", "sqlite")}
 """These stand for the others in ``dev.py test``."""
 TOO_LONG = {"poison", "mail-login"}
 """Their short forms are elsewhere: tests/processes/test_poison.py and tests/mail/test_queue.py."""
