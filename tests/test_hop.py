@@ -7,12 +7,13 @@ import contextvars
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from tests.threads import no_thread_can_be_started
 
 from flask_taskworker.hop import Hop
 from flask_taskworker.threads import PoolClosed
@@ -36,16 +37,6 @@ def run(body: Callable[[Hop], Any], size: int = 2) -> Any:
             return await asyncio.wait_for(body(hop), PATIENCE)
 
     return asyncio.run(main())
-
-
-@contextmanager
-def no_thread_can_be_started() -> Iterator[None]:
-    """No system gives a thread so large a stack."""
-    before = threading.stack_size(1 << 46)
-    try:
-        yield
-    finally:
-        threading.stack_size(before)
 
 
 def test_call_runs_in_a_thread_and_its_value_comes_back() -> None:

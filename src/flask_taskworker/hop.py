@@ -1,6 +1,6 @@
 """The hop: sync calls of an event loop in threads, through asgiref, and back.
 
-Hopping there and back through ``sync_to_async`` costs a call some 40 µs, twice as much as all else about a short job.
+Hopping there and back through ``sync_to_async`` costs a call some 40 µs, as much as all else about a short job.
 So a thread that has hopped stays and takes one call after the other. What asgiref gives holds for each of them all the
 same: a context of its own, and ``async_to_sync`` that finds the loop from which the thread came.
 """

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 from flask import Flask
 from tests.core.waiting import wait_for
+from tests.threads import no_thread_can_be_started
 
 from flask_taskworker import BackgroundTaskWorker, executor
 from flask_taskworker.store.sql import Store
 from flask_taskworker.threads import PoolClosed, ThreadPool
-
-
-@contextmanager
-def no_thread_can_be_started() -> Iterator[None]:
-    """No system gives a thread so large a stack."""
-    before = threading.stack_size(1 << 46)
-    try:
-        yield
-    finally:
-        threading.stack_size(before)
 
 
 def test_call_that_was_refused_for_want_of_a_thread_is_never_run() -> None:

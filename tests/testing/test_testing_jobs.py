@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, has_request_context
+from tests.threads import no_threads_left
 
 from flask_taskworker import (
     BackgroundTaskWorker,
@@ -545,19 +544,11 @@ def test_crash_that_did_not_come_about_ends_with_its_block(jobs: Jobs, add: Task
 # -- traces ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_threads_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    left = {thread for thread in threading.enumerate() if thread.is_alive()} - before
-    assert not {thread.name for thread in left if not thread.daemon}
-
-
 @pytest.mark.sqlite_only
-@pytest.mark.usefixtures("no_threads_left")
 def test_drain_leaves_no_worker_behind(app: Flask, jobs: Jobs, add: Task[..., Any, Any]) -> None:
     add.enqueue(1)
-    jobs.drain()
+    with no_threads_left():
+        jobs.drain()
     assert app.extensions["taskworker"].store.workers() == []
     assert app.extensions["taskworker"].client.on_news is None
 

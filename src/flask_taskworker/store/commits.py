@@ -28,7 +28,7 @@ class SharedCommit:
 
     Each puts its statement into the line and takes the lock. Whoever gets it first runs all that stand in line and
     commits; the others find their statement done. All writes go through one connection, made when it is needed:
-    there is one writer at a time anyway, and a pool costs an enqueue more than all the rest of its Python.
+    there is one writer at a time anyway, and a pool's share in an enqueue is more than a third of its Python.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], lock_timeout: float) -> None:
