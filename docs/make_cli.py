@@ -37,7 +37,8 @@ def helps_of(command: click.Command, context: click.Context) -> Iterator[tuple[s
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
-            inner = command.commands[name]
+            inner = command.get_command(context, name)
+            assert inner is not None
             yield from helps_of(inner, click.Context(inner, info_name=name, parent=context))
 
 

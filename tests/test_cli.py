@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -19,8 +21,8 @@ from flask.cli import ScriptInfo
 from tests.cli_shop import Shop
 
 from flask_taskworker import BackgroundTaskWorker, Every, Job, JobState
-from flask_taskworker.cli import tasks_command
 from flask_taskworker.cli.text import safe, to_json
+from flask_taskworker.commands import tasks_command
 from flask_taskworker.health import spoken
 from flask_taskworker.store import statements
 
@@ -423,13 +425,33 @@ def test_options_of_reading_commands_come_from_the_environment(shop: Shop) -> No
 
 
 def test_help_names_an_environment_variable_for_every_option() -> None:
-    for name, command in tasks_command.commands.items():
+    context = click.Context(tasks_command)
+    for name in tasks_command.list_commands(context):
+        command = tasks_command.get_command(context, name)
+        assert command is not None
         text = " ".join(command.get_help(click.Context(command, info_name=name)).split())
         options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
         for option in options:
             word = next(word for word in option.opts if word.startswith("--"))
             variable = f"TASKER_CLI_{name}_{word[2:].replace('-', '_')}".upper()
             assert f"env var: {variable}" in text, f"{name} {word}"
+
+
+def test_app_with_a_worker_and_mail_imports_no_commands() -> None:
+    script = (
+        "import sys\n"
+        "from flask import Flask\n"
+        "from flask_taskworker import BackgroundTaskWorker, Mail\n"
+        "app = Flask('lean')\n"
+        "BackgroundTaskWorker(app), Mail(app)\n"
+        "print([name for name in sys.modules if 'taskworker' in name and 'cli' in name.split('.')])\n"
+        "runner = app.test_cli_runner()\n"
+        "print(runner.invoke(args=['tasks', 'list', '--help']).exit_code)\n"
+        "print(runner.invoke(args=['mail', 'list', '--help']).exit_code)\n"
+        "print(runner.invoke(args=['mail', 'send-test', '--help']).exit_code)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.split() == ["[]", "0", "0", "0"]
 
 
 def test_page_has_the_help_of_every_command() -> None:

@@ -430,7 +430,10 @@ def test_shell_completes_jobs_schedules_and_filters(shop: Shop) -> None:
 
 
 def all_commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         words = f"{path}_{name}".replace("-", "_")
         if isinstance(command, click.Group):
             yield from all_commands(command, words)

@@ -160,7 +160,10 @@ def config_keys(source: str) -> set[str]:
 def commands(group: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
     """Every command under *group* with the words to type for it."""
     if isinstance(group, click.Group):
-        for name, command in group.commands.items():
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
             yield from commands(command, f"{path} {name}")
     else:
         yield path, group

@@ -86,6 +86,7 @@ FLOORS = [
     "probes",
     "watchdog",
     "runner",
+    "commands",
     "mail.errors",
     "mail.addresses",
     "mail.mime",

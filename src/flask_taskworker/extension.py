@@ -18,9 +18,9 @@ from flask import Flask, current_app, has_app_context, request_started
 
 from . import logs
 from .bulk import register_bulk
-from .cli import tasks_command
 from .client import Client
 from .codec import Codec
+from .commands import tasks_command
 from .config import TaskWorkerConfig
 from .duties import ALL_DUTIES, Duties
 from .errors import AppError, ConfigError, TaskWorkerError

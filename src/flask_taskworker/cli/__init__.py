@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from . import acting, examining, listing, looking, mails, running, schedules, status, steer, tables
-from .group import tasks_command
 
 __all__ = [
     "acting",
@@ -16,5 +15,4 @@ __all__ = [
     "status",
     "steer",
     "tables",
-    "tasks_command",
 ]

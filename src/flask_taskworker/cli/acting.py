@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..commands import tasks_command
 from ..health import Snapshot
 from ..jobs import Job, JobState
 from ..tasks import Task
-from .group import Moment, Period, app_state, complete_queue, complete_task, tasks_command, tell
+from .group import Moment, Period, app_state, complete_queue, complete_task, tell
 from .text import to_json
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import sys
 import click
 from flask import Flask, current_app
 
+from ..commands import tasks_command
 from ..doctor import Finding, findings, settings
-from .group import SCHEMA, UNHEALTHY, Period, require_worker, tasks_command
+from .group import SCHEMA, UNHEALTHY, Period, require_worker
 from .text import pairs, safe, to_json
 
 _SIGNS = {"ok": ("ok", "green"), "warning": ("WARNING", "yellow"), "error": ("ERROR", "red")}

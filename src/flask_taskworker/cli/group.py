@@ -1,4 +1,4 @@
-"""What all commands share: the group, exit codes, environment variables, completion, and types of values."""
+"""What all commands share: exit codes, environment variables, completion, and types of values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 from flask import Flask, current_app
-from flask.cli import AppGroup, ScriptInfo
+from flask.cli import ScriptInfo
 
 from ..clock import MAX_PERIOD
+from ..commands import tasks_command
 from ..errors import (
     ArgumentsError,
     ConfigError,
@@ -100,28 +101,7 @@ def _accept_all_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-_ORDER = (
-    *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
-    *("retry", "cancel", "discard", "restore", "pause", "resume", "purge", "schedule", "db"),
-)
-
-
-class TasksGroup(AppGroup):
-    """The commands in the order in which they are wanted."""
-
-    command_class = TasksCommand
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names."""
-        return sorted(self.commands, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
-
-
-tasks_command = TasksGroup(
-    "tasks",
-    help="Run and look after background tasks.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 nothing matched, 4 unhealthy, 5 the database's schema does not "
-    "fit. Data goes to stdout, everything else to stderr.",
-)
+tasks_command.command_class = TasksCommand
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..commands import tasks_command
 from ..failures import read_cut
 from ..filters import JobFilter
 from ..health import counted, spoken
@@ -15,7 +16,7 @@ from ..jobs import JobRecord, Progress
 from ..steering import names_of
 from ..store.browse import GROUPED
 from ..store.browse_rows import FailureGroup, JobPage, JobRow
-from .group import AS_JSON, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tasks_command, tell
+from .group import AS_JSON, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
 from .text import iso, plural, safe, table, to_json
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..clock import from_ms, to_ms
+from ..commands import tasks_command
 from ..errors import NotDecodable
 from ..health import spoken
 from ..jobs import Failure, JobRecord
@@ -19,7 +20,7 @@ from ..store.sql import Attempt
 from ..tasks import DeclaredSchedule, Task
 from ..triggers import Cron, describe
 from .follow import follow_job, line_fields, log_words, progress_words
-from .group import app_state, browser, complete_job, tasks_command, tell
+from .group import app_state, browser, complete_job, tell
 from .listing import job_fields
 from .running import NO_TASKS
 from .text import iso, moment, pairs, plural, safe, safe_lines, shortened, to_json

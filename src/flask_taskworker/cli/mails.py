@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from ..commands import mail_commands
 from ..errors import StoreError
-from ..mail.cli import mail_commands
 from ..mail.stored import StoredMail, load_mails
 from ..store.browse import Browser
 from ..store.browse_rows import MailRow, RecipientRow

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from flask import Flask, current_app
 
+from ..commands import tasks_command
 from ..duties import Duties
 from ..limits import Limits
 from ..liveness import resident_mb
 from ..probes import Health, Probes, WorkersHealth
 from ..tasks import MAX_NAME
-from .group import FAILED, Period, app_state, complete_queue, known_queues, tasks_command, tell
+from .group import FAILED, Period, app_state, complete_queue, known_queues, tell
 from .log_output import set_up_log
 from .reloader import reload, tell_sources
 from .stacks import print_on_signal

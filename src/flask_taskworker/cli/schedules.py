@@ -13,6 +13,7 @@ import click
 from flask.cli import AppGroup
 
 from ..clock import from_ms, to_ms
+from ..commands import tasks_command
 from ..errors import NotDecodable
 from ..health import spoken
 from ..store.sql import ScheduleRow
@@ -25,7 +26,6 @@ from .group import (
     browser,
     complete_schedule,
     steering,
-    tasks_command,
     tell,
 )
 from .text import iso, moment, table, to_json

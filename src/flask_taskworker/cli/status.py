@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..commands import tasks_command
 from ..errors import NotDecodable
 from ..health import Snapshot, counted, info_of, spoken
 from ..store.sql import MOST, ScheduleRow, WorkerRow
 from ..triggers import describe, trigger_from_text
-from .group import UNHEALTHY, Period, app_state, tasks_command, tell
+from .group import UNHEALTHY, Period, app_state, tell
 from .text import iso, moment, safe, table, to_json
 
 if TYPE_CHECKING:

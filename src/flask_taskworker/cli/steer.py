@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..clock import from_ms
+from ..commands import tasks_command
 from ..errors import JobNotFound, NotAccepted
 from ..filters import JobFilter
 from ..steering import Steering, names_of
@@ -27,7 +28,6 @@ from .group import (
     confirm,
     known_queues,
     steering,
-    tasks_command,
     tell,
 )
 from .listing import jobs_words

@@ -9,10 +9,11 @@ from typing import Any
 import click
 from flask.cli import AppGroup
 
+from ..commands import tasks_command
 from ..errors import SchemaError
 from ..store.migrations import creation_sql, newest, upgrade_sql
 from ..store.statements import Dialect
-from .group import SCHEMA, TasksCommand, app_state, tasks_command, tell
+from .group import SCHEMA, TasksCommand, app_state, tell
 from .text import to_json
 
 

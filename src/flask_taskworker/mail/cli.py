@@ -9,16 +9,14 @@ from typing import Any, TypeVar
 
 import click
 from flask import current_app
-from flask.cli import AppGroup
 
+from ..commands import mail_commands
 from .addresses import parse_mailbox
 from .envelope import SendResult
 from .errors import BadHeaderError, MailError
 from .message import Message
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-mail_commands = AppGroup("mail", help="Look after mail.")
 
 
 def _option(*names: str, **attributes: Any) -> Callable[[F], F]:

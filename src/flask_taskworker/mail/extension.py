@@ -16,13 +16,13 @@ from typing import Any, Self, cast
 from flask import Flask, current_app, has_app_context
 
 from ..clock import as_timedelta
+from ..commands import mail_commands
 from ..errors import AppError
 from ..mail_config import MailConfig
 from ..sessions import CallerTransaction, is_async
 from ..tasks import EnqueueOptions
 from .addresses import sanitize_address, sanitize_addresses
 from .bulk import CHUNK, BulkRun, Numbered
-from .cli import mail_commands
 from .delivery import is_workers_loop, join_loop
 from .envelope import Prepared, Reply, SendResult, prepare, result_of
 from .errors import BadHeaderError, MailError

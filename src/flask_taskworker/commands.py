@@ -1,0 +1,60 @@
+"""``flask tasks …`` and ``flask mail …``: their groups. The commands are imported when one of them is wanted.
+
+A web application, or a worker beside it, wants none: they would take a megabyte of its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+
+_ORDER = (
+    *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
+    *("retry", "cancel", "discard", "restore", "pause", "resume", "purge", "schedule", "db"),
+)
+
+
+class LazyGroup(AppGroup):
+    """A group whose commands come with the import of *modules* of this package, which add them."""
+
+    def __init__(self, name: str, *, modules: Sequence[str], **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self._modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of them."""
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        for module in self._modules:
+            import_module(module, __package__)
+
+
+class TasksGroup(LazyGroup):
+    """The commands in the order in which they are wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+tasks_command = TasksGroup(
+    "tasks",
+    modules=(".cli",),
+    help="Run and look after background tasks.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 nothing matched, 4 unhealthy, 5 the database's schema does not "
+    "fit. Data goes to stdout, everything else to stderr.",
+)
+
+mail_commands = LazyGroup("mail", modules=(".mail.cli", ".cli"), help="Look after mail.")
