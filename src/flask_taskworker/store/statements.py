@@ -83,9 +83,24 @@ def add_job() -> str:
     return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES}) ON CONFLICT DO NOTHING RETURNING id"
 
 
-def add_job_plainly() -> str:
-    """Store one job whose uid is new and that has no unique key; for batches."""
-    return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES})"
+def last_number() -> str:
+    """The highest number that a job has or had, or 0. SQLite only."""
+    had = "SELECT seq FROM sqlite_sequence WHERE name = 'taskworker_job'"
+    return f"SELECT max(COALESCE(({had}), 0), COALESCE((SELECT max(id) FROM taskworker_job), 0))"
+
+
+def add_alike() -> str:
+    """Store jobs that differ in uid and arguments only, which are the batch, numbered from ``:first`` on. SQLite only.
+
+    OR ROLLBACK, since SQLite would otherwise keep what a part of the statement has changed, in a temporary file if it
+    is much (sqlite.org/tempfiles.html, "Statement Journal Files"); whoever says this wants all or nothing anyway.
+    """
+    common = [name for name in _NEW if name not in ("uid", "args")]
+    return (
+        f"INSERT OR ROLLBACK INTO taskworker_job (id, uid, args, {', '.join(common)}) "
+        "SELECT :first + key, json_extract(value, '$[0]'), json_extract(value, '$[1]'), "
+        f"{', '.join(f':{name}' for name in common)} FROM json_each(:batch)"
+    )
 
 
 def add_jobs(dialect: Dialect) -> str:
