@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Connection, Engine, StaticPool, event
 from tests.cli_shop import Shop
 
 from flask_taskworker import Every, Mail
@@ -177,19 +179,165 @@ def test_clocks_that_disagree_are_found(shop: Shop, behind_ms: int, words: str) 
     assert words in text
 
 
-def test_file_of_the_application_is_found(make_app: Callable[..., Flask], tmp_path: Path) -> None:
-    for config in (
-        {"SQLALCHEMY_DATABASE_URI": "sqlite:///own.db"},
-        {"SQLALCHEMY_BINDS": {"jobs": {"url": "sqlite:///own.db"}, "odd": "no url"}},
-    ):
-        app = make_app(**config)
+# -- the application's own file ----------------------------------------------------------------------------------------
+
+
+def recipe(engine: Engine) -> None:
+    """As the documentation has it under Transactions."""
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def begin_deferred(engine: Engine) -> None:
+    """SQLAlchemy's own recipe, for savepoints: it fails at read-then-write."""
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+
+def break_off(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        raise RuntimeError("the application's own affair")
+
+
+@pytest.fixture
+def share(make_app: Callable[..., Flask]) -> Iterator[Callable[..., tuple[Shop, SQLAlchemy]]]:
+    """Apps with Flask-SQLAlchemy that have their own tables and their jobs in one file."""
+    made: list[tuple[Shop, SQLAlchemy]] = []
+
+    def share(**config: object) -> tuple[Shop, SQLAlchemy]:
+        app = make_app(**({"SQLALCHEMY_DATABASE_URI": "sqlite:///own.db"} | config))
         app.config["TASKER_DATABASE_URI"] = f"sqlite:///{app.instance_path}/own.db"
-        shop = Shop(app)
+        shop, db = Shop(app), SQLAlchemy(app)
+        made.append((shop, db))
         shop.add.enqueue(1)
-        finding = found(shop, "The application keeps its own tables in")
-        assert finding.level == "warning"
-        assert "Where no task is atomic, better leave out TASKER_DATABASE_URI" in (finding.fix or "")
+        shop.register_worker()
+        return shop, db
+
+    yield share
+    for shop, db in made:
         shop.state.client.close()
+        with shop.app.app_context():
+            for engine in db.engines.values():
+                engine.dispose()
+
+
+def engine_of(shop: Shop, db: SQLAlchemy, bind: str | None = None) -> Engine:
+    with shop.app.app_context():
+        return db.engines[bind]
+
+
+OWN_TABLES = "The application keeps its own tables in"
+Share = Callable[..., tuple[Shop, SQLAlchemy]]
+
+
+@pytest.mark.parametrize("set_up", [None, begin_deferred], ids=["as it comes", "BEGIN"])
+def test_own_file_without_immediate_transactions_is_a_warning(
+    share: Share, set_up: Callable[[Engine], None] | None
+) -> None:
+    shop, db = share()
+    if set_up is not None:
+        set_up(engine_of(shop, db))
+    finding = found(shop, OWN_TABLES)
+    assert finding.level == "warning"
+    assert "holds up every worker" in finding.text
+    assert "Where no task is atomic, better leave out TASKER_DATABASE_URI" in (finding.fix or "")
+
+
+@pytest.mark.parametrize("way", ["recipe", "isolation_level", "static pool"])
+def test_own_file_with_immediate_transactions_is_no_warning(share: Share, way: str) -> None:
+    options = {
+        "recipe": {},
+        "isolation_level": {"connect_args": {"isolation_level": "IMMEDIATE"}},
+        "static pool": {"poolclass": StaticPool},
+    }
+    shop, db = share(SQLALCHEMY_ENGINE_OPTIONS=options[way])
+    if way != "isolation_level":
+        recipe(engine_of(shop, db))
+    assert wrong(shop) == []
+    assert found(shop, OWN_TABLES).text.endswith("its transactions begin with BEGIN IMMEDIATE.")
+    assert shop("doctor").code == 0
+
+
+def test_own_file_with_the_documented_recipe_waits_instead_of_failing(share: Share) -> None:
+    """What the doctor calls right is right: of two transactions that read and then write none fails at once."""
+    shop, db = share(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0}})
+    recipe(engine_of(shop, db))
+    with engine_of(shop, db).begin() as connection, closing(sqlite3.connect(path_of(shop), timeout=0)) as other:
+        connection.exec_driver_sql("SELECT 1 FROM taskworker_meta")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+
+def test_own_file_in_autocommit_is_a_warning_of_its_own(share: Share) -> None:
+    shop, _ = share(SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": "AUTOCOMMIT"})
+    finding = found(shop, OWN_TABLES)
+    assert finding.level == "warning"
+    assert "each of its statements is committed by itself" in finding.text
+
+
+def test_engine_for_reading_beside_an_immediate_one_is_no_warning(share: Share) -> None:
+    shop, db = share(SQLALCHEMY_BINDS={"reading": "sqlite:///own.db", "other": "sqlite:///other.db"})
+    recipe(engine_of(shop, db))
+    finding = found(shop, OWN_TABLES)
+    assert finding.level == "ok"
+    assert finding.text.endswith("Let what goes through the bind 'reading' only read.")
+
+
+def test_bind_in_the_file_of_the_jobs_is_found(share: Share) -> None:
+    binds = {"jobs": {"url": "sqlite:///own.db"}}
+    shop, db = share(SQLALCHEMY_DATABASE_URI="sqlite:///other.db", SQLALCHEMY_BINDS=binds)
+    assert found(shop, OWN_TABLES).level == "warning"
+    recipe(engine_of(shop, db, "jobs"))
+    assert found(shop, OWN_TABLES).level == "ok"
+
+
+def test_looking_how_transactions_begin_waits_for_nothing_and_changes_nothing(share: Share) -> None:
+    """Neither for the write lock nor for the pool, and neither the file nor a pooled connection is different then."""
+    patient = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 300, "connect_args": {"timeout": 300}}
+    shop, db = share(SQLALCHEMY_ENGINE_OPTIONS=patient)
+    engine = engine_of(shop, db)
+    recipe(engine)
+    with engine.connect() as connection:
+        timeout = connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+        before = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master ORDER BY 1").all()
+        version = connection.exec_driver_sql("PRAGMA data_version").scalar()
+        # This transaction holds the lock, and the pool's only connection.
+        assert found(shop, OWN_TABLES).level == "ok"
+        assert connection.exec_driver_sql("PRAGMA data_version").scalar() == version
+        assert connection.exec_driver_sql("SELECT name, sql FROM sqlite_master ORDER BY 1").all() == before
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == timeout
+
+
+def test_transactions_that_cannot_be_seen_are_no_warning(share: Share, make_app: Callable[..., Flask]) -> None:
+    """Of an app whose event listener fails, and of one with engines of its own making."""
+    shop, db = share()
+    break_off(engine_of(shop, db))
+    app = make_app(
+        SQLALCHEMY_DATABASE_URI="sqlite:///own.db", SQLALCHEMY_BINDS={"odd": "no url", "worse": 5, "none": "://"}
+    )
+    app.config["TASKER_DATABASE_URI"] = f"sqlite:///{app.instance_path}/own.db"
+    app.extensions["sqlalchemy"] = object()
+    other = Shop(app)
+    other.add.enqueue(1)
+    for one in (shop, other):
+        finding = found(one, OWN_TABLES)
+        assert finding.level == "ok"
+        assert "cannot be seen from here" in finding.text
+        assert "in transactions that begin with BEGIN IMMEDIATE" in (finding.fix or "")
+    other.state.client.close()
 
 
 def test_network_file_systems_are_told_by_the_mounts() -> None:

@@ -108,6 +108,7 @@ FLOORS = [
     "mail.extension",
     "mail",
     "steering",
+    "own_engines",
     "doctor",
     "bulk",
     "dashboard.*",

@@ -18,11 +18,10 @@ from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from flask import Flask
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 
 from .errors import NotDecodable, NotSupported, SchemaError, StoreError
 from .health import LATE_MS, Snapshot, counted, spoken
@@ -30,6 +29,7 @@ from .mail.errors import MailError
 from .mail.hosts import server_of
 from .mail.smtp import Server, SMTPConnection
 from .mail_config import MailConfig
+from .own_engines import Beginning, beginning_of, engines_on, names_file
 from .store.browse import Browser
 from .store.migrations import newest
 from .store.sql import ScheduleRow
@@ -263,32 +263,38 @@ def file_system_of(path: Path, mounts: str) -> str | None:
     return kind
 
 
+_OWN_FILE = (
+    "Write at the end of a view and commit at once, in transactions that begin with BEGIN IMMEDIATE, as the "
+    "documentation shows under Transactions. Where no task is atomic, better leave out TASKER_DATABASE_URI, so "
+    "that jobs get a file of their own."
+)
+
+
 def _shared(app: Flask, state: AppState) -> Iterator[Finding]:
-    """The application's own SQLite file is a bad place for a queue."""
+    """The application's own SQLite file is a bad place for a queue, unless its transactions take their turn."""
     path = _path(state)
-    if path is None:
+    if path is None or not names_file(app, path):
         return
-    binds = app.config.get("SQLALCHEMY_BINDS") or {}
-    urls = [app.config.get("SQLALCHEMY_DATABASE_URI"), *(binds.values() if isinstance(binds, dict) else ())]
-    if any(_file_of(url, app) == path.resolve() for url in urls):
+    text = f"The application keeps its own tables in {path} too"
+    beginnings = {name: beginning_of(engine) for name, engine in engines_on(app, path).items()}
+    named = {how: [name for name, its in beginnings.items() if its == how] for how in get_args(Beginning)}
+    right, known = named["immediate"], [name for name, how in beginnings.items() if how is not None]
+    if right and len(right) == len(beginnings):
+        yield _ok(f"{text}; its transactions begin with BEGIN IMMEDIATE.")
+    elif right:
+        others = ", ".join(name for name in beginnings if name not in right)
+        words = f"{text}. Transactions of {', '.join(right)} begin with BEGIN IMMEDIATE. Let what goes through "
+        yield _ok(f"{words}{others} only read.")
+    elif not known:
+        yield Finding(level="ok", text=f"{text}. How its transactions begin cannot be seen from here.", fix=_OWN_FILE)
+    elif named["deferred"]:
         yield _warning(
-            f"The application keeps its own tables in {path} too. A view that is slow between a write and its commit "
-            "then holds up every worker.",
-            "Write at the end of a view and commit at once, in transactions that begin with BEGIN IMMEDIATE, as the "
-            "documentation shows under Transactions. Where no task is atomic, better leave out TASKER_DATABASE_URI, so "
-            "that jobs get a file of their own.",
+            f"{text}. A view that is slow between a write and its commit then holds up every worker.", _OWN_FILE
         )
-
-
-def _file_of(url: object, app: Flask) -> Path | None:
-    address = url.get("url") if isinstance(url, dict) else url
-    try:
-        parsed = make_url(address) if isinstance(address, str | URL) else None
-    except ArgumentError:
-        return None
-    if parsed is None or parsed.get_backend_name() != "sqlite" or not parsed.database:
-        return None
-    return (Path(app.instance_path) / parsed.database).resolve()
+    else:
+        yield _warning(
+            f"{text}, and each of its statements is committed by itself, whatever session it is in.", _OWN_FILE
+        )
 
 
 def _megabytes(size: int) -> str:
