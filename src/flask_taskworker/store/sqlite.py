@@ -519,6 +519,7 @@ def _pragmas(synchronous: str) -> tuple[str, ...]:
         "PRAGMA mmap_size = 0",
         "PRAGMA trusted_schema = OFF",
         "PRAGMA cache_size = -16384",
+        "PRAGMA temp_store = MEMORY",
     )
 
 
