@@ -495,6 +495,50 @@ def test_server_that_says_nothing_holds_up_no_other_job(
     assert len(server.mails) == 12
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_rejection_before_an_outage_is_not_asked_for_again(
+    once: bool, serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_LONGEST_SPREAD_S", 0.1)
+
+    server = serve(script=lambda session, verb, line: turning(server, Drop("421 4.3.2 bye\r\n"), session, verb, line))
+    mail = make_queue(server)
+    job = mail.send_later(letter("bad@x.org", "good@x.org"), once=once)
+    wait_until(lambda: job.recipients["bad@x.org"].ending is Ending.REJECTED)
+    server.greeting = "220 ready"
+    assert job.result(30) == {"bad@x.org": 'rejected 550 "5.1.1 no such user"'}
+    assert times_asked(server, "bad@") == 1
+
+
+def test_rejection_before_the_server_falls_silent_is_not_asked_for_again(
+    serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "PATIENCE_S", 0.2)
+
+    server = serve(script=lambda session, verb, line: turning(server, Silence(), session, verb, line))
+    mail = make_queue(server)
+    job = mail.send_later(letter("bad@x.org", "good@x.org"))
+    wait_until(lambda: job.recipients["bad@x.org"].ending is Ending.REJECTED)
+    server.greeting = "220 ready"
+    server.hang_up(server.sessions[1])
+    assert job.result(30) == {"bad@x.org": 'rejected 550 "5.1.1 no such user"'}
+    assert times_asked(server, "bad@") == 1
+
+
+def turning(server: SMTPServer, greeting: Any, session: Session, verb: str, line: str) -> Any:
+    """Reject who is bad; hang up before the first message, and greet with *greeting* from then on."""
+    if "bad@" in line:
+        return "550 5.1.1 no such user"
+    if verb != "DATA" or session.number > 1:
+        return None
+    server.greeting = greeting
+    return Drop()
+
+
+def times_asked(server: SMTPServer, address: str) -> int:
+    return sum(address in command for session in server.sessions for command in session.commands)
+
+
 def test_parking_grows_to_its_limit() -> None:
     async def pauses() -> list[float]:
         transport, seen = delivery.Transport(), []

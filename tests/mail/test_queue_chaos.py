@@ -29,7 +29,7 @@ class Chaos:
         self.chooser = random.Random(17)
         self.rejections: Counter[str] = Counter()
         self.begun: set[int] = set()
-        """The sessions whose last MAIL was accepted: after a RSET that failed the server's memory is an older one's."""
+        """The sessions whose last MAIL was accepted. Where a RSET failed it may be refused beside an older one's."""
 
     def __call__(self, session: Session, verb: str, line: str) -> Any:
         if verb == "RCPT" and "nobody" in line and session.sender is not None:
@@ -40,7 +40,8 @@ class Chaos:
         if verb in FAULTY and self.chooser.random() <= FAILING:
             fault = self.chooser.choice(self._faults(verb))
         if verb == "MAIL":
-            (self.begun.discard if fault else self.begun.add)(session.number)
+            is_refused = fault is not None or session.sender is not None
+            (self.begun.discard if is_refused else self.begun.add)(session.number)
         return fault
 
     @staticmethod
@@ -82,6 +83,7 @@ def messages() -> list[Message]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # ten seconds where nothing else runs
 def test_every_recipient_is_reached_once(serve: Callable[..., SMTPServer], queue: Callable[..., Mail]) -> None:
     chaos = Chaos()
     server = serve(script=chaos)
@@ -91,15 +93,10 @@ def test_every_recipient_is_reached_once(serve: Callable[..., SMTPServer], queue
         jobs = mail.send_later_many(letters)
         expected = {letter.msgId: letter.as_bytes() + b"\r\n" for letter in letters}
         mail.app.extensions["taskworker"].task_worker.start()
-        results = [job.result(60) for job in jobs]
+        results = [job.result(240) for job in jobs]
     refused = {address for result in results for address in result}
     assert refused == {f"nobody{number}@x.org" for number in range(NOBODIES)}
-    assert set(chaos.rejections) == refused
-    # Once each; but a refusal that the end of its connection has overtaken must be asked for again (RFC 9293, 3.10.7:
-    # a reset throws away what was not read yet).
-    again = {address: times for address, times in chaos.rejections.items() if times > 1}
-    assert len(again) <= NOBODIES // 10, again
-    assert set(again.values()) <= {2}, again
+    assert dict(chaos.rejections) == dict.fromkeys(refused, 1)
     deliveries: dict[str, list[Delivered]] = defaultdict(list)
     for delivered in server.mails:
         for address in delivered.recipients:

@@ -511,7 +511,55 @@ def test_rejection_before_a_drop_is_not_asked_for_again(serve_each: Serve, make_
     server = serve_each(script=script)
     result = make_mail(server).send(message(recipients=["bad@x.org", "good@x.org"]))
     assert (result.accepted, result.refused["bad@x.org"].code) == (("good@x.org",), 550)
-    assert sum("bad@" in command for session in server.sessions for command in session.commands) == 1
+    assert times_asked(server, "bad@") == 1
+
+
+def test_rejection_before_the_connection_ends_behind_the_go_ahead_is_not_asked_for_again(
+    serve: Serve, make_mail: MakeMail
+) -> None:
+    drop = at("DATA", Drop("354 go ahead\r\n421 4.3.2 closing\r\n"))
+
+    def script(session: Session, verb: str, line: str) -> Any:
+        return "550 5.1.1 no such user" if "bad@" in line else drop(session, verb, line)
+
+    server = serve(script=script)
+    result = make_mail(server).send(message(recipients=["bad@x.org", "good@x.org"]))
+    assert (result.accepted, result.refused["bad@x.org"].code) == (("good@x.org",), 550)
+    assert times_asked(server, "bad@") == 1
+
+
+def test_rejection_beside_a_reset_that_failed_is_not_asked_for_again(
+    serve_each: Serve, make_mail: MakeMail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "_RSET_AFTER_S", 0.0)
+
+    def script(session: Session, verb: str, line: str) -> str | None:
+        if "bad@" in line:
+            return "550 5.1.1 no such user"
+        return "451 4.3.0 no" if verb == "RSET" and session.mails else None
+
+    server = serve_each(script=script)
+    mail = make_mail(server, MAIL_POOL_SIZE=1)
+    assert mail.send(message())
+    result = mail.send(message(recipients=["bad@x.org", "good@x.org"]))
+    assert (result.accepted, result.refused["bad@x.org"].code) == (("good@x.org",), 550)
+    assert times_asked(server, "bad@") == 1
+
+
+def test_rejection_of_everybody_holds_although_the_lone_dot_is_not_answered(serve: Serve, make_mail: MakeMail) -> None:
+    def script(session: Session, verb: str, line: str) -> Any:
+        if "bad@" in line:
+            return "550 5.1.1 no such user"
+        return {"DATA": "354 go ahead", ".": Drop()}.get(verb)
+
+    server = serve(script=script)
+    with pytest.raises(RecipientsRefused):
+        make_mail(server).send(message(recipients=["bad@x.org"]))
+    assert times_asked(server, "bad@") == 1
+
+
+def times_asked(server: SMTPServer, address: str) -> int:
+    return sum(address in command for session in server.sessions for command in session.commands)
 
 
 def test_changed_settings_are_followed(serve: Serve, make_mail: MakeMail) -> None:

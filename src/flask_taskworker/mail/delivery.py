@@ -140,7 +140,7 @@ class Dispatch(Lanes):
     def dismiss(self) -> None:
         """Send the mails away that wait for a connection: they come again."""
         while self._waiting:
-            self.on_end(self._waiting.popleft(), _put_off())
+            self.end(self._waiting.popleft(), _put_off())
 
     async def _last_word(self, ticket: Ticket) -> Receipt | MailError:
         if ticket.outcome is None:
@@ -161,6 +161,16 @@ class Dispatch(Lanes):
         """Answer."""
         ticket: Ticket = parcel.owner
         ticket.tell(outcome)
+
+
+def _tried(parked: Parked) -> ServerDisconnected:
+    """What became of a mail that was parked after a try had broken off in which recipients were rejected: that is to
+    be recorded, or they would be asked for again. Raises *parked* where nothing was learnt."""
+    if not parked.refused:
+        raise parked
+    error = ServerDisconnected()
+    error.refused = parked.refused
+    return error
 
 
 def _put_off() -> Parked:
@@ -328,9 +338,7 @@ class Postman:
         self._transport.check()
         dispatch = self._dispatch_for(state)
         outcome = await (self._send_once(dispatch.pool, mail.id, envelope) if mail.once else dispatch.send(envelope))
-        if isinstance(outcome, Parked):
-            raise outcome
-        return verdicts(envelope, outcome)
+        return verdicts(envelope, _tried(outcome) if isinstance(outcome, Parked) else outcome)
 
     async def _send_once(self, pool: Pool, mail_id: str, envelope: Envelope) -> Receipt | MailError:
         try:

@@ -84,7 +84,7 @@ class Lanes(ABC):
             connection = await self.pool.acquire(self._opener)
         except MailError as error:
             if self._waiting:
-                self.on_end(self._take(), error)
+                self.end(self._take(), error)
             return
         try:
             await self._use(connection)
@@ -112,9 +112,9 @@ class Lanes(ABC):
             # Cancelled, or a fault of ours: nobody may be left waiting for what was in hand.
             connection.abort()
             if on_its_way is not None:
-                self.on_end(on_its_way[0], DeliveryUnknown())
+                self.end(on_its_way[0], _merged(DeliveryUnknown(), on_its_way[1].refused))
             if following is not None and (on_its_way is None or following is not on_its_way[0]):
-                self.on_end(following, ServerDisconnected())
+                self.end(following, ServerDisconnected())
             raise
 
     def _following(self, connection: SMTPConnection, is_one_on_its_way: bool, is_first: bool) -> Parcel | None:
@@ -140,17 +140,19 @@ class Lanes(ABC):
     def _settle(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
         never_again = isinstance(outcome, DeliveryUnknown | ServerTimeout) or parcel.tries >= _TRIES
         if not isinstance(outcome, ServerDisconnected) or never_again:
-            if parcel.refused:
-                outcome = _merged(outcome, parcel.refused)
-            self.on_end(parcel, outcome)
+            self.end(parcel, outcome)
             return
         try:
             envelope, rejected = without_rejected(parcel.envelope, outcome.refused)
         except RecipientsRefused as error:
-            self.on_end(parcel, _merged(error, parcel.refused))
+            self.end(parcel, error)
         else:
             refused = {**parcel.refused, **rejected}
             self._waiting.appendleft(parcel._replace(envelope=envelope, refused=refused, tries=parcel.tries + 1))
+
+    def end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
+        """A parcel has come to its end, with those who were rejected in an earlier try of it."""
+        self.on_end(parcel, _merged(outcome, parcel.refused) if parcel.refused else outcome)
 
 
 def _merged(outcome: Receipt | MailError, refused: Mapping[str, Reply]) -> Receipt | MailError:

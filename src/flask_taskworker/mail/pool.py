@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -47,7 +47,7 @@ class Pool:
         """
         known: dict[str, Reply] = {}
         for last in (False, False, True):
-            connection = await self.acquire(opener)
+            connection = await self._acquire_again(known, opener)
             try:
                 receipt = await connection.deliver(envelope, before_dot)
                 return replace(receipt, refused={**known, **receipt.refused}) if known else receipt
@@ -64,6 +64,13 @@ class Pool:
             finally:
                 self.release(connection)
         raise AssertionError("unreachable")
+
+    async def _acquire_again(self, known: Mapping[str, Reply], opener: Opener | None) -> SMTPConnection:
+        try:
+            return await self.acquire(opener)
+        except MailError as error:
+            error.refused = {**known, **error.refused}
+            raise
 
     async def acquire(self, opener: Opener | None = None) -> SMTPConnection:
         """A connection for the caller alone, to be given back with :meth:`release`; a new one comes from ``opener``."""

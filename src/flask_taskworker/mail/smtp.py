@@ -178,14 +178,15 @@ class SMTPConnection:
             commands.insert(0, b"RSET\r\n")
             first = 1
         self._reset_first = True
+        replies: list[SMTPResponse] = []
         try:
             replies = await self._converse(commands)
+            if first and not _is_ok(replies[0]):
+                self.abort()  # the last mail's envelope may still be open
+                raise ServerDisconnected(None, replies[0].code, replies[0].message)
+            return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies[first:]))
         except ServerDisconnected as error:
-            raise _with(_refused_before(envelope, error.replies[first:]), error) from None
-        if first and not _is_ok(replies[0]):
-            self.abort()  # the last mail's envelope may still be open
-            raise ServerDisconnected(None, replies[0].code, replies[0].message)
-        return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies[first:]))
+            raise _with(_refused_before(envelope, (replies or error.replies)[first:]), error) from None
 
     async def conclude(
         self, opened: Opened, following: Envelope | None = None
@@ -201,7 +202,7 @@ class SMTPConnection:
             receipt, _ = await self.conclude(opened)
             return receipt, error
         if not self.is_usable:
-            return ServerDisconnected(), ServerDisconnected() if following is not None else None
+            return _with(opened.refused, ServerDisconnected()), ServerDisconnected() if following is not None else None
         replies = await self._send_message(wire_form(opened.data), commands)
         receipt = self._concluded(opened, replies[:1])
         if following is None:
