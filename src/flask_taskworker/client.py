@@ -23,7 +23,7 @@ from flask import Flask
 from sqlalchemy import Engine
 
 from . import announce, signals
-from .clock import from_ms, to_ms
+from .clock import as_seconds, from_ms, to_ms
 from .errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from .jobs import Claim, Ending, Failure, Job, JobRecord, JobState, NewJob, Outcome
 from .origin import current_origin
@@ -466,7 +466,8 @@ def _has_finished(ending: JobEnding) -> bool:
 
 
 def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
+    seconds = as_seconds(timeout)
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def _time_left(job_id: int, ending: JobEnding, deadline: float | None) -> float:

@@ -6,9 +6,10 @@ Nothing here reads the time; *now* is always an argument.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from .errors import DeclarationError
+from .errors import ArgumentsError, DeclarationError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -37,6 +38,20 @@ def as_timedelta(value: float | timedelta, what: str) -> timedelta:
     if not 0 <= seconds <= MAX_PERIOD.total_seconds():
         raise DeclarationError(f"{what} is {_short(value)}. Give a period from 0 seconds to {MAX_PERIOD.days} days.")
     return value if isinstance(value, timedelta) else timedelta(seconds=seconds)
+
+
+def as_seconds(timeout: float | None) -> float | None:
+    """How long somebody wants to wait, as a float; None for ever, or as long as the configuration says.
+
+    Raises ArgumentsError for what is no number. A negative one is over already, and so is not refused.
+    """
+    if timeout is None:
+        return None
+    with suppress(TypeError, ValueError, OverflowError):
+        seconds = float(timeout)
+        if not isinstance(timeout, str | bytes | bool) and seconds == seconds:
+            return seconds
+    raise ArgumentsError(f"timeout is {_short(timeout)}. Give a number of seconds, or None.")
 
 
 def require_aware(value: object, what: str) -> datetime:

@@ -19,8 +19,9 @@ from flask import Flask, current_app, has_app_context, request_started
 from . import logs
 from .bulk import register_bulk
 from .client import Client
+from .clock import as_seconds
 from .codec import Codec
-from .commands import tasks_command
+from .commands import as_app, tasks_command
 from .config import TaskWorkerConfig
 from .duties import ALL_DUTIES, Duties
 from .errors import AppError, ConfigError, TaskWorkerError
@@ -90,8 +91,10 @@ class TaskWorker:
         """Register *app*: read its ``TASKER_*`` configuration and add the ``flask tasks`` commands.
 
         Opens no database. Raises ConfigError for a wrong value, AppError when the app has a TaskWorker already or
-        another living app uses the same database. An app with the same import name and database replaces the earlier.
+        another living app uses the same database, ArgumentsError for what is no Flask app. An app with the same import
+        name and database replaces the earlier.
         """
+        app = as_app(app)
         if KEY in app.extensions:
             raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
         config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
@@ -219,12 +222,13 @@ class TaskWorker:
         """Stop claiming, let running jobs end, hand back the others, and return when all is done.
 
         ``timeout`` is in seconds and defaults to ``TASKER_SHUTDOWN_TIMEOUT``. Harmless when nothing runs. Called by a
-        job, or on the worker's own event loop, it does not wait.
+        job, or on the worker's own event loop, it does not wait. Raises ArgumentsError for a timeout that is no number.
         """
+        seconds = as_seconds(timeout)
         runner = self._runner
         self._start_again = False
         if runner is not None:
-            runner.stop(timeout)
+            runner.stop(seconds)
             if running_job() is None:
                 runner.join()
             self._forget_runner()

@@ -389,8 +389,9 @@ class Job(Generic[R]):
         """Wait for the end and return what the task returned.
 
         Waits through retries. ``timeout`` is in seconds; None waits for ever. Raises JobFailed, JobCancelled,
-        JobTimeout (a TimeoutError), or JobNotFound when the job was pruned or is pending. Safe from any thread but the
-        worker's event loop, where it raises at once: use :meth:`aresult` there.
+        JobTimeout (a TimeoutError), JobNotFound when the job was pruned or is pending, or ArgumentsError for a timeout
+        that is no number. Safe from any thread but the worker's event loop, where it raises at once: use
+        :meth:`aresult` there.
         """
         value: R = self._client.wait(self._stored_id(), timeout)
         return value

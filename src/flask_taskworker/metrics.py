@@ -25,7 +25,7 @@ from .store.browse import Browser
 from .store.browse_rows import Figures, QueueState
 from .store.schema import BUCKETS_MS
 from .store.sql import Store
-from .tasks import TaskRegistry
+from .tasks import TaskRegistry, registry_of
 
 try:
     from prometheus_client import CollectorRegistry
@@ -62,8 +62,10 @@ def create_metrics(
 
     *access* is called within each request; it returns whether to answer, or a response to give instead. Without it the
     login of the dashboard holds: ``TASKER_DASHBOARD_USER`` and ``TASKER_DASHBOARD_PASSWORD``, else nobody but a
-    developer on this machine. *name* is that of the blueprint.
+    developer on this machine. *name* is that of the blueprint. Raises ArgumentsError for a *task_worker* that is none, or an
+    *access* that cannot be called.
     """
+    registry_of(task_worker)
     blueprint = Blueprint(name, __name__)
     gate = Gate(access, None, closed=_CLOSED)
 

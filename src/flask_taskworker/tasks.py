@@ -235,11 +235,12 @@ class Task(Generic[P, R, Returned]):
         """Run the task at the times of *trigger* from now on, whatever restarts.
 
         A schedule of the same *name* that was made at run time is replaced. ``task_worker.unschedule(name)`` ends it.
-        Raises DeclarationError when the name belongs to a schedule that is declared in code.
+        Raises DeclarationError when the name belongs to a schedule that is declared in code, ArgumentsError when the
+        arguments do not fit.
         """
         check_trigger(trigger)
         check_name("name", name)
-        encoded = self.encode(tuple(args), dict(kwargs or {}))
+        encoded = self.encode(_as_args("args", args), _as_kwargs("kwargs", kwargs))
         self.client().put_schedule(DeclaredSchedule(name=name, task=self.name, trigger=trigger, args=encoded))
 
     @property
@@ -262,6 +263,8 @@ class Task(Generic[P, R, Returned]):
 
     def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
+        if not isinstance(calls, Iterable):
+            raise ArgumentsError(f"enqueue_many was given {calls!r:.100}. Give a list of calls, such as [(1,), (2,)].")
         return [self._encode_one(number, call) for number, call in enumerate(calls)]
 
     def _encode_one(self, number: int, call: Sequence[Any] | Mapping[str, Any]) -> str:
@@ -360,6 +363,16 @@ class TaskRegistry:
         return len(self._tasks)
 
 
+def registry_of(task_worker: Any) -> TaskRegistry:
+    """The registry of a TaskWorker. Raises ArgumentsError for anything else."""
+    registry = getattr(task_worker, "registry", None)
+    if not isinstance(registry, TaskRegistry):
+        raise ArgumentsError(
+            f"{task_worker!r:.100} is not a TaskWorker. Give the BackgroundTaskWorker or BlockingTaskWorker itself."
+        )
+    return registry
+
+
 def task_options(
     *,
     queue: str = "default",
@@ -373,8 +386,12 @@ def task_options(
     atomic: Any = None,
     at_most_once: bool = False,
     sensitive: Sequence[str] = (),
+    **unknown: Any,
 ) -> TaskOptions:
-    """Check what the decorator was given. Raises DeclarationError."""
+    """Check what the decorator was given. Raises DeclarationError or ArgumentsError."""
+    if unknown:
+        known = ", ".join(name for name in inspect.signature(task_options).parameters if name != "unknown")
+        raise ArgumentsError(f"A task takes no {', '.join(unknown)}. It takes name, {known}.")
     return TaskOptions(
         queue=queue,
         priority=priority,
@@ -382,8 +399,8 @@ def task_options(
         timeout=None if timeout is None else as_timedelta(timeout, "timeout"),
         keep=None if keep is None else as_timedelta(keep, "keep"),
         schedules=_triggers(schedule),
-        schedule_args=tuple(schedule_args),
-        schedule_kwargs=dict(schedule_kwargs or {}),
+        schedule_args=_as_args("schedule_args", schedule_args),
+        schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),
         atomic=_session_source(atomic),
         at_most_once=bool(at_most_once),
         sensitive=_sensitive_names(sensitive),
@@ -396,6 +413,20 @@ def _sensitive_names(names: object) -> tuple[str, ...]:
     for name in names:
         check_name("sensitive", name)
     return tuple(names)
+
+
+def _as_args(what: str, args: object) -> tuple[Any, ...]:
+    if isinstance(args, str | bytes) or not isinstance(args, Iterable):
+        raise ArgumentsError(
+            f"{what} = {args!r:.100} is not allowed. Allowed: a tuple of arguments, as ({args!r:.40},)."
+        )
+    return tuple(args)
+
+
+def _as_kwargs(what: str, kwargs: object) -> dict[str, Any]:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ArgumentsError(f"{what} = {kwargs!r:.100} is not allowed. Allowed: a dict of keyword arguments.")
+    return dict(kwargs or {})
 
 
 def _session_source(atomic: Any) -> Callable[[], Any] | None:
@@ -503,6 +534,7 @@ __all__ = [
     "TaskOptions",
     "TaskRegistry",
     "check_name",
+    "registry_of",
     "task_name",
     "task_options",
 ]

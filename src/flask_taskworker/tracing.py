@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .jobs import Claim, Ending, Outcome
 from .origin import carriers, read_origin
+from .tasks import registry_of
 
 try:
     from opentelemetry.context import Context
@@ -57,16 +58,17 @@ _CARRIED = ("traceparent", "tracestate")
 def instrument(task_worker: TaskWorker, tracer_provider: TracerProvider | None = None) -> None:
     """Make spans for the jobs of *task_worker*, in this process; call it wherever jobs are enqueued or run.
 
-    *tracer_provider* defaults to the global one. Before or after ``init_app``; repeated, the last call counts.
+    *tracer_provider* defaults to the global one. Before or after ``init_app``; repeated, the last call counts. Raises
+    ArgumentsError for what is no TaskWorker.
     """
-    task_worker.registry.tracing = Spans(get_tracer(__name__, tracer_provider=tracer_provider))
+    registry_of(task_worker).tracing = Spans(get_tracer(__name__, tracer_provider=tracer_provider))
     if _carry not in carriers:
         carriers.append(_carry)
 
 
 def uninstrument(task_worker: TaskWorker) -> None:
     """Make no more spans for the jobs of *task_worker*."""
-    task_worker.registry.tracing = None
+    registry_of(task_worker).tracing = None
 
 
 class Spans:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 
-from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, Job, JobState
+from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, Job, JobState, Mail
 from flask_taskworker.client import new_job, new_uid
 from flask_taskworker.errors import (
     AppError,
@@ -562,6 +562,29 @@ def test_app_takes_one_task_worker(app: Flask, idle_worker: BackgroundTaskWorker
     for another in (idle_worker, BackgroundTaskWorker()):
         with pytest.raises(AppError, match=f"The app '{app.import_name}' has a TaskWorker already. Import and use"):
             another.init_app(app)
+
+
+@pytest.mark.parametrize("kind", [BackgroundTaskWorker, BlockingTaskWorker, Mail])
+@pytest.mark.parametrize("given", ["shop", lambda: Flask("shop"), Flask])
+def test_what_is_no_app_is_refused_with_the_remedy(kind: Any, given: Any) -> None:
+    for register in (kind, lambda app: kind().init_app(app)):
+        with pytest.raises(ArgumentsError, match=r"^app is .*\. Give the Flask app itself"):
+            register(given)
+
+
+def test_current_app_is_the_app_that_it_stands_for(app: Flask) -> None:
+    with app.app_context():
+        task_worker, mail = BackgroundTaskWorker(current_app), Mail(current_app)  # type: ignore[arg-type]
+    task_worker.task(name="work")(lambda: current_app.import_name).enqueue()
+    assert mail.connect().mail is app.extensions["mail"]
+    assert task_worker.state().find_app() is app
+
+
+@pytest.mark.parametrize("calls", [None, 3])
+def test_many_calls_that_are_none_are_refused_with_the_remedy(add: Task[..., Any, Any], calls: Any) -> None:
+    for enqueue in (add.enqueue_many, lambda calls: asyncio.run(add.aenqueue_many(calls))):
+        with pytest.raises(ArgumentsError, match=rf"enqueue_many was given {calls}\. Give a list of calls"):
+            enqueue(calls)
 
 
 @pytest.mark.sqlite_only

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Retry
+from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.metrics import TaskWorkerCollector, create_metrics, serve_metrics
 from flask_taskworker.steering import Steering
 from flask_taskworker.store.schema import ROLLUP_FIGURES
@@ -219,6 +220,13 @@ def test_the_callback_decides(app: Flask, idle_worker: BackgroundTaskWorker) -> 
         app.register_blueprint(create_metrics(idle_worker, access, name=path[1:]), url_prefix=path)
     client = app.test_client()
     assert [client.get(f"{path}/metrics").status_code for path in answers] == [200, 403, 418]
+
+
+def test_metrics_of_what_is_no_task_worker_are_refused(app: Flask) -> None:
+    with pytest.raises(ArgumentsError, match="is not a TaskWorker"):
+        create_metrics(app)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentsError, match="access is True. Give a function"):
+        create_metrics(BackgroundTaskWorker(), access=True)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -229,6 +232,22 @@ def test_timeout_of_a_job_that_nobody_takes_says_where_to_look(idle_worker: Back
 def test_id_that_is_no_number_is_refused_with_the_remedy(idle_worker: BackgroundTaskWorker) -> None:
     with pytest.raises(ArgumentsError, match=r"A job's id is a whole number, not '7'\. .* make an int"):
         idle_worker.get_job("7")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout", ["3", b"3", [3], True, timedelta(seconds=3), float("nan"), 10**400])
+def test_timeout_that_is_no_number_is_refused_with_the_remedy(task_worker: BackgroundTaskWorker, timeout: Any) -> None:
+    job = task_worker.task(name="work")(lambda: 1).enqueue()
+    job.result(timeout=20)
+    for ask in [*results(job, timeout), lambda: task_worker.stop(timeout)]:
+        with pytest.raises(ArgumentsError, match=r"^timeout is .*\. Give a number of seconds, or None\.$"):
+            ask()
+    assert task_worker.state().worker is not None, "it runs on"
+
+
+@pytest.mark.parametrize("timeout", [20, 20.5, Decimal(20), Fraction(20), float("inf")])
+def test_timeout_may_be_any_number(task_worker: BackgroundTaskWorker, timeout: Any) -> None:
+    job = task_worker.task(name="work")(lambda: 1).enqueue()
+    assert [ask() for ask in results(job, timeout)] == [1, 1]
 
 
 def test_timeout_of_zero_gives_a_result_that_is_there(task_worker: BackgroundTaskWorker) -> None:

@@ -411,6 +411,9 @@ def test_schedule_with_the_same_trigger_keeps_its_next_time(
         ({"trigger": DAILY, "name": None}, DeclarationError, "name = None"),
         ({"trigger": DAILY, "name": "mine", "args": (1, 2)}, ArgumentsError, "too many positional"),
         ({"trigger": DAILY, "name": "mine", "kwargs": {"z": 1}}, ArgumentsError, "unexpected keyword"),
+        ({"trigger": DAILY, "name": "mine", "args": "a"}, ArgumentsError, r"args = 'a' .* as \('a',\)"),
+        ({"trigger": DAILY, "name": "mine", "args": 3}, ArgumentsError, r"args = 3 .* as \(3,\)"),
+        ({"trigger": DAILY, "name": "mine", "kwargs": [1]}, ArgumentsError, r"kwargs = \[1\] .* a dict"),
     ],
 )
 def test_bad_schedule_is_refused(

@@ -266,7 +266,9 @@ def test_bad_option_is_refused_with_the_value_and_the_remedy(
 
 
 def test_unknown_option_is_refused(task_worker: BackgroundTaskWorker) -> None:
-    with pytest.raises(TypeError, match="priorty"):
+    with pytest.raises(
+        ArgumentsError, match="A task takes no priorty. It takes name, queue, priority, .*, sensitive.$"
+    ):
         declare(task_worker, priorty=3)
 
 
@@ -278,6 +280,10 @@ def test_schedule_arguments_are_checked_at_once(task_worker: BackgroundTaskWorke
         declare(task_worker, schedule=Every(hours=1))
     with pytest.raises(NotEncodable, match=r"args\[0\]"):
         declare(task_worker, schedule=Every(hours=1), schedule_args=(object(),))
+    with pytest.raises(ArgumentsError, match=r"schedule_args = 'ab' is not allowed. Allowed: .*, as \('ab',\)"):
+        declare(task_worker, schedule=Every(hours=1), schedule_args="ab")
+    with pytest.raises(ArgumentsError, match="schedule_kwargs = 3 is not allowed. Allowed: a dict"):
+        declare(task_worker, schedule=Every(hours=1), schedule_kwargs=3)
     assert len(task_worker.registry) == 0
 
 

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, Tracer
 
 from flask_taskworker import BackgroundTaskWorker, Every, Job, Mail, Message, Retry, origin, tracing
+from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.store.browse import Browser
 from flask_taskworker.store.sql import Store
 
@@ -247,3 +248,9 @@ def test_apps_that_come_later_are_followed_too(
     spans.named("send default")
     tracing.uninstrument(task_worker)
     origin.carriers.remove(tracing._carry)
+
+
+def test_what_is_no_task_worker_is_refused(app: Flask) -> None:
+    for function in (tracing.instrument, tracing.uninstrument):
+        with pytest.raises(ArgumentsError, match="is not a TaskWorker"):
+            function(app)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.dashboard.access import PERMISSIONS
 from flask_taskworker.dashboard.blueprint import ROUTES
-from flask_taskworker.errors import ConfigError
+from flask_taskworker.errors import ArgumentsError, ConfigError
 
 GETS = [r for r in ROUTES if "GET" in r.methods]
 POSTS = [r for r in ROUTES if "POST" in r.methods]
@@ -387,7 +387,28 @@ def test_without_a_name_the_address_stands_in_the_audit_log(app: Flask) -> None:
     assert app.extensions["taskworker"].store.driver.read("SELECT who FROM taskworker_audit", {}) == [("10.0.0.7",)]
 
 
-def test_refusal_is_logged_once_a_request_and_not_as_an_error(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
-    mounted(app).test_client().get("/tasks/")
+def test_refusal_is_told_once_an_app_and_then_at_debug(
+    make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture
+) -> None:
+    dashboard = create_dashboard(task_worker := BackgroundTaskWorker())
+    apps = [make_app(), make_app()]
+    with caplog.at_level(logging.DEBUG, "flask_taskworker.dashboard"):
+        for app in apps:
+            task_worker.init_app(app)
+            app.register_blueprint(dashboard, url_prefix="/tasks")
+            assert [app.test_client().get(page).status_code for page in ("/tasks/", "/tasks/jobs")] == [403, 403]
     records = [r for r in caplog.records if r.name.startswith("flask_taskworker.dashboard")]
-    assert [r.levelno for r in records] == [logging.WARNING]
+    assert [r.levelno for r in records] == 2 * [logging.WARNING, logging.DEBUG]
+    assert all("a request from 127.0.0.1 was refused" in r.message for r in records)
+
+
+@pytest.mark.parametrize("task_worker", ["tasks", None, Flask("shop")])
+def test_dashboard_of_what_is_no_task_worker_is_refused(task_worker: Any) -> None:
+    with pytest.raises(ArgumentsError, match="is not a TaskWorker. Give the BackgroundTaskWorker"):
+        create_dashboard(task_worker)
+
+
+@pytest.mark.parametrize("name", ["access", "who"])
+def test_callback_that_cannot_be_called_is_refused_where_it_is_given(name: str) -> None:
+    with pytest.raises(ArgumentsError, match=f"{name} is True. Give a function .* such as {name}=lambda: True"):
+        create_dashboard(BackgroundTaskWorker(), **{name: True})  # type: ignore[arg-type]

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import pytest
 from tests.mail.server import EXTENSIONS, Drop, Session, SMTPServer, wait_until
 
+from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.mail import BadHeaderError, ConnectionRefused, Mail, MailError, Message, SendResult
 from flask_taskworker.mail.errors import ConnectError, DataRefused, DeliveryUnknown, RecipientsRefused
 
@@ -84,6 +86,23 @@ def test_nothing_to_send_is_fine(serve: Serve, make_mail: MakeMail) -> None:
     assert mail.send_many([]) == []
     assert collect(mail, []) == []
     assert server.sessions == []
+
+
+def test_one_message_where_many_belong_is_refused_with_the_remedy(serve: Serve, make_mail: MakeMail) -> None:
+    for mail in (make_mail(server := serve()), make_mail(TESTING=True)):
+        for given in (next(letters(1)), 3):
+            for send in (mail.send_many, mail.send_later_many, partial(collect, mail)):
+                with pytest.raises(ArgumentsError, match=r"^messages is .*\. Give a list, .* Write \[message\]\.$"):
+                    send(given)
+    assert server.mails == []
+
+
+def test_async_generator_where_nobody_awaits_is_refused_with_the_remedy(make_mail: MakeMail) -> None:
+    async def slowly() -> AsyncIterator[Message]:
+        yield next(letters(1))
+
+    with pytest.raises(ArgumentsError, match=r"messages is <async_generator.* An async generator is for asend_many"):
+        make_mail(TESTING=True).send_many(slowly())  # type: ignore[arg-type]
 
 
 def test_suppressed_bulk_is_recorded(make_mail: MakeMail) -> None:

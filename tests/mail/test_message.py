@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import email
+import io
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
+from datetime import UTC, datetime
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 from tests.mail.server import SOURCES
@@ -312,3 +316,33 @@ def test_what_is_no_message_and_no_attachment_is_refused_with_the_remedy(make_me
     message = make_message(recipients=["a@x.org"], attachments=["bill.pdf"], sender="b@x.org")
     with pytest.raises(ArgumentsError, match=r"holds 'bill.pdf', which is not an Attachment\. .* message\.attach"):
         prepare(message, now=0.0)
+
+
+@pytest.mark.parametrize("data", [3, io.StringIO("text"), io.BytesIO(b"bytes"), ["a"]])
+def test_content_that_an_attachment_cannot_have_is_refused_with_the_remedy(make_message: Make, data: Any) -> None:
+    message = make_message(recipients=["a@x.org"], sender="b@x.org", attachments=[Attachment("a.txt", data=data)])
+    with pytest.raises(ArgumentsError, match=r"the data of an attachment is .*\. Give bytes or text: file\.read\(\)"):
+        prepare(message, now=0.0)
+
+
+@pytest.mark.parametrize("data", ["text", b"text", bytearray(b"text"), memoryview(b"text"), array("B", b"text")])
+def test_content_of_an_attachment_may_be_text_or_any_bytes(make_message: Make, data: Any) -> None:
+    message = make_message(recipients=["a@x.org"], sender="b@x.org", attachments=[Attachment("a.txt", data=data)])
+    assert base64.b64encode(b"text") in prepare(message, now=0.0).envelope.data
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("recipients", 3, r"Write recipients=\[3\]"),
+        ("date", datetime(2026, 1, 1, tzinfo=UTC), "date is datetime.* Give seconds since 1970; .* timestamp"),
+        ("date", "today", "date is 'today'"),
+        ("extra_headers", "X-A: b", "extra_headers is 'X-A: b'. Give a dict"),
+        ("mail_options", "BODY=8BITMIME", r"mail_options must be a list, .* Write mail_options=\['BODY=8BITMIME'\]"),
+    ],
+)
+def test_field_of_another_type_is_refused_with_the_remedy(
+    make_message: Make, field: str, value: Any, words: str
+) -> None:
+    with pytest.raises(BadHeaderError, match=words):
+        prepare(make_message(**{"recipients": ["a@x.org"], "sender": "b@x.org", field: value}), now=0.0)

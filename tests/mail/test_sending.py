@@ -15,6 +15,7 @@ import aiosmtplib
 import pytest
 from tests.mail.server import EXTENSIONS, Drop, Session, Silence, SMTPServer, wait_until
 
+from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.mail import Mail, MailError, Message, Reply, pipelining, pool, smtp
 from flask_taskworker.mail.errors import (
     ConnectError,
@@ -578,3 +579,12 @@ def test_both_tls_keys_at_once_are_refused(make_mail: MakeMail) -> None:
 
 def test_missing_extension_is_not_a_connect_error() -> None:
     assert not issubclass(NotOffered, ConnectError)
+
+
+@pytest.mark.parametrize("given", ["Hello", None, [Message("a", ["a@x.org"], sender="b@x.org")]])
+def test_what_is_no_message_is_refused_before_any_connection(serve: Serve, make_mail: MakeMail, given: Any) -> None:
+    mail = make_mail(server := serve())
+    for send in (mail.send, lambda message: asyncio.run(mail.asend(message)), mail.send_later):
+        with pytest.raises(ArgumentsError, match=r"is not a message\. Give a Message\("):
+            send(given)
+    assert server.sessions == []

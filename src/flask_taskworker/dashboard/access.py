@@ -8,11 +8,13 @@ import logging
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
-from flask import current_app, request
+from flask import Flask, current_app, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from ..config import TaskWorkerConfig
+from ..errors import ArgumentsError
 from ..failures import storable
 
 log = logging.getLogger(__name__)
@@ -45,15 +47,25 @@ class Visitor:
 
 
 class Gate:
-    """Decides about each request. *access* and *who* are the callbacks given to ``create_dashboard``, or None."""
+    """Decides about each request. *access* and *who* are the callbacks given to ``create_dashboard``, or None.
+
+    Raises ArgumentsError for one that cannot be called.
+    """
 
     def __init__(
         self, access: Callable[[], Any] | None, who: Callable[[], Any] | None, *, closed: str = _CLOSED
     ) -> None:
-        """*closed* is logged, with the peer's address, where nobody has opened it."""
+        """*closed* is logged, with the peer's address, where nobody has opened it: once an app, later at DEBUG."""
+        for name, callback in (("access", access), ("who", who)):
+            if callback is not None and not callable(callback):
+                raise ArgumentsError(
+                    f"{name} is {callback!r:.100}. Give a function that is called in each request, such as "
+                    f"{name}=lambda: {callback!r:.40}."
+                )
         self._access = access
         self._who = who
         self._closed = closed
+        self._told: WeakSet[Flask] = WeakSet()
 
     def admit(self, config: TaskWorkerConfig) -> Visitor | BaseResponse:
         """The visitor, who may have no permission at all; or what to answer instead."""
@@ -66,8 +78,13 @@ class Gate:
             return self._by_password(config.dashboard_user, config.dashboard_password or "")
         if _is_developer():
             return self._visitor(EVERYTHING)
-        log.warning(self._closed, request.remote_addr)
+        self._tell_closed(current_app._get_current_object())  # type: ignore[attr-defined]
         return self._visitor(_NOTHING)
+
+    def _tell_closed(self, app: Flask) -> None:
+        # Anybody may send requests: whoever does must not fill the log.
+        log.log(logging.DEBUG if app in self._told else logging.WARNING, self._closed, request.remote_addr)
+        self._told.add(app)
 
     def _by_password(self, user: str, password: str) -> Visitor | BaseResponse:
         given = request.authorization

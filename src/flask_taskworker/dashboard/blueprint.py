@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
+from ..tasks import registry_of
 from . import acts, failures, job, jobs, mail, overview, queues, schedules, system, workers
 from .access import Gate
 from .assets import ASSETS
@@ -48,8 +49,10 @@ def create_dashboard(
     *access* is called in each request and returns True, False, ``"read"`` (look, and nothing else), a set of
     permissions, or a response, such as a redirect to the login. Without it ``TASKER_DASHBOARD_USER`` and
     ``TASKER_DASHBOARD_PASSWORD`` count; without those it answers only on this machine, in debug mode. *who* returns the
-    name that stands in the audit log. *name* is the blueprint's: a second dashboard needs another.
+    name that stands in the audit log. *name* is the blueprint's: a second dashboard needs another. Raises
+    ArgumentsError for a *task_worker* that is none, and for an *access* or *who* that cannot be called.
     """
+    registry_of(task_worker)
     blueprint = Blueprint(name, __name__)
     gate = _Dashboard(task_worker, Gate(access, who))
     for route in (*ROUTES, _ASSET, _NOWHERE):

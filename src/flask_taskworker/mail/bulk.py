@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ..errors import ArgumentsError
 from .envelope import Envelope, SendResult, failed_result, result_of
 from .errors import MailError
 from .lanes import Lanes, Parcel
@@ -25,6 +26,27 @@ class Numbered(NamedTuple):
     message: Any
     envelope: Envelope | None
     result: SendResult | None = None
+
+
+def each(messages: Iterable[Any]) -> Iterator[Any]:
+    """What *messages* holds. Raises ArgumentsError for one message where many belong, and for what holds none."""
+    try:
+        return iter(messages)
+    except TypeError as error:
+        remedy = "An async generator is for asend_many" if isinstance(messages, AsyncIterable) else "Write [message]"
+        raise ArgumentsError(
+            f"messages is {messages!r:.100}. Give a list, or anything else that yields messages. {remedy}."
+        ) from error
+
+
+async def aeach(messages: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """As :func:`each`, on an event loop."""
+    if isinstance(messages, AsyncIterable):
+        async for message in messages:
+            yield message
+    else:
+        for message in each(messages):
+            yield message
 
 
 class BulkRun(Lanes):

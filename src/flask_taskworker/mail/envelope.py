@@ -152,6 +152,10 @@ def prepare(
         boxes, send_to = parse_mailboxes(list(redirect_to), "MAIL_REDIRECT_TO"), tuple(redirect_to)
     if message.date is None:
         message.date = now
+    if not isinstance(message.date, int | float):
+        raise BadHeaderError(
+            f"date is {message.date!r:.100}. Give seconds since 1970; of a datetime take its timestamp()."
+        )
     written, data = _write(message, ascii_attachments)
     envelope = Envelope(
         sender=_reverse_path(envelope_from, sender),
@@ -166,12 +170,19 @@ def prepare(
 
 def check_presence(message: Any) -> None:
     """Raise where there is nobody to send to, or nobody who sends."""
+    for name in ("recipients", "cc", "bcc"):
+        check_list(name, getattr(message, name, None))
     if not hasattr(message, "send_to"):
-        raise ArgumentsError(f"{message!r:.100} is not a message. Give a Message(subject, recipients=[…], body=…).")
+        raise not_a_message(message)
     if not message.send_to:
         raise MissingRecipients
     if not message.sender:
         raise MissingSender
+
+
+def not_a_message(given: object) -> ArgumentsError:
+    """What to raise where a message belongs."""
+    return ArgumentsError(f"{given!r:.100} is not a message. Give a Message(subject, recipients=[…], body=…).")
 
 
 def check_characters(message: Any) -> None:
@@ -189,7 +200,10 @@ def check_characters(message: Any) -> None:
     for subtype in getattr(message, "alts", None) or ():
         _check_match(_TOKEN, "the key of alts", subtype, "a subtype of text, like 'html'")
     for name in ("mail_options", "rcpt_options"):
-        for option in getattr(message, name, None) or ():
+        options = getattr(message, name, None) or ()
+        if isinstance(options, str):
+            raise BadHeaderError(f"{name} must be a list, not {options!r:.100}. Write {name}=[{options!r:.100}].")
+        for option in options:
             _check_match(_OPTION, name, option, "printable ASCII without blanks")
     if getattr(message, "charset", None):
         _check_charset(message.charset)
@@ -211,7 +225,11 @@ def _check_address(name: str, address: Any) -> None:
 
 
 def _check_headers(field_name: str, headers: Any) -> None:
-    for name, value in dict(headers or {}).items():
+    try:
+        pairs = dict(headers or {})
+    except (TypeError, ValueError):
+        raise BadHeaderError(f"{field_name} is {headers!r:.100}. Give a dict of names and values.") from None
+    for name, value in pairs.items():
         _check_match(_HEADER_NAME, f"the header name in {field_name}", name, "ASCII without blanks and colons")
         if name.lower() in ("bcc", "resent-bcc"):
             raise BadHeaderError(f"{field_name} holds {name}, which everybody would see. Use bcc=[…].")
@@ -225,11 +243,23 @@ def _check_attachment(attachment: Any) -> None:
             f"attachments holds {attachment!r:.100}, which is not an Attachment. "
             "Give Attachment(filename, content_type, data), or use message.attach(…)."
         )
+    if not _is_content(getattr(attachment, "data", None)):
+        raise ArgumentsError(f"the data of an attachment is {attachment.data!r:.100}. Give bytes or text: file.read().")
     if attachment.filename is not None:
         check_text("the attachment's filename", force_text(attachment.filename))
     _check_match(_CONTENT_TYPE, "the attachment's content_type", attachment.content_type, "type/subtype; name=value")
     _check_match(_TOKEN, "the attachment's disposition", attachment.disposition, "'attachment' or 'inline'")
     _check_headers("the attachment's headers", attachment.headers)
+
+
+def _is_content(data: Any) -> bool:
+    if isinstance(data, str | bytes | bytearray) or hasattr(data, "__bytes__"):
+        return True
+    try:
+        memoryview(data)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_charset(charset: Any) -> None:

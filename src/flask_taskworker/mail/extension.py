@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -16,15 +16,15 @@ from typing import Any, Self, cast
 from flask import Flask, current_app, has_app_context
 
 from ..clock import as_timedelta
-from ..commands import mail_commands
+from ..commands import as_app, mail_commands
 from ..errors import AppError
 from ..mail_config import MailConfig
 from ..sessions import CallerTransaction, is_async
 from ..tasks import EnqueueOptions
 from .addresses import sanitize_address, sanitize_addresses
-from .bulk import CHUNK, BulkRun, Numbered
+from .bulk import CHUNK, BulkRun, Numbered, aeach, each
 from .delivery import is_workers_loop, join_loop
-from .envelope import Prepared, Reply, SendResult, prepare, result_of
+from .envelope import Prepared, Reply, SendResult, not_a_message, prepare, result_of
 from .errors import BadHeaderError, MailError
 from .hosts import Host, KeptHost, PooledHost, SMTPHost, aside, local_host, refused_replies, server_of
 from .message import Defaults, Message, use_defaults
@@ -210,8 +210,8 @@ def _as_foreign(error: BadHeaderError, theirs: ModuleType) -> BadHeaderError:
 
 
 def _is_large(message: Any) -> bool:
-    attachments = getattr(message, "attachments", None) or ()
-    return sum(len(attachment.data) for attachment in attachments) > _ASIDE_ABOVE
+    data = [getattr(attachment, "data", None) for attachment in getattr(message, "attachments", None) or ()]
+    return sum(len(content) for content in data if isinstance(content, Sized)) > _ASIDE_ABOVE
 
 
 class _MailMixin:
@@ -236,6 +236,8 @@ class _MailMixin:
     def send(self, message: Any) -> SendResult:
         """Send *message* now, over a kept connection. Raises as :meth:`Connection.send` and when it cannot connect."""
         connection = self._connect_for_one()
+        if not hasattr(message, "send"):
+            raise not_a_message(message)
         with connection:
             result = message.send(connection)
         # Flask-Mail's own messages, and overriding ones, return nothing.
@@ -277,10 +279,10 @@ class _MailMixin:
         """
         batch = _Batch(self._connect_for_one())
         if not batch.is_bulk:
-            return [result for message in messages for result in batch.send_one(message)]
+            return [result for message in each(messages) for result in batch.send_one(message)]
         run = portal.run(batch.begin())
         try:
-            for message in messages:
+            for message in each(messages):
                 if batch.add(message):
                     batch.settle(portal.run(run.step(batch.take())))
             batch.settle(portal.run(run.step(batch.take())))
@@ -297,7 +299,7 @@ class _MailMixin:
         """
         batch = _Batch(self._connect_for_one())
         if not batch.is_bulk:
-            async for message in _each(messages):
+            async for message in aeach(messages):
                 for result in await aside(batch.send_one, message):
                     yield result
             return
@@ -305,7 +307,7 @@ class _MailMixin:
             join_loop()
         run = await portal.arun(batch.begin())
         try:
-            async for message in _each(messages):
+            async for message in aeach(messages):
                 if batch.add(message):
                     batch.settle(await portal.arun(run.step(batch.take())))
                 for result in batch.take_results():
@@ -376,7 +378,7 @@ class _MailMixin:
     def _put(self, messages: Iterable[Any], options: QueueOptions) -> list[MailJob]:
         connection = self.connect()
         app, state = connection._find_app(), connection.mail
-        mails = [(message, connection._prepare(message, None)) for message in messages]
+        mails = [(message, connection._prepare(message, None)) for message in each(messages)]
         if state.suppress:
             return _recorded(app, mails, options.enqueue)
         return MailQueue(app, state.config).put(mails, options) if mails else []
@@ -392,7 +394,7 @@ def _queue_options(
 ) -> QueueOptions:
     period = None if delay is None else as_timedelta(delay, "delay")
     enqueue = EnqueueOptions(delay=period, queue=queue, priority=priority, session=session, uid=uid)
-    return QueueOptions(enqueue=enqueue, once=once)
+    return QueueOptions(enqueue=enqueue, once=bool(once))
 
 
 def _recorded(app: Flask, mails: list[tuple[Any, Prepared]], options: EnqueueOptions) -> list[MailJob]:
@@ -408,15 +410,6 @@ def _recorded(app: Flask, mails: list[tuple[Any, Prepared]], options: EnqueueOpt
         CallerTransaction(options.session).after_commit(record)
     now = int(time.time() * 1000)
     return [SuppressedMails(prepared.envelope.recipients, now, options).job() for _, prepared in mails]
-
-
-async def _each(messages: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(messages, AsyncIterable):
-        async for message in messages:
-            yield message
-    else:
-        for message in messages:
-            yield message
 
 
 class _Batch:
@@ -520,15 +513,19 @@ class Mail(_MailMixin):
     """The extension: ``Mail(app)``, or ``mail = Mail()`` and ``mail.init_app(app)``."""
 
     def __init__(self, app: Flask | None = None) -> None:
-        self.app = app
-        self.state: _Mail | None = self.init_app(app) if app is not None else None
+        self.app = None if app is None else as_app(app)
+        self.state: _Mail | None = None if self.app is None else self.init_app(self.app)
 
     def init_mail(self, config: Any, debug: bool | int = False, testing: bool = False) -> _Mail:
         """The settings that *config*, a mapping with ``MAIL_*`` keys, gives. Raises ConfigError."""
         return _Mail(MailConfig.from_mapping(config, debug=debug, testing=testing))
 
     def init_app(self, app: Flask) -> _Mail:
-        """Read the app's ``MAIL_*`` configuration and register the settings, which are returned, with it."""
+        """Read the app's ``MAIL_*`` configuration and register the settings, which are returned, with it.
+
+        Raises ConfigError for a wrong value, ArgumentsError for what is no Flask app.
+        """
+        app = as_app(app)
         state = self.init_mail(app.config, app.debug, app.testing)
         _warn_of_flask_mail(app)
         app.extensions["mail"] = state

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from flask import Flask
 
+from ..clock import as_seconds
 from ..errors import AppError, NotSupported, TaskWorkerError
 from ..runner import Runner
 from ..threads import end_process
@@ -70,7 +71,7 @@ class LiveWorker:
     def stop(self, timeout: float | None = None) -> None:
         """Let its jobs end, for *timeout* seconds (default: ``TASKER_SHUTDOWN_TIMEOUT``); then it hands them back."""
         if self._runner is not None:
-            self._runner.stop(timeout)
+            self._runner.stop(as_seconds(timeout))
             self._runner.join()
             self._runner = None
         if self.pid is not None:
