@@ -62,8 +62,8 @@ def create_metrics(
 
     *access* is called within each request; it returns whether to answer, or a response to give instead. Without it the
     login of the dashboard holds: ``TASKER_DASHBOARD_USER`` and ``TASKER_DASHBOARD_PASSWORD``, else nobody but a
-    developer on this machine. *name* is that of the blueprint. Raises ArgumentsError for a *task_worker* that is none, or an
-    *access* that cannot be called.
+    developer on this machine. *name* is that of the blueprint. Raises ArgumentsError for a *task_worker* that is none,
+    and for an *access* that cannot be called.
     """
     registry_of(task_worker)
     blueprint = Blueprint(name, __name__)
