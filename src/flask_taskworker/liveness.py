@@ -200,8 +200,9 @@ class Heartbeat:
 
     def _declare_dead(self, other: Other) -> None:
         rows = self._link.write(worker_statements.declare_dead(), {"id": other.id, "beat": other.beat})
-        if rows:
-            log.warning("worker %s %s", other.id, "is dead" if rows[0][0] == "dead" else "has left")
+        for state, host, pid, info in rows:
+            words = "is dead" if state == "dead" else "has left"
+            log.warning("worker %s (%s) %s", shown(other.id), _whereabouts(host, pid, info), words)
             self._presence.forget(other.id)
 
     def _sweep(self) -> None:
@@ -222,6 +223,16 @@ class Heartbeat:
             log.warning(words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:
             self._news.rescued(rescued)
+
+
+def _whereabouts(host: object, pid: object, info: str) -> str:
+    """Where an operator finds a worker, or what is left of it."""
+    try:
+        name = json.loads(info)["name"]
+    except (ValueError, TypeError, LookupError, RecursionError):  # nobody promises that this code wrote the row
+        name = None
+    place = f"pid {shown(pid)} on {shown(host)}"
+    return f"{shown(name)}, {place}" if name else place
 
 
 @cache

@@ -16,6 +16,7 @@ from flask.cli import FlaskGroup
 
 from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState, LeaseLost, current_job
 from flask_taskworker.errors import AppError, StoreError
+from flask_taskworker.store.sql import Store
 from flask_taskworker.testing.live import LiveWorker
 
 from .waiting import wait, wait_for
@@ -347,6 +348,34 @@ def test_worker_that_does_not_beat_is_given_up_after_its_lease(
     idle_worker.start()
     assert job.result(timeout=20) == "rescued"
     assert {worker.id: worker.state for worker in idle_worker.state().store.workers()}["0f0e"] == "dead"
+
+
+@pytest.mark.parametrize(
+    ("state", "info", "words"),
+    [
+        ("alive", '{"name": "mail-1"}', "worker 0f0e (mail-1, pid 4711 on farm-7) is dead"),
+        ("alive", '{"name": ""}', "worker 0f0e (pid 4711 on farm-7) is dead"),
+        ("draining", "{}", "worker 0f0e (pid 4711 on farm-7) has left"),
+        ("alive", "[damaged", "worker 0f0e (pid 4711 on farm-7) is dead"),
+        ("alive", '{"name": "a\\nb"}', "worker 0f0e (a\\nb, pid 4711 on farm-7) is dead"),
+    ],
+)
+def test_log_tells_where_the_worker_ran_that_is_dead(
+    idle_worker: BackgroundTaskWorker,
+    store: Store,
+    rows: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    state: str,
+    info: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr("flask_taskworker.liveness.BEAT", 0.01)
+    store.counts()
+    columns = "(id, host, pid, started_at, beat, beat_at, state, info)"
+    rows(f"INSERT INTO taskworker_worker {columns} VALUES ('0f0e', 'farm-7', 4711, 1, 7, 1, ?, ?)", state, info)
+    idle_worker.start()
+    wait_for(lambda: words in caplog.messages, words)
 
 
 @pytest.mark.sqlite_only

@@ -75,10 +75,13 @@ def held_jobs() -> str:
 
 
 def declare_dead() -> str:
-    """Declare a worker dead, if it has not beaten since it was looked at. One that was draining has merely left."""
+    """Declare a worker dead, if it has not beaten since it was looked at. One that was draining has merely left.
+
+    Tells which of the two, and where to find it.
+    """
     return (
         "UPDATE taskworker_worker SET state = CASE WHEN state = 'draining' THEN 'left' ELSE 'dead' END "
-        "WHERE id = :id AND beat = :beat AND state IN ('alive', 'draining') RETURNING state"
+        "WHERE id = :id AND beat = :beat AND state IN ('alive', 'draining') RETURNING state, host, pid, info"
     )
 
 
