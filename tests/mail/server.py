@@ -97,13 +97,13 @@ class SMTPServer:
 
     def __enter__(self) -> SMTPServer:
         self._thread.start()
-        self._ready.wait(10)
+        assert self._ready.wait(30), "the mail server did not start"
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         self._loop.close()
 
     @property
@@ -136,8 +136,9 @@ class SMTPServer:
         assert task is not None
         self._tasks.add(task)
         session = Session(len(self.sessions) + 1, tls=self.implicit_tls is not None)
-        self.sessions.append(session)
+        # The writer first: who sees the session may hang up at once.
         self._writers[session.number] = writer
+        self.sessions.append(session)
         try:
             await self._talk(session, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, asyncio.CancelledError):
@@ -258,7 +259,7 @@ class SMTPServer:
         return "235 2.7.0 welcome"
 
 
-def wait_until(is_so: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait for a state that another thread brings about."""
     deadline = time.monotonic() + seconds
     while not is_so():
