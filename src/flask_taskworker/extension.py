@@ -26,7 +26,15 @@ from .config import TaskWorkerConfig
 from .duties import ALL_DUTIES, Duties
 from .errors import AppError, ConfigError, TaskWorkerError
 from .jobs import Job, running_job
-from .launch import after_uwsgi_fork, check_server, flask_command, forks_later, is_spawning, when_serving
+from .launch import (
+    after_uwsgi_fork,
+    check_server,
+    flask_command,
+    forks_later,
+    is_loading_app,
+    is_spawning,
+    when_serving,
+)
 from .limits import NO_LIMITS, Limits
 from .mail.delivery import register_mail
 from .retry import Retry
@@ -305,8 +313,11 @@ class TaskWorker:
         command = flask_command()
         if command is None or command in self._STARTS_UNDER:
             return True
-        named = f" {command!r}" if command else ""
-        log.info("start() does nothing under the flask command%s; flask tasks run works without it", named)
+        if is_loading_app() and command != "run":
+            log.debug("start() does nothing where a flask command imports the app")
+        else:
+            # Nobody meant this process to do without, and it may serve for long.
+            log.warning("start() does nothing under flask %s, so no job runs in it. Use: flask tasks run", command)
         return False
 
     _STARTS_UNDER: frozenset[str] = frozenset()
@@ -392,7 +403,7 @@ class BlockingTaskWorker(TaskWorker):
     """
 
     def start(self) -> None:
-        """Run until SIGTERM or SIGINT; see :meth:`run`. Under the ``flask`` command it logs and returns."""
+        """Run until SIGTERM or SIGINT; see :meth:`run`. Under the ``flask`` command it returns at once."""
         if self._is_meant():
             self.run()
 

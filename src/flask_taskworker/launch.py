@@ -33,6 +33,11 @@ def flask_command() -> str | None:
     return None
 
 
+def is_loading_app() -> bool:
+    """Whether the ``flask`` command imports the app just now: a ``start()`` then is the module's, not the command's."""
+    return ("flask.cli", "load_app") in _calls(sys._getframe())
+
+
 def is_spawning() -> bool:
     """Whether a new process of multiprocessing ("spawn" or "forkserver") imports its parent's main module just now."""
     return ("multiprocessing.spawn", "prepare") in _calls(sys._getframe())

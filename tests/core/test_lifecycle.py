@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import click
 import pytest
+from click.testing import CliRunner
 from flask import Flask, current_app
 from flask.cli import FlaskGroup
 
@@ -18,17 +17,22 @@ from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState,
 from flask_taskworker.errors import AppError, StoreError
 from flask_taskworker.store.sql import Store
 from flask_taskworker.testing.live import LiveWorker
+from flask_taskworker.worker import Worker
 
-from .waiting import wait, wait_for
+from .waiting import wait, wait_for, wait_for_collected
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
 
 
-def our_threads() -> list[str]:
+def our_threads() -> set[threading.Thread]:
     """Those of a running worker; one thread watches the main thread for the whole process."""
-    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("taskworker")]
-    return [name for name in names if name != "taskworker-watch"]
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("taskworker")]
+    return {thread for thread in ours if thread.name != "taskworker-watch"}
+
+
+def loops() -> set[threading.Thread]:
+    return {thread for thread in our_threads() if thread.name == "taskworker-loop"}
 
 
 def test_start_without_an_app_says_what_to_do() -> None:
@@ -89,7 +93,8 @@ def test_stopped_worker_leaves_no_thread(idle_worker: BackgroundTaskWorker) -> N
         idle_worker.stop()
     # What enqueues, with a worker or without, may have a thread for its notifications.
     idle_worker.state().client.close()
-    wait_for(lambda: sorted(our_threads()) == sorted(before))
+    # Those of the test before may be about to end.
+    wait_for(lambda: our_threads() <= before)
 
 
 def test_collected_app_leaves_no_thread(make_app: MakeApp) -> None:
@@ -108,8 +113,7 @@ def test_collected_app_leaves_no_thread(make_app: MakeApp) -> None:
         task_worker.stop()
 
     use()
-    gc.collect()
-    wait_for(lambda: sorted(our_threads()) == sorted(before))
+    wait_for_collected(lambda: our_threads() <= before)
 
 
 def test_app_that_comes_later_is_served(make_app: MakeApp, make_worker: MakeWorker) -> None:
@@ -124,6 +128,7 @@ def test_app_that_comes_later_is_served(make_app: MakeApp, make_worker: MakeWork
 
 def test_app_that_comes_after_the_last_one_went_is_served(make_app: MakeApp, make_worker: MakeWorker) -> None:
     """As with a factory that is called for each test, after one start()."""
+    before = loops()
     task_worker = make_worker(start=False)
     work = task_worker.task(name="work")(lambda: current_app.import_name)
     first = make_app()
@@ -131,8 +136,7 @@ def test_app_that_comes_after_the_last_one_went_is_served(make_app: MakeApp, mak
     task_worker.start()
     assert work.enqueue().result(timeout=20) == first.import_name
     del first
-    gc.collect()
-    wait_for(lambda: "taskworker-loop" not in our_threads())
+    wait_for_collected(lambda: loops() <= before)
     second = make_app()
     task_worker.init_app(second)
     task_worker.start()
@@ -204,13 +208,13 @@ def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
     app: Flask, idle_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flask_taskworker.crew.CANCEL_GRACE", 20.0)
-    begun, both, released, returning = (threading.Event() for _ in range(4))
+    begun, both, released = (threading.Event() for _ in range(3))
+    workers: list[Worker] = []
 
     @idle_worker.task(name="late")
     def late() -> int:
         begun.set()
         wait(released)
-        returning.set()
         return 7
 
     @idle_worker.task(name="tidies_up")
@@ -220,15 +224,17 @@ def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
             await asyncio.sleep(60)
         finally:
             released.set()
-            while not returning.is_set():
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.3)
+            # Until only this one is left.
+            while len(workers[0].running_jobs()) > 1:
+                await asyncio.sleep(0.001)
 
     tidies_up.enqueue()
     job = late.enqueue()
     with LiveWorker(app, process=False) as live:
         wait(begun)
         wait(both)
+        assert live._runner is not None
+        workers += live._runner._workers
         live.stop(timeout=0)
     assert job.refresh().state is JobState.SUCCEEDED
     assert job.result(timeout=1) == 7
@@ -381,11 +387,12 @@ def test_log_tells_where_the_worker_ran_that_is_dead(
 @pytest.mark.sqlite_only
 def test_start_tells_its_caller_that_the_database_cannot_be_opened(make_app: MakeApp, tmp_path: Any) -> None:
     app = make_app(TASKER_DATABASE_URI=f"sqlite:///{tmp_path}")
+    before = loops()
     task_worker = BackgroundTaskWorker(app)
     with pytest.raises(StoreError, match="TASKER_DATABASE_URI"):
         task_worker.start()
     task_worker.stop()
-    assert not any(name == "taskworker-loop" for name in our_threads())
+    assert loops() <= before
 
 
 def test_worker_row_tells_about_the_worker(make_app: MakeApp, make_worker: MakeWorker) -> None:
@@ -410,12 +417,47 @@ def test_mistyped_key_is_warned_of_with_the_right_one(make_app: MakeApp, caplog:
     assert "has TASKER_THREAD, which means nothing. Did you mean TASKER_THREADS?" in caplog.text
 
 
-def test_start_under_the_flask_command_sends_nobody_to_the_command_that_runs(
-    idle_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+TOLD = "start() does nothing under flask {}, so no job runs in it. Use: flask tasks run"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "told"),
+    [
+        (BackgroundTaskWorker, "routes", None),
+        (BackgroundTaskWorker, "greet", None),
+        (BackgroundTaskWorker, "tasks list", None),
+        (BlockingTaskWorker, "tasks list", None),
+        (BlockingTaskWorker, "run", TOLD.format("run")),
+        (BackgroundTaskWorker, "work", TOLD.format("work")),
+        (BlockingTaskWorker, "work", TOLD.format("work")),
+    ],
+)
+def test_start_that_does_nothing_is_told_where_somebody_would_wonder(
+    make_app: MakeApp,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: Any,
+    arguments: str,
+    told: str | None,
 ) -> None:
-    with caplog.at_level(logging.INFO), click.Context(FlaskGroup(), info_name="flask"):
-        idle_worker.start()
-    assert caplog.messages == ["start() does nothing under the flask command; flask tasks run works without it"]
+    """Not where a command only imports a module that calls it."""
+    monkeypatch.setattr("flask.cli.run_simple", lambda *args, **options: None)
+    monkeypatch.setenv("FLASK_RUN_FROM_CLI", "true")  # the command sets it, for good
+
+    def create_app() -> Flask:
+        task_worker = kind(app := make_app())
+        app.cli.command("greet")(lambda: None)
+        app.cli.command("work")(lambda: task_worker.start())
+        task_worker.start()
+        return app
+
+    with caplog.at_level(logging.DEBUG, "flask_taskworker.extension"):
+        cli = FlaskGroup(create_app=create_app, load_dotenv=False)
+        result = CliRunner().invoke(cli, arguments.split(), prog_name="flask")
+    assert result.exit_code == 0, result.output
+    records = [record for record in caplog.records if record.name == "flask_taskworker.extension"]
+    assert {record.message for record in records if record.levelno > logging.DEBUG} == ({told} if told else set())
+    assert {record.message for record in records} != set(), "at DEBUG each is told"
 
 
 def test_stopping_worker_tells_what_it_waits_for(
