@@ -17,7 +17,7 @@ from flask_taskworker.store import glance as module
 from flask_taskworker.store.browse import Browser
 from flask_taskworker.store.browse_rows import add_up
 from flask_taskworker.store.glance import ended, glance, latest_failures
-from flask_taskworker.store.sql import Store
+from flask_taskworker.store.sql import MAX_ID, Store
 
 from .stored import Rows, store_jobs
 from .waiting import wait_for
@@ -96,10 +96,10 @@ def test_what_ended_is_added_up_by_slice(idle_worker: BackgroundTaskWorker, stor
     idle_worker.start()
     wait_for(lambda: all(job.refresh().state.finished for job in jobs))
     idle_worker.stop(timeout=5)
-    (slice_,) = ended(store, 0, step=86_400_000, span=60)
+    (slice_,) = ended(store, 0, step=MAX_ID, span=60)
     assert slice_[1:] == (3, 0, 0)
     assert ended(store, store.clock() + 1, step=60_000, span=3600) == []
-    figures = Browser(store).figures(0, step=86_400_000)
+    figures = Browser(store).figures(0, step=MAX_ID)
     total = add_up([*figures, *figures])
     assert total is not None
     assert (total.succeeded, sum(total.run), total.longest_ms) == (6, 6, figures[0].longest_ms)

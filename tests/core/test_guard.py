@@ -15,9 +15,10 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, JobState, Task
 from flask_taskworker.errors import DatabaseReplaced, SchemaError, StoreError
+from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite import SqliteDriver
 
-from .waiting import wait_for
+from .waiting import Clock, wait_for
 
 pytestmark = pytest.mark.sqlite_only
 
@@ -139,19 +140,20 @@ def test_database_of_an_app_that_is_gone_may_be_made_anew(make_app: MakeApp, mak
 
 
 def test_worker_claims_nothing_from_a_file_that_is_gone(
-    app: Flask, task_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its connections still reach the file. But what it did there nobody would ever see."""
+    clock = Clock(store)
+    idle_worker.start()
     ran: list[int] = []
-    task = task_worker.task(name="note")(lambda number: ran.append(number))
+    task = idle_worker.task(name="note")(lambda number: ran.append(number))
     task.enqueue(1).result(timeout=20)
-    store = app.extensions["taskworker"].store
-    job = task.using(delay=0.3).enqueue(2)
+    job = task.using(delay=3600).enqueue(2)
     away = path_of(app).rename(path_of(app).with_name("away"))
     wait_for(lambda: "cannot beat" in caplog.text and "was deleted or replaced while in use" in caplog.text)
-    due = store.clock() + 300
-    wait_for(lambda: store.clock() > due)
-    app.extensions["taskworker"].worker.wake()
+    clock.put_forward(3_600_000)
+    caplog.clear()
+    idle_worker.workers()[0].wake()
     wait_for(lambda: [record for record in caplog.records if "Next try in" in record.getMessage()])
     assert ran == [1]
     assert not path_of(app).exists()

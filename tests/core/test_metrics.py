@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.error import HTTPError
 
@@ -133,7 +134,7 @@ def test_queues_are_told_even_while_nothing_is_in_them(
 def test_a_late_schedule_is_told(app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
     task = idle_worker.task(name="t")(lambda: None)
     for name in ("late", "paused", "in time"):
-        task.schedule(Every(hours=1), name=name)
+        task.schedule(Every(hours=1, start=datetime.now(UTC) - timedelta(minutes=30)), name=name)
     rows("UPDATE taskworker_schedule SET next_at = ? WHERE name <> 'in time'", store.clock() - 240_000)
     rows("UPDATE taskworker_schedule SET paused = 1 WHERE name = 'paused'")
     found = read(app)

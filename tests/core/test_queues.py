@@ -18,7 +18,7 @@ from flask_taskworker.store.sql import Store
 from flask_taskworker.tasks import Task
 
 from .twins import twin_of
-from .waiting import wait, wait_for
+from .waiting import Clock, wait, wait_for
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
@@ -326,11 +326,13 @@ def test_expired_jobs_are_pruned_with_their_attempts(
 
 def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, make_worker: MakeWorker) -> None:
     app = make_app(TASKER_THREADS=1, TASKER_QUEUES=["default", "own"], **NEVER_LOOKS)
-    busy = make_worker(app)
+    busy = make_worker(app, start=False)
+    clock = Clock(busy.state().store)
+    busy.start()
     fail, release = threading.Event(), threading.Event()
 
     def declare(task_worker: BackgroundTaskWorker) -> Task[..., Any, Any]:
-        @task_worker.task(name="work", retry=Retry(2, base=0.2, jitter=0))
+        @task_worker.task(name="work", retry=Retry(2, base=3600, jitter=0))
         def work() -> str:
             if current_job.attempt == 1:
                 wait(fail)
@@ -349,6 +351,8 @@ def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, mak
         ping.enqueue().result(timeout=20)  # it has looked, and sleeps now
     fail.set()
     wait_for(lambda: blocker.refresh().state is JobState.RUNNING)
+    clock.put_forward(3_600_000)
+    busy.workers()[0].wake()
     assert job.result(timeout=20) == "twin"
     release.set()
 

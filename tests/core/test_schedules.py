@@ -19,13 +19,16 @@ from flask_taskworker.store.sql import ScheduleRow, Store
 from flask_taskworker.store.work import WorkerStore
 
 from .twins import twin_of
-from .waiting import wait, wait_for
+from .waiting import Clock, wait, wait_for
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
 Rows = Callable[..., list[tuple[Any, ...]]]
 
-DAILY = Cron("0 3 * * *")
+# Half a day away: at the hour itself "now" would not be the same here and there.
+FAR_HOUR = (datetime.now(UTC).hour + 12) % 24
+DAILY = Cron(f"0 {FAR_HOUR} * * *")
+LATER = Cron(f"30 {FAR_HOUR} * * *")
 HOUR = 3_600_000
 DAY = 24 * HOUR
 
@@ -123,7 +126,8 @@ def test_schedule_that_cannot_be_read_is_tried_now_and_then(
     rows("UPDATE taskworker_schedule SET trigger = ?, next_at = 1", '{"type": "of_tomorrow"}')
     task_worker.workers()[0].wake()
     wait_for(lambda: len(tries) >= 4)
-    assert tries[3] - tries[0] >= 0.5, "not as fast as the loop can turn"
+    # The first may be that of a turn which had begun.
+    assert tries[3] - tries[1] >= 0.35, "not as fast as the loop can turn"
     assert not seen
 
 
@@ -151,13 +155,19 @@ def test_job_knows_its_schedule_and_fire_time(task_worker: BackgroundTaskWorker,
     assert (job.schedule, job.fire_at) == ("tick", fire_at)
 
 
-def test_at_fires_once_and_never_again(task_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
-    moment = datetime.now(UTC) + timedelta(seconds=0.1)
-    seen = declare(task_worker, At(moment))
+def test_at_fires_once_and_never_again(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
+    clock = Clock(store)
+    moment = datetime.now(UTC) + timedelta(hours=1)
+    seen = declare(idle_worker, At(moment))
+    idle_worker.start()
+    wait_for(lambda: "tick" in names(store))
+    assert not seen
+    clock.put_forward(HOUR)
+    idle_worker.workers()[0].wake()
     wait_for(lambda: seen)
     assert the(store, "tick").next_at is None
-    restart(task_worker)
-    task_worker.task(name="other")(lambda: None).enqueue().result(timeout=20)
+    restart(idle_worker)
+    idle_worker.task(name="other")(lambda: None).enqueue().result(timeout=20)
     assert len(fires(rows, "tick")) == 1
     assert seen[0][2] == moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
@@ -242,11 +252,12 @@ def test_times_missed_while_no_worker_ran(
 def test_time_that_passed_a_moment_ago_is_not_missed(
     idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
 ) -> None:
-    seen = declare(idle_worker, Cron("0 3 * * *", misfire="skip"))
+    seen = declare(idle_worker, Cron(f"0 {FAR_HOUR} * * *", misfire="skip"))
     idle_worker.start()
     wait_for(lambda: "tick" in names(store))
     idle_worker.stop()
-    set_next(rows, "tick", store.clock() - 3000)
+    # Ten seconds are allowed, of which the start may need some.
+    set_next(rows, "tick", store.clock() - 100)
     idle_worker.start()
     wait_for(lambda: seen)
 
@@ -282,7 +293,7 @@ def test_schedule_does_not_overlap_itself(task_worker: BackgroundTaskWorker, sto
     wait_for(lambda: (the(store, "slow").next_at or 0) > next_at + 200, "two more fire times went by")
     assert len(fires(rows, "slow")) == 1
     release.set()
-    wait_for(lambda: len(started) == 2)
+    wait_for(lambda: len(started) >= 2)
 
 
 def test_schedule_may_overlap_itself(make_app: MakeApp, make_worker: MakeWorker) -> None:
@@ -351,10 +362,13 @@ def test_schedule_made_in_another_process_wakes_the_worker(make_app: MakeApp, ma
     wait_for(lambda: seen)
 
 
-def test_schedule_for_one_moment_is_gone_when_it_has_fired(task_worker: BackgroundTaskWorker, store: Store) -> None:
+def test_schedule_for_one_moment_is_gone_when_it_has_fired(idle_worker: BackgroundTaskWorker, store: Store) -> None:
+    clock = Clock(store)
     seen: list[int] = []
-    note = task_worker.task(name="note")(lambda: seen.append(1))
-    note.schedule(At(datetime.now(UTC) + timedelta(seconds=0.1)), name="once")
+    note = idle_worker.task(name="note")(lambda: seen.append(1))
+    note.schedule(At(datetime.now(UTC) + timedelta(hours=1)), name="once")
+    clock.put_forward(HOUR)
+    idle_worker.start()
     wait_for(lambda: seen)
     assert names(store) == set()
 
@@ -386,10 +400,10 @@ def test_schedule_of_the_same_name_is_replaced(idle_worker: BackgroundTaskWorker
     before = the(store, "mine")
     one.schedule(DAILY, name="mine", args=(2,))
     assert the(store, "mine") == before._replace(args="[[2],{}]")
-    two.schedule(Cron("0 4 * * *"), name="mine", args=(3,))
+    two.schedule(LATER, name="mine", args=(3,))
     after = the(store, "mine")
     assert (after.task, after.args) == ("two", "[[3],{}]")
-    assert from_ms(after.next_at or 0) == Cron("0 4 * * *").next_after(datetime.now(UTC))
+    assert from_ms(after.next_at or 0) == LATER.next_after(datetime.now(UTC))
 
 
 def test_schedule_with_the_same_trigger_keeps_its_next_time(
@@ -459,7 +473,7 @@ def test_trigger_that_changed_in_code_is_replaced_at_the_next_start(
     declare(first, DAILY)
     wait_for(lambda: "tick" in names(store))
     first.stop()
-    changed = Cron("30 4 * * *", timezone="Europe/Berlin")
+    changed = Cron(f"30 {FAR_HOUR} * * *", timezone="Europe/Berlin")
     second = make_worker(twin_of(app))
     declare(second, changed)
     wait_for(lambda: from_ms(the(store, "tick").next_at or 0) == changed.next_after(datetime.now(UTC)))
