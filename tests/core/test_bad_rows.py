@@ -111,7 +111,8 @@ def test_names_in_rows_are_looked_up_and_never_imported(
         wait_for(lambda job=job: job.refresh().state is JobState.SCHEDULED)
     goes_on(worker)
     assert not canary.exists()
-    for record in caplog.records:
+    # The watchdog has something to say, in several lines, where a busy machine stands still.
+    for record in [record for record in caplog.records if record.name != "flask_taskworker.watchdog"]:
         assert record.getMessage().isprintable()
         assert len(record.getMessage()) < 2000
 

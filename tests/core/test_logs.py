@@ -166,6 +166,8 @@ def test_debug_mode_of_the_loop_follows_an_app_debug_that_is_set_late(
 
     assert look.enqueue().result(timeout=20) is False
     app.debug = True
+    # The worker's turn that claims the next one may have begun before that.
+    look.enqueue().result(timeout=20)
     assert look.enqueue().result(timeout=20) is debug
 
 
@@ -211,6 +213,8 @@ def test_nothing_is_logged_for_jobs_without_debug(task_worker: BackgroundTaskWor
     """A line costs as much as the rest of a job."""
     task_worker.task(name="work", retry=2)(lambda: 5).enqueue().result(timeout=20)
     ours = [record for record in records.records if record.name.startswith("flask_taskworker")]
+    # That of a busy machine, which stands still.
+    ours = [record for record in ours if record.name != "flask_taskworker.watchdog"]
     assert not [record for record in ours if record.levelno > logging.DEBUG and "worker" not in record.getMessage()]
 
 

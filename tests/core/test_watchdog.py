@@ -39,6 +39,11 @@ def said(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord
     return [record for record in caplog.records if words in record.getMessage()]
 
 
+def blocked_by(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:
+    """On a busy machine the loop may stand still at other times, too."""
+    return [record for record in said(caplog, "the event loop has not turned for") if words in record.getMessage()]
+
+
 def info(store: Store) -> dict[str, Any]:
     workers = store.workers()
     return info_of(workers[0]) if workers else {}
@@ -58,21 +63,23 @@ def test_job_that_blocks_the_event_loop_is_named_with_its_stack_once(
         wait(release)
 
     job = blocks.enqueue()
-    wait_for(lambda: said(caplog, "the event loop has not turned for"))
+    wait_for(lambda: blocked_by(caplog, "(shop.blocks)"))
     (before,) = store.workers()
     # The beat goes on: nobody takes this worker for dead.
     wait_for(lambda: store.workers()[0].beat > before.beat + 5)
     wait_for(lambda: info(store).get("loop_lag_ms", 0) > 200)
     release.set()
     assert job.result(timeout=20) is None
-    wait_for(lambda: said(caplog, "turns again"))
-    (blocked,) = said(caplog, "the event loop has not turned for")
+    by_the_job = "it was blocked by job"
+    wait_for(lambda: said(caplog, by_the_job))
+    (blocked,) = blocked_by(caplog, "(shop.blocks)")
     assert blocked.levelno == logging.WARNING
     assert f"it is blocked by job {job.id} (shop.blocks)" in blocked.getMessage()
     assert "in blocks\n    wait(release)" in blocked.getMessage()
     assert blocked.taskworker_job == job.id  # type: ignore[attr-defined]
-    (over,) = said(caplog, "turns again")
-    assert f"it was blocked by job {job.id} (shop.blocks)" in over.getMessage()
+    (over,) = said(caplog, by_the_job)
+    assert "turns again" in over.getMessage()
+    assert f"{by_the_job} {job.id} (shop.blocks)" in over.getMessage()
     assert store.record(job.id).claim == 1
     wait_for(lambda: info(store).get("loop_lag_ms", 0) < 200)
 
@@ -90,7 +97,7 @@ def test_coroutine_that_a_job_started_is_named_when_it_blocks(
         await asyncio.create_task(inner())
 
     job = starts.enqueue()
-    blocked = wait_for(lambda: said(caplog, "has not turned for"))[0].getMessage()
+    blocked = wait_for(lambda: blocked_by(caplog, "in inner"))[0].getMessage()
     release.set()
     job.result(timeout=20)
     # Only Python 3.12 and newer tell the context of a task to others.
@@ -109,10 +116,9 @@ def test_callback_that_blocks_the_event_loop_is_no_job(
         asyncio.get_running_loop().call_soon(wait, release)
 
     leave_callback.enqueue()
-    blocked = wait_for(lambda: said(caplog, "has not turned for"))[0].getMessage()
+    blocked = wait_for(lambda: blocked_by(caplog, "event.wait("))[0].getMessage()
     release.set()
     assert "it is blocked by no job." in blocked
-    assert "wait(" in blocked
     assert task_worker.task(name="next")(lambda: 1).enqueue().result(timeout=20) == 1
 
 
@@ -176,7 +182,7 @@ def test_worker_whose_threads_all_hang_says_so_once_and_goes_on_with_async_jobs(
     assert last.result(timeout=20) == "free"
     wait_for(lambda: info(store).get("hung_threads") == 0)
     assert len(said(caplog, "all 2 threads for sync jobs are held")) == 1
-    assert len(said(caplog, "has returned (succeeded, dropped); its thread is free again")) == 2
+    wait_for(lambda: len(said(caplog, "has returned (succeeded, dropped); its thread is free again")) == 2)
     assert [job.refresh().state for job in jobs] == [JobState.FAILED] * 2
 
 
