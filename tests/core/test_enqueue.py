@@ -32,7 +32,7 @@ from flask_taskworker.store import sqlite
 from flask_taskworker.store.sql import Store
 from flask_taskworker.tasks import EnqueueOptions, Task
 
-from .waiting import wait_for
+from .waiting import wait_for_collected
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 
@@ -493,18 +493,22 @@ def test_coroutine_receiver_is_awaited_wherever_the_job_is_enqueued(add: Task[..
     assert heard == [job.id]
 
 
-def test_worker_is_woken_even_where_a_receiver_ends_the_thread(task_worker: BackgroundTaskWorker) -> None:
+def test_worker_is_woken_even_where_a_receiver_ends_the_thread(
+    make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
+) -> None:
+    app = make_app(TASKER_LOOP_INTERVAL=3600)
+    task_worker = make_worker(app)
     add = make_add(task_worker)
 
     def leave(sender: Flask, job: Job[Any]) -> None:
         raise SystemExit
 
-    # The worker looks by itself only after 5 s; until then somebody must wake it.
+    # The worker looks by itself only after an hour; until then somebody must wake it.
     add.enqueue(0).result(timeout=20)
     with job_enqueued.connected_to(leave), pytest.raises(SystemExit):
         add.enqueue(1, 2)
     job = task_worker.get_job(2)
-    assert job.result(timeout=3) == 3
+    assert job.result(timeout=20) == 3
 
 
 # -- which app ---------------------------------------------------------------------------------------------------------
@@ -727,8 +731,7 @@ def test_worker_of_a_collected_app_stops(
         store = one.extensions["taskworker"].store
     assert len(store.workers()) == 1
     del one
-    gc.collect()
-    wait_for(lambda: not store.workers(), "the worker of the collected app is gone")
+    wait_for_collected(lambda: not store.workers(), "the worker of the collected app is gone")
     assert add.enqueue(2).result(timeout=20) == 2
     store.driver.close()
 
@@ -760,8 +763,7 @@ def test_collected_app_leaves_no_threads_behind(make_app: Callable[..., Flask]) 
     begun = set(threading.enumerate()) - before
     assert begun
     del app
-    gc.collect()
-    wait_for(lambda: not any(thread.is_alive() for thread in begun))
+    wait_for_collected(lambda: not any(thread.is_alive() for thread in begun))
 
 
 def test_uids_grow_with_time_and_differ() -> None:

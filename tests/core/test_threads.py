@@ -20,7 +20,7 @@ def test_call_that_was_refused_for_want_of_a_thread_is_never_run() -> None:
     pool, ran = ThreadPool(2, "test"), []
     with no_thread_can_be_started(), pytest.raises(PoolClosed):
         pool.submit(ran.append, "refused")
-    pool.submit(ran.append, "accepted").result(10)
+    pool.submit(ran.append, "accepted").result(20)
     assert ran == ["accepted"]
     pool.shutdown()
 
@@ -44,17 +44,17 @@ def test_job_waits_in_its_queue_while_no_thread_can_be_started(
     @task_worker.task
     async def pass_by() -> None: ...
 
-    pass_by.enqueue().result(10)
+    pass_by.enqueue().result(20)
     begun = time.monotonic()
     with no_thread_can_be_started(), caplog.at_level(logging.WARNING, "flask_taskworker"):
         job = note.enqueue()
         wait_for(lambda: "no thread for it" in caplog.text)
         for _ in range(20):
-            pass_by.enqueue().result(10)
+            pass_by.enqueue().result(20)
         claims = store.record(job.id).claim
         # Handed back and claimed again, but not as fast as the database can.
         assert 1 <= claims <= 2 + (time.monotonic() - begun) / 0.2
-    job.result(10)
+    job.result(20)
     assert runs == [1]
 
 
