@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +34,8 @@ LOCKED_USER = "locked"
 
 _PREFIX = "twpg-"
 _READY_WITHIN = 30.0
+_STILL_IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+"""Somebody is still in a schema: a thread that a test has left behind."""
 
 
 def available() -> bool:
@@ -197,8 +199,7 @@ class SchemaPool:
                     yield name
                 else:
                     self._connection.execute(f"DROP SCHEMA {name} CASCADE")
-            except psycopg.errors.LockNotAvailable:
-                # Somebody is still in there.
+            except _STILL_IN_USE:
                 continue
 
     def _clean(self, name: str) -> None:
@@ -219,7 +220,8 @@ class SchemaPool:
     def close(self) -> None:
         """The server, or its end, takes the schemas away."""
         for name in self._used:
-            self._connection.execute(f"DROP SCHEMA {name} CASCADE")
+            with suppress(*_STILL_IN_USE):
+                self._connection.execute(f"DROP SCHEMA {name} CASCADE")
         self._connection.close()
 
 

@@ -188,6 +188,7 @@ def test_sigterm_lets_the_running_job_end(shop: Shop) -> None:
     process = shop.start("tasks", "run", "--threads", "1")
     until((shop.folder / "held").exists, "the job did not start")
     process.send_signal(signal.SIGTERM)
+    until(lambda: b"draining" in state_of_worker(shop), "the signal was not heard")
     (shop.folder / "let go").touch()
     code, _, err = ended(process)
     assert code == 0, err

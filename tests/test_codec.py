@@ -877,7 +877,7 @@ def test_codec_may_be_used_by_many_threads() -> None:
     failures: list[BaseException] = []
 
     def work() -> None:
-        start.wait(10)
+        start.wait(20)
         try:
             for _ in range(50):
                 assert codec.decode(codec.encode(value)) == value
@@ -897,7 +897,7 @@ def test_thread_waits_for_hints_that_another_reads() -> None:
 
     def slow() -> type:
         entered.set()
-        release.wait(10)
+        release.wait(20)
         return Point
 
     function = FunctionType((lambda value: None).__code__, {"slow": slow})
@@ -907,12 +907,12 @@ def test_thread_waits_for_hints_that_another_reads() -> None:
     texts: list[str] = []
     threads = [threading.Thread(target=lambda: texts.append(codec.encode(Point(1)))) for _ in range(2)]
     threads[0].start()
-    assert entered.wait(10)
+    assert entered.wait(20)
     threads[1].start()
     threads[1].join(0.1)  # without the lock the second thread fails at once
     release.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(20)
     assert len(texts) == 2
 
 

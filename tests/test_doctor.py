@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,9 @@ def test_schedule_whose_task_is_gone_is_found(shop: Shop) -> None:
 
 
 def test_schedule_that_nobody_fires_is_found(shop: Shop) -> None:
-    shop.add.schedule(Every(hours=1), name="often", args=(1,))
+    # Half an hour off the beat: it is as late at whatever time of the hour.
+    start = datetime.now(UTC) - timedelta(minutes=30)
+    shop.add.schedule(Every(hours=1, start=start), name="often", args=(1,))
     shop.register_worker()
     shop.jump(2 * 3_600_000)
     assert found(shop, "The schedule 'often' is late for 1 h").level == "error"

@@ -30,7 +30,7 @@ def hear(database: Path, *told: Collection[tuple[str, str]]) -> Heard:
             heard: Heard = []
             something = asyncio.Event()
             ear.listen(asyncio.get_running_loop(), lambda ready: (heard.append(ready), something.set()))  # type: ignore[func-returns-value]
-            await asyncio.wait_for(something.wait(), 5)
+            await asyncio.wait_for(something.wait(), 20)
             return heard
         finally:
             ear.close()

@@ -40,11 +40,11 @@ def bursts_of(*news: Ready) -> list[Ready]:
     def notify(ready: Ready) -> None:
         said.append(ready)
         busy.set()
-        go_on.wait(10)
+        go_on.wait(20)
 
     notifier = Notifier(notify)
     notifier.news({("first", "sync")})
-    assert busy.wait(10)
+    assert busy.wait(20)
     for ready in news:
         notifier.news(ready)
     go_on.set()
