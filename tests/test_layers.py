@@ -36,6 +36,7 @@ FLOORS = [
     "triggers",
     "tasks",
     "store.schema",
+    "store.fitting",
     "rollups",
     "alembic",
     "store.statements",

@@ -24,7 +24,7 @@ from flask import Flask
 from sqlalchemy.engine import URL
 
 from .errors import NotDecodable, NotSupported, SchemaError, StoreError
-from .health import LATE_MS, Snapshot, counted, spoken
+from .health import LATE_MS, Snapshot, counted, name_of, spoken
 from .mail.errors import MailError
 from .mail.hosts import server_of
 from .mail.smtp import Server, SMTPConnection
@@ -323,7 +323,7 @@ def _clocks(snapshot: Snapshot) -> Iterator[Finding]:
     fix = "Keep the clocks of all machines by NTP: times of jobs are compared with the clock of whoever looks."
     ages = [(worker, snapshot.now - worker.beat_at) for worker in snapshot.claiming]
     for worker, age in ages:
-        name = f"{worker.host}:{worker.pid}"
+        name = name_of(worker)
         if age < -SKEW_MS:
             yield _warning(f"The clock of worker {name} is {spoken(-age)} ahead of this machine's.", fix)
         elif age > LATE_BEAT_MS:
@@ -379,6 +379,13 @@ def _schedule(schedule: ScheduleRow, task: object, now: int) -> Iterator[Finding
         yield _error(
             f"The schedule {schedule.name!r} cannot be read by this version, and so never fires.",
             "Install the version that stored it, or end it with task_worker.unschedule and make it again.",
+        )
+    if schedule.odd:
+        words = ", ".join(f"{name} is {value!r}" for name, value in schedule.odd.items())
+        yield _error(
+            f"The schedule {schedule.name!r} has values that cannot be read: {words}.",
+            "Somebody has written them by hand: delete the row from taskworker_schedule, and make the schedule again. "
+            "One that code declares is stored again by the next worker that starts.",
         )
     if task is None:
         yield _warning(

@@ -11,9 +11,10 @@ if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 from .store.browse import Browser
@@ -30,6 +31,10 @@ LATE_MS = 60_000
 
 BLOCKED_MS = 5_000
 """An event loop that has not turned for so long is blocked."""
+
+_LARGEST = 10**15
+_DEEPEST = 20
+"""What a worker tells of itself has no greater numbers, and no deeper lists."""
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -82,11 +87,15 @@ class Snapshot:
         """Whether the worker should have checked in and has not."""
         return worker.state in ("alive", "draining") and self.now - worker.beat_at > SILENT_MS
 
+    def beat_age(self, worker: WorkerRow) -> str:
+        """How long ago the worker has checked in."""
+        return "?" if "beat_at" in worker.odd else spoken(self.now - worker.beat_at)
+
     def _silent(self) -> Iterator[str]:
         for worker in self.workers:
             if self.is_silent(worker):
                 yield (
-                    f"Worker {worker.host}:{worker.pid} has not checked in for {spoken(self.now - worker.beat_at)}: "
+                    f"Worker {name_of(worker)} has not checked in for {self.beat_age(worker)}: "
                     "frozen, cut off or dead. Another worker takes its jobs over."
                 )
 
@@ -96,12 +105,12 @@ class Snapshot:
             lag, hung, threads = (info.get(name) for name in ("loop_lag_ms", "hung_threads", "threads"))
             if isinstance(lag, int | float) and lag > BLOCKED_MS:
                 yield (
-                    f"The event loop of worker {worker.host}:{worker.pid} has not turned for {spoken(int(lag))}. "
+                    f"The event loop of worker {name_of(worker)} has not turned for {spoken(int(lag))}. "
                     "Its log names the job that blocks it."
                 )
             if isinstance(hung, int) and hung and hung == threads:
                 yield (
-                    f"Worker {worker.host}:{worker.pid} runs no sync jobs: jobs that exceeded their timeout hold all "
+                    f"Worker {name_of(worker)} runs no sync jobs: jobs that exceeded their timeout hold all "
                     f"{hung} of its threads. Restart it."
                 )
 
@@ -132,8 +141,13 @@ class Snapshot:
 
     def _slow(self) -> Iterator[str]:
         for queue in self.open_queues:
-            if self.now - queue.oldest_at > LONG_WAIT_MS:
+            if not queue.odd and self.now - queue.oldest_at > LONG_WAIT_MS:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
+
+
+def name_of(worker: WorkerRow) -> str:
+    """The worker's machine and process."""
+    return f"{worker.host}:{'?' if 'pid' in worker.odd else worker.pid}"
 
 
 def takes(info: dict[str, Any], queue: str) -> bool:
@@ -144,12 +158,69 @@ def takes(info: dict[str, Any], queue: str) -> bool:
 
 
 def info_of(worker: WorkerRow) -> dict[str, Any]:
-    """What the worker told about itself; nothing where that cannot be read."""
+    """What the worker told about itself; nothing where that cannot be read, as a whole or in one of its parts."""
     try:
-        info = json.loads(worker.info)
-    except ValueError:
+        info = _sound(json.loads(worker.info))
+    except (ValueError, RecursionError):
         return {}
-    return info if isinstance(info, dict) else {}
+    if not isinstance(info, dict):
+        return {}
+    return {name: value for name, value in info.items() if value is None or _TOLD.get(name, _anything)(value)}
+
+
+def _sound(value: Any, depth: int = _DEEPEST) -> Any:
+    """*value* without what JSON, or UTF-8, cannot say again."""
+    if not depth:
+        return None
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case float():
+            return value if isfinite(value) else None
+        case list():
+            return [_sound(inner, depth - 1) for inner in value]
+        case dict():
+            return {_sound(name): _sound(inner, depth - 1) for name, inner in value.items()}
+    return value
+
+
+def _anything(_: object) -> bool:
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_TOLD: dict[str, Callable[[object], bool]] = {
+    "name": _is_text,
+    "version": _is_text,
+    "queues": _are_names,
+    "exclude": _are_names,
+    "running": _are_counts,
+    "concurrency": _is_count,
+    "threads": _is_count,
+    "hung_threads": _is_count,
+    "resident_mb": _is_number,
+    "loop_lag_ms": _is_number,
+}
+"""What a worker tells, and what each of that must be."""
 
 
 def counted(number: int) -> str:

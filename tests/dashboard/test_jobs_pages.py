@@ -167,13 +167,12 @@ def test_values_of_the_wrong_type_are_shown_as_they_are(lab: Lab, state: str, od
     lines = json.dumps([["then", 1, None, ["x"]], 5, "line"])
     lab.rows("INSERT INTO taskworker_log (job_id, claim, lines) SELECT id, 1, ? FROM taskworker_job", lines)
     pages = ["/jobs", f"/jobs?filter=state:{state}", "/jobs?filter=hidden:yes", "/failures", "/queues", "/system"]
-    if not isinstance(odd, bytes):
-        pages += ["/", "/schedules", "/workers"]
+    pages += ["/", "/schedules", "/workers"]
     for path in (*pages, *(f"/jobs/{job_id}" for job_id in ids)):
         assert_harmless(lab.page(path))
         assert lab.client.get(f"/tasks{path}{'&' if '?' in path else '?'}format=json").is_json
     listed = {row["id"]: row for row in lab.data("/jobs", limit="200")["rows"]}
-    shown = odd.decode("utf-8", "backslashreplace") if isinstance(odd, bytes) else str(odd)
+    shown = "\\xff\\x00" if isinstance(odd, bytes) else str(odd)
     for name, job_id in zip(fitting, ids[1:], strict=False):
         if name not in ("hidden", "solo", "solo_crashes"):
             assert listed[job_id]["odd"] == {name: shown}

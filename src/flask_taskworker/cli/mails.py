@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from email.policy import default as policy
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import click
 
 from ..commands import mail_commands
-from ..errors import StoreError
+from ..errors import NotDecodable, StoreError
+from ..mail.queue import RecipientState, load_recipients
 from ..mail.stored import StoredMail, load_mails
 from ..store.browse import Browser
 from ..store.browse_rows import MailRow, RecipientRow
 from ..store.sql import Store
 from .group import AS_JSON, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
-from .text import iso, moment, pairs, safe, safe_lines, table, to_json
+from .text import iso, moment, moment_in, odd_fields, pairs, safe, safe_lines, table, to_json, unless_odd
 
 _LONGEST_SUBJECT = 60
 _RECIPIENTS = 100
@@ -61,12 +63,12 @@ def _recipients(found: Browser, rows: list[MailRow]) -> dict[str, list[Recipient
 def _cells(row: MailRow, recipients: list[RecipientRow]) -> tuple[str, ...]:
     return (
         row.id,
-        moment(row.created_at) or "",
+        moment_in(row, "created_at") or "",
         _to_words(recipients),
         _cut(_subject(row)),
         _state(row, recipients),
-        str(row.tries),
-        f"{row.size:,}",
+        unless_odd(row, "tries", str(row.tries)),
+        unless_odd(row, "size", f"{row.size:,}"),
     )
 
 
@@ -103,7 +105,10 @@ def _fields(row: MailRow, recipients: list[RecipientRow]) -> dict[str, Any]:
         "message_id": row.message_id,
         "subject": _subject(row),
         "sender": row.sender,
-        "recipients": [{"address": r.address, "ending": r.ending, "code": r.code, "text": r.text} for r in recipients],
+        "recipients": [
+            {"address": r.address, "ending": r.ending, "code": r.code, "text": r.text, **odd_fields(r)}
+            for r in recipients
+        ],
         "job": row.job_id,
         "job_state": row.state,
         "tries": row.tries,
@@ -113,6 +118,7 @@ def _fields(row: MailRow, recipients: list[RecipientRow]) -> dict[str, Any]:
         "next_try_at": iso(row.run_at) if row.state == "scheduled" else None,
         "give_up_at": iso(row.give_up_at),
         "finished_at": iso(row.finished_at),
+        **odd_fields(row),
     }
 
 
@@ -130,25 +136,47 @@ def show_mail(mail_id: str, eml: bool, as_json: bool) -> None:
     """
     if eml and as_json:
         raise click.UsageError("Give either --eml or --json, not both.")
-    row, mail = _load(app_state().store, mail_id)
+    mail = _load(app_state().store, mail_id)
     if eml:
-        sys.stdout.buffer.write(mail.envelope.data)
+        sys.stdout.buffer.write(mail.data())
         sys.stdout.buffer.flush()
     elif as_json:
-        click.echo(to_json(_fields(row, []) | {"recipients": _recipient_fields(mail), "header": _header(mail)}))
+        click.echo(to_json(_whole_fields(mail)))
     else:
-        click.echo("\n".join(_lines(row, mail)))
+        click.echo("\n".join(_lines(mail)))
 
 
-def _load(store: Store, mail_id: str) -> tuple[MailRow, StoredMail]:
-    found = Browser(store)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mail:
+    """One queued mail with all that there is of it."""
+
+    row: MailRow
+    recipients: list[RecipientState]
+    stored: StoredMail | NotDecodable
+    """The mail as it is sent, or why it cannot be."""
+
+    def data(self) -> bytes:
+        """Its bytes. Raises NotDecodable."""
+        if isinstance(self.stored, NotDecodable):
+            raise self.stored
+        return self.stored.envelope.data
+
+    def header(self) -> dict[str, str]:
+        """Its header lines; of one that cannot be read those at its beginning."""
+        data = bytes(self.row.head or b"") if isinstance(self.stored, NotDecodable) else self.stored.envelope.data
+        parsed = BytesHeaderParser(policy=policy).parsebytes(data)
+        return {name: str(value) for name, value in parsed.items()}
+
+
+def _load(store: Store, mail_id: str) -> _Mail:
     uid = _uid_of(store, mail_id)
-    row = found.mail(uid)
-    mails = load_mails(store.driver.read, store.driver.dialect, [uid])
+    row = Browser(store).mail(uid)
+    read, dialect = store.driver.read, store.driver.dialect
+    mails = load_mails(read, dialect, [uid])
     if row is None or uid not in mails:
         tell(f"There is no queued mail {mail_id!r}: it never existed, or it was pruned after MAIL_KEEP.")
         sys.exit(NOTHING)
-    return row, mails[uid]
+    return _Mail(row=row, recipients=load_recipients(read, dialect, [uid]).get(uid, []), stored=mails[uid])
 
 
 def _uid_of(store: Store, mail_id: str) -> str:
@@ -160,30 +188,38 @@ def _uid_of(store: Store, mail_id: str) -> str:
     return mail_id
 
 
-def _lines(row: MailRow, mail: StoredMail) -> list[str]:
+def _lines(mail: _Mail) -> list[str]:
+    row = mail.row
     facts = [
         ("job", f"{row.job_id}, {row.state}" if row.job_id else "pruned"),
         ("sender", safe(row.sender)),
-        ("size", f"{row.size:,} bytes"),
-        ("tries", str(row.tries)),
-        ("queued", moment(row.created_at)),
+        ("size", unless_odd(row, "size", f"{row.size:,} bytes")),
+        ("tries", unless_odd(row, "tries", str(row.tries))),
+        ("queued", moment_in(row, "created_at")),
         ("next try", moment(row.run_at) if row.state == "scheduled" else None),
-        ("gives up", moment(row.give_up_at) if row.finished_at is None else None),
-        ("ended", moment(row.finished_at)),
+        ("gives up", moment_in(row, "give_up_at") if row.finished_at is None else None),
+        ("ended", moment_in(row, "finished_at")),
         ("once", "it is handed over once at most" if row.once else None),
+        *((f"odd {name}", safe(value)) for name, value in row.odd.items()),
+        ("not sent", safe(mail.stored) if isinstance(mail.stored, NotDecodable) else None),
     ]
     lines = [click.style(f"Mail {safe(row.id)}", bold=True), *pairs(facts), "", click.style("Header", bold=True)]
-    lines += pairs([(name, safe(value)) for name, value in _header(mail).items() if name in _HEADERS])
+    lines += pairs([(name, safe(value)) for name, value in mail.header().items() if name in _HEADERS])
     lines += ["", click.style("Recipients", bold=True)]
-    return lines + [f"  {line}" for r in mail.recipients for line in safe_lines(f"{r.address}  {r}").splitlines()]
+    return lines + [f"  {line}" for r in mail.recipients for line in safe_lines(_recipient_words(r)).splitlines()]
 
 
-def _header(mail: StoredMail) -> dict[str, str]:
-    parsed = BytesHeaderParser(policy=policy).parsebytes(mail.envelope.data)
-    return {name: str(value) for name, value in parsed.items()}
+def _recipient_words(state: RecipientState) -> str:
+    odd = "".join(f", {name} is {value}, which cannot be read" for name, value in state.odd.items())
+    return f"{state.address}  {state}{odd}"
 
 
-def _recipient_fields(mail: StoredMail) -> list[dict[str, Any]]:
+def _whole_fields(mail: _Mail) -> dict[str, Any]:
+    cannot = {"cannot_be_read": str(mail.stored)} if isinstance(mail.stored, NotDecodable) else {}
+    return _fields(mail.row, []) | {"recipients": _recipient_fields(mail), "header": mail.header()} | cannot
+
+
+def _recipient_fields(mail: _Mail) -> list[dict[str, Any]]:
     return [
         {
             "address": state.address,
@@ -191,6 +227,7 @@ def _recipient_fields(mail: StoredMail) -> list[dict[str, Any]]:
             "code": state.code,
             "text": state.text,
             "next_try_at": state.next_try,
+            **odd_fields(state),
         }
         for state in mail.recipients
     ]

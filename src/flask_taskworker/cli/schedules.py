@@ -28,7 +28,7 @@ from .group import (
     steering,
     tell,
 )
-from .text import iso, moment, table, to_json
+from .text import iso, moment, moment_in, odd_fields, table, to_json
 
 if TYPE_CHECKING:
     from ..extension import AppState
@@ -99,8 +99,8 @@ def _cells(schedule: ScheduleRow, now: int) -> tuple[str, ...]:
         schedule.task,
         "cannot be read by this version" if trigger is None else describe(trigger),
         _meaning(trigger) or "",
-        moment(schedule.last_at) or "never",
-        moment(schedule.next_at) or "never",
+        moment_in(schedule, "last_at") or "never",
+        moment_in(schedule, "next_at") or "never",
         _state(schedule, now),
     )
 
@@ -108,6 +108,8 @@ def _cells(schedule: ScheduleRow, now: int) -> tuple[str, ...]:
 def _state(schedule: ScheduleRow, now: int) -> str:
     if schedule.paused:
         return "paused"
+    if "next_at" in schedule.odd or "paused" in schedule.odd:
+        return "?"
     if schedule.next_at is None:
         return "ended"
     if schedule.next_at < now:
@@ -138,6 +140,7 @@ def _fields(schedule: ScheduleRow) -> dict[str, Any]:
         "next_at": iso(schedule.next_at),
         "paused": bool(schedule.paused),
         "source": schedule.source or None,
+        **odd_fields(schedule),
     }
 
 

@@ -10,11 +10,11 @@ import click
 
 from ..commands import tasks_command
 from ..errors import NotDecodable
-from ..health import Snapshot, counted, info_of, spoken
-from ..store.sql import MOST, ScheduleRow, WorkerRow
+from ..health import Snapshot, counted, info_of, name_of, spoken
+from ..store.sql import MOST, QueueRow, ScheduleRow, WorkerRow
 from ..triggers import describe, trigger_from_text
 from .group import UNHEALTHY, Period, app_state, tell
-from .text import iso, moment, safe, table, to_json
+from .text import iso, moment_in, odd_fields, safe, table, to_json, unless_odd
 
 if TYPE_CHECKING:
     from ..extension import AppState
@@ -96,10 +96,10 @@ def _worker_cells(worker: WorkerRow, snapshot: Snapshot) -> tuple[str, ...]:
     busy = info.get("running") or {}
     memory, lag = info.get("resident_mb"), info.get("loop_lag_ms")
     return (
-        str(info.get("name") or f"{worker.host}:{worker.pid}"),
+        str(info.get("name") or name_of(worker)),
         "silent" if snapshot.is_silent(worker) else worker.state,
-        spoken(snapshot.now - worker.started_at),
-        f"{spoken(snapshot.now - worker.beat_at)} ago",
+        unless_odd(worker, "started_at", spoken(snapshot.now - worker.started_at)),
+        f"{snapshot.beat_age(worker)} ago",
         str(worker.running),
         f"{busy.get('async', 0)}/{info.get('concurrency', '?')}",
         f"{busy.get('sync', 0)}/{info.get('threads', '?')}",
@@ -119,7 +119,10 @@ def _queue_words(info: dict[str, Any]) -> str:
 def _queues(snapshot: Snapshot) -> list[str]:
     if not snapshot.queues and not snapshot.paused:
         return ["  No job is ready."]
-    rows = [(queue.name, counted(queue.ready), spoken(snapshot.now - queue.oldest_at)) for queue in snapshot.queues]
+    rows = [
+        (queue.name, counted(queue.ready), unless_odd(queue, "oldest_at", spoken(snapshot.now - queue.oldest_at)))
+        for queue in snapshot.queues
+    ]
     rows += [(name, "0", "") for name in snapshot.paused if name not in {queue.name for queue in snapshot.queues}]
     cells = [(*row, "paused" if row[0] in snapshot.paused else "") for row in rows]
     return table(("queue", "ready", "oldest wait", "state"), cells, right={"ready", "oldest wait"})
@@ -142,7 +145,9 @@ def _schedules(snapshot: Snapshot) -> list[str]:
     if not snapshot.schedules:
         return ["  No schedule is stored. A worker stores those in the code when it starts."]
     ordered = sorted(snapshot.schedules, key=lambda s: (bool(s.paused), s.next_at is None, s.next_at or 0, s.name))
-    rows = [(s.name, _when(s), moment(s.last_at) or "never", _next(s, snapshot)) for s in ordered[:_NEXT_SCHEDULES]]
+    rows = [
+        (s.name, _when(s), moment_in(s, "last_at") or "never", _next(s, snapshot)) for s in ordered[:_NEXT_SCHEDULES]
+    ]
     more = len(ordered) - len(rows)
     return table(("schedule", "when", "last", "next"), rows) + ([f"  … and {more} more"] if more else [])
 
@@ -158,6 +163,8 @@ def _when(schedule: ScheduleRow) -> str:
 def _next(schedule: ScheduleRow, snapshot: Snapshot) -> str:
     if schedule.paused:
         return "paused"
+    if "next_at" in schedule.odd or "paused" in schedule.odd:
+        return "?"
     if schedule.next_at is None:
         return "never again"
     if snapshot.is_late(schedule):
@@ -174,7 +181,8 @@ def _status_json(snapshot: Snapshot) -> str:
             "at": iso(snapshot.now),
             "workers": [_worker_fields(worker, snapshot.now) for worker in snapshot.workers],
             "queues": [
-                {"name": q.name, "ready": q.ready, "oldest_wait_s": _seconds(snapshot.now - q.oldest_at)}
+                {"name": q.name, "ready": q.ready, "oldest_wait_s": _since(q, "oldest_at", snapshot.now)}
+                | odd_fields(q)
                 for q in snapshot.queues
             ],
             "paused_queues": snapshot.paused,
@@ -186,22 +194,24 @@ def _status_json(snapshot: Snapshot) -> str:
     )
 
 
-def _seconds(milliseconds: int) -> float:
-    return max(0, milliseconds) / 1000
+def _since(row: WorkerRow | QueueRow, field: str, now: int) -> float | None:
+    """Seconds."""
+    return None if field in row.odd else max(0, now - getattr(row, field)) / 1000
 
 
 def _worker_fields(worker: WorkerRow, now: int) -> dict[str, Any]:
-    return {
+    fields = {
         "id": worker.id,
         "host": worker.host,
-        "pid": worker.pid,
+        "pid": None if "pid" in worker.odd else worker.pid,
         "state": worker.state,
         "started_at": iso(worker.started_at),
-        "up_s": _seconds(now - worker.started_at),
-        "beat_age_s": _seconds(now - worker.beat_at),
+        "up_s": _since(worker, "started_at", now),
+        "beat_age_s": _since(worker, "beat_at", now),
         "jobs_running": worker.running,
-        **info_of(worker),
+        **odd_fields(worker),
     }
+    return fields | {name: value for name, value in info_of(worker).items() if name not in fields}
 
 
 def _schedule_fields(schedule: ScheduleRow) -> dict[str, Any]:
@@ -213,4 +223,5 @@ def _schedule_fields(schedule: ScheduleRow) -> dict[str, Any]:
         "next_at": iso(schedule.next_at),
         "paused": bool(schedule.paused),
         "source": schedule.source,
+        **odd_fields(schedule),
     }

@@ -16,8 +16,8 @@ from flask import Response, current_app, request
 from werkzeug.exceptions import NotFound
 
 from ..clock import to_ms
-from ..errors import NotAccepted
-from ..mail.queue import load_recipients
+from ..errors import NotAccepted, NotDecodable
+from ..mail.queue import RecipientState, load_recipients
 from ..mail.reading import Letter, header_in, headers_of, mail_bytes, plain
 from ..store.browse_rows import MailRow, RecipientRow
 from . import words
@@ -81,7 +81,7 @@ def _row(mail: MailRow, recipients: Sequence[RecipientRow]) -> dict[str, Any]:
     return {
         **_facts(mail),
         **_standing(_state(mail, [recipient.ending for recipient in recipients])),
-        "recipients": [_recipient(r.address, r.ending, r.code, r.text or "", None) for r in recipients[:_FIRST]],
+        "recipients": [_recipient(r, r.ending, None) for r in recipients[:_FIRST]],
         "has_more_recipients": len(recipients) > _FIRST,
     }
 
@@ -100,6 +100,7 @@ def _facts(mail: MailRow) -> dict[str, Any]:
         "next_at": mail.run_at if mail.state == "scheduled" else None,
         "give_up_at": mail.give_up_at,
         "finished_at": mail.finished_at,
+        "odd": dict(mail.odd),
     }
 
 
@@ -121,7 +122,7 @@ def message(view: View) -> Response:
     mail = _found(view)
     store = view.state.store
     recipients = load_recipients(store.driver.read, store.driver.dialect, [mail.id]).get(mail.id, [])
-    body = mail_bytes(store, mail.id) if view.may("mail_body") else None
+    body, problem = _bytes_or_problem(view, mail.id) if view.may("mail_body") else (None, "")
     endings = [str(recipient.ending or "waiting") for recipient in recipients]
     data = {
         **_facts(mail),
@@ -129,16 +130,23 @@ def message(view: View) -> Response:
         "message_id": mail.message_id,
         **_standing(_state(mail, endings)),
         "recipients": [
-            _recipient(r.address, ending, r.code, r.text, r.next_try)
-            for r, ending in zip(recipients[:_MOST], endings, strict=False)
+            _recipient(r, ending, r.next_try) for r, ending in zip(recipients[:_MOST], endings, strict=False)
         ],
         "endings": dict(Counter(endings)),
         "may_read": view.may("mail_body"),
         "is_there": body is not None,
+        "problem": problem,
         "images": view.choice("images", IMAGES, "blocked"),
         **(_whole(body) if body is not None else _outside(mail)),
     }
     return view.page("mail_message.html", data, title=data["subject"] or "(no subject)")
+
+
+def _bytes_or_problem(view: View, mail_id: str) -> tuple[bytes | None, str]:
+    try:
+        return mail_bytes(view.state.store, mail_id), ""
+    except NotDecodable as error:
+        return None, str(error)
 
 
 def _found(view: View) -> MailRow:
@@ -149,14 +157,15 @@ def _found(view: View) -> MailRow:
     return mail
 
 
-def _recipient(address: str, ending: str, code: int | None, text: str, next_try: datetime | None) -> dict[str, Any]:
+def _recipient(recipient: RecipientRow | RecipientState, ending: str, next_try: datetime | None) -> dict[str, Any]:
     return {
-        "address": plain(address),
+        "address": plain(recipient.address),
         "ending": ending,
         "badge": words.state(*_ENDINGS.get(ending, ("warn", ending))),
-        "code": code,
-        "text": plain(text),
+        "code": recipient.code,
+        "text": plain(recipient.text or ""),
         "next_at": None if next_try is None else to_ms(next_try),
+        "odd": dict(recipient.odd),
     }
 
 
@@ -221,9 +230,9 @@ def _file(content: bytes, kind: str, ending: str) -> Response:
 
 
 def _body(view: View) -> bytes:
-    body = mail_bytes(view.state.store, request.args.get("id", ""))
+    body, problem = _bytes_or_problem(view, request.args.get("id", ""))
     if body is None:
-        raise NotFound("There is no such mail, or its bytes are not stored any more.")
+        raise NotFound(problem or "There is no such mail, or its bytes are not stored any more.")
     return body
 
 

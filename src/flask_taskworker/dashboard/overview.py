@@ -102,7 +102,7 @@ def _health(view: View, seen: Glance, snapshot: Snapshot, hour: _Hour) -> dict[s
 
 
 def _oldest(seen: Glance) -> int | None:
-    return min((queue.oldest_at for queue in seen.queues), default=None)
+    return min((queue.oldest_at for queue in seen.queues if not queue.odd), default=None)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------

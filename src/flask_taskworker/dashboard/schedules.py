@@ -23,6 +23,7 @@ RUNS = 30
 FIRES = 10
 _NOT_STORED = ""
 _BADGES = {
+    "odd": ("warn", "cannot be read"),
     "late": ("late", "LATE"),
     "failing": ("failed", "failing"),
     "running": ("running", "running"),
@@ -32,7 +33,7 @@ _BADGES = {
     "ended": ("cancelled", "ended"),
 }
 _COLOURS = {"succeeded": "ok", "failed": "failed", "running": "run"}
-_ORDER = ("late", "failing", "running", "up", "new", "paused", "ended")
+_ORDER = ("odd", "late", "failing", "running", "up", "new", "paused", "ended")
 
 
 def page(view: View) -> Response:
@@ -81,6 +82,7 @@ def _row(view: View, schedule: ScheduleRow, runs: Sequence[ScheduleRun]) -> dict
         "next_at": schedule.next_at,
         "runs": [_run(run) for run in runs],
         "chart": _chart(runs),
+        "odd": dict(schedule.odd),
     }
 
 
@@ -113,8 +115,11 @@ def _when(trigger: Trigger | None) -> dict[str, Any]:
 
 
 def state_of(schedule: ScheduleRow, runs: Sequence[ScheduleRun], now: int) -> str:
-    """``new``, ``up``, ``running``, ``late``, ``failing`` or ``paused``; ``ended`` where no fire time is left."""
+    """``new``, ``up``, ``running``, ``late``, ``failing`` or ``paused``; ``ended`` where no fire time is left; ``odd``
+    where what stands there cannot be read."""
     ended = next((run.state for run in runs if run.finished_at is not None), None)
+    if "next_at" in schedule.odd or "paused" in schedule.odd:
+        return "odd"
     if schedule.paused:
         return "paused"
     if schedule.next_at is not None and now - schedule.next_at > LATE_MS:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Response
 
-from ..health import SILENT_MS, info_of
+from ..health import SILENT_MS, info_of, name_of
 from ..store.browse_rows import JobRow
 from ..store.sql import WorkerRow
 from . import words
@@ -46,7 +46,7 @@ def _row(worker: WorkerRow, jobs: Sequence[JobRow], now: int) -> dict[str, Any]:
     state = state_of(worker, now)
     return {
         "id": worker.id,
-        "name": f"{worker.host}:{worker.pid}",
+        "name": name_of(worker),
         "version": info.get("version"),
         "state": state,
         "badge": words.state(*_BADGES[state]),
@@ -60,6 +60,7 @@ def _row(worker: WorkerRow, jobs: Sequence[JobRow], now: int) -> dict[str, Any]:
         "loop_lag_ms": _number(info, "loop_lag_ms"),
         "hung_threads": _number(info, "hung_threads"),
         "jobs": [_job(job) for job in jobs[:_SHOWN]],
+        "odd": dict(worker.odd),
     }
 
 

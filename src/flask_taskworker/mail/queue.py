@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, cast
 
@@ -25,6 +25,7 @@ from ..errors import (
     ConnectionLost,
     JobNotFound,
     NotAccepted,
+    NotDecodable,
     OutcomeUnknown,
     SchemaError,
     StoreError,
@@ -36,6 +37,7 @@ from ..sessions import CallerTransaction
 from ..signals import email_queued, job_enqueued
 from ..store import mail_statements, statements
 from ..store.driver import Run
+from ..store.fitting import hashes_in, layout_in, moment_in, shown, text_in
 from ..store.sql import Store, record_of, to_duration_ms
 from ..store.statements import Dialect, batch_of
 from ..tasks import EnqueueOptions, Task
@@ -68,6 +70,8 @@ class RecipientState:
 
     text: str = ""
     next_try: datetime | None = None
+    odd: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What somebody has written into the row by hand that cannot be read, by the names of its columns."""
 
     @property
     def is_open(self) -> bool:
@@ -359,40 +363,66 @@ class Blobs:
                 run(mail_statements.add_blob(), {"digest": digest, "uses": uses, "bytes": self._bytes[digest]})
 
 
-def joined(layout: str | None, body: bytes, blobs: Mapping[str, bytes]) -> bytes:
-    """The bytes of a mail out of its own and the shared ones."""
+def joined(layout: object, body: object, blobs: Mapping[str, object]) -> bytes:
+    """The bytes of a mail out of its own and the shared ones. Raises NotDecodable where they cannot be read."""
+    own = octets(body, "the bytes")
     if layout is None:
-        return body
+        return own
     pieces, start = [], 0
-    for part in json.loads(layout):
-        if isinstance(part, str):
-            pieces.append(blobs[part])
-        else:
-            pieces.append(body[start : start + part])
+    try:
+        parts = layout_in(layout)
+    except (ValueError, RecursionError) as error:
+        raise NotDecodable(f"The mail cannot be read: {error}.") from error
+    for part in parts:
+        if isinstance(part, int):
+            pieces.append(own[start : start + part])
             start += part
+        elif part in blobs:
+            pieces.append(octets(blobs[part], f"the shared bytes {part}"))
+        else:
+            raise NotDecodable(f"The mail cannot be read: the shared bytes {part!r:.80} are not stored.")
     return b"".join(pieces)
 
 
-def blobs_in(layouts: Sequence[str | None]) -> Counter[str]:
+def octets(value: object, what: str) -> bytes:
+    """The content of a column for bytes. Raises NotDecodable for anything else: 5 would become five zeros."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise NotDecodable(f"The mail cannot be read: {what} are {shown(value)!r}.")
+    return bytes(value)
+
+
+def blobs_in(layouts: Sequence[object]) -> Counter[str]:
     """How often each shared piece is used by these layouts."""
-    return Counter(part for layout in layouts if layout for part in json.loads(layout) if isinstance(part, str))
+    return Counter(digest for layout in layouts for digest in hashes_in(layout))
 
 
 def load_recipients(read: Run, dialect: Dialect, uids: Sequence[str]) -> dict[str, list[RecipientState]]:
     """The recipients of these mails, in order."""
     found: dict[str, list[RecipientState]] = {}
-    for uid, address, ending, code, text, next_try in read(
-        mail_statements.recipients(dialect), {"ids": json.dumps(uids)}
-    ):
-        state = RecipientState(
-            address=address,
-            ending=None if ending == _WAITING else Ending(ending),
-            code=code,
-            text=text or "",
-            next_try=None if next_try is None else from_ms(next_try),
-        )
-        found.setdefault(uid, []).append(state)
+    for uid, *row in read(mail_statements.recipients(dialect), {"ids": json.dumps(uids)}):
+        found.setdefault(uid, []).append(_recipient_state(*row))
     return found
+
+
+def _recipient_state(address: object, ending: str, code: object, text: object, next_try: object) -> RecipientState:
+    fits = {
+        "address": isinstance(address, str),
+        "code": code is None or isinstance(code, int),
+        "text": text is None or isinstance(text, str),
+        "next_try": next_try is None or moment_in(next_try) is not None,
+    }
+    values = {"address": address, "code": code, "text": text, "next_try": next_try}
+    next_ms = moment_in(next_try)
+    return RecipientState(
+        address=text_in(address),
+        ending=None if ending == _WAITING else Ending(ending),
+        code=code if isinstance(code, int) else None,
+        text="" if text is None else text_in(text),
+        next_try=None if next_ms is None else from_ms(next_ms),
+        odd={name: shown(values[name]) for name, is_right in fits.items() if not is_right},
+    )
 
 
 # ---------------------------------------------------------------- suppressed

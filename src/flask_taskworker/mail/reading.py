@@ -69,7 +69,10 @@ class Letter:
 
 
 def mail_bytes(store: Store, mail_id: str) -> bytes | None:
-    """The bytes of a queued mail; None where they are not there any more. Raises StoreError."""
+    """The bytes of a queued mail; None where they are not there any more.
+
+    Raises StoreError; NotDecodable where what is stored cannot be read.
+    """
     store.driver.prepare()
     rows = store.driver.read(mail_statements.mail_bytes(), {"id": mail_id})
     if not rows:
@@ -77,7 +80,7 @@ def mail_bytes(store: Store, mail_id: str) -> bytes | None:
     layout, body = rows[0]
     hashes = json.dumps(list(blobs_in([layout])))
     blobs = store.driver.read(mail_statements.blobs(store.driver.dialect), {"hashes": hashes}) if layout else []
-    return joined(layout, bytes(body), {digest: bytes(content) for digest, content in blobs})
+    return joined(layout, body, dict(blobs))
 
 
 def headers_of(head: bytes) -> tuple[tuple[str, str], ...]:

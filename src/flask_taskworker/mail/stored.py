@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from ..clock import from_ms, to_ms
-from ..errors import JobNotFound, StoreError
+from ..errors import JobNotFound, NotDecodable, StoreError
 from ..store import mail_statements
 from ..store.driver import Run, SyncLink
+from ..store.fitting import moment_in, shown
 from ..store.sql import Store
 from ..store.statements import Dialect, batch_of
 from ..threads import ThreadPool
@@ -25,6 +26,8 @@ from .smtp import Receipt
 T = TypeVar("T")
 
 _GATHERING_S = 0.003
+_TOLD = (StoreError, NotDecodable)
+"""Answers that are raised where the question was asked."""
 
 
 class Verdict(NamedTuple):
@@ -166,7 +169,7 @@ class MailRoom:
         self._hop: asyncio.Task[None] | None = None
 
     async def load(self, mail_id: str) -> StoredMail:
-        """One mail. Raises JobNotFound, StoreError."""
+        """One mail. Raises JobNotFound, StoreError; NotDecodable where what is stored cannot be sent."""
         mail: StoredMail | None = await self._ask("load", mail_id)
         if mail is None:
             raise JobNotFound(f"The mail {mail_id} is not in the store any more: it was pruned after MAIL_KEEP.")
@@ -200,7 +203,7 @@ class MailRoom:
                 answers = [error] * len(batch)
             for (_, _, answer), value in zip(batch, answers, strict=True):
                 if not answer.done():
-                    answer.set_exception(value) if isinstance(value, StoreError) else answer.set_result(value)
+                    answer.set_exception(value) if isinstance(value, _TOLD) else answer.set_result(value)
 
     def _serve(self, batch: Sequence[tuple[str, Any, object]]) -> list[Any]:
         wanted = [subject for what, subject, _ in batch if what == "load"]
@@ -216,7 +219,7 @@ class MailRoom:
             self._connection = self._store.driver.connect_thread()
         return self._connection
 
-    def _load(self, ids: Sequence[str]) -> dict[str, StoredMail]:
+    def _load(self, ids: Sequence[str]) -> dict[str, StoredMail | NotDecodable]:
         return load_mails(self._link().read, self._store.driver.dialect, ids)
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
@@ -249,37 +252,75 @@ class MailRoom:
         self._thread.shutdown()
 
 
-def load_mails(read: Run, dialect: Dialect, ids: Sequence[str]) -> dict[str, StoredMail]:
-    """These mails with their bytes and recipients, by id, as far as they are there."""
+def load_mails(read: Run, dialect: Dialect, ids: Sequence[str]) -> dict[str, StoredMail | NotDecodable]:
+    """These mails with their bytes and recipients, by id, as far as they are there; or why one cannot be read.
+
+    What somebody has written into one row by hand harms no other mail.
+    """
     rows = read(mail_statements.mails(dialect), {"ids": json.dumps(ids)})
     recipients = load_recipients(read, dialect, ids)
     digests = list(blobs_in([row[7] for row in rows]))
     blobs = read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}) if digests else []
-    shared = {digest: bytes(content) for digest, content in blobs}
-    return {row[0]: _stored(row, shared, recipients.get(row[0], [])) for row in rows}
+    return {row[0]: _stored_or_not(row, dict(blobs), recipients.get(row[0], [])) for row in rows}
 
 
-def _stored(row: Sequence[Any], shared: dict[str, bytes], recipients: Sequence[RecipientState]) -> StoredMail:
+def _stored_or_not(
+    row: Sequence[Any], shared: Mapping[str, object], recipients: Sequence[RecipientState]
+) -> StoredMail | NotDecodable:
+    try:
+        return _stored(row, shared, recipients)
+    except NotDecodable as error:
+        return error
+
+
+def _stored(row: Sequence[Any], shared: Mapping[str, object], recipients: Sequence[RecipientState]) -> StoredMail:
     mail_id, message_id, sender, options, once, phase, tries, layout, give_up_at, finished_at, body = row
-    mail_options, rcpt_options = json.loads(options)
+    _require("sender", sender, isinstance(sender, str))
+    _require("phase", phase, phase is None or isinstance(phase, str))
+    _require("once", once, isinstance(once, int))
+    _require("give_up_at", give_up_at, moment_in(give_up_at) is not None)
+    _require("finished_at", finished_at, finished_at is None or moment_in(finished_at) is not None)
+    for state in recipients:
+        _require("address", state.address, "address" not in state.odd)
+    mail_options, rcpt_options = _options(options)
     envelope = Envelope(
         sender=sender,
         recipients=tuple(state.address for state in recipients),
-        data=joined(layout, bytes(body), shared),
-        message_id=message_id,
-        mail_options=tuple(mail_options),
-        rcpt_options=tuple(rcpt_options),
+        data=joined(layout, body, shared),
+        message_id=str(message_id),
+        mail_options=mail_options,
+        rcpt_options=rcpt_options,
     )
     return StoredMail(
         envelope=envelope,
         id=mail_id,
         once=bool(once),
         phase=phase,
-        tries=tries,
+        tries=tries if isinstance(tries, int) else 0,
         give_up_at=give_up_at,
         finished_at=finished_at,
         recipients=tuple(recipients),
     )
+
+
+def _options(options: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those for MAIL and for RCPT."""
+    try:
+        found = json.loads(options) if isinstance(options, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    _require("options", options, isinstance(found, list) and len(found) == 2 and all(map(_are_texts, found)))
+    assert found is not None
+    return tuple(found[0]), tuple(found[1])
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text.isascii() for text in value)
+
+
+def _require(name: str, value: object, fits: bool) -> None:
+    if not fits:
+        raise NotDecodable(f"The mail cannot be read: its {name} is {shown(value)!r}.")
 
 
 def _recipient_row(mail_id: str, state: RecipientState) -> tuple[object, ...]:

@@ -30,14 +30,11 @@ from .browse_rows import (
     StateCounts,
     counts_of,
     figures_of,
-    fitted,
     job_row,
     job_whole,
-    moment_in,
-    number_in,
-    text_in,
 )
 from .driver import Row
+from .fitting import fitted, is_moment, moment_in, number_in, shown, text_in
 from .sql import MAX_ID, MOST, Attempt, ScheduleRow, Store, WorkerRow
 from .statements import batch_of
 
@@ -250,7 +247,7 @@ class Browser:
         ready = {text_in(name): (number, moment_in(oldest)) for name, number, oldest in found}
         facts = self._read(statements.running_and_paused(), {})
         running: dict[str, int] = {text_in(name): number for name, is_paused, number, _, _ in facts if not is_paused}
-        paused = {name: (moment_in(at), who) for name, is_paused, _, at, who in facts if is_paused}
+        paused = {text_in(name): (at, who) for name, is_paused, _, at, who in facts if is_paused}
         now = self._store.clock()
         worked = {f.key: f for f in self.figures(now - HOUR_MS, step=MAX_ID, by="queue")}
         return [
@@ -260,31 +257,34 @@ class Browser:
                 running=running.get(name, 0),
                 oldest_at=ready.get(name, (0, None))[1],
                 paused=name in paused,
-                paused_at=paused.get(name, (None, None))[0],
-                paused_by=paused.get(name, (None, None))[1],
+                paused_at=moment_in(paused.get(name, (None, None))[0]),
+                paused_by=None if (who := paused.get(name, (None, None))[1]) is None else text_in(who),
                 figures=worked.get(name),
+                odd=_odd_moment("paused_at", paused.get(name, (None, None))[0]),
             )
             for name in sorted({*ready, *running, *paused, *worked, *also})
         ]
 
     def paused_queues(self) -> list[str]:
         """The names of the queues that are paused."""
-        return sorted(name for name, is_paused, *_ in self._read(statements.running_and_paused(), {}) if is_paused)
+        facts = self._read(statements.running_and_paused(), {})
+        return sorted(text_in(name) for name, is_paused, *_ in facts if is_paused)
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
-        return [fitted(ScheduleRow, schedule) for schedule in self._store.schedules()]
+        return self._store.schedules()
 
     def schedule_runs(self, limit: int = 30) -> dict[str, list[ScheduleRun]]:
         """The last jobs of each schedule, newest first."""
         runs: dict[str, list[ScheduleRun]] = {}
         for row in self._read(statements.schedule_runs(), {"limit": limit}):
-            runs.setdefault(row[0], []).append(fitted(ScheduleRun, row))
+            run = fitted(ScheduleRun, row)
+            runs.setdefault(run.schedule, []).append(run)
         return runs
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
-        return [fitted(WorkerRow, worker) for worker in self._store.workers()]
+        return self._store.workers()
 
     # -- figures ----------------------------------------------------------------------------------------------------
 
@@ -341,7 +341,7 @@ class Browser:
         found: dict[str, list[RecipientRow]] = {}
         parameters = {"batch": batch_of([(mail_id,) for mail_id in ids]), "most": most}
         for mail_id, *row in self._read(statements.first_recipients(self._dialect), parameters):
-            found.setdefault(mail_id, []).append(fitted(RecipientRow, tuple(row)))
+            found.setdefault(mail_id, []).append(fitted(RecipientRow, row))
         return found
 
     def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:
@@ -352,6 +352,10 @@ class Browser:
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()
         return self._store.driver.read(sql, parameters)
+
+
+def _odd_moment(name: str, value: object) -> dict[str, str]:
+    return {} if value is None or (isinstance(value, int) and is_moment(value)) else {name: shown(value)}
 
 
 def _parameters(chosen: JobFilter, below: int, floor: int | None = None) -> dict[str, Any]:

@@ -1,23 +1,17 @@
-"""The rows of pages and commands, as they come from ``browse.py``.
-
-SQLite keeps a value of any type in any column. What somebody wrote there by hand must not take a page with it: a value
-of the wrong type is taken out of its field, and shown as it is beside the row.
-"""
+"""The rows of pages and commands, as they come from ``browse.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import NamedTuple
 
 from ..jobs import JobRecord
 from ..rollups import percentile
 from .driver import Row
+from .fitting import fitted_and_odd
 from .schema import BUCKETS_MS, ROLLUP_FIGURES
 from .sql import Attempt
-
-R = TypeVar("R", bound=tuple[Any, ...])
 
 
 class JobRow(NamedTuple):
@@ -120,6 +114,8 @@ class QueueState:
     paused_by: str | None
     figures: Figures | None
     """Those of the last hour."""
+    odd: Mapping[str, str]
+    """What stands in its row in columns for numbers and is none, as text."""
 
 
 class ScheduleRun(NamedTuple):
@@ -152,6 +148,8 @@ class MailRow(NamedTuple):
     state: str | None
     failure_kind: str | None
     run_at: int | None
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +170,8 @@ class RecipientRow(NamedTuple):
     ending: str
     code: int | None
     text: str | None
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
 
 
 class AuditRow(NamedTuple):
@@ -307,59 +307,3 @@ def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]]
     """A row of ``job_whole``, and what is known of the job's tries."""
     (record, odd), (rest, more) = fitted_and_odd(JobRecord, row[:_RECORD]), fitted_and_odd(_Kept, row[_RECORD:])
     return JobWhole(record, *rest, attempts=attempts, lines=lines, odd={**odd, **more})
-
-
-# -- values of the wrong type ------------------------------------------------------------------------------------------
-
-MAX_ODD = 200
-"""Characters of a value of the wrong type that are shown."""
-
-
-def fitted(kind: type[R], row: Row) -> R:
-    """*row* as *kind*, a named tuple, with neutral values in the place of those of the wrong type."""
-    return fitted_and_odd(kind, row)[0]
-
-
-def fitted_and_odd(kind: type[R], row: Row) -> tuple[R, dict[str, str]]:
-    """As :func:`fitted`; and the values that stood in fields for numbers and are none, as text, by their names."""
-    fields = _fields(kind)
-    if all(type(value) in allowed for value, (_, allowed, _) in zip(row, fields, strict=True)):
-        return kind(*row), {}
-    odd: dict[str, str] = {}
-    values: list[Any] = []
-    for value, (name, allowed, neutral) in zip(row, fields, strict=True):
-        if type(value) in allowed:
-            values.append(value)
-        elif str in allowed and value is not None:
-            values.append(text_in(value))
-        elif bytes in allowed and isinstance(value, str):
-            values.append(value.encode("utf-8", "replace"))
-        else:
-            values.append(neutral)
-            odd[name] = text_in(value)[:MAX_ODD]
-    return kind(*values), odd
-
-
-def number_in(value: object) -> int:
-    """A figure that a statement has made of such values; 0 where it is none."""
-    return value if isinstance(value, int) else 0
-
-
-def moment_in(value: object) -> int | None:
-    """Likewise a moment; None where it is none."""
-    return value if isinstance(value, int) else None
-
-
-def text_in(value: object) -> str:
-    """Likewise a text."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-
-
-@cache
-def _fields(kind: type[tuple[Any, ...]]) -> list[tuple[str, tuple[type, ...], object]]:
-    """The name of each field, the types that it may have, and what stands there instead of another."""
-    found: list[tuple[str, tuple[type, ...], object]] = []
-    for name, hint in get_type_hints(kind).items():
-        allowed = get_args(hint) or (hint,)
-        found.append((name, allowed, None if type(None) in allowed else allowed[0]()))
-    return found

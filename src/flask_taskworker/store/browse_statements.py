@@ -372,7 +372,8 @@ def first_recipients(dialect: Dialect) -> str:
     """The first ``:most`` recipients of each mail of a batch."""
     return (
         "SELECT mail_id, address, ending, code, text FROM taskworker_recipient WHERE mail_id IN "
-        f"(SELECT id FROM {dialect.batch({'id': 'text'})} AS e) AND position < :most ORDER BY mail_id, position"
+        f"(SELECT id FROM {dialect.batch({'id': 'text'})} AS e) AND CAST(position AS bigint) < :most "
+        "ORDER BY mail_id, position"
     )
 
 

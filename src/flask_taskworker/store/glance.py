@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from . import browse_statements, statements, worker_statements
-from .browse_rows import fitted, moment_in
+from .fitting import columns, fitted, moment_in, text_in
 from .sql import MOST, QueueRow, ScheduleRow, Store, WorkerRow
 from .statements import Dialect
 
@@ -35,16 +36,16 @@ def glance(store: Store) -> Glance:
     """Look now. Bounded. Raises StoreError."""
     store.driver.prepare()
     rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
-    found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}
+    found: dict[str, list[Any]] = {name: _rows(text) for name, text in rows}
     return Glance(
-        workers=tuple(fitted(WorkerRow, tuple(row)) for row in found["workers"]),
-        queues=tuple(fitted(QueueRow, tuple(row)) for row in found["queues"]),
+        workers=tuple(fitted(WorkerRow, row) for row in found["workers"]),
+        queues=tuple(fitted(QueueRow, row) for row in found["queues"]),
         ready=min(MOST, found["ready"][0][0] + found["suspect"][0][0]),
         scheduled=found["scheduled"][0][0],
         has_jobs=bool(found["any"]),
-        schedules=tuple(fitted(ScheduleRow, tuple(row)) for row in found["schedules"]),
+        schedules=tuple(fitted(ScheduleRow, row) for row in found["schedules"]),
         next_due=moment_in(found["next_due"][0][0]),
-        paused=frozenset(row[0] for row in found["paused"]),
+        paused=frozenset(text_in(row[0]) for row in found["paused"]),
     )
 
 
@@ -53,27 +54,47 @@ _COUNT = "SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT :mos
 
 def _statement(dialect: Dialect) -> str:
     parts = {
-        "workers": (worker_statements.workers(), WorkerRow._fields),
-        "queues": (browse_statements.queues(), QueueRow._fields),
+        "workers": (worker_statements.workers(), columns(WorkerRow)),
+        "queues": (browse_statements.queues(), columns(QueueRow)),
         "ready": (_COUNT.format("state = 'ready' AND solo = 0"), ("number",)),
         "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), ("number",)),
         "scheduled": (_COUNT.format("state = 'scheduled'"), ("number",)),
         "any": ("SELECT 1 FROM taskworker_job LIMIT 1", ("one",)),
-        "schedules": (statements.schedules(), ScheduleRow._fields),
+        "schedules": (statements.schedules(), columns(ScheduleRow)),
         "next_due": (statements.next_due(), ("due",)),
         "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", ("name",)),
     }
-    return " UNION ALL ".join(_part(dialect, name, sql, columns) for name, (sql, columns) in parts.items())
+    return " UNION ALL ".join(_part(dialect, name, sql, fields) for name, (sql, fields) in parts.items())
 
 
-def _part(dialect: Dialect, name: str, sql: str, columns: Sequence[str]) -> str:
+def _part(dialect: Dialect, name: str, sql: str, fields: Sequence[str]) -> str:
     """One row: the name, and the rows of *sql* as JSON, in their order."""
-    picked = [f"c{i}" for i, _ in enumerate(columns)]
-    array = f"json_array({', '.join(picked)})"
-    rows = f"json_group_array({array})"
+    picked = [f"c{i}" for i, _ in enumerate(fields)]
+    rows = f"json_group_array(json_array({', '.join(map(_in_json, picked))}))"
     if dialect.name == "postgresql":
         rows = f"CAST(json_agg(json_build_array({', '.join(picked)})) AS text)"
     return f"SELECT '{name}', (WITH q({', '.join(picked)}) AS ({sql}) SELECT {rows} FROM q)"
+
+
+def _in_json(column: str) -> str:
+    """JSON takes neither blobs nor infinity. No column here is for either."""
+    return f"CASE WHEN typeof({column}) IN ('blob', 'real') THEN CAST({column} AS text) ELSE {column} END"
+
+
+def _rows(text: str | None) -> list[Any]:
+    text = text or "[]"
+    if "\\x" in text or "\\u0000" in text:
+        # Bytes that are no UTF-8 have come as \\xff, and such an escape JSON does not know.
+        text = _ESCAPE.sub(_doubled, text)
+    found: list[Any] = json.loads(text)
+    return found
+
+
+_ESCAPE = re.compile(r"\\(x|u0000|.)")
+
+
+def _doubled(escape: re.Match[str]) -> str:
+    return {"x": r"\\x", "u0000": r"\\x00"}.get(escape[1], escape[0])
 
 
 class FailureLine(NamedTuple):

@@ -308,6 +308,7 @@ def _is_locked(path: Path) -> bool | None:
         os.close(descriptor)
 
 
-def _is_name(worker_id: str) -> bool:
-    """Whether the id may name a file: it comes from a row, and must not lead out of the directory."""
-    return worker_id.isascii() and worker_id.isalnum()
+def _is_name(worker_id: object) -> bool:
+    """Whether the id may name a file: it comes from a row, where anything may stand, and must not lead out of the
+    directory."""
+    return isinstance(worker_id, str) and worker_id.isascii() and worker_id.isalnum()

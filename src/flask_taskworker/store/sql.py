@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from ..tasks import DeclaredSchedule
 from ..triggers import trigger_to_text
 from . import statements, worker_statements
 from .driver import Driver, Run
+from .fitting import fitted, moment_in
 
 MOST = 10_000
 """Counts stop here: nobody needs to know how far beyond it a queue is."""
@@ -68,6 +69,8 @@ class ScheduleRow(NamedTuple):
     last_at: int | None
     paused: int
     source: str
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
 
 
 class WorkerRow(NamedTuple):
@@ -82,6 +85,8 @@ class WorkerRow(NamedTuple):
     state: str
     info: str
     running: int
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,8 @@ class QueueRow(NamedTuple):
     ready: int
     oldest_at: int
     """Since when the oldest of those is due, in epoch milliseconds."""
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
 
 
 class Store:
@@ -216,20 +223,19 @@ class Store:
 
     def queues(self) -> list[QueueRow]:
         """The queues that have ready jobs."""
-        return [QueueRow._make(row) for row in self._read(statements.waiting_by_queue(), most=MOST)]
+        return [fitted(QueueRow, row) for row in self._read(statements.waiting_by_queue(), most=MOST)]
 
     def next_due(self) -> int | None:
         """When the next scheduled job is due, in epoch milliseconds; None if there is none."""
-        due: int | None = self._read(statements.next_due())[0][0]
-        return due
+        return moment_in(self._read(statements.next_due())[0][0])
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
-        return [WorkerRow._make(row) for row in self._read(worker_statements.workers())]
+        return [fitted(WorkerRow, row) for row in self._read(worker_statements.workers())]
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
-        return [ScheduleRow._make(row) for row in self._read(statements.schedules())]
+        return [fitted(ScheduleRow, row) for row in self._read(statements.schedules())]
 
     def store_id(self, *, patience: float | None = None) -> str:
         """The random name that this database was given when its tables were made.

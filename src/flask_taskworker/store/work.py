@@ -15,6 +15,7 @@ from ..rollups import Tally
 from ..tasks import DeclaredSchedule
 from . import mail_statements, statements, steer_statements, worker_statements
 from .driver import AsyncLink, AsyncRun
+from .fitting import hashes_in, text_in
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import Dialect, batch_of
 
@@ -131,12 +132,13 @@ class WorkerStore:
     async def peek(self, may_fire: str) -> Peek:
         """Look at what there is to do. *may_fire*: the schedules of this worker, as ``Scheduler.may_fire`` has them."""
         found: dict[str, list[str]] = {"async": [], "sync": [], "suspect": []}
-        moments: dict[str, int | None] = {}
+        moments: dict[str, Any] = {}
         for what, queue, number in await self._link.read(self._peek, {"may_fire": may_fire}):
             if what in found:
                 found[what].append(queue)
             else:
-                moments[what] = number
+                # One that is no number is greater than all of them, and never comes.
+                moments[what] = number if isinstance(number, int | float) else None
         suspects = tuple(found.pop("suspect"))
         queues = {kind: tuple(names) for kind, names in found.items()}
         return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues, suspects=suspects)
@@ -362,11 +364,10 @@ async def prune_mails(dialect: Dialect, run: AsyncRun, parameters: Mapping[str, 
     """Delete one batch of queued mails whose time is over, and the blobs that no other mail uses."""
     gone = await run(mail_statements.expired_mails(dialect), parameters)
     if gone:
-        ids = json.dumps([row[0] for row in gone])
+        ids = json.dumps([text_in(row[0]) for row in gone])
         await run(mail_statements.remove_recipients(dialect), {"ids": ids})
         await run(mail_statements.remove_bodies(dialect), {"ids": ids})
-        # A layout is a list of lengths and of the hashes of blobs.
-        released = Counter(part for _, layout in gone for part in json.loads(layout or "[]") if isinstance(part, str))
+        released = Counter(part for _, layout in gone for part in hashes_in(layout))
         if released:
             await run(mail_statements.release_blobs(dialect), {"batch": batch_of(list(released.items()))})
             await run(mail_statements.remove_unused_blobs(dialect), {"hashes": json.dumps(list(released))})
