@@ -20,7 +20,11 @@ from typing import Any, cast
 import aiosqlite
 from sqlalchemy import Engine
 
+from ..errors import StoreError
 from .driver import Parameters, Row, Run
+
+_ANSWERS = (sqlite3.Error, StoreError)
+"""What a statement may raise. Anything else was raised beside it, by a signal handler: a TimeoutError for example."""
 
 
 class SharedCommit:
@@ -130,10 +134,11 @@ class SharedCommit:
         except BaseException as error:
             # Each thread raises it in its own line. An interruption often comes right after the commit.
             if transaction is None or not transaction.committed:
-                failure = error if isinstance(error, Exception) else _interrupted()
+                failure = error if isinstance(error, _ANSWERS) else _interrupted()
                 for statement in together:
                     statement.error = statement.error or failure
-            if not isinstance(error, Exception):
+            # What a signal handler raises is for this thread alone, and says nothing about the commit.
+            if not isinstance(error, _ANSWERS):
                 raise
         finally:
             # Before the lock is free: the number may be another thread's then.
@@ -172,7 +177,7 @@ class _Statement:
         # A failing statement undoes itself alone; the others of the transaction stand (sqlite.org/lang_conflict.html).
         try:
             self.rows = run(self.sql, self.parameters)
-        except Exception as error:  # noqa: BLE001 - a value that SQLite cannot hold raises errors of other kinds
+        except (*_ANSWERS, ValueError, OverflowError) as error:  # the latter two for values that SQLite cannot hold
             self.error = error
 
 
@@ -213,7 +218,7 @@ class Transaction:
         try:
             self._connection.execute("COMMIT")
             self.committed = True
-        except Exception:
+        except _ANSWERS:
             self._roll_back()
             raise
         except BaseException:

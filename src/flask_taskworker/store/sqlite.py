@@ -558,7 +558,8 @@ class translated:
             if self._guard is not None:
                 self._guard.note(error)
             raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error)}") from error
-        if isinstance(error, OSError):
+        # Statements raise none. It is a signal handler's, a TimeoutError for example, and the commit may be done.
+        if isinstance(error, OSError) and self._guard is None:
             remedy = (
                 _CHECK_PATH if error.filename is not None else "Look at the limits of this process and at the disk."
             )
