@@ -53,16 +53,13 @@ def test_worker_with_a_blocked_loop_is_not_given_up_and_names_the_job(lab: Lab) 
     lab.task_worker.task(name="blocks")(stub)
     job = lab.task_worker.registry.get("blocks").enqueue()
     lab.await_evidence("start")
-    begun = time.monotonic()
     lab.start("python", blocking(lab, QUICK_BEAT, BLOCKS, name="observer"))
     await_words(lab, blocked, "the event loop has not turned for")
-    print(f"the warning came {time.monotonic() - begun:.1f} s after the job had begun")
-    assert time.monotonic() - begun < 5
     assert f"it is blocked by job {job.id} (blocks)" in blocked.output
     assert 'until(gate("go").exists)' in blocked.output
     (observer,) = [row for row in lab.await_workers(2) if row.pid != blocked.pid]
     lab.await_state(lambda: any(row.id == observer.id and row.beat > 40 for row in lab.workers()))
-    assert max(json.loads(row.info)["loop_lag_ms"] for row in lab.workers()) > 3000
+    lab.await_state(lambda: max(json.loads(row.info)["loop_lag_ms"] for row in lab.workers()) > 3000)
     lab.open_gate("go")
     lab.await_state(lambda: lab.row(job).state == "succeeded")
     assert (lab.row(job).claim, lab.row(job).crashes) == (1, 0)
@@ -72,18 +69,22 @@ def test_worker_with_a_blocked_loop_is_not_given_up_and_names_the_job(lab: Lab) 
 
 HOLDS = """
 import ctypes
+import flask_taskworker.watchdog as watchdog
+watchdog.FROZEN_AFTER = 2.0  # it looks every second
 
 @task_worker.task(name="holds")
 async def holds():
     record("start")
     if current_job.claim == 1:
-        ctypes.PyDLL(None).sleep(8)  # with the GIL
+        # With the GIL, until somebody opens the other end.
+        os.close(ctypes.PyDLL(None).open(os.environ["LAB"].encode() + b"/pipe", os.O_RDONLY))
     record("end")
 """
 
 
 def test_worker_whose_process_stands_still_is_rescued_and_its_late_result_fenced(lab: Lab) -> None:
     """Row 25. The lease is 30 beats of 0.1 s here."""
+    os.mkfifo(lab.folder / "pipe")
     frozen = lab.start("python", blocking(lab, QUICK_BEAT, HOLDS))
     lab.task_worker.task(name="holds")(stub)
     lab.await_workers(1)
@@ -92,6 +93,7 @@ def test_worker_whose_process_stands_still_is_rescued_and_its_late_result_fenced
     observer = lab.start("python", blocking(lab, QUICK_BEAT, HOLDS, name="observer"))
     lab.await_state(lambda: lab.row(job).state == "succeeded")
     assert (lab.row(job).claim, lab.row(job).crashes) == (2, 1)
+    (lab.folder / "pipe").open("wb").close()
     await_words(lab, frozen, "is back under this new id")
     await_words(lab, frozen, "fenced")
     await_words(lab, frozen, "this process stood still for")
@@ -168,11 +170,8 @@ def test_blocking_worker_waits_for_a_deleted_file_and_makes_none(lab: Lab, tmp_p
     """Row 15."""
     child = lab.start("python", blocking(lab))
     assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
-    begun = time.monotonic()
     away = lab.database.rename(tmp_path / "away")
     await_words(lab, child, "was deleted or replaced while in use")
-    print(f"the error came {time.monotonic() - begun:.1f} s later")
-    assert time.monotonic() - begun < 5
     await_words(lab, child, "Next try in")
     assert child.process.poll() is None
     assert not lab.database.exists()
@@ -191,11 +190,8 @@ def test_blocking_worker_ends_when_its_file_is_replaced(lab: Lab, tmp_path: Path
     other = tmp_path / "other.db"
     shutil.copy(lab.database, other)
     before = other.read_bytes()
-    begun = time.monotonic()
     other.replace(lab.database)
     code = child.wait()
-    print(f"the process ended {time.monotonic() - begun:.1f} s later")
-    assert time.monotonic() - begun < 10
     assert code == (1 if how == "script" else 5), child.output
     assert "restart this process to work with the new one" in child.output
     assert lab.database.read_bytes() == before
@@ -276,7 +272,7 @@ from flask_taskworker import Retry
 
 exhausted = 0
 
-@task_worker.task(name="greedy", retry=Retry(50, base=0.2, jitter=0.9))
+@task_worker.task(name="greedy", retry=Retry(50, base=0.2, cap=1, jitter=0.9))
 async def greedy(number):
     global exhausted
     pairs = []
@@ -296,7 +292,7 @@ async def greedy(number):
 def tell():
     return exhausted
 
-@task_worker.task(name="modest", retry=Retry(50, base=0.2, jitter=0.9))
+@task_worker.task(name="modest", retry=Retry(50, base=0.2, cap=1, jitter=0.9))
 def modest(number):
     with open(os.devnull):
         time.sleep(0.001)

@@ -134,7 +134,7 @@ def test_death_of_the_parent_is_found_although_its_child_lives_on(lab: Lab) -> N
     killed = time.time()
     lab.await_state(lambda: lab.row(held).claim == 2)
     print(f"run again {time.time() - killed:.2f} s after the kill")
-    assert time.time() - killed < 10, "not by the lease of 30 s"
+    assert time.time() - killed < 20, "not by the lease of 30 s"
     assert not has_ended(child)
     lab.open_gate("child")
     lab.open_gate("g")

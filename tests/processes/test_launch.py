@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from lab import until
 from parent import BACKGROUND, BLOCKING, Child, Lab, free_port, get
 
 WEB = """
@@ -208,11 +209,12 @@ def test_start_in_a_gunicorn_hook(lab: Lab) -> None:
 
 
 SCHEDULED = """
-@task_worker.task(name="tick", schedule=Every(seconds=1))
+# None is left out where the machine is too busy to fire in time.
+@task_worker.task(name="tick", schedule=Every(seconds=1, misfire="all", overlap="allow"))
 def tick():
     record("tick", fire_at=current_job.fire_at.timestamp())
 
-@task_worker.task(name="atick", schedule=Cron("* * * * * *"))
+@task_worker.task(name="atick", schedule=Cron("* * * * * *", misfire="all", overlap="allow"))
 async def atick():
     record("atick", fire_at=current_job.fire_at.timestamp())
 """
@@ -220,8 +222,14 @@ async def atick():
 
 def ticked_once_each(lab: Lab, what: str) -> None:
     """Four fire times at least, one job each and none left out."""
-    fired = sorted(line["fire_at"] for line in lab.await_evidence(what, 4))
-    assert fired == [fired[0] + i for i in range(len(fired))], fired
+
+    def all_in_a_row() -> bool:
+        # A later one may be quicker.
+        fired = sorted(line["fire_at"] for line in lab.evidence(what))
+        assert len(fired) == len(set(fired)), fired
+        return len(fired) >= 4 and fired[-1] - fired[0] == len(fired) - 1
+
+    until(all_in_a_row, f"four {what}s in a row")
 
 
 @pytest.mark.slow

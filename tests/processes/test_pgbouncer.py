@@ -210,7 +210,7 @@ def test_schedules_fire_each_of_their_times(pooled_app: MakeApp, worker_of: Work
     app = pooled_app(mode)
     task_worker = worker_of(app)
     seen: list[int] = []
-    task_worker.task(name="tick", schedule=Every(seconds=0.1, overlap="allow"))(lambda: seen.append(1))
+    task_worker.task(name="tick", schedule=Every(seconds=0.1, overlap="allow", misfire="all"))(lambda: seen.append(1))
     task_worker.start()
     wait_for(lambda: len(seen) >= 15)
     task_worker.stop()

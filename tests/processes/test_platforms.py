@@ -140,9 +140,9 @@ def test_uwsgis_master_runs_no_jobs_and_each_process_that_it_forks_does(lab: Lab
     )  # fmt: skip
     child = lab.start("python", str(path))
     crew = {row.pid for row in lab.await_workers(2)}
-    assert crew == set(lab.evidence("forked")[0]["children"])
+    assert crew == set(lab.await_evidence("forked")[0]["children"])
     assert [lab.tasks.add.enqueue(i, 1).result(timeout=30) for i in range(5)] == [1, 2, 3, 4, 5]
-    assert len(lab.evidence("hook of the user")) == 2
+    assert len(lab.await_evidence("hook of the user", 2)) == 2
     lab.open_gate("done")
     child.went_well()
     assert {line["pid"] for line in lab.evidence("end")} <= crew
