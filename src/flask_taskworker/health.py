@@ -87,17 +87,17 @@ class Snapshot:
         """Whether the worker should have checked in and has not."""
         return worker.state in ("alive", "draining") and self.now - worker.beat_at > SILENT_MS
 
-    def beat_age(self, worker: WorkerRow) -> str:
-        """How long ago the worker has checked in."""
-        return "?" if "beat_at" in worker.odd else spoken(self.now - worker.beat_at)
-
     def _silent(self) -> Iterator[str]:
         for worker in self.workers:
             if self.is_silent(worker):
                 yield (
-                    f"Worker {name_of(worker)} has not checked in for {self.beat_age(worker)}: "
+                    f"Worker {name_of(worker)} has not checked in {self._since(worker)}: "
                     "frozen, cut off or dead. Another worker takes its jobs over."
                 )
+
+    def _since(self, worker: WorkerRow) -> str:
+        odd = worker.odd.get("beat_at")
+        return f"for {spoken(self.now - worker.beat_at)}" if odd is None else f"since {odd!r}, which is no moment"
 
     def _stuck(self) -> Iterator[str]:
         for worker in self.claiming:

@@ -99,7 +99,7 @@ def _worker_cells(worker: WorkerRow, snapshot: Snapshot) -> tuple[str, ...]:
         str(info.get("name") or name_of(worker)),
         "silent" if snapshot.is_silent(worker) else worker.state,
         unless_odd(worker, "started_at", spoken(snapshot.now - worker.started_at)),
-        f"{snapshot.beat_age(worker)} ago",
+        unless_odd(worker, "beat_at", f"{spoken(snapshot.now - worker.beat_at)} ago"),
         str(worker.running),
         f"{busy.get('async', 0)}/{info.get('concurrency', '?')}",
         f"{busy.get('sync', 0)}/{info.get('threads', '?')}",

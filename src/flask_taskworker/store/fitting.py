@@ -25,15 +25,20 @@ _LAST_MS = to_ms(EPOCH.replace(year=9999))
 """Between them a moment may be moved by a time zone, and stays in the calendar."""
 
 
-class _Field(NamedTuple):
-    name: str
-    allowed: tuple[type, ...]
-    neutral: object
-    """What stands there instead of another."""
-    is_moment: bool
+class _Kind(NamedTuple):
+    """What the columns of a named tuple may hold."""
 
-    def takes(self, value: object) -> bool:
-        return type(value) in self.allowed and (not self.is_moment or is_moment(value))
+    names: tuple[str, ...]
+    allowed: tuple[tuple[type, ...], ...]
+    neutral: tuple[object, ...]
+    """What stands there instead of another."""
+    moments: tuple[int, ...]
+    """The places of moments."""
+    has_odd: bool
+
+    def takes(self, row: Sequence[Any]) -> bool:
+        fits = all(type(value) in allowed for value, allowed in zip(row, self.allowed, strict=True))
+        return fits and all(is_moment(row[place]) for place in self.moments)
 
 
 def fitted(kind: type[R], row: Sequence[Any]) -> R:
@@ -42,7 +47,7 @@ def fitted(kind: type[R], row: Sequence[Any]) -> R:
     If its last field is ``odd``, that is no column, and gets what :func:`fitted_and_odd` has beside the row.
     """
     values, odd = _values(kind, row)
-    return kind(*values, *([odd] if odd and _names(kind)[-1] == ODD else []))
+    return kind(*values, *([odd] if odd and _kind(kind).has_odd else []))
 
 
 def fitted_and_odd(kind: type[R], row: Sequence[Any]) -> tuple[R, dict[str, str]]:
@@ -53,42 +58,40 @@ def fitted_and_odd(kind: type[R], row: Sequence[Any]) -> tuple[R, dict[str, str]
 
 def columns(kind: type[tuple[Any, ...]]) -> tuple[str, ...]:
     """The fields of *kind* that are columns."""
-    return tuple(name for name in _names(kind) if name != ODD)
+    return _kind(kind).names
 
 
 def _values(kind: type[tuple[Any, ...]], row: Sequence[Any]) -> tuple[Sequence[Any], dict[str, str]]:
-    fields = _fields(kind)
-    if all(field.takes(value) for value, field in zip(row, fields, strict=True)):
+    wanted = _kind(kind)
+    if wanted.takes(row):
         return row, {}
     odd: dict[str, str] = {}
     values: list[Any] = []
-    for value, field in zip(row, fields, strict=True):
-        if field.takes(value):
+    for place, (value, allowed) in enumerate(zip(row, wanted.allowed, strict=True)):
+        if type(value) in allowed and (place not in wanted.moments or is_moment(value)):
             values.append(value)
-        elif str in field.allowed and value is not None:
+        elif str in allowed and value is not None:
             values.append(text_in(value))
-        elif bytes in field.allowed and isinstance(value, str):
+        elif bytes in allowed and isinstance(value, str):
             values.append(value.encode("utf-8", "replace"))
         else:
-            values.append(field.neutral)
-            odd[field.name] = shown(value)
+            values.append(wanted.neutral[place])
+            odd[wanted.names[place]] = shown(value)
     return values, odd
 
 
 @cache
-def _fields(kind: type[tuple[Any, ...]]) -> list[_Field]:
-    found: list[_Field] = []
-    for name, hint in get_type_hints(kind).items():
-        if name != ODD:
-            allowed = get_args(hint) or (hint,)
-            neutral = None if type(None) in allowed else allowed[0]()
-            found.append(_Field(name, allowed, neutral, name.endswith("_at") or name == "next_try"))
-    return found
-
-
-@cache
-def _names(kind: type[tuple[Any, ...]]) -> tuple[str, ...]:
-    return tuple(get_type_hints(kind))
+def _kind(kind: type[tuple[Any, ...]]) -> _Kind:
+    hints = get_type_hints(kind)
+    has_odd = hints.pop(ODD, None) is not None
+    allowed = tuple(get_args(hint) or (hint,) for hint in hints.values())
+    return _Kind(
+        names=tuple(hints),
+        allowed=allowed,
+        neutral=tuple(None if type(None) in types else types[0]() for types in allowed),
+        moments=tuple(place for place, name in enumerate(hints) if name.endswith("_at") or name == "next_try"),
+        has_odd=has_odd,
+    )
 
 
 # -- single values -----------------------------------------------------------------------------------------------------
