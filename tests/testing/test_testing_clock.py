@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import At, BackgroundTaskWorker, Cron, Every, Retry, TaskWorkerError, current_job
+from flask_taskworker.errors import DeclarationError
 from flask_taskworker.testing import Jobs, TaskClock
 
 START = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
@@ -161,6 +162,16 @@ def test_too_many_times_of_a_schedule_are_told_the_way_past_them(
         task_clock.advance(days=1, max=5)
     task_clock.jump(task_clock.now.replace(hour=2, minute=59, second=59) + timedelta(days=1))
     assert task_clock.advance(seconds=2).succeeded >= 2
+
+
+@pytest.mark.sqlite_only
+def test_period_is_in_seconds_or_a_timedelta(task_clock: TaskClock) -> None:
+    before = task_clock.now
+    for period in (60, 60.0, timedelta(seconds=60)):
+        task_clock.advance(period, minutes=1)
+    assert task_clock.now == before + timedelta(minutes=6)
+    with pytest.raises(DeclarationError, match="period is '60'. Give a number of seconds or a timedelta"):
+        task_clock.advance("60")  # type: ignore[arg-type]
 
 
 @pytest.mark.sqlite_only

@@ -26,7 +26,7 @@ from flask_taskworker import (
 )
 from flask_taskworker.errors import ArgumentsError, StoreError
 from flask_taskworker.signals import worker_stopped
-from flask_taskworker.testing import Jobs
+from flask_taskworker.testing import Jobs, LiveWorker, Outbox, TaskClock
 
 
 @pytest.fixture
@@ -539,6 +539,26 @@ def test_crash_that_did_not_come_about_ends_with_its_block(jobs: Jobs, add: Task
         jobs.drain()
     add.enqueue(1)
     assert jobs.drain().succeeded == 1
+
+
+# -- what is meant by mistake ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("task", [lambda: None, 3])
+def test_what_is_no_task_is_refused_with_the_remedy(jobs: Jobs, task: Any) -> None:
+    for ask in (
+        *(jobs.enqueued, jobs.perform),
+        *(jobs.assert_enqueued, jobs.assert_not_enqueued, jobs.assert_performed),
+    ):
+        with pytest.raises(ArgumentsError, match=r"is not a task\. Give what @task_worker\.task has made"):
+            ask(task)
+
+
+@pytest.mark.parametrize("kind", [Jobs, Outbox, TaskClock, LiveWorker])
+def test_what_is_no_app_is_refused_with_the_remedy(kind: Any) -> None:
+    with pytest.raises(ArgumentsError, match="app is 'shop'. Give the Flask app itself"):
+        kind("shop")
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Self
 
 from flask import Flask
 
-from ..clock import from_ms, require_aware, to_ms
+from ..clock import as_timedelta, from_ms, require_aware, to_ms
 from .drive import Bench, MovableClock, Plan
 from .jobs import MAX_JOBS, Drained, raise_first, refuse_endless, summary
 
@@ -45,7 +45,7 @@ class TaskClock:
 
     def advance(
         self,
-        period: timedelta = timedelta(0),
+        period: float | timedelta = 0,
         *,
         weeks: float = 0,
         days: float = 0,
@@ -56,10 +56,12 @@ class TaskClock:
         perform: bool = True,
         raise_errors: bool = True,
     ) -> Drained:
-        """Move on by so much; see :meth:`set`."""
+        """Move on by *period*, in seconds or a timedelta, and so much more; see :meth:`set`."""
         __tracebackhide__ = True
-        period += timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
-        return self.set(self.now + period, max=max, perform=perform, raise_errors=raise_errors)
+        more = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+        return self.set(
+            self.now + as_timedelta(period, "period") + more, max=max, perform=perform, raise_errors=raise_errors
+        )
 
     def set(
         self,

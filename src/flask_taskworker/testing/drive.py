@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from flask import Flask
 
 from ..client import Client
+from ..commands import as_app
 from ..errors import AppError, TaskWorkerError
 from ..executor import Executor
 from ..herald import Herald
@@ -291,7 +292,8 @@ class Bench:
 
     @classmethod
     def of(cls, app: Flask) -> Bench:
-        """The bench of *app*. Raises AppError for an app without a TaskWorker."""
+        """The bench of *app*. Raises AppError for an app without a TaskWorker, ArgumentsError for what is no app."""
+        app = as_app(app)
         bench = _benches.get(app)
         if bench is None:
             bench = _benches[app] = cls(app)

@@ -17,7 +17,7 @@ from flask import Flask
 
 from ..clock import require_aware, to_ms
 from ..codec import Codec
-from ..errors import NotDecodable, RetryJob, TaskWorkerError
+from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
 from ..jobs import Ending, Job, JobRecord, JobState, running_job
 from ..signals import job_enqueued
 from ..store import statements, worker_statements
@@ -156,7 +156,7 @@ class Jobs:
     def _wanted(
         self, task: Task[..., Any, Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any], **properties: Any
     ) -> Wanted:
-        found = self._registry.find(task) if isinstance(task, str) else task
+        found = self._registry.find(task) if isinstance(task, str) else _checked(task)
         return Wanted(
             task=found.name,
             arguments=some_by_name(found.name, found.function, args, kwargs),
@@ -164,7 +164,7 @@ class Jobs:
         )
 
     def _after(self, number: int, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
-        name = task.name if isinstance(task, Task) else task
+        name = task if task is None or isinstance(task, str) else _checked(task).name
         rows = self._read(statements.jobs_after(), number=number)
         return [self._job(JobRecord._make(row[:-1]), row[-1]) for row in rows if name in (None, row[2])]
 
@@ -221,7 +221,7 @@ class Jobs:
         """
         __tracebackhide__ = True
         with self._app.app_context():
-            job = task.using(priority=MAX_PRIORITY).enqueue(*args, **kwargs)
+            job = _checked(task).using(priority=MAX_PRIORITY).enqueue(*args, **kwargs)
         self._run(Plan(max_jobs=2 if self._bench.faults.twice else 1, only=(job.queue, job.kind)), raise_errors=True)
         if not job.refresh().state.finished:
             raise TaskWorkerError(f"{job} did not end: it was {job.state} after its first run.")
@@ -376,6 +376,12 @@ def unsuccessful(reports: Iterable[Report]) -> list[Execution]:
         if e.outcome.ending in (Ending.FAILED, Ending.RETRYING)
         and not (e.outcome.ending is Ending.RETRYING and isinstance(e.outcome.exception, RetryJob))
     ]
+
+
+def _checked(task: Task[P, R, Any]) -> Task[P, R, Any]:
+    if not isinstance(task, Task):
+        raise ArgumentsError(f"{task!r:.100} is not a task. Give what @task_worker.task has made of a function.")
+    return task
 
 
 def raise_first(reports: Iterable[Report]) -> None:

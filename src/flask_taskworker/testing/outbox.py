@@ -13,6 +13,7 @@ from typing import Any, Self, overload
 
 from flask import Flask
 
+from ..commands import as_app
 from ..errors import AppError
 from ..mail.envelope import Envelope
 from ..mail.errors import (
@@ -82,6 +83,7 @@ class Outbox(Sequence[SentMail]):
     """
 
     def __init__(self, app: Flask) -> None:
+        app = as_app(app)
         state = app.extensions.get("mail")
         if not isinstance(state, _Mail):
             raise AppError(f"The app {app.import_name!r} has no Mail of this package. Call mail.init_app(app) first.")
