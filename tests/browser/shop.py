@@ -14,7 +14,7 @@ from flask_taskworker import BackgroundTaskWorker, Cron, Every, Mail, Message, R
 from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.store.browse import Browser
 
-READY_WITHIN = 30.0
+READY_WITHIN = 50.0
 
 
 class Shop:
@@ -90,7 +90,7 @@ class Shop:
 
     @staticmethod
     def wait(condition: Callable[[], bool]) -> None:
-        """Until the condition holds; fails after half a minute."""
+        """Until the condition holds; fails after READY_WITHIN."""
         deadline = time.monotonic() + READY_WITHIN
         while not condition():
             assert time.monotonic() < deadline, "the shop did not come so far"

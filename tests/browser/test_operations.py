@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 from tests.browser.shop import Shop
-from tests.browser.test_pages import axe
+from tests.browser.test_pages import axe, expect
 
 from flask_taskworker.mail import Message
 from flask_taskworker.store.browse import Browser
@@ -37,10 +37,10 @@ def browser_of(shop: Shop) -> Browser:
 def test_queue_is_paused_and_resumed_by_its_button(page: Any, address: str, shop: Shop) -> None:
     page.goto(f"{address}/queues")
     page.get_by_role("button", name="Pause the queue later").click()
-    assert "Queue later is paused" in page.locator(".note").inner_text()
+    expect(page.locator(".note")).to_contain_text("Queue later is paused")
     assert [queue.paused_by for queue in browser_of(shop).queues() if queue.paused] == ["ana"]
     page.get_by_role("button", name="Resume the queue later").click()
-    assert "Queue later goes on" in page.locator(".note").inner_text()
+    expect(page.locator(".note")).to_contain_text("Queue later goes on")
     assert not any(queue.paused for queue in browser_of(shop).queues())
 
 
@@ -48,10 +48,10 @@ def test_schedule_runs_now_and_is_skipped_by_its_buttons(page: Any, address: str
     name = next(s.name for s in browser_of(shop).schedules() if "nightly" in s.name)
     page.goto(f"{address}/schedules")
     page.get_by_role("button", name=f"Run {name} now").click()
-    assert "runs now, as job" in page.locator(".note").inner_text()
+    expect(page.locator(".note")).to_contain_text("runs now, as job")
     before = next(s.next_at for s in browser_of(shop).schedules() if s.name == name)
     page.get_by_role("button", name=f"Skip the next time of {name}").click()
-    assert "is left out" in page.locator(".note").inner_text()
+    expect(page.locator(".note")).to_contain_text("is left out")
     assert (next(s.next_at for s in browser_of(shop).schedules() if s.name == name) or 0) > (before or 0)
 
 
@@ -59,17 +59,17 @@ def test_schedule_runs_now_and_is_skipped_by_its_buttons(page: Any, address: str
 def test_page_of_a_schedule_is_quiet_and_accessible(page: Any, address: str, shop: Shop) -> None:
     name = next(s.name for s in browser_of(shop).schedules() if "nightly" in s.name)
     assert page.goto(f"{address}/schedule?name={quote(name)}").status == 200
-    assert page.locator("#fires ~ .scroll tbody tr").first.is_visible()
+    expect(page.locator("#fires ~ .scroll tbody tr").first).to_be_visible()
     assert axe(page) == []
 
 
 def test_failures_of_one_cause_are_retried_by_one_button(page: Any, address: str, shop: Shop) -> None:
     page.goto(f"{address}/failures")
     page.get_by_role("button", name="Retry 14 failed with KeyError").click()
-    assert page.locator("tbody tr").count() == 10
+    expect(page.locator("tbody tr")).to_have_count(10)
     with shop.app.app_context():
         page.locator("main button", has_text="Retry").click()
-    assert "14" in page.locator(".note").inner_text()
+    expect(page.locator(".note")).to_contain_text("14")
     shop.wait(lambda: browser_of(shop).state_counts().failed == 14)
 
 
@@ -82,7 +82,7 @@ def test_html_of_a_mail_is_shown_and_runs_nothing(page: Any, address: str, shop:
         job.result(timeout=30)
     assert page.goto(f"{address}/mail/message?id={job.uid}").status == 200
     frame = page.frame_locator("iframe")
-    assert frame.locator("h1").inner_text() == "Hello"
+    expect(frame.locator("h1")).to_have_text("Hello")
     assert frame.locator("p").evaluate("e => getComputedStyle(e).color") == "rgb(0, 128, 0)"
     assert axe(page) == []
 
@@ -91,5 +91,5 @@ def test_html_of_a_mail_is_shown_and_runs_nothing(page: Any, address: str, shop:
 def test_checks_are_quiet_and_accessible(page: Any, address: str) -> None:
     page.goto(f"{address}/system")
     page.get_by_role("link", name="Check the installation").click()
-    assert page.locator("h1").inner_text() == "Checks"
+    expect(page.locator("h1")).to_have_text("Checks")
     assert axe(page) == []

@@ -13,6 +13,14 @@ pytestmark = pytest.mark.browser
 PAGES = ("", "jobs", "failures", "queues", "schedules", "workers", "mail", "system")
 
 
+def expect(shown: Any) -> Any:
+    """Playwright's assertions, which wait until they hold: a click returns before the next page is there."""
+    from playwright.sync_api import expect as asserted
+
+    asserted.set_options(timeout=30_000)
+    return asserted(shown)
+
+
 def axe(page: Any) -> list[str]:
     """What axe-core finds, a line a finding."""
     from axe_playwright_python.sync_playwright import Axe
@@ -51,8 +59,7 @@ def test_all_pages_are_reached_by_their_links(page: Any, address: str) -> None:
     page.goto(f"{address}/")
     for name in ("Jobs", "Failures", "Queues", "Schedules", "Workers", "Mail", "System", "Overview"):
         page.get_by_role("navigation").first.get_by_role("link", name=name, exact=True).click()
-        page.wait_for_load_state()
-        assert name in page.title()
+        expect(page).to_have_title(re.compile(name))
 
 
 def test_theme_follows_the_system(page: Any, address: str, theme: str) -> None:
@@ -75,7 +82,7 @@ def test_failed_job_is_retried(page: Any, address: str, shop: Shop) -> None:
         first = job.started_at
         page.goto(f"{address}/jobs/{job.id}")
         page.get_by_role("button", name="Retry").click()
-        page.wait_for_load_state()
+        expect(page.locator(".note")).to_be_visible()
         shop.wait(lambda: job.refresh().started_at not in (first, None) and job.state == "failed")
     page.goto(f"{address}/system")
     assert f"job {job.id}" in page.content()
@@ -88,9 +95,11 @@ def test_waiting_job_is_run_now_or_cancelled(page: Any, address: str, shop: Shop
         runs, ends = shop.rest.using(delay=3600).enqueue_many([(1,), (2,)])
         page.goto(f"{address}/jobs/{runs.id}")
         page.get_by_role("button", name="Run now").click()
+        expect(page.locator(".note")).to_be_visible()
         shop.wait(lambda: runs.refresh().state == "succeeded")
         page.goto(f"{address}/jobs/{ends.id}")
         page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".note")).to_be_visible()
         shop.wait(lambda: ends.refresh().state == "cancelled")
 
 
@@ -99,13 +108,12 @@ def test_paused_queue_waits_until_it_is_resumed(page: Any, address: str, shop: S
     page.goto(f"{address}/queues")
     row = page.locator("tr", has_text="default")
     row.locator("button", has_text="Pause").click()
-    page.wait_for_load_state()
+    expect(row.locator("button", has_text="Resume")).to_have_count(1)
     with shop.app.app_context():
         job = shop.add.enqueue(1, 2)
-        assert page.locator("tr", has_text="default").locator("button", has_text="Resume").count() == 1
         assert job.refresh().state == "ready"
-        page.locator("tr", has_text="default").locator("button", has_text="Resume").click()
-        assert job.result(timeout=10) == 3
+        row.locator("button", has_text="Resume").click()
+        assert job.result(timeout=30) == 3
 
 
 @one_theme
@@ -115,7 +123,7 @@ def test_schedule_runs_now(page: Any, address: str, shop: Shop) -> None:
     before = found.count()
     page.goto(f"{address}/schedules")
     page.locator("tr", has_text="shop.nightly").locator("button", has_text="Run now").click()
-    page.wait_for_load_state()
+    expect(page.locator(".note")).to_contain_text("runs now")
     page.goto(f"{address}/jobs?filter=task:shop.nightly")
     assert found.count() == before + 1
 
@@ -127,8 +135,8 @@ def test_all_that_fit_a_filter_are_discarded_after_a_question(page: Any, address
         page.goto(f"{address}/jobs?filter=queue:dismissed")
         page.get_by_label("all that fit the filter").check()
         page.get_by_role("button", name="Discard").click()
-        page.wait_for_load_state()
-        assert "12 jobs" in page.locator("main").inner_text()
+        page.wait_for_url(re.compile("/jobs/confirm"))
+        expect(page.locator("main")).to_contain_text("12 jobs")
         assert all(job.refresh().state == "scheduled" for job in jobs)
         page.get_by_role("button", name=re.compile("Discard")).click()
         shop.wait(lambda: all(job.refresh().state == "cancelled" for job in jobs))
@@ -139,7 +147,7 @@ def test_numbers_move_by_themselves(page: Any, address: str, shop: Shop) -> None
     page.goto(f"{address}/jobs")
     with shop.app.app_context():
         job = shop.add.enqueue(20, 22)
-    page.locator(f"text=#{job.id}").wait_for(timeout=15_000)
+    page.locator(f"text=#{job.id}").wait_for(timeout=30_000)
 
 
 def test_everything_can_be_done_without_javascript(chromium: Any, address: str, shop: Shop) -> None:
