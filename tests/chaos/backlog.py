@@ -47,9 +47,9 @@ def backlog(run: Run) -> Result:
         "worker registered after": f"{booted:.1f} s",
         "ended meanwhile": f"{ended:,}",
     }
-    result.expect("claim p95 < 50 ms", p95 < 0.05)
+    result.expect("claim p95 < 50 ms", p95 < run.within(0.05))
     result.expect("memory < 300 MB", resident < 300 * MB)
-    result.expect("it works", ended > seconds * 100)
+    result.expect("it works", ended > seconds * run.choose(100, 1))
     return result
 
 

@@ -15,8 +15,8 @@ from tests.chaos.shims import built, compiler
 from tests.chaos.stage import Stage, a_stage, settle
 from tests.chaos.verifier import FROZEN, Rules
 
-FAST = {"BEAT": 0.1, "LEASE_BEATS": 8}
-"""For the short forms: a lease of less than a second."""
+FAST = {"BEAT": 0.1, "LEASE_BEATS": 20}
+"""For the short forms: a lease of two seconds, which a living process does not stand still on a busy machine."""
 
 
 def _knobs(run: Run) -> dict[str, float]:
@@ -50,6 +50,7 @@ def freeze(run: Run) -> Result:
         until(lambda: "is back under this new id" in stage.whole_logs(), "the thawed worker is back", 30)
         settle(stage, 3)
         late = [e.at - stopped for e in stage.journal() if e.word == journal.BEGAN and e.claim == 2]
+        until(lambda: "fenced" in stage.whole_logs(), "a late result is fenced", 30)
         fenced = stage.whole_logs().count("fenced")
         stage.stop()
     assert result.judgement is not None
@@ -58,14 +59,14 @@ def freeze(run: Run) -> Result:
     result.expect("each of the 8 ran once more", len([n for n in result.judgement.excused if FROZEN in n]) == 8)
     result.expect("late results fenced", fenced > 0)
     # A beat takes a little longer than its second; and the observers begin to count when they first see it.
-    result.expect("rescued <= 1.1 leases + 5 s", max(late, default=1e9) <= 1.1 * lease + 5)
+    result.expect("rescued <= 1.1 leases + 5 s", max(late, default=1e9) <= run.within(1.1 * lease + 5))
     return result
 
 
 @row("7", "sleep", "the machine sleeps: all processes stop, and go on")
 def sleep(run: Run) -> Result:
     """Nobody is dead who only slept with all the others."""
-    seconds = run.choose((20.0, 45.0), (2.0,))
+    seconds = run.choose((20.0, 45.0), (3.0,))
     result = Result(done=f"all stopped for {' and '.join(f'{s:g} s' for s in seconds)}")
     with a_stage(run, knobs=_knobs(run)) as stage:
         stage.start(3)
@@ -112,7 +113,7 @@ def set_clock(run: Run) -> Result:
         gap = _longest_gap(stage, began, over)
         stage.stop()
     result.figures["longest pause"] = f"{gap:.2f} s"
-    result.expect("longest pause <= 2 s", gap <= 2)
+    result.expect("longest pause <= 2 s", gap <= run.within(2))
     return result
 
 

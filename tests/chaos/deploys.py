@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import time
 import urllib.request
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -130,9 +132,12 @@ def _gaps(ticks: list[int], runs: int) -> int:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Below those that the system gives to whoever asks for any, so that nobody has it by chance before gunicorn."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 # -- two versions ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import subprocess
@@ -64,7 +65,7 @@ def _fill_disk(run: Run, disk: Path, url: str) -> Result:
     result.figures |= {"refused": raised, "processor of an idle worker": f"{share:.1%}", "resumed": f"{resumed:.2f} s"}
     result.expect("enqueue raises", bool(raised))
     result.expect("< 5 % of a processor", share < 0.05 or not run.full)
-    result.expect("resumes <= 5 s", resumed <= 5)
+    result.expect("resumes <= 5 s", resumed <= run.within(5))
     return result
 
 
@@ -141,7 +142,7 @@ def foreign_lock(run: Run) -> Result:
         result.expect("deaths 0", stage.all_live() and ids == {worker.id for worker in stage.shop.store.workers()})
         stage.stop()
     result.recovery = resumed
-    result.expect("resumes <= 2 s", max(resumed) <= 2)
+    result.expect("resumes <= 2 s", max(resumed) <= run.within(2))
     return result
 
 
@@ -187,8 +188,8 @@ def long_reader(run: Run) -> Result:
             reader.execute("SELECT count(*) FROM taskworker_job").fetchall()
             with _writing(stage, payload):
                 time.sleep(seconds)
+                until(lambda: "read transaction" in _warnings(stage), "a warning that the log is long", 60)
             grown = log.stat().st_size
-            warned = "read transaction" in _warnings(stage)
             reader.execute("ROLLBACK")
         released = time.monotonic()
         cut = _await_cut(stage, log, released)
@@ -196,8 +197,7 @@ def long_reader(run: Run) -> Result:
         stage.stop()
     result.recovery = [cut]
     result.figures |= {"log at most": f"{grown / 1e6:.0f} MB", "cut after": f"{cut:.1f} s"}
-    result.expect("bounded, or a warning", grown <= 4 * BOUND or warned)
-    result.expect("cut <= 10 s after the release", cut <= 10)
+    result.expect("cut <= 10 s after the release", cut <= run.within(10))
     return result
 
 
@@ -233,7 +233,7 @@ def _await_cut(stage: Stage, log: Path, since: float) -> float:
         return log.stat().st_size <= BOUND + 65_536
 
     try:
-        until(is_short, "the log is cut", 30)
+        until(is_short, "the log is cut", 60)
     except TimeoutError:
-        return 30.0
+        return math.inf
     return time.monotonic() - since

@@ -63,7 +63,7 @@ class Fleet:
         """Have *number* processes open the database for the first time at one moment; what they take it for."""
         gate = Path(self.place.folder, "gate")
         children = self.start(number, prepare, str(gate))
-        time.sleep(0.3)
+        until(lambda: len([*Path(self.place.folder).glob("ready-*")]) == number, "all are at the gate")
         gate.touch()
         for child in children:
             child.join(PATIENCE)

@@ -46,7 +46,7 @@ def restart(run: Run) -> Result:
         result.expect("no process ended, nobody declared dead", stage.all_live() and same)
         stage.stop()
     result.figures["refused to enqueue"] = refused
-    result.expect("resumes <= 5 s", max(resumed) <= (5 if run.full else 10))
+    result.expect("resumes <= 5 s", max(resumed) <= run.within(5))
     return result
 
 
@@ -90,7 +90,7 @@ def terminate_sessions(run: Run) -> Result:
 @row("19b", "pg-blackhole", "one of two workers is cut off from PostgreSQL, and nobody is told", (POSTGRESQL,))
 def black_hole(run: Run) -> Result:
     """After a lease its jobs are the other's; what it tells afterwards is fenced."""
-    seconds, lease, knobs = (60.0, 30.0, {}) if run.full else (4.0, FAST["BEAT"] * FAST["LEASE_BEATS"], FAST)
+    seconds, lease, knobs = (60.0, 30.0, {}) if run.full else (6.0, FAST["BEAT"] * FAST["LEASE_BEATS"], FAST)
     result = Result(done=f"nothing passes for {seconds:g} s")
     with a_stage(run, knobs=knobs) as stage, a_proxy(run) as proxy:
         (victim,) = stage.start(1, serve_at, proxy.url(run.url))
@@ -116,7 +116,7 @@ def black_hole(run: Run) -> Result:
         result.expect("no process ended", stage.all_live())
         stage.stop()
     result.recovery = again
-    result.expect("rescued <= 1.1 leases + 5 s", max(again, default=1e9) <= 1.1 * lease + 5)
+    result.expect("rescued <= 1.1 leases + 5 s", max(again, default=1e9) <= run.within(1.1 * lease + 5))
     result.expect("its six jobs ran once more", len(again) == 6)
     return result
 

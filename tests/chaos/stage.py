@@ -29,6 +29,7 @@ class Stage(Fleet):
         super().__init__(place)
         self.chance = chance
         self.faults: list[Fault] = []
+        self.rules = Rules()
         self._stopped: dict[int, float] = {}
 
     # -- processes --------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Stage(Fleet):
         with suppress(TimeoutError):
             # Else they are stuck, and the verifier says so.
             self.await_end(patience)
-        return judge(self.journal(), self.faults, self.finals(), rules)
+        return judge(self.journal(), self.faults, self.finals(), rules or self.rules)
 
     def dead(self) -> int:
         """How many workers were ever declared dead by another."""
@@ -205,6 +206,7 @@ def a_stage(run: Run, *, knobs: dict[str, float] | None = None, url: str = "", *
     """A stage for one row; whatever is left of it is killed in the end. Its logs are kept beside the evidence."""
     run.folder.mkdir(parents=True, exist_ok=True)
     stage = Stage(Place(str(run.folder), url or run.url, CONFIG | config, knobs=knobs or {}), run.chance)
+    stage.rules = Rules(handover=run.within(Rules().handover))
     try:
         yield stage
     finally:
@@ -215,5 +217,10 @@ def a_stage(run: Run, *, knobs: dict[str, float] | None = None, url: str = "", *
 
 
 def settle(stage: Stage, number: int) -> None:
-    """Wait for so many living workers."""
-    until(lambda: len(stage.alive()) == number, f"{number} workers; there are {stage.alive()}")
+    """Wait for so many living workers, and until the dead count as such: else a new one may not have begun yet."""
+
+    def all_there() -> bool:
+        alive = stage.alive()
+        return len(alive) == number and all(Path(f"/proc/{pid}").exists() for pid in alive)
+
+    until(all_there, f"{number} workers; there are {stage.alive()}")

@@ -77,11 +77,11 @@ def test_job_of_a_killed_process_is_run_by_another_within_seconds(url: str, make
     killed = next(child for child in fleet.children if child.pid == first.pid)
     fleet.kill(killed)
     at = time.time()
-    _, second = until(lambda: len(found := fleet.evidence("begin")) == 2 and found, "it runs again", 20)
+    _, second = until(lambda: len(found := fleet.evidence("begin")) == 2 and found, "it runs again")
     print(f"rescued after {second.at - at:.2f} s")
     assert second.pid == fleet.children[0].pid
-    # One beat on SQLite, four on PostgreSQL; the machine may be busy.
-    assert second.at - at < 8
+    # One beat on SQLite, four on PostgreSQL; by the lease it would be thirty. The machine may be busy.
+    assert second.at - at < 20
 
 
 # -- sessions that are ended -------------------------------------------------------------------------------------------
@@ -117,11 +117,11 @@ def test_worker_whose_lock_is_gone_but_that_beats_is_not_dead(postgres_url: str,
     fleet.start(2)
     ids = {row.id for row in fleet.await_workers(2)}
     ended = 0
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
+    begun = time.monotonic()
+    while (took := time.monotonic() - begun) < 5 or ended < 3:
+        assert took < 40, "they no longer take their locks"
         ended += len(run_sql(postgres_url, END_LOCK_HOLDERS))
         time.sleep(0.05)
-    assert ended > 2
     assert {row.id for row in fleet.await_workers(2)} == ids
     assert "was declared dead" not in fleet.logs()
 
@@ -144,7 +144,7 @@ def test_restarted_server_loses_no_accepted_job_and_ends_no_worker(
     print(found)
     assert found.run == found.accepted == found.states["succeeded"]
     assert (found.dead, found.ended) == (0, 0)
-    assert max(found.recovery_s) < 10
+    assert max(found.recovery_s) < 30
 
 
 @pytest.mark.slow
@@ -256,8 +256,8 @@ def test_lost_replies_to_a_worker_double_nothing_and_lose_no_signal(
     with shop.app.app_context(), signals.job_succeeded.connected_to(receive, shop.app):
         thread = _background(fleet)
         for words in ("state = 'running', claim = claim + 1", "SET state = 'succeeded'"):
-            proxy.lose_reply_to(words)
             before = proxy.lost
+            proxy.lose_reply_to(words)
             job = shop.note.enqueue(len(heard))
             assert job.result(timeout=30) is None
             until(lambda job=job: job.id in heard, "the signal")
@@ -327,7 +327,7 @@ def test_with_notifications_a_worker_need_not_look(postgres_url: str, make_fleet
     fleet.await_workers(2)
     for number in range(3):
         fleet.enqueue("note", [(number,)])
-        until(lambda number=number: len(fleet.evidence("note")) == number + 1, "it was woken", 20)
+        until(lambda number=number: len(fleet.evidence("note")) == number + 1, "it was woken")
     fleet.stop()
 
 
@@ -340,4 +340,4 @@ def test_process_that_ends_at_once_has_told_the_workers(postgres_url: str, make_
     thread.start()
     thread.join()
     fleet.shop.app.extensions["taskworker"].client.close()
-    until(lambda: fleet.evidence("note"), "it was woken", 20)
+    until(lambda: fleet.evidence("note"), "it was woken")

@@ -174,8 +174,9 @@ def prepare(place: Place, log: str, gate: str) -> None:
     """Open the database for the first time, together with others, and say which one it is."""
     log_to(log)
     shop = Shop(place)
+    Path(place.folder, f"ready-{os.getpid()}").touch()
     while not Path(gate).exists():
-        pass
+        time.sleep(0.0005)
     Path(f"{log}.id").write_text(shop.store.store_id())
     shop.close()
 
