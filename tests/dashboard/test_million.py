@@ -16,7 +16,7 @@ from flask_taskworker.store.schema import ROLLUP_FIGURES
 
 JOBS = 1_000_000
 MOST_MS = 75
-"""Of this thread's processor time, in the quickest of seven; the slowest page takes a third of it where all is quiet."""
+"""Of this thread's processor time, in the quickest of seven; a quiet machine needs a third of it at most."""
 PAGES = (
     *("/", "/?window=6h", "/?window=24h", "/?window=7d"),
     *("/jobs", "/jobs?before=500000", "/jobs?filter=task:app.t7", "/jobs?filter=task:nothing"),
