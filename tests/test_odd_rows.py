@@ -371,8 +371,18 @@ def test_workers_go_on_beside_odd_rows(
         ).result(timeout=20)
         == 0
     )
+    errors = lab.rows("SELECT error FROM taskworker_job WHERE state = 'failed'")
+    assert all("NotDecodable" in error or "RecipientsRefused" in error for (error,) in errors)
     assert "should not happen" not in caplog.text
     assert "could not go on" not in caplog.text
+
+
+@pytest.mark.parametrize("value", ["soon", b"\xff", float("inf")], ids=repr)
+def test_worker_goes_on_where_the_only_schedule_has_no_readable_time(lab: Lab, value: object) -> None:
+    _insert(lab, "schedule", _row(lab, "schedule", "only") | {"next_at": value})
+    lab.task_worker.start()
+    with lab.app.app_context():
+        assert lab.task_worker.registry.find("good").enqueue().result(timeout=20)
 
 
 def test_mails_whose_layout_cannot_be_read_are_deleted_in_time(lab: Lab) -> None:
