@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy.engine import make_url
 
+from flask_taskworker import BlockingTaskWorker
 from flask_taskworker.config import TaskWorkerConfig
 from flask_taskworker.errors import ConfigError
 
@@ -276,3 +278,28 @@ def test_password_is_not_in_the_repr() -> None:
 def test_unknown_keys_are_named_with_what_was_probably_meant() -> None:
     config = {"TASKER_THREAD": 8, "TASKER_COLOUR": "red", "TASKER_THREADS": 8, "DEBUG": True}
     assert TaskWorkerConfig.unknown_keys(config) == {"TASKER_COLOUR": None, "TASKER_THREAD": "TASKER_THREADS"}
+
+
+def test_settings_of_one_run_are_checked_as_their_keys_are() -> None:
+    given = {"queues": ["mail", "web"], "concurrency": 3, "shutdown_timeout": 60, "debug": None}
+    assert TaskWorkerConfig.of_a_run(given) == {
+        "queues": ("mail", "web"),
+        "concurrency": 3,
+        "shutdown_timeout": 60.0,
+        "debug": None,
+    }
+    with pytest.raises(ConfigError, match="TASKER_QUEUES = 'mail' is not allowed. Allowed: a list"):
+        TaskWorkerConfig.of_a_run({"queues": "mail"})
+
+
+@pytest.mark.parametrize("name", ["quues", "durability", "database_uri"])
+def test_settings_that_workers_do_not_read_are_refused_for_one_run(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be set for one run of the workers. What can: concurrency"):
+        TaskWorkerConfig.of_a_run({name: "full"})
+
+
+def test_wrong_setting_of_a_run_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    task_worker = BlockingTaskWorker(Flask("shop", instance_path=str(tmp_path)))
+    with pytest.raises(ConfigError, match="TASKER_QUEUES"):
+        task_worker.run(queues="mail")
+    assert list(tmp_path.iterdir()) == []

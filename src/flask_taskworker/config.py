@@ -29,6 +29,9 @@ Driver = Literal["sqlite", "postgresql"]
 Durability = Literal["full", "normal"]
 
 
+_OF_A_RUN = ("concurrency", "debug", "job_log_level", "loop_interval", "queues", "shutdown_timeout", "threads")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskWorkerConfig:
     """What ``TASKER_*`` says, one field a key, lower case and without the prefix."""
@@ -91,6 +94,18 @@ class TaskWorkerConfig:
     def is_debug(self, app_debug: bool) -> bool:
         """Whether to log every step, given what ``app.debug`` is now."""
         return app_debug if self.debug is None else self.debug
+
+    @classmethod
+    def of_a_run(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that may be set for one run of the workers, checked as their keys are. Raises ConfigError."""
+        other = sorted(set(settings) - set(_OF_A_RUN))
+        if other:
+            raise ConfigError(
+                f"{other[0]!r} cannot be set for one run of the workers. What can: {', '.join(_OF_A_RUN)}."
+            )
+        keys = {f"TASKER_{name.upper()}": value for name, value in settings.items()}
+        checked = cls.from_mapping(keys, instance_path=os.sep)
+        return {name: getattr(checked, name) for name in settings}
 
     @classmethod
     def unknown_keys(cls, config: Mapping[str, Any]) -> dict[str, str | None]:

@@ -255,10 +255,10 @@ class TaskWorker:
         """Run the workers of all apps in this thread, the main one, until SIGTERM or SIGINT, or until *limits*.
 
         *duties* say which part of the work they take on.
-        ``settings`` override fields of the configuration for this run, for example ``queues=("mail",)``. A sync job
-        that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once, since its
-        thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75. ``flask tasks run``
-        calls this. Raises RuntimeError outside of the main thread, AppError without an app, StoreError.
+        ``settings`` override fields of the configuration that only workers read, for example ``queues=("mail",)``.
+        A sync job that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once,
+        since its thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75.
+        ``flask tasks run`` calls this. Raises RuntimeError outside of the main thread, AppError without an app, ConfigError, StoreError.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("A blocking worker must run in the main thread, where signals arrive.")
@@ -274,6 +274,7 @@ class TaskWorker:
 
     def _begin(self, settings: Mapping[str, Any] = _NOTHING, **options: Any) -> Runner:
         """A runner that serves every app. The databases are opened here, so that errors reach the caller."""
+        settings = TaskWorkerConfig.of_a_run(settings)
         with self._lock:
             states = self._living()
             if not states:
