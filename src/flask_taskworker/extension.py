@@ -258,7 +258,8 @@ class TaskWorker:
         ``settings`` override fields of the configuration that only workers read, for example ``queues=("mail",)``.
         A sync job that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once,
         since its thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75.
-        ``flask tasks run`` calls this. Raises RuntimeError outside of the main thread, AppError without an app, ConfigError, StoreError.
+        ``flask tasks run`` calls this. Raises RuntimeError outside of the main thread, AppError without an app,
+        ConfigError, StoreError.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("A blocking worker must run in the main thread, where signals arrive.")
