@@ -372,7 +372,7 @@ def test_workers_go_on_beside_odd_rows(
         == 0
     )
     errors = lab.rows("SELECT error FROM taskworker_job WHERE state = 'failed'")
-    assert all("NotDecodable" in error or "RecipientsRefused" in error for (error,) in errors)
+    assert all("errors.NotDecodable" in error or "RecipientsRefused" in error for (error,) in errors)
     assert "should not happen" not in caplog.text
     assert "could not go on" not in caplog.text
 
