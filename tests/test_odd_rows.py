@@ -98,7 +98,7 @@ def lab(make_app: Callable[..., Flask]) -> Iterator[Lab]:
     lab.app.register_blueprint(create_metrics(lab.task_worker, access=lambda: True))
     lab.task_worker.task(name="good")(lambda: current_job.id)
     yield lab
-    lab.task_worker.stop()
+    lab.task_worker.stop(timeout=20)
     lab.app.extensions["taskworker"].client.close()
 
 
