@@ -20,7 +20,7 @@ import flask_taskworker
 from flask_taskworker import Job, JobState
 
 SOURCES = Path(flask_taskworker.__file__).parent.parent
-PATIENCE = 30
+PATIENCE = 45
 
 SHOP = """
 import logging
