@@ -8,6 +8,7 @@ import hashlib
 import logging
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -644,6 +645,49 @@ def test_mail_that_is_on_its_way_at_the_end_of_the_worker_is_not_sent_again(
     task_worker.start()
     assert job.result(30) == {}
     assert len(server.mails) == 1
+
+
+def test_messages_wait_while_those_before_them_cannot_be_recorded(serve: Serve, make_queue: MakeQueue) -> None:
+    """If the process died now, what the server has taken would be sent again: one mail a connection at most."""
+    server = serve()
+    mail = make_queue(server, start=False, MAIL_POOL_SIZE=2)
+    jobs = list(mail.send_later_many(letter(f"r{number}@x.org") for number in range(10)))
+    with closing(sqlite3.connect(database(mail), isolation_level=None, check_same_thread=False)) as lock:
+
+        def lock_at_the_first_message(session: Session, verb: str, text: str) -> None:
+            if verb == "." and not server.mails:
+                lock.execute("BEGIN IMMEDIATE")
+
+        server.script = lock_at_the_first_message
+        mail.app.extensions["taskworker"].task_worker.start()
+        # Two are taken, and the next two are begun.
+        wait_until(lambda: sum(session.verbs.count("DATA") for session in server.sessions) == 4)
+        mail.send(letter("meanwhile@x.org"))
+        taken = [sent.recipients[0] for sent in server.mails]
+        assert len(taken) == 3
+        assert "meanwhile@x.org" in taken
+        lock.execute("ROLLBACK")
+    assert [job.result(60) for job in jobs] == [{}] * 10
+    assert sorted(sent.recipients[0] for sent in server.mails if sent.recipients != ["meanwhile@x.org"]) == sorted(
+        f"r{number}@x.org" for number in range(10)
+    )
+
+
+def test_mail_that_nobody_waits_for_any_more_holds_up_no_other(
+    serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_LAST_WORD_S", 0.01)
+    go_on = threading.Event()
+    server = serve()
+    server.script = lambda session, verb, text: go_on.wait(30) and None if verb == "DATA" else None
+    mail = make_queue(server, MAIL_POOL_SIZE=1)
+    job = mail.send_later(letter("withdrawn@x.org"))
+    wait_until(lambda: any("DATA" in session.verbs for session in server.sessions))
+    job.cancel()
+    wait_until(lambda: job.refresh().state.finished)
+    go_on.set()
+    assert mail.send_later(letter()).result(30) == {}
+    assert server.mails[-1].recipients == ["to@example.com"]
 
 
 def test_cancelled_mail_is_not_sent(serve: Serve, make_queue: MakeQueue) -> None:

@@ -101,6 +101,9 @@ class BulkRun(Lanes):
         ended, self._ended = self._ended, []
         return ended
 
+    async def before_message(self, parcel: Parcel) -> None:
+        """Nothing is recorded, so nothing is waited for."""
+
     def on_take(self, parcel: Parcel) -> None:
         """Tell the feeder when there is room again."""
         if len(self._waiting) == CHUNK // 2:

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from email import message_from_bytes, policy
 from typing import Any
@@ -40,7 +41,7 @@ from .errors import (
 from .hosts import Host, local_host, server_of
 from .lanes import Lanes, Parcel
 from .message import Message
-from .pool import Pool, close_pools, pool_for
+from .pool import Opener, Pool, close_pools, pool_for
 from .portal import portal
 from .queue import DELIVER, QUEUE, MailQueue
 from .signals import dispatched, email_dispatched
@@ -108,11 +109,13 @@ class Parked(MailError):
 class Ticket:
     """Who waits for a queued mail that is in the lanes."""
 
-    __slots__ = ("answer", "outcome")
+    __slots__ = ("answer", "closed", "counted", "outcome")
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[Receipt | MailError] = asyncio.get_running_loop().create_future()
         self.outcome: Receipt | MailError | None = None
+        self.counted = self.closed = False
+        """Whether it counts among the unrecorded, and whether nobody waits for it any more."""
 
     def tell(self, outcome: Receipt | MailError) -> None:
         """The mail has come to its end."""
@@ -122,12 +125,48 @@ class Ticket:
 
 
 class Dispatch(Lanes):
-    """Sends queued mails over the pool's connections, and says how each went."""
+    """Sends queued mails over the pool's connections, and says how each went.
 
-    async def send(self, envelope: Envelope) -> Receipt | MailError:
-        """One mail. Cancelled while it is on its way, it first waits a little for the server's word."""
+    A mail that the server has taken, and of which that is not recorded, would be sent again if the process died now.
+    So there are never more of them than connections: further messages wait, also where the database is slow.
+    """
+
+    def __init__(self, pool: Pool, size: int, opener: Opener) -> None:
+        super().__init__(pool, size, opener)
+        self._room = asyncio.Semaphore(size)
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether messages wait until something is recorded."""
+        return self._room.locked()
+
+    @asynccontextmanager
+    async def sending(self, envelope: Envelope) -> AsyncIterator[Receipt | MailError]:
+        """One mail: how it went, which is to be recorded within the block."""
         ticket = Ticket()
-        parcel = Parcel(ticket, envelope)
+        try:
+            yield await self._send(Parcel(ticket, envelope))
+        finally:
+            ticket.closed = True
+            self._uncount(ticket)
+
+    async def before_message(self, parcel: Parcel) -> None:
+        """Wait until it may be sent without a record of those before it."""
+        ticket: Ticket = parcel.owner
+        if not ticket.counted:
+            await self._room.acquire()
+            ticket.counted = True
+            if ticket.closed:
+                self._uncount(ticket)
+
+    def _uncount(self, ticket: Ticket) -> None:
+        if ticket.counted:
+            ticket.counted = False
+            self._room.release()
+
+    async def _send(self, parcel: Parcel) -> Receipt | MailError:
+        """Cancelled while it is on its way, it first waits a little for the server's word."""
+        ticket: Ticket = parcel.owner
         self.add((parcel,))
         try:
             return await ticket.answer
@@ -267,12 +306,15 @@ class Postman:
     def __init__(self, app: Flask) -> None:
         config = app.extensions["mail"].config
         self._store: Store = app.extensions["taskworker"].client.store
-        self.room = MailRoom(self._store, lambda: self._under_way > 1)
+        self.room = MailRoom(self._store, self._expects_company)
         self._transport = Transport(self._dismiss)
         self._dispatch: Dispatch | None = None
         self._under_way = 0
         # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
         self._loaded = asyncio.Semaphore(min(config.pool_size * _LOADED_PER_CONNECTION, _MOST_LOADED))
+
+    def _expects_company(self) -> bool:
+        return self._under_way > 1 and not (self._dispatch is not None and self._dispatch.is_held_up)
 
     async def deliver(self, app: Flask, mail_id: str) -> dict[str, str] | None:
         """One try of one mail, and what follows from it."""
@@ -294,12 +336,13 @@ class Postman:
         mail = await self._load(app, mail_id)
         go_on = mail.finished_at is None
         while go_on:
+            before = mail
             try:
-                news = await self._try(app, mail)
+                async with self._try(app, mail) as news:
+                    mail = await self._note(app, mail, news)
             except Withdrawn as withdrawn:
                 await self._note(app, mail, verdicts(_left(mail), withdrawn.outcome))
                 raise
-            before, mail = mail, await self._note(app, mail, news)
             await _announce(app, before, mail)
             go_on = mail.finished_at is None and _may_go_on_at_once(news)
         return mail
@@ -324,29 +367,34 @@ class Postman:
             log.warning("a queued mail waits: %s", error)
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
 
-    async def _try(self, app: Flask, mail: StoredMail) -> dict[str, Verdict]:
+    @asynccontextmanager
+    async def _try(self, app: Flask, mail: StoredMail) -> AsyncIterator[dict[str, Verdict]]:
+        """What became of one try, which is to be recorded within the block."""
         envelope = _left(mail)
-        if not envelope.recipients:
-            return {}  # the process ended before the end of the mail was noted
-        if mail.phase == "dot":
-            return verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
         state = app.extensions["mail"]
-        host = local_host(state, app)
-        if host is not None:
-            return await _give_to(host, envelope)
-        # Since this mail was let in, the server may have fallen silent.
-        self._transport.check()
-        dispatch = self._dispatch_for(state)
-        outcome = await (self._send_once(dispatch.pool, mail.id, envelope) if mail.once else dispatch.send(envelope))
-        return verdicts(envelope, _tried(outcome) if isinstance(outcome, Parked) else outcome)
+        if not envelope.recipients:
+            yield {}  # the process ended before the end of the mail was noted
+        elif mail.phase == "dot":
+            yield verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
+        elif (host := local_host(state, app)) is not None:
+            yield await _give_to(host, envelope)
+        else:
+            # Since this mail was let in, the server may have fallen silent.
+            self._transport.check()
+            dispatch = self._dispatch_for(state)
+            once = self._sending_once(dispatch.pool, mail.id, envelope) if mail.once else None
+            async with once or dispatch.sending(envelope) as outcome:
+                yield verdicts(envelope, _tried(outcome) if isinstance(outcome, Parked) else outcome)
 
-    async def _send_once(self, pool: Pool, mail_id: str, envelope: Envelope) -> Receipt | MailError:
+    @asynccontextmanager
+    async def _sending_once(self, pool: Pool, mail_id: str, envelope: Envelope) -> AsyncIterator[Receipt | MailError]:
         try:
-            return await pool.deliver(
+            outcome: Receipt | MailError = await pool.deliver(
                 envelope, lambda: self._enter_dot(mail_id), lambda: self._transport.open(pool.server)
             )
         except MailError as error:
-            return error
+            outcome = error
+        yield outcome
 
     def _dispatch_for(self, state: Any) -> Dispatch:
         """The lanes to the server that the settings name; new ones when they were changed."""

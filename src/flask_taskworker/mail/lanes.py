@@ -44,6 +44,10 @@ class Lanes(ABC):
         """A parcel was taken by the server, or failed."""
 
     @abstractmethod
+    async def before_message(self, parcel: Parcel) -> None:
+        """Hold a parcel's message back until it may be sent."""
+
+    @abstractmethod
     def on_take(self, parcel: Parcel) -> None:
         """A parcel has left the line."""
 
@@ -101,6 +105,7 @@ class Lanes(ABC):
                 is_first = False
                 if on_its_way is not None:
                     parcel, opened = on_its_way
+                    await self.before_message(parcel)
                     ended, begun = await connection.conclude(opened, following.envelope if following else None)
                     self._settle(parcel, ended)
                 elif following is not None:

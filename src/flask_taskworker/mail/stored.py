@@ -26,6 +26,7 @@ from .smtp import Receipt
 T = TypeVar("T")
 
 _GATHERING_S = 0.003
+_Asked = tuple[str, Any, asyncio.Future[Any]]
 _TOLD = (StoreError, NotDecodable)
 """Answers that are raised where the question was asked."""
 
@@ -165,7 +166,8 @@ class MailRoom:
         """Whether other mails are on their way, which will have something to ask, too."""
         self._thread = ThreadPool(1, "taskworker-mail")
         self._connection: SyncLink | None = None
-        self._waiting: list[tuple[str, Any, asyncio.Future[Any]]] = []
+        self._to_load: list[_Asked] = []
+        self._to_note: list[_Asked] = []
         self._hop: asyncio.Task[None] | None = None
 
     async def load(self, mail_id: str) -> StoredMail:
@@ -186,17 +188,17 @@ class MailRoom:
 
     async def _ask(self, what: str, subject: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((what, subject, answer))
+        (self._to_load if what == "load" else self._to_note).append((what, subject, answer))
         if self._hop is None or self._hop.done():
             self._hop = asyncio.get_running_loop().create_task(self._work_off(), name="taskworker-mail-hop")
         return await answer
 
     async def _work_off(self) -> None:
         # A hop costs more than what it carries: so a moment's wait for company; others gather while one is under way.
-        while self._waiting:
+        while self._to_note or self._to_load:
             if self.is_busy():
                 await asyncio.sleep(_GATHERING_S)
-            batch, self._waiting = self._waiting, []
+            batch = self._take_batch()
             try:
                 answers = await _in(self._thread, partial(self._serve, batch))
             except StoreError as error:
@@ -204,6 +206,14 @@ class MailRoom:
             for (_, _, answer), value in zip(batch, answers, strict=True):
                 if not answer.done():
                     answer.set_exception(value) if isinstance(value, _TOLD) else answer.set_result(value)
+
+    def _take_batch(self) -> list[_Asked]:
+        """What is to be noted first: messages may wait for that."""
+        if self._to_note:
+            batch, self._to_note = self._to_note, []
+        else:
+            batch, self._to_load = self._to_load, []
+        return batch
 
     def _serve(self, batch: Sequence[tuple[str, Any, object]]) -> list[Any]:
         wanted = [subject for what, subject, _ in batch if what == "load"]
