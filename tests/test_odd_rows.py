@@ -183,6 +183,7 @@ MAILS = ("/mail", "mails")
 NEVER_SHOWN = {"seen_at", "server_started_at", "expires_at", "position", "beat"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column"), CASES)
 def test_odd_values_take_no_page_with_them_and_hide_no_row(lab: Lab, table: str, column: str) -> None:
     number = write(lab, table, column)
