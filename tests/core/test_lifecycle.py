@@ -126,6 +126,7 @@ def test_app_that_comes_later_is_served(make_app: MakeApp, make_worker: MakeWork
             assert work.enqueue().result(timeout=20) == app.import_name
 
 
+@pytest.mark.slow
 def test_app_that_comes_after_the_last_one_went_is_served(make_app: MakeApp, make_worker: MakeWorker) -> None:
     """As with a factory that is called for each test, after one start()."""
     before = loops()

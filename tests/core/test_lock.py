@@ -525,6 +525,7 @@ except NotAccepted as error:
 """
 
 
+@pytest.mark.slow
 def test_file_or_folder_that_must_not_be_written_is_an_error() -> None:
     """In processes of their own, which give up the rights of root."""
     with tempfile.TemporaryDirectory() as folder:
@@ -761,6 +762,7 @@ def test_closed_client_opens_again_when_needed(app: Flask, idle_worker: Backgrou
     assert task.enqueue().id == 2
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite_only
 def test_worker_that_must_stop_does_not_wait_for_a_lock_that_somebody_keeps(
     app: Flask, task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch

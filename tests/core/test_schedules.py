@@ -532,6 +532,7 @@ def test_schedule_of_an_unknown_task_does_not_fire_and_keeps_nobody_busy(
 BAD_TRIGGERS = ["", "no json", "[]", "null", '{"type":"sundial"}', '{"type":"cron"}', "{" * 5000]
 
 
+@pytest.mark.slow
 def test_schedule_that_cannot_be_read_is_reported_once_and_harms_no_other(
     idle_worker: BackgroundTaskWorker, rows: Rows, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

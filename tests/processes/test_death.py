@@ -26,6 +26,7 @@ def rows(lab: Lab, *jobs: object) -> list[tuple[str, int, int, int]]:
     return [(row.state, row.claim, row.failures, row.crashes) for row in found]
 
 
+@pytest.mark.slow
 def test_living_worker_rescues_the_jobs_of_a_killed_one(lab: Lab) -> None:
     first = worker(lab)
     jobs = [lab.tasks.hold.enqueue("g"), lab.tasks.ahold.enqueue("g")]
@@ -158,6 +159,7 @@ def test_all_workers_frozen_together_declare_nobody_dead(lab: Lab) -> None:
     assert rows(lab, job) == [("succeeded", 1, 0, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_cancel_from_another_process_reaches_a_running_job(lab: Lab, kind: str) -> None:
     worker(
