@@ -87,6 +87,7 @@ FLOORS = [
     "probes",
     "watchdog",
     "runner",
+    "apps",
     "commands",
     "mail.errors",
     "mail.addresses",

@@ -10,10 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import click
-from flask import Flask
 from flask.cli import AppGroup
-
-from .errors import ArgumentsError
 
 _ORDER = (
     *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
@@ -61,14 +58,3 @@ tasks_command = TasksGroup(
 )
 
 mail_commands = LazyGroup("mail", modules=(".mail.cli", ".cli"), help="Look after mail.")
-
-
-def as_app(app: object) -> Flask:
-    """The app that *app* is or stands for, to add commands to. Raises ArgumentsError for anything else."""
-    if not isinstance(app, Flask):
-        raise ArgumentsError(
-            f"app is {app!r:.100}. Give the Flask app itself, as from Flask(__name__) or create_app()."
-        )
-    # current_app stands for another app elsewhere, and for none at all in a worker.
-    found: Flask = getattr(app, "_get_current_object", lambda: app)()
-    return found

@@ -30,6 +30,7 @@ Durability = Literal["full", "normal"]
 
 
 _OF_A_RUN = ("concurrency", "debug", "job_log_level", "loop_interval", "queues", "shutdown_timeout", "threads")
+"""The fields that only workers read, and so may differ in one run of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,12 @@ from typing import Any, ParamSpec, TypeVar, overload
 from flask import Flask, current_app, has_app_context, request_started
 
 from . import logs
+from .apps import as_app
 from .bulk import register_bulk
 from .client import Client
 from .clock import as_seconds
 from .codec import Codec
-from .commands import as_app, tasks_command
+from .commands import tasks_command
 from .config import TaskWorkerConfig
 from .duties import ALL_DUTIES, Duties
 from .errors import AppError, ConfigError, TaskWorkerError

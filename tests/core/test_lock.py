@@ -683,6 +683,18 @@ def test_log_that_cannot_be_laid_out_does_not_matter(
     assert task.enqueue().id == 2
 
 
+def test_disk_that_does_not_tell_its_space_is_no_refusal_of_the_job(
+    idle_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.disk_usage", refuse)
+    task = make_task(idle_worker)
+    jobs = [task.enqueue() for _ in range(sqlite.LAYING_OUT_ENQUEUES)]
+    assert [job.refresh().state for job in jobs] == [JobState.READY] * len(jobs)
+
+
 def test_trouble_with_the_log_is_no_refusal_of_the_job(
     make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import ssl
 import threading
@@ -20,9 +19,6 @@ from typing import Any
 EXTENSIONS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 33554432")
 SOURCES = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 """The environment of a process that is to import the package."""
-
-LINGER = 5.0
-"""Seconds for which the server waits for the client to hang up, too."""
 
 VERBS = {"EHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "AUTH", "STARTTLS"}
 
@@ -145,7 +141,6 @@ class SMTPServer:
         self.sessions.append(session)
         try:
             await self._talk(session, reader, writer)
-            await self._hang_up(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, asyncio.CancelledError):
             pass
         finally:
@@ -153,15 +148,6 @@ class SMTPServer:
             self._tasks.discard(task)
             if writer.transport is not None:
                 writer.transport.abort()
-
-    async def _hang_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """What was said shall arrive: a close over unread commands would throw it away (RFC 1122, 4.2.2.13)."""
-        if writer.can_write_eof():
-            writer.write_eof()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LINGER):
-                    while await reader.read(65_536):
-                        pass
 
     async def _talk(self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not await self._answer(writer, self.greeting):

@@ -108,7 +108,7 @@ def _cells(schedule: ScheduleRow, now: int) -> tuple[str, ...]:
 def _state(schedule: ScheduleRow, now: int) -> str:
     if schedule.paused:
         return "paused"
-    if "next_at" in schedule.odd or "paused" in schedule.odd:
+    if schedule.is_unclear:
         return "?"
     if schedule.next_at is None:
         return "ended"

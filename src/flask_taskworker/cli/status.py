@@ -163,7 +163,7 @@ def _when(schedule: ScheduleRow) -> str:
 def _next(schedule: ScheduleRow, snapshot: Snapshot) -> str:
     if schedule.paused:
         return "paused"
-    if "next_at" in schedule.odd or "paused" in schedule.odd:
+    if schedule.is_unclear:
         return "?"
     if schedule.next_at is None:
         return "never again"

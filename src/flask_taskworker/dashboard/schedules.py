@@ -118,7 +118,7 @@ def state_of(schedule: ScheduleRow, runs: Sequence[ScheduleRun], now: int) -> st
     """``new``, ``up``, ``running``, ``late``, ``failing`` or ``paused``; ``ended`` where no fire time is left; ``odd``
     where what stands there cannot be read."""
     ended = next((run.state for run in runs if run.finished_at is not None), None)
-    if "next_at" in schedule.odd or "paused" in schedule.odd:
+    if schedule.is_unclear:
         return "odd"
     if schedule.paused:
         return "paused"

@@ -137,7 +137,7 @@ class Dispatch(Lanes):
 
     @property
     def is_held_up(self) -> bool:
-        """Whether messages wait until something is recorded."""
+        """Whether there is room for no other message until something is recorded."""
         return self._room.locked()
 
     @asynccontextmanager

@@ -15,8 +15,9 @@ from typing import Any, Self, cast
 
 from flask import Flask, current_app, has_app_context
 
+from ..apps import as_app
 from ..clock import as_timedelta
-from ..commands import as_app, mail_commands
+from ..commands import mail_commands
 from ..errors import AppError
 from ..mail_config import MailConfig
 from ..sessions import CallerTransaction, is_async

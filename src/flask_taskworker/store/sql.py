@@ -72,6 +72,11 @@ class ScheduleRow(NamedTuple):
     odd: Mapping[str, str] = {}
     """What stands in columns for numbers and is none, as text."""
 
+    @property
+    def is_unclear(self) -> bool:
+        """Whether it cannot be read if it fires, and when."""
+        return "next_at" in self.odd or "paused" in self.odd
+
 
 class WorkerRow(NamedTuple):
     """A worker as stored. Times are epoch milliseconds."""

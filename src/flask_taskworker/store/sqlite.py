@@ -243,16 +243,16 @@ class SqliteDriver:
         (sqlite.org/fileformat2.html#walformat); what is not committed is overwritten by whoever writes next.
         """
         missing = LAID_OUT_BYTES - self._log_size()
-        if missing < LAID_OUT_BYTES // 2 or not self._has_space(SPARE_SPACE * missing):
-            return
         try:
+            if missing < LAID_OUT_BYTES // 2 or not self._has_space(SPARE_SPACE * missing):
+                return
             with closing(self._open()) as connection, suppress(_NotCommitted):
                 connection.execute("PRAGMA cache_size = 10")
                 with Transaction(connection, LAYING_OUT_PATIENCE) as run:
                     run("CREATE TABLE taskworker_log_space (content BLOB)", {})
                     run("INSERT INTO taskworker_log_space VALUES (zeroblob(:size))", {"size": missing})
                     raise _NotCommitted
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # It is quicker with it, and as good without.
             log.debug("the write-ahead log is not laid out: %s", error)
 

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask
 
+from ..apps import as_app
 from ..client import Client
-from ..commands import as_app
 from ..errors import AppError, TaskWorkerError
 from ..executor import Executor
 from ..herald import Herald
