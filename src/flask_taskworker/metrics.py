@@ -51,7 +51,7 @@ _BOUNDS = (*(f"{bound / 1000:g}" for bound in BUCKETS_MS), "+Inf")
 _CLOSED = (
     "The metrics are closed: a request from %s was refused. Open them with create_metrics(task_worker, access=…), or "
     "set TASKER_DASHBOARD_USER and TASKER_DASHBOARD_PASSWORD. Without either they answer only on this machine, in "
-    "debug mode, and not behind a proxy."
+    "debug mode, and not behind a proxy.%s"
 )
 
 
@@ -72,7 +72,8 @@ def create_metrics(
     @blueprint.get("/metrics")
     def metrics() -> BaseResponse:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        visitor = gate.admit(app.extensions["taskworker"].config)
+        state = app.extensions["taskworker"]
+        visitor = gate.admit(state.config, state.store)
         if isinstance(visitor, BaseResponse):
             return visitor
         if "view" not in visitor.permissions:

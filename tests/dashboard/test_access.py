@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -116,6 +117,34 @@ def test_debug_mode_opens_it_to_this_machine_only(app: Flask) -> None:
     # A foreign page can have its own name lead here.
     assert client.get("/tasks/", headers={"Host": "evil.example"}, **local).status_code == 403
     assert client.get("/tasks/", headers={"Host": "localhost.evil.example"}, **local).status_code == 403
+
+
+def test_debug_mode_behind_a_plain_reverse_proxy_opens_nothing(app: Flask) -> None:
+    mounted(app)
+    app.debug = True
+    for protocol in ("HTTP/1.0", "HTTP/0.9"):
+        assert statuses(app, environ_overrides={"SERVER_PROTOCOL": protocol}) == {403}, protocol
+
+
+@pytest.mark.parametrize("server", ["gunicorn/26.0.0", "waitress", "Apache"])
+def test_debug_mode_on_another_server_needs_the_link_from_the_log(
+    app: Flask, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mounted(app)
+    app.debug = True
+    there = {"environ_base": {"REMOTE_ADDR": "127.0.0.1", "SERVER_SOFTWARE": server}}
+    assert statuses(app, **there) == {403}
+    found = re.search(r"http://localhost/tasks/(\?token=\w{32})", caplog.text)
+    assert found is not None
+    client = app.test_client()
+    assert client.get("/tasks/?token=" + "0" * 32, **there).status_code == 403
+    answer = client.get(f"/tasks/{found[1]}", **there)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "http://localhost/tasks/")
+    assert "HttpOnly" in answer.headers["Set-Cookie"]
+    assert "SameSite=Strict" in answer.headers["Set-Cookie"]
+    assert client.get("/tasks/jobs", **there).status_code == 200
+    assert client.get("/tasks/jobs", headers={"X-Forwarded-For": "10.0.0.5"}, **there).status_code == 403
+    assert app.test_client().get("/tasks/jobs", **there).status_code == 403
 
 
 # -- a password --------------------------------------------------------------------------------------------------------

@@ -196,6 +196,25 @@ def test_html_of_a_mail_may_do_nothing(lab: Lab) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
+CONNECTING = (
+    *("iframe", "frame", "frameset", "object", "embed", "applet", "portal", "fencedframe", "link", "base", "meta"),
+)
+
+
+def test_html_of_a_mail_has_no_tag_that_connects_to_its_sender(lab: Lab) -> None:
+    written = "".join(
+        f'<{name} src="https://evil.example/{name}"></{name}><{name.upper()}\n/data=//evil.example>a{name}<{name}/>'
+        for name in CONNECTING
+    )
+    nested = "<ifr<iframe src=//evil.example>ame src=//evil.example><<object>object data=//evil.example>"
+    job = queue(lab, html=f"<p>before</p>{written}{nested}<p>after</p><embed src=//evil.example")
+    html = lab.get("/mail/html", id=job.uid).text
+    assert "<p>before</p>" in html
+    assert "<p>after</p>" in html
+    assert not {name for name, _ in tags(html)} & set(CONNECTING)
+    assert not [name for name in CONNECTING if f"<{name}" in html.lower()]
+
+
 def test_pictures_from_elsewhere_are_blocked_until_somebody_asks(lab: Lab) -> None:
     job = queue(lab, html=TRACKER)
     asked = lab.get("/mail/html", id=job.uid, images="shown")

@@ -1,12 +1,14 @@
-"""Who may see the dashboard, and do what. Closed unless somebody opened it."""
+"""Who may see the dashboard, and do what: private by default, the application decides who gets access."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import logging
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 from weakref import WeakSet
 
@@ -16,6 +18,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from ..config import TaskWorkerConfig
 from ..errors import ArgumentsError
 from ..failures import storable
+from ..store.sql import Store
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +33,13 @@ _VIEW = frozenset({"view"})
 _NOTHING: frozenset[str] = frozenset()
 
 _FORWARDED = ("X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "Cf-Connecting-Ip", "True-Client-Ip", "Via")
+_COOKIE = "taskworker_debug"
 _CLOSED = (
     "The dashboard is closed: a request from %s was refused. Open it with create_dashboard(task_worker, access=…), or "
     "set TASKER_DASHBOARD_USER and TASKER_DASHBOARD_PASSWORD. Without either it answers only on this machine, in debug "
-    "mode, and not behind a proxy."
+    "mode, and not behind a proxy.%s"
 )
+_LINK = " On this machine this link opens it while debug mode is on: %s?token=%s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,7 @@ class Gate:
     def __init__(
         self, access: Callable[[], Any] | None, who: Callable[[], Any] | None, *, closed: str = _CLOSED
     ) -> None:
-        """*closed* is logged, with the peer's address, where nobody has opened it: once an app, later at DEBUG."""
+        """*closed* is logged, with the peer's address and what else to do: once an app, later at DEBUG."""
         for name, callback in (("access", access), ("who", who)):
             if callback is not None and not callable(callback):
                 raise ArgumentsError(
@@ -67,7 +72,7 @@ class Gate:
         self._closed = closed
         self._told: WeakSet[Flask] = WeakSet()
 
-    def admit(self, config: TaskWorkerConfig) -> Visitor | BaseResponse:
+    def admit(self, config: TaskWorkerConfig, store: Store) -> Visitor | BaseResponse:
         """The visitor, who may have no permission at all; or what to answer instead."""
         if self._access is not None:
             answer = current_app.ensure_sync(self._access)()
@@ -76,15 +81,27 @@ class Gate:
             return self._visitor(_granted(answer))
         if config.dashboard_user is not None:
             return self._by_password(config.dashboard_user, config.dashboard_password or "")
-        if _is_developer():
-            return self._visitor(EVERYTHING)
-        self._tell_closed(current_app._get_current_object())  # type: ignore[attr-defined]
-        return self._visitor(_NOTHING)
+        if not (current_app.debug and _is_local()):
+            return self._refuse()
+        return self._visitor(EVERYTHING) if _is_development_server() else self._by_token(store)
 
-    def _tell_closed(self, app: Flask) -> None:
-        # Anybody may send requests: whoever does must not fill the log.
-        log.log(logging.DEBUG if app in self._told else logging.WARNING, self._closed, request.remote_addr)
+    def _by_token(self, store: Store) -> Visitor | BaseResponse:
+        """Other servers may stand behind a proxy that hides itself, so a link from the log opens the dashboard."""
+        token = hmac.new(store.store_id().encode(), b"debug mode", hashlib.sha256).hexdigest()[:32]
+        if hmac.compare_digest(request.cookies.get(_COOKIE, "").encode(), token.encode()):
+            return self._visitor(EVERYTHING)
+        if not hmac.compare_digest(request.args.get("token", "").encode(), token.encode()):
+            return self._refuse(_LINK % (request.base_url, token))
+        response = current_app.response_class(status=303, headers={"Location": request.base_url})
+        response.set_cookie(_COOKIE, token, httponly=True, samesite="Strict", path=request.root_path or "/")
+        return response
+
+    def _refuse(self, link: str = "") -> Visitor:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        # Strangers can send any number of requests: they must not fill the log.
+        log.log(logging.DEBUG if app in self._told else logging.WARNING, self._closed, request.remote_addr, link)
         self._told.add(app)
+        return self._visitor(_NOTHING)
 
     def _by_password(self, user: str, password: str) -> Visitor | BaseResponse:
         given = request.authorization
@@ -129,15 +146,25 @@ def _usual() -> frozenset[str]:
     return EVERYTHING if current_app.debug else EVERYTHING - {"mail_body"}
 
 
-def _is_developer() -> bool:
-    """Debug mode, from this machine, by a name of this machine, and not through a proxy, behind which all are local.
+def _is_local() -> bool:
+    """Whether the request comes from this machine, by a name of this machine, and through no proxy that can be seen.
 
-    The name matters: a foreign page may have its own resolved to 127.0.0.1.
+    The name matters: a foreign page may have its own resolved to 127.0.0.1. So does HTTP/1.0, which no browser speaks
+    and nginx does: its plain ``proxy_pass`` adds no header, and makes everybody local.
     """
     forwarded = any(name == "Forwarded" or name.startswith("X-Forwarded") for name, _ in request.headers)
-    if not current_app.debug or forwarded or any(name in request.headers for name in _FORWARDED):
+    if forwarded or any(name in request.headers for name in _FORWARDED):
+        return False
+    if request.environ.get("SERVER_PROTOCOL") in ("HTTP/1.0", "HTTP/0.9"):
         return False
     return _is_loopback(request.remote_addr or "") and _is_local_name(request.host)
+
+
+def _is_development_server() -> bool:
+    """Whether ``flask run`` or ``app.run()`` answers, or a test client: other servers may stand behind a proxy."""
+    environ = request.environ
+    is_test = isinstance(environ["wsgi.input"], BytesIO) and not environ["wsgi.multithread"]
+    return "werkzeug.socket" in environ or (is_test and "SERVER_SOFTWARE" not in environ)
 
 
 def _is_local_name(host: str) -> bool:

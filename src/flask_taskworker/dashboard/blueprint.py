@@ -86,7 +86,7 @@ class _Dashboard:
 
     def _answer(self, route: Route, values: Mapping[str, Any]) -> BaseResponse:
         state = self._task_worker.state()
-        visitor = self._gate.admit(state.config)
+        visitor = self._gate.admit(state.config, state.store)
         if isinstance(visitor, BaseResponse):
             return visitor
         if not visitor.permissions:
