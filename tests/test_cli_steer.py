@@ -19,7 +19,7 @@ from flask.cli import ScriptInfo
 from tests.cli_shop import Answer, Shop
 
 from flask_taskworker import Job, JobState, Mail
-from flask_taskworker.cli import group
+from flask_taskworker.cli import group, steer
 from flask_taskworker.cli.follow import Followed
 from flask_taskworker.store import browse
 from flask_taskworker.store.browse import Browser
@@ -280,6 +280,31 @@ def test_terminal_is_asked(reply: bytes, goes_on: bool, monkeypatch: pytest.Monk
         seen = b""
         while b"Retry 2 jobs? [y/N]" not in seen:
             seen += terminal.read(1000)
+
+
+@pytest.mark.parametrize("text", ["state:ready", "shop.add", "queue:default args.x:1"])
+def test_act_on_many_is_confirmed_with_the_exact_number(shop: Shop, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    for bound in ("WINDOW", "FEW", "ARGS_WINDOW", "MOST"):
+        monkeypatch.setattr(browse, bound, 2)
+    shop.add.enqueue_many([(1,)] * 1_203)
+    asked = shop("cancel", "--filter", text)
+    assert asked.code == 2
+    assert "Cancel 1,203 jobs?" in asked.err
+
+    def enqueue_more(question: str, *, yes: bool) -> None:
+        assert question == "Cancel 1,203 jobs?"
+        shop.add.enqueue(1)
+
+    monkeypatch.setattr(steer, "confirm", enqueue_more)
+    assert shop("cancel", "--filter", text).out == "1203\n"
+    assert shop.state.store.counts().ready == 1
+
+
+def test_purge_is_confirmed_with_the_exact_number(shop: Shop) -> None:
+    shop.add.enqueue_many([(1,)] * 3)
+    assert shop("cancel", "--yes", "--filter", "state:ready").out == "3\n"
+    shop.jump(60_000)
+    assert "Delete 3 jobs that ended before " in shop("purge", "--done-before", "1s").err
 
 
 # -- queues ------------------------------------------------------------------------------------------------------------

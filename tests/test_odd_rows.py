@@ -368,7 +368,12 @@ def test_workers_go_on_beside_odd_rows(
     wait_for(lambda: any(row.beat > mine.beat + 6 for row in lab.store.workers() if row.id == mine.id))
     assert (
         enqueue_bulk(
-            lab.task_worker.registry, lab.app.extensions["taskworker"].client, "cancel", JobFilter(task="none"), "ana"
+            lab.task_worker.registry,
+            lab.app.extensions["taskworker"].client,
+            "cancel",
+            JobFilter(task="none"),
+            "ana",
+            1,
         ).result(timeout=20)
         == 0
     )

@@ -143,10 +143,19 @@ def test_without_durations_there_is_no_percentile() -> None:
     ],
 )
 def test_a_percentile_lies_within_its_bucket(buckets: dict[str, int], share: float, expected: float) -> None:
-    assert percentile(counts(**buckets), share) == pytest.approx(expected)
+    found = percentile(counts(**buckets), share)
+    assert found is not None
+    assert found.ms == pytest.approx(expected)
 
 
 def test_percentiles_grow_with_the_share() -> None:
     many = counts(b0=3, b2=7, b5=1, b10=2)
     found = [percentile(many, share / 20) for share in range(21)]
-    assert found == sorted(found, key=float)  # type: ignore[arg-type]
+    assert found == sorted(found)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("buckets", "is_bound"), [({"b9": 3}, False), ({"b9": 99, "b10": 1}, False), ({"b10": 1}, True)]
+)
+def test_a_percentile_beyond_the_last_bound_is_a_lower_bound(buckets: dict[str, int], is_bound: bool) -> None:
+    assert percentile(counts(**buckets), 0.95).at_least == is_bound  # type: ignore[union-attr]

@@ -21,14 +21,14 @@ AT_ONCE = 1_000
 _PRIORITY = 1_000
 
 
-def act_on_all(action: str, filter: str, who: str) -> int:
-    """Do *action* to every job that fits and is older than this one, in the name of *who*; returns to how many."""
+def act_on_all(action: str, filter: str, who: str, before: int) -> int:
+    """Do *action* to every job with a number below *before* that fits, in the name of *who*; returns to how many."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     state = app.extensions["taskworker"]
     registry: TaskRegistry = state.task_worker.registry
     steering = Steering(app, state.client, registry, who=who)
     chosen = JobFilter.parse(filter, state.store.clock())
-    batches = steering.act_on_all(action, chosen, before=current_job.id, names=_open_names(registry, chosen))
+    batches = steering.act_on_all(action, chosen, before=before, names=_open_names(registry, chosen))
     total = 0
     try:
         for changed in batches:
@@ -61,10 +61,15 @@ def register_bulk(registry: TaskRegistry) -> None:
     registry.register_built_in(act_on_all, TaskOptions(queue=QUEUE), BULK)
 
 
-def enqueue_bulk(registry: TaskRegistry, client: Client, action: str, chosen: JobFilter, who: str) -> Job[int]:
-    """Have a worker do *action* to every job that fits. Raises ArgumentsError, NotAccepted, OutcomeUnknown."""
+def enqueue_bulk(
+    registry: TaskRegistry, client: Client, action: str, chosen: JobFilter, who: str, before: int
+) -> Job[int]:
+    """Have a worker do *action* to every job with a number below *before* that fits.
+
+    Raises ArgumentsError, NotAccepted, OutcomeUnknown.
+    """
     task = registry.find(BULK)
-    call = task.encode((action, exact(chosen), who), {})
+    call = task.encode((action, exact(chosen), who, before), {})
     return client.enqueue(task, (call,), EnqueueOptions(queue=_queue(client), priority=_PRIORITY))[0]
 
 

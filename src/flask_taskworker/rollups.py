@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .jobs import Ending
 from .store.schema import BUCKETS_MS, ROLLUP_FIGURES
@@ -76,11 +77,18 @@ def _sum(one: Sequence[int], other: Sequence[int]) -> list[int]:
     return total
 
 
-def percentile(counts: Sequence[int], share: float) -> float | None:
-    """About how many milliseconds *share* (0 to 1) of the durations took at most; None where there are none.
+class Percentile(NamedTuple):
+    """A duration that a share of all durations does not exceed."""
 
-    *counts* are those of the buckets of BUCKETS_MS. Within its bucket a duration is taken to lie evenly; of those
-    beyond the last bound only that bound is known.
+    ms: float
+    at_least: bool = False
+    """Whether it lies beyond the last bound of BUCKETS_MS, so that only a lower bound is known."""
+
+
+def percentile(counts: Sequence[int], share: float) -> Percentile | None:
+    """About how long *share* (0 to 1) of the durations took at most; None where there are none.
+
+    *counts* are those of the buckets of BUCKETS_MS. Durations are taken to lie evenly within their bucket.
     """
     total = sum(counts)
     if not total:
@@ -88,8 +96,9 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
     wanted, seen = share * total, 0
     for i, count in enumerate(counts):
         if count and seen + count >= wanted:
+            if i == len(BUCKETS_MS):
+                break
             low = BUCKETS_MS[i - 1] if i else 0
-            high = BUCKETS_MS[i] if i < len(BUCKETS_MS) else low
-            return low + (high - low) * (wanted - seen) / count
+            return Percentile(low + (BUCKETS_MS[i] - low) * (wanted - seen) / count)
         seen += count
-    return float(BUCKETS_MS[-1])
+    return Percentile(float(BUCKETS_MS[-1]), at_least=True)

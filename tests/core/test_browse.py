@@ -13,7 +13,7 @@ from flask_taskworker import BackgroundTaskWorker, Every, Mail, Message
 from flask_taskworker.errors import JobNotFound
 from flask_taskworker.filters import JobFilter
 from flask_taskworker.steering import Steering, names_of
-from flask_taskworker.store import browse
+from flask_taskworker.store import browse, browse_rows
 from flask_taskworker.store.browse import Browser
 from flask_taskworker.store.sql import MAX_ID, Store
 
@@ -221,7 +221,7 @@ def test_each_filter_finds_what_fits_and_nothing_else(browser: Browser, rows: Ro
         ids = all_ids(browser, text) if everywhere else found(browser, text)
         assert {names[job_id] for job_id in ids} == fitting, text
         assert ids == sorted(ids, reverse=True), text
-        assert browser.count(chosen(text)) == len(fitting), text
+        assert browser.count_all(chosen(text)) == len(fitting), text
 
 
 def test_a_job_is_found_by_its_names_however_old_it_is(
@@ -241,7 +241,7 @@ def test_values_are_never_words_of_sql(browser: Browser, rows: Rows) -> None:
         for name in ("task", "queue", "schedule", "worker", "group", "unique", "uid"):
             some = JobFilter(**{name: value})  # type: ignore[arg-type]
             assert browser.jobs(some).rows == [], (name, value)
-            assert browser.count(some) == 0
+            assert browser.count_all(some) == 0
         assert browser.jobs(JobFilter(task=f"{value}*")).rows == [], value
         assert browser.jobs(JobFilter(args=((value, value),))).rows == []
     assert len(found(browser)) == 2
@@ -308,7 +308,7 @@ def test_jobs_are_found_by_positional_and_keyword_arguments(browser: Browser, ro
     assert found(browser, "args.x:1", names=lambda _: ("x", "y")) == [ids['[[1], {"y": 3}]'], ids["[[1, 2], {}]"]]
     assert found(browser, "args.x:1") == []  # nobody knows the names of positional arguments
     assert found(browser, "args.x:ana@x.org") == [ids['[[], {"x": "ana@x.org"}]']]
-    assert browser.count(chosen("args.x:1"), names=lambda _: ("x", "y")) == 2
+    assert browser.count_all(chosen("args.x:1"), names=lambda _: ("x", "y")) == 2
     assert len(browser.jobs(chosen("args.x:0"), names=lambda _: ("x",)).rows[0].args) == 2000
 
 
@@ -412,7 +412,7 @@ def test_children_are_those_that_were_enqueued_inside(
     rows("UPDATE taskworker_job SET claim = 0 WHERE id = 7")
     assert children() == []
     assert list(chain.from_iterable(browser.ids(chosen("parent:7")))) == [2990, 2004, 2003, 9]
-    assert browser.count(chosen("parent:7")) == 1
+    assert browser.count_all(chosen("parent:7")) == 4
 
 
 @pytest.mark.parametrize("job_id", [0, -1, 1, MAX_ID, MAX_ID + 1, 10**30])
@@ -452,7 +452,32 @@ def test_counts_stop_at_the_most(browser: Browser, rows: Rows, monkeypatch: pyte
     counts = browser.state_counts()
     assert (counts.scheduled, counts.retrying, counts.ready, counts.running, counts.succeeded) == (3, 3, 3, 3, 3)
     assert counts.failed == 1
-    assert browser.count(chosen("state:ready")) == 3
+    assert counts.at_least == {*many, "retrying"}
+
+
+def test_a_count_that_may_be_greater_says_so(browser: Browser, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "MOST", 4)
+    due = [{"state": "scheduled", "run_at": at, "failures": at % 2} for at in range(1, 8)]
+    store_jobs(rows, *due, *({"state": "failed"} for _ in range(3)))
+    counts = browser.state_counts()
+    # Three of seven retry, and two of them are among the four that were looked at.
+    assert (counts.scheduled, counts.retrying, counts.failed) == (4, 2, 3)
+    assert counts.at_least == {"scheduled", "retrying"}
+
+
+@pytest.mark.parametrize("text", ["state:ready", "app.add", "queue:slow", "args.x:1", "state:ready args.x:1", ""])
+def test_what_fits_is_counted_exactly_however_many_jobs_there_are(
+    browser: Browser, rows: Rows, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    for bound in ("WINDOW", "FEW", "ARGS_WINDOW", "MOST", "_CHUNK"):
+        monkeypatch.setattr(browse, bound, 2)
+    jobs = [{"task": "app.add", "queue": "slow", "args": '[[], {"x": 1}]'}] * 7
+    others = [{"task": "app.other", "state": "succeeded", "args": '[[], {"x": 2}]'}] * 5
+    store_jobs(rows, *jobs, *others)
+    end = browser.end()
+    store_jobs(rows, *jobs)
+    assert browser.count_all(chosen(text), before=end) == (7 if text else 12)
+    assert browser.count_all(chosen(text)) == (14 if text else 19)
 
 
 def test_the_succeeded_are_unknown_where_the_failed_fill_the_count(
@@ -663,5 +688,14 @@ def test_figures_are_added_up_by_slice_task_and_queue(browser: Browser, store: S
     assert [(f.key, f.succeeded) for f in browser.figures(0, step=MAX_ID, by="queue")] == [("p", 1), ("q", 9)]
     assert [f.succeeded for f in browser.figures(minute, step=MAX_ID, task="b", queue="q")] == [4]
     assert browser.figures(0, step=minute, span=3600) == []
-    assert total.run_percentile(0.5) is not None
+    assert total.run_percentile(0.5) == (5.0, False)
     assert total.wait_percentile(0.5) is None
+
+
+def test_a_percentile_is_exact_or_a_lower_bound() -> None:
+    row = (0, "a", 0, 0, 0, 0, 0, 400_000, 0, *[0] * 10, 9, *[0] * 10, 9)
+    figures = browse_rows.figures_of(row)
+    # Of nine tries that took longer than five minutes only the longest is known.
+    assert figures.run_percentile(0.95) == (300_000, True)
+    assert figures.wait_percentile(0.95) == (300_000, True)
+    assert browse_rows.figures_of((0, "a", 0, 0, 0, 0, 0, 7, 0, 9, *[0] * 21)).run_percentile(1) == (7, False)

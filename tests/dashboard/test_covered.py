@@ -120,7 +120,14 @@ def test_a_worker_that_acts_on_many_guesses_no_covered_value_either(lab: Lab, mo
         lab.rows("UPDATE taskworker_job SET task = 'of.another.process' WHERE id = ?", unknown.id)
         lab.rows("UPDATE taskworker_job SET state = 'scheduled', run_at = 9000000000000")
         state = lab.app.extensions["taskworker"]
-        enqueue_bulk(lab.task_worker.registry, state.client, "cancel", JobFilter(args=(("ssn", "123"),)), "ana")
+        enqueue_bulk(
+            lab.task_worker.registry,
+            state.client,
+            "cancel",
+            JobFilter(args=(("ssn", "123"),)),
+            "ana",
+            lab.browser.end(),
+        )
     lab.drain()
     found = dict(lab.rows("SELECT task, state FROM taskworker_job WHERE task <> 'flask_taskworker.bulk'"))
     assert found == {"pay": "scheduled", "tax": "cancelled", "of.another.process": "scheduled"}

@@ -266,7 +266,7 @@ def test_all_jobs_of_one_cause_are_discarded(lab: Lab) -> None:
 
 
 def count(lab: Lab, text: str) -> int:
-    return lab.browser.count(JobFilter.parse(text, lab.store.clock()))
+    return lab.browser.count_all(JobFilter.parse(text, lab.store.clock()))
 
 
 def button(html: str, word: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ..steering import names_of
 from ..store.browse import GROUPED
 from ..store.browse_rows import FailureGroup, JobPage, JobRow
 from .group import AS_JSON, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
-from .text import iso, plural, safe, table, to_json
+from .text import iso, table, to_json
 
 if TYPE_CHECKING:
     from ..extension import AppState
@@ -194,8 +194,3 @@ def _group_json(group: FailureGroup) -> str:
             "newest": group.newest.record.id,
         }
     )
-
-
-def jobs_words(number: int) -> str:
-    """ "1 job", "214 jobs", "10,000+ jobs"."""
-    return plural(number, "job") if number == 1 else f"{safe(counted(number))} jobs"

@@ -14,7 +14,6 @@ from ..commands import tasks_command
 from ..errors import JobNotFound, NotAccepted
 from ..filters import JobFilter
 from ..steering import Steering, names_of
-from ..store.sql import MOST
 from ..tasks import MAX_NAME
 from .group import (
     FAILED,
@@ -30,7 +29,7 @@ from .group import (
     steering,
     tell,
 )
-from .listing import jobs_words
+from .text import plural
 
 _IN_STATES = {
     "retry": ("failed", "cancelled"),
@@ -197,17 +196,19 @@ def _possible(act: str, chosen: JobFilter) -> JobFilter | None:
 
 def _on_all(act: str, chosen: JobFilter | None, *, dry_run: bool, yes: bool) -> None:
     names = names_of(app_state().task_worker.registry)
-    number = 0 if chosen is None else browser().count(chosen, names=names)
-    if chosen is None or not (number or any(browser().ids(chosen, names=names))):
+    before = browser().end()
+    number = 0 if chosen is None else browser().count_all(chosen, before=before, names=names)
+    if chosen is None or not number:
         tell(f"No job fits with which that is possible: {' or '.join(_IN_STATES[act])}.")
         sys.exit(NOTHING)
     if dry_run:
-        total = _print_numbers(browser().ids(chosen, names=names))
-        tell(f"{act.capitalize()} would take {jobs_words(total)}. Nothing was done.")
+        total = _print_numbers(browser().ids(chosen, before=before, names=names))
+        tell(f"{act.capitalize()} would take {plural(total, 'job')}. Nothing was done.")
         return
-    # Those that fit may all be further back than the count looks.
-    confirm(f"{act.capitalize()} {jobs_words(number) if number else 'jobs'}?", yes=yes)
-    total = sum(with_progress(steering().act_on_all(act, chosen, names=names), number, f"{act} "))
+    confirm(f"{act.capitalize()} {plural(number, 'job')}?", yes=yes)
+    # No job that came after the question is touched.
+    done = steering().act_on_all(act, chosen, before=before, names=names)
+    total = sum(with_progress(done, number, f"{act} "))
     click.echo(total)
     if not total:
         sys.exit(NOTHING)
@@ -295,20 +296,15 @@ def purge(age: float, dry_run: bool, yes: bool) -> None:
     Workers do so by themselves when the time in TASKER_KEEP_SUCCEEDED and TASKER_KEEP_FAILED is over. It goes in small
     batches, so that workers get at the database between them; stopped halfway, it can be started again.
     """
-    store = app_state().store
-    before = store.clock() - round(age * 1000)
+    before = app_state().store.clock() - round(age * 1000)
+    total = sum(steering().purgeable(before))
+    if not total:
+        tell("No job ended before that.")
+        sys.exit(NOTHING)
     if dry_run:
-        total = sum(steering().purgeable(before))
-        click.echo(total)
         tell("Nothing was done.")
     else:
-        confirm(f"Delete all jobs that ended before {from_ms(before):%Y-%m-%d %H:%M:%S} UTC?", yes=yes)
-        total = sum(with_progress(steering().purge(before), _finished(), "purge "))
-        click.echo(total)
-    if not total:
-        sys.exit(NOTHING)
-
-
-def _finished() -> int:
-    counts = browser().state_counts()
-    return (MOST if counts.succeeded is None else counts.succeeded) + counts.failed + counts.cancelled
+        moment = f"{from_ms(before):%Y-%m-%d %H:%M:%S} UTC"
+        confirm(f"Delete {plural(total, 'job')} that ended before {moment}?", yes=yes)
+        total = sum(with_progress(steering().purge(before), total, "purge "))
+    click.echo(total)

@@ -43,12 +43,13 @@ def confirm(view: View) -> Response:
     chosen = view.filter(text)
     fitting = exact(chosen)
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
-    is_part = found.older is not None
+    before = view.browser.end()
     data = {
         "action": action,
         "word": WORDS[action],
-        "count": max(len(found.rows), view.browser.count(chosen, names=view.names) if is_part else 0),
-        "at_least": is_part,
+        "count": view.browser.count_all(chosen, before=before, names=view.names),
+        "before": before,
+        "in_batches": found.older is not None,
         "filter": fitting,
         "back": text,
         "rows": [job_row(view, row) for row in found.rows[:SAMPLES]],
@@ -68,12 +69,13 @@ def bulk(view: View) -> Response:
     """Do it to all that fit: here and now if they are few, else by a job."""
     action = _action(view)
     chosen = view.filter(view.form("filter"))
+    before = _before(view)
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     if found.older is not None:
         state = view.state
-        job = enqueue_bulk(state.task_worker.registry, state.client, action, chosen, view.who)
+        job = enqueue_bulk(state.task_worker.registry, state.client, action, chosen, view.who, before)
         return view.redirect("job", job_id=job.id, message="This job does it, batch by batch.")
-    ids = [row.record.id for row in found.rows]
+    ids = [row.record.id for row in found.rows if row.record.id < before]
     done = view.steering(PERMISSION[action]).act_on_some(action, ids, str(chosen), chosen=chosen)
     message = f"{_DONE[action].format(words.plural(done, 'job'))}."
     return view.redirect("jobs", filter=view.form("back"), message=message)
@@ -86,6 +88,16 @@ def _action(view: View) -> str:
     if not view.may(PERMISSION[action]):
         raise Forbidden(f"You may not do this: it needs the permission {PERMISSION[action]!r}.")
     return action
+
+
+def _before(view: View) -> int:
+    """What was confirmed ends here: jobs with this number or a greater one came later."""
+    text = view.form("before")
+    if not text:
+        return view.browser.end()
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise BadRequest("before must be the number from the page that asked.")
+    return int(text)
 
 
 def _ticked() -> list[int]:

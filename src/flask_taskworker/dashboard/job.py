@@ -16,7 +16,7 @@ from ..origin import read_origin
 from ..store.browse import HOUR_MS
 from ..store.browse_rows import Figures, JobWhole, add_up
 from ..store.sql import Attempt
-from . import charts, redact
+from . import charts, redact, words
 from .filtering import filter_text
 from .redact import COVER, Unreadable, without_logins
 from .routes import Route
@@ -319,15 +319,16 @@ def _earlier(view: View, task: str) -> dict[str, Any] | None:
         "tries": sum(total.run),
         "succeeded": total.succeeded,
         "failed": total.failed,
-        "p50_ms": total.run_percentile(0.5),
-        "p95_ms": total.run_percentile(0.95),
+        "p50": words.percentile(total.run_percentile(0.5)),
+        "p95": words.percentile(total.run_percentile(0.95)),
         "longest_ms": total.longest_ms,
         "chart": charts.sparkline(medians, "Half took at most so many seconds, in 2 hours each"),
     }
 
 
 def _seconds(figures: Figures | None) -> float:
-    return round((figures.run_percentile(0.5) or 0.0) / 1000, 3) if figures else 0.0
+    p50 = figures.run_percentile(0.5) if figures else None
+    return round(p50.ms / 1000, 3) if p50 else 0.0
 
 
 ROUTES = (

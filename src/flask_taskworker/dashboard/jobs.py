@@ -8,7 +8,6 @@ from flask import Response
 
 from ..filters import HELP, JobFilter
 from ..store.browse_rows import StateCounts
-from . import words
 from .routes import Route
 from .rows import ACTIONS, PERMISSION, WORDS, job_row
 from .view import View
@@ -55,7 +54,7 @@ def _tabs(counts: StateCounts, chosen: JobFilter) -> list[dict[str, Any]]:
             {
                 "state": state,
                 "word": state.capitalize(),
-                "count": words.number(count) if count is not None else "",
+                "count": "" if count is None else f"{count:,}{'+' if state in counts.at_least else ''}",
                 "filter": f"state:{state}",
                 "current": current,
             }

@@ -10,7 +10,7 @@ from flask import Response
 
 from ..failures import read_cut
 from ..filters import JobFilter
-from ..health import Snapshot, spoken
+from ..health import Snapshot
 from ..mail.queue import DELIVER
 from ..store.browse import HOUR_MS
 from ..store.browse_rows import Figures, add_up
@@ -125,7 +125,7 @@ class _Hour:
 def _tiles(view: View, seen: Glance, hour: _Hour) -> list[dict[str, Any]]:
     done = [slice_.ended if slice_ else 0 for slice_ in hour.slices]
     failed = [slice_.failed if slice_ else 0 for slice_ in hour.slices]
-    waits = [(slice_.wait_percentile(0.95) or 0) / 1000 if slice_ else 0 for slice_ in hour.slices]
+    waits = [(p95.ms if slice_ and (p95 := slice_.wait_percentile(0.95)) else 0) / 1000 for slice_ in hour.slices]
     mails = [_succeeded(hour.by_task.get(DELIVER, {}).get(at)) for at in hour.starts]
     # The slice that has just begun says nothing yet.
     minutes = (view.now - hour.starts[-2]) / _MINUTE_MS
@@ -186,8 +186,9 @@ def _slowest(hour: _Hour) -> list[dict[str, Any]]:
             {
                 "task": task,
                 "filter": filter_text(JobFilter(task=task)),
-                "p95_ms": round(p95),
-                "text": spoken(round(p95)),
+                "p95_ms": round(p95.ms),
+                "p95_at_least": p95.at_least,
+                "text": words.percentile(p95),
                 "tries": sum(total.run),
                 "chart": charts.sparkline(series, "95 % took at most so many seconds, in 5 minutes each"),
             }
@@ -196,7 +197,8 @@ def _slowest(hour: _Hour) -> list[dict[str, Any]]:
 
 
 def _p95(figures: Figures | None) -> float:
-    return (figures.run_percentile(0.95) or 0.0) if figures else 0.0
+    p95 = figures.run_percentile(0.95) if figures else None
+    return p95.ms if p95 else 0.0
 
 
 def _failure(line: FailureLine, now: int) -> dict[str, Any]:

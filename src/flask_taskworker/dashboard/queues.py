@@ -49,6 +49,7 @@ def takes_jobs(worker: WorkerRow, now: int) -> bool:
 def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str, Any]:
     serving = [info for info in map(info_of, workers) if takes(info, queue.name)]
     state, number, figures = _state(queue, bool(serving), now), sum(map(slots, serving)), queue.figures
+    p95 = figures.wait_percentile(0.95) if figures else None
     return {
         "name": queue.name,
         "ready": queue.ready,
@@ -56,7 +57,9 @@ def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str,
         "slots": number,
         "done_last_hour": figures.ended if figures else 0,
         "failed_last_hour": figures.failed if figures else 0,
-        "p95_wait_ms": figures.wait_percentile(0.95) if figures else None,
+        "p95_wait_ms": p95.ms if p95 else None,
+        "p95_wait_at_least": p95.at_least if p95 else False,
+        "p95_wait": words.percentile(p95),
         "oldest_at": queue.oldest_at,
         "state": state,
         "badge": words.state(*_BADGES[state]),

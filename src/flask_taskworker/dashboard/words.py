@@ -7,6 +7,7 @@ from markupsafe import Markup
 from ..clock import from_ms
 from ..health import counted, spoken
 from ..jobs import JobRecord
+from ..rollups import Percentile
 
 SHAPES = {
     "scheduled": "◷",
@@ -78,6 +79,11 @@ def _time(moment: int, text: str, kind: str) -> Markup:
 def took(milliseconds: float | None) -> str:
     """A period; a dash where there is none."""
     return "–" if milliseconds is None else spoken(round(milliseconds))
+
+
+def percentile(found: Percentile | None) -> str:
+    """A percentile as a period; "at least 5 min" where only a lower bound is known."""
+    return "–" if found is None else f"{'at least ' if found.at_least else ''}{spoken(round(found.ms))}"
 
 
 def number(value: int | None) -> str:

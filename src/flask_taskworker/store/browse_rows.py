@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..filters import STATES
 from ..jobs import JobRecord
-from ..rollups import percentile
+from ..rollups import Percentile, percentile
 from .driver import Row
 from .fitting import fitted_and_odd
 from .schema import BUCKETS_MS, ROLLUP_FIGURES
@@ -79,6 +80,8 @@ class StateCounts:
     """None where it cannot be told cheaply: the failed and cancelled ones alone fill the count."""
     failed: int
     cancelled: int
+    at_least: frozenset[str]
+    """The states that may have more jobs than were counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,13 +213,15 @@ class Figures:
         """Jobs that ended for good."""
         return self.succeeded + self.failed + self.cancelled
 
-    def run_percentile(self, share: float) -> float | None:
-        """About how many ms *share* of the tries ran at most."""
+    def run_percentile(self, share: float) -> Percentile | None:
+        """About how long *share* of the tries ran at most."""
         found = percentile(self.run, share)
-        return None if found is None else min(found, float(self.longest_ms))
+        if found is None or found.ms < self.longest_ms:
+            return found
+        return Percentile(float(self.longest_ms))
 
-    def wait_percentile(self, share: float) -> float | None:
-        """About how many ms *share* of the tries waited at most."""
+    def wait_percentile(self, share: float) -> Percentile | None:
+        """About how long *share* of the tries waited at most."""
         return percentile(self.wait, share)
 
 
@@ -246,16 +251,20 @@ def add_up(parts: Sequence[Figures]) -> Figures | None:
 def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
     """What the rows of ``count_states`` mean, of which each counts up to *most*."""
     others = [found[name] for name in ("failed", "cancelled", "hidden")]
-    lost = max(others) >= most
-    succeeded = max(0, found["finished"] - sum(others))
+    ready = min(most, found["ready"] + found["suspect"])
+    succeeded = None if max(others) >= most else min(most, max(0, found["finished"] - sum(others)))
+    counts = {**found, "ready": ready, "succeeded": succeeded or 0}
+    full = {state for state in STATES if counts[state] >= most}
     return StateCounts(
         scheduled=found["scheduled"],
         retrying=found["retrying"],
-        ready=min(most, found["ready"] + found["suspect"]),
+        ready=ready,
         running=found["running"],
-        succeeded=None if lost else min(most, succeeded),
+        succeeded=succeeded,
         failed=found["failed"],
         cancelled=found["cancelled"],
+        # The retrying are looked for among the first *most* of the scheduled.
+        at_least=frozenset(full | {"retrying"} if "scheduled" in full else full),
     )
 
 

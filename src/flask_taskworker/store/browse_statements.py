@@ -162,9 +162,15 @@ def jobs_floor(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False)
     return f"SELECT id FROM taskworker_job WHERE {base}{after} AND id < :before ORDER BY id DESC LIMIT 1 OFFSET :window"
 
 
-def count_jobs(dialect: Dialect, chosen: JobFilter) -> str:
-    """How many of the jobs of :func:`jobs` there are, up to ``:limit``."""
-    return f"SELECT count(*) FROM ({jobs(dialect, chosen, 'id')}) AS counted"
+def count_all(dialect: Dialect, chosen: JobFilter) -> str:
+    """Exactly how many jobs before ``:before`` fit, but for their arguments. Not bounded."""
+    base = _base(dialect, chosen, everywhere=True)
+    return f"SELECT count(*) FROM taskworker_job WHERE {base} AND id < :before AND {conditions(dialect, chosen)}"
+
+
+def newest_id() -> str:
+    """The number of the newest job; 0 where there is none."""
+    return "SELECT COALESCE(max(id), 0) FROM taskworker_job"
 
 
 def job_whole() -> str:
