@@ -3,7 +3,7 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker
 
 app = Flask(__name__)
-app.config["TASKER_DASHBOARD_URL"] = "/tasks"  # a page for every job; open to you alone, in debug mode
+app.config["TASKER_DASHBOARD_URL"] = "/tasks"  # the dashboard; in debug mode only this machine may open it
 task_worker = BackgroundTaskWorker(app)
 
 
