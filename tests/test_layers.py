@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "flask_taskworker"
 # high up in the list as it can stand; `*` takes every module of a subpackage that has no line of its own.
 FLOORS = [
     "errors",
+    "loggers",
     "clock",
     "signals",
     "announce",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -16,7 +15,9 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from blinker import Signal
 from flask import Flask
 
-log = logging.getLogger(__name__)
+from .loggers import get_logger
+
+log = get_logger("signals")
 
 
 def send(signal: Signal, app: Flask, **values: Any) -> None:

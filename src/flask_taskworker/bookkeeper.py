@@ -6,16 +6,16 @@ process may cost the figures of those seconds, never a job.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from .errors import StoreError
 from .jobs import Claim, Ending, JobRecord
+from .loggers import get_logger
 from .rollups import Tally
 from .store.work import Ended, WorkerStore
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 INTERVAL = 2.0
 """Seconds between two writes of figures."""

@@ -20,10 +20,11 @@ from .executor import Executor
 from .hung import HungThreads
 from .joblog import LoggingJobs, lines_of
 from .jobs import INTERRUPTED, Claim, Ending, Outcome, Progress, RunningJob, set_running
+from .loggers import get_logger
 from .slots import Slots
 from .store.work import Ended
 
-log = logging.getLogger(__name__)
+log = get_logger("jobs")
 
 KINDS = ("async", "sync")
 WAIT_FOR_SLOT = 0.25
@@ -343,12 +344,14 @@ class Crew:
 
 
 def _log_failure(claim: Claim, outcome: Outcome, seconds: float) -> None:
+    """A final failure is an error, so that Sentry and mail handlers see it; a try that will be repeated a warning."""
     failure = outcome.failure
     assert failure is not None
+    level = logging.ERROR if outcome.ending is Ending.FAILED else logging.WARNING
     again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
     words = f"{failure.type}: {failure.message[:200]}"
     # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
     is_long = len(failure.traceback) > MAX_LOGGED
     text = f"\n{failure.traceback}" if is_long else ""
     error = None if is_long else outcome.exception
-    log.warning("%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)
+    log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)

@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import os
 import random
 import threading
@@ -34,11 +33,12 @@ from .errors import (
 from .failures import failure_of, message_of
 from .hop import Hop
 from .jobs import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
+from .loggers import get_logger
 from .retry import Retry
 from .tasks import Task, TaskRegistry, Tracing
 from .threads import PoolClosed, end_process
 
-log = logging.getLogger(__name__)
+log = get_logger("jobs")
 
 ASKED_RETRY = Retry(max_attempts=10)
 """The policy of a task without one that raises RetryJob."""
@@ -79,9 +79,15 @@ class Executor:
         return self._execute(job) if tracing is None else self._traced(job, tracing)
 
     async def _traced(self, job: RunningJob, tracing: Tracing) -> Outcome:
-        with tracing.processing(job.claim) as ended:
-            outcome = await self._execute(job)
-            ended(outcome)
+        outcome: Outcome | None = None
+        try:
+            with tracing.processing(job.claim) as ended:
+                outcome = await self._execute(job)
+                ended(outcome)
+        except Exception:
+            if outcome is None:
+                raise
+            log.exception("the trace of %s could not be written", job.claim)
         return outcome
 
     def _execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
@@ -201,8 +207,14 @@ class Executor:
         return self._succeeded(task, value)
 
     def ending_of(self, job: RunningJob, error: BaseException, kind: str = "exception") -> Outcome:
-        """What becomes of a job whose execution raised *error*."""
+        """What becomes of a job whose execution raised *error*. Never raises, whatever *error* does."""
         task = self._registry.get(job.claim.task)
+        try:
+            return self._ending_of(task, job, error, kind)
+        except BaseException:  # noqa: BLE001 - its class is foreign code, and so is a policy's back-off
+            return _failed(task, error, kind)
+
+    def _ending_of(self, task: Task[..., Any, Any] | None, job: RunningJob, error: BaseException, kind: str) -> Outcome:
         match error:
             case SnoozeJob():
                 return _later(task, job.claim, Ending.SNOOZED, error.delay)
@@ -212,15 +224,13 @@ class Executor:
                 return _cancelled(task, "Stopped on request.")
             case asyncio.CancelledError() if job.cancelled:
                 return _cancelled(task, "Stopped on request.")
-            case asyncio.CancelledError() if job.releasing and job.claim.at_most_once:
-                return Outcome(Ending.FAILED, failure=INTERRUPTED)
             case asyncio.CancelledError() if job.releasing or job.lost:
-                return Outcome(Ending.RELEASED)
-            case RuntimeError() if "shutdown" in str(error) and not threading.main_thread().is_alive():
-                # Python refuses new threads once the main thread has ended. That is no fault of the job.
-                return Outcome(Ending.RELEASED)
+                return _interrupted(job.claim)
+            case RuntimeError() if "shutdown" in message_of(error) and not threading.main_thread().is_alive():
+                # Python refuses new threads once the main thread has ended, which says nothing about the job.
+                return _interrupted(job.claim)
             case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
-                return Outcome(Ending.RELEASED)
+                return _interrupted(job.claim)
             case RetryJob():
                 return _asked_to_retry(task, job.claim, error)
             case _:
@@ -229,6 +239,11 @@ class Executor:
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._hop.close()
+
+
+def _interrupted(claim: Claim) -> Outcome:
+    """Back to the queue; but a job that may run only once has begun, and must not begin again."""
+    return Outcome(Ending.FAILED, failure=INTERRUPTED) if claim.at_most_once else Outcome(Ending.RELEASED)
 
 
 async def _at_once(outcome: Outcome) -> Outcome:

@@ -37,12 +37,19 @@ _BRIDGE = "asgiref"
 
 
 def failure_of(error: BaseException, kind: str = "exception") -> Failure:
-    """The stored form of *error*. Never raises, whatever ``str(error)`` does.
+    """The stored form of *error*. Never raises, whatever *error*, its class or the loader of its source code does.
 
     An exception of ours may name its own kind: a mail of which nobody knows whether it arrived is "unknown".
     """
-    kind = getattr(error, "failure_kind", kind) if kind == "exception" and isinstance(error, TaskWorkerError) else kind
-    return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=_traceback(error))
+    try:
+        if kind == "exception" and isinstance(error, TaskWorkerError):
+            kind = getattr(error, "failure_kind", kind)
+        return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=_traceback(error))
+    except BaseException as second:  # noqa: BLE001 - foreign code
+        raised = type.__dict__["__name__"].__get__(type(second))
+        name = type.__dict__["__name__"].__get__(type(error))
+        message = f"(describing the exception raised {raised})"
+        return Failure(kind=kind, type=storable(name), message=storable(message), traceback=_bare_traceback(error))
 
 
 def group_of(task: str, failure: Failure) -> str:
@@ -128,9 +135,22 @@ def storable(text: str) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    blocks = [_block(link, words) for link, words in _chain(error)]
-    text = "".join(reversed(blocks))
+    try:
+        text = "".join(reversed([_block(link, words) for link, words in _chain(error)]))
+    except BaseException:  # noqa: BLE001 - the loader of a module may raise when it is asked for source lines
+        return _bare_traceback(error)
     return storable(text if len(text) <= MAX_TEXT else "…\n" + text[-MAX_TEXT:])
+
+
+def _bare_traceback(error: BaseException) -> str:
+    """Where *error* was raised, without the source lines and without running any code of its class."""
+    lines = ["Traceback (most recent call last):\n"]
+    tb: TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {tb.tb_lineno}, in {code.co_name}\n'[:2000])
+        tb = tb.tb_next
+    return storable("".join(lines[:1] + lines[1:][-_MAX_FRAMES:]))
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:

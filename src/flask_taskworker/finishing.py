@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from .bookkeeper import Bookkeeper
 from .client import Client
@@ -11,10 +10,11 @@ from .crew import Crew
 from .errors import StoreError
 from .herald import Herald
 from .jobs import Ending
+from .loggers import get_logger
 from .outlook import Outlook
 from .store.work import WorkerStore
 
-log = logging.getLogger(__name__)
+log = get_logger("jobs")
 
 FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""

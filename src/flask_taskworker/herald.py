@@ -5,7 +5,6 @@ It is told after the commit, and costs next to nothing where nobody listens.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 from flask import Flask
@@ -14,9 +13,10 @@ from . import signals
 from .announce import Announcer
 from .client import Client
 from .jobs import CRASHED, INTERRUPTED, Claim, Ending, Job, JobRecord, JobState, Outcome
+from .loggers import get_logger
 from .store.work import Ended
 
-log = logging.getLogger(__name__)
+log = get_logger("jobs")
 
 MAX_BACKLOG = 10_000
 """Signals."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 
 from .liveness import resident_mb
+from .loggers import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 WEIGHING_INTERVAL = 1.0
 """Seconds between two looks at the memory."""

@@ -25,12 +25,13 @@ from importlib import metadata
 from typing import Any
 
 from .errors import SchemaError, StoreError
-from .jobs import CRASHED, INTERRUPTED, JobRecord, shown
+from .jobs import CRASHED, INTERRUPTED, Ending, JobRecord, shown
+from .loggers import get_logger
 from .store import worker_statements
 from .store.driver import Other, Presence, SyncLink
 from .store.sql import Store, to_duration_ms
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 BEAT = 1.0
 """Seconds from beat to beat."""
@@ -219,8 +220,9 @@ class Heartbeat:
         for sql in (worker_statements.sweep("dead"), worker_statements.sweep("left")):
             rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
         for job in rescued:
+            level = logging.ERROR if job.state == Ending.FAILED else logging.WARNING
             words = "job %s (%s) is %s: its worker died; crashes: %s"
-            log.warning(words, job.id, shown(job.task), job.state, job.crashes)
+            log.log(level, words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:
             self._news.rescued(rescued)
 

@@ -8,7 +8,6 @@ Told by HTTP (``/livez`` and ``/readyz``), by a file that is written anew each s
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -21,9 +20,10 @@ from socketserver import TCPServer
 from typing import Protocol, Self
 
 from .health_file import read_health, words_of
+from .loggers import get_logger
 from .worker import Worker
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 TICK = 1.0
 """Seconds from look to look."""

@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import contextvars
 import functools
-import logging
 import os
 import signal
 import threading
@@ -14,11 +13,12 @@ from typing import Any
 
 from . import logs
 from .jobs import RunningJob
+from .loggers import get_logger
 from .threads import LoopThreads, flush_output
 from .watchdog import Watchdog
 from .worker import Worker
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))

@@ -7,7 +7,6 @@ fire time), in one transaction; those that are due together share it.
 from __future__ import annotations
 
 import json
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +15,13 @@ from .client import new_uid
 from .clock import MILLISECOND, from_ms, to_ms
 from .errors import NotDecodable
 from .jobs import JobRecord, NewJob
+from .loggers import get_logger
 from .store.sql import to_duration_ms
 from .store.work import DueSchedule, Firing, WorkerStore
 from .tasks import Task, TaskRegistry
 from .triggers import Trigger, due, trigger_from_text
 
-log = logging.getLogger(__name__)
+log = get_logger("schedules")
 
 SEEN_INTERVAL_MS = 3_600_000
 _PAUSE = 1.0

@@ -12,9 +12,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from .loggers import get_logger
+
 P = ParamSpec("P")
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 
 class PoolClosed(RuntimeError):

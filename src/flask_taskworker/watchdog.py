@@ -9,7 +9,6 @@ still keeps its jobs.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -19,8 +18,9 @@ from types import CodeType
 from typing import Any
 
 from .jobs import RunningJob, set_running, shown
+from .loggers import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 TURN = 0.5
 """Seconds from question to question; twice as many while the loop is idle."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import math
 import random
 import secrets
@@ -33,6 +32,7 @@ from .jobs import Claim, JobRecord, RunningJob
 from .launch import is_reloader_parent
 from .limits import NO_LIMITS, Limits, LimitWatch
 from .liveness import News, package_version, resident_mb
+from .loggers import get_logger
 from .membership import Membership
 from .outlook import Outlook
 from .quarantine import Quarantine
@@ -43,7 +43,7 @@ from .tasks import TaskRegistry
 from .threads import ThreadPool
 from .upkeep import Upkeep
 
-log = logging.getLogger(__name__)
+log = get_logger("worker")
 
 CATCH_UP_INTERVAL = 0.05
 LONGEST_BACK_OFF = 5.0

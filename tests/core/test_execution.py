@@ -336,6 +336,23 @@ class Evil(Exception):
         raise SystemExit(3)
 
 
+class Opaque(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise OSError("ask me nothing")
+
+
+def with_unreadable_source() -> None:
+    """As in a zip application whose file was replaced under the running worker."""
+
+    class Loader:
+        def get_source(self, name: str) -> str:
+            raise ValueError("bad local file header")
+
+    names = {"__name__": "gone", "__loader__": Loader()}
+    exec(compile("def price():\n    raise LookupError('no price')", "gone.zip/gone.py", "exec"), names)
+    names["price"]()  # type: ignore[operator]
+
+
 class Unpicklable(Exception):
     def __init__(self) -> None:
         super().__init__("of no use elsewhere")
@@ -384,6 +401,8 @@ ENDINGS: dict[str, tuple[Callable[[], Any], str, str, str]] = {
     ),
     "no words": (raising(Silent), "exception", f"{__name__}.Silent", "(str() of the exception raised ValueError)"),
     "evil words": (raising(Evil), "exception", f"{__name__}.Evil", "(str() of the exception raised SystemExit)"),
+    "opaque": (raising(Opaque), "exception", "Opaque", "(describing the exception raised OSError)"),
+    "unreadable source": (with_unreadable_source, "exception", "LookupError", "no price"),
     "unpicklable": (raising(Unpicklable), "exception", f"{__name__}.Unpicklable", "of no use elsewhere"),
     "recursion": (recurse, "exception", "RecursionError", "maximum recursion depth exceeded"),
     "chained": (chained, "exception", "RuntimeError", "second"),

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from flask import Flask, current_app
 from flask.cli import FlaskGroup
 
-from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobState, LeaseLost, current_job
+from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobFailed, JobState, LeaseLost, current_job
 from flask_taskworker.errors import AppError, StoreError
 from flask_taskworker.store.sql import Store
 from flask_taskworker.testing.live import LiveWorker
@@ -342,6 +342,29 @@ def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
     assert alive != [before.id]
     job.refresh()
     assert (job._record.claim, job._record.crashes, job.attempt) == (2, 1, 1)
+
+
+def test_at_most_once_job_of_a_worker_that_was_declared_dead_does_not_run_again(
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the worker that declared it dead has died before it could sweep."""
+    monkeypatch.setattr("flask_taskworker.liveness.BEAT", 0.02)
+    runs: list[int] = []
+
+    @idle_worker.task(at_most_once=True)
+    async def pay() -> None:
+        runs.append(current_job.claim)
+        await asyncio.get_running_loop().create_future()
+
+    idle_worker.start()
+    job = pay.enqueue()
+    wait_for(lambda: runs)
+    rows("UPDATE taskworker_worker SET state = 'dead'")
+    with pytest.raises(JobFailed) as caught:
+        job.result(timeout=20)
+    assert caught.value.kind == "interrupted"
+    assert idle_worker.task(name="next")(lambda: 1).enqueue().result(timeout=20) == 1
+    assert runs == [1]
 
 
 def test_worker_that_does_not_beat_is_given_up_after_its_lease(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
-from flask_taskworker import BackgroundTaskWorker, Job, JobState, Retry, signals
+from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState, Retry, signals
 from flask_taskworker import logs as job_logs
 
 from .waiting import wait_for
@@ -172,7 +172,7 @@ def test_debug_mode_of_the_loop_follows_an_app_debug_that_is_set_late(
 
 
 @pytest.mark.parametrize("retry", [None, 5])
-def test_failure_is_a_warning_with_its_traceback(
+def test_final_failure_is_an_error_and_a_try_that_is_repeated_a_warning(
     task_worker: BackgroundTaskWorker, records: Records, retry: int | None
 ) -> None:
     def work() -> None:
@@ -181,7 +181,8 @@ def test_failure_is_a_warning_with_its_traceback(
     job = task_worker.task(name="work", retry=Retry(5, base=3600, jitter=0) if retry else None)(work).enqueue()
     wait_for(lambda: job.refresh().state in (JobState.FAILED, JobState.SCHEDULED))
     (record,) = wait_for(lambda: records.said(f"job {job.id} (work) {'retrying' if retry else 'failed'} after"))
-    assert record.levelno == logging.WARNING
+    assert record.levelno == (logging.WARNING if retry else logging.ERROR)
+    assert record.name == "flask_taskworker.jobs"
     assert "ValueError: no luck" in record.getMessage()
     assert ("again in 3.6e+03 s" in record.getMessage()) == bool(retry)
     assert record.exc_info is not None
@@ -201,6 +202,36 @@ def test_line_cannot_be_forged_by_the_words_of_an_exception(
     assert record.getMessage().isprintable()
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_logging_that_raises_harms_neither_job_nor_worker(
+    task_worker: BackgroundTaskWorker, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("no space left")
+
+    broken = Broken()
+    ours = logging.getLogger("flask_taskworker")
+    ours.addHandler(broken)
+    monkeypatch.setattr(ours, "level", logging.DEBUG)
+
+    async def fail_async() -> None:
+        raise ValueError("no luck")
+
+    def fail() -> None:
+        raise ValueError("no luck")
+
+    try:
+        job = task_worker.task(name="fails")(fail if kind == "sync" else fail_async).enqueue()
+        with pytest.raises(JobFailed, match="no luck"):
+            job.result(timeout=20)
+        assert task_worker.task(name="next")(lambda: 1).enqueue().result(timeout=20) == 1
+        task_worker.stop()
+    finally:
+        ours.removeHandler(broken)
+    assert "flask_taskworker.jobs: logging" in capsys.readouterr().err
+
+
 def test_start_and_stop_of_a_worker_are_logged(app: Flask, idle_worker: BackgroundTaskWorker, records: Records) -> None:
     idle_worker.start()
     idle_worker.task(name="work")(lambda: None).enqueue().result(timeout=20)
@@ -214,7 +245,7 @@ def test_nothing_is_logged_for_jobs_without_debug(task_worker: BackgroundTaskWor
     task_worker.task(name="work", retry=2)(lambda: 5).enqueue().result(timeout=20)
     ours = [record for record in records.records if record.name.startswith("flask_taskworker")]
     # That of a busy machine, which stands still.
-    ours = [record for record in ours if record.name != "flask_taskworker.watchdog"]
+    ours = [record for record in ours if "event loop" not in record.getMessage()]
     assert not [record for record in ours if record.levelno > logging.DEBUG and "worker" not in record.getMessage()]
 
 

@@ -1,0 +1,30 @@
+"""The loggers of this package: they have fixed names that users can rely on, and their calls never raise.
+
+A filter, a handler or a record factory of the application may raise, and so may ``str()`` of what is logged. On the
+event loop that would end whatever logs, the worker itself included.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from typing import Any
+
+
+class Logger(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose calls never raise."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log, or write to stderr why that failed."""
+        try:
+            # One more: the record names the caller of this method.
+            super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
+        except Exception as error:  # noqa: BLE001 - handlers, filters and factories are foreign code
+            with suppress(Exception):
+                sys.stderr.write(f"{self.logger.name}: logging {msg!r} raised {type(error).__qualname__}\n")
+
+
+def get_logger(name: str) -> Logger:
+    """The logger ``flask_taskworker.<name>``."""
+    return Logger(logging.getLogger(f"flask_taskworker.{name}"), {})
