@@ -44,8 +44,10 @@ FLOORS = [
     "store.worker_statements",
     "store.mail_statements",
     "store.driver",
+    "store.links",
     "store.live",
     "store.migrations",
+    "store.holder",
     "store.forks",
     "store.guard",
     "store.commits",
@@ -177,7 +179,7 @@ PURE = {
     *("mail.addresses", "mail.mime", "mail.envelope", "mail.message"),
 }
 IMPURE_IMPORTS = {
-    *("aiosmtplib", "aiosqlite", "asgiref", "asyncio", "concurrent", "flask", "http", "multiprocessing", "psycopg"),
+    *("aiosmtplib", "asgiref", "asyncio", "concurrent", "flask", "http", "multiprocessing", "psycopg"),
     *("select", "selectors", "socket", "sqlite3", "ssl", "subprocess", "time", "urllib.request", "werkzeug"),
     *("smtplib.SMTP", "smtplib.SMTP_SSL", "smtplib.LMTP"),  # its exceptions are only names
 }

@@ -41,7 +41,7 @@ class TaskWorkerConfig:
     """The storage engine. Only "sqlalchemy" exists. Defaults to "sqlalchemy"."""
 
     driver: Driver
-    """"sqlite" (aiosqlite) or "postgresql" (psycopg 3). Defaults to "sqlite"."""
+    """"sqlite" or "postgresql" (psycopg 3). Defaults to "sqlite"."""
 
     database_uri: URL
     """An SQLAlchemy URL. Defaults to taskworker.db in the instance folder; required for PostgreSQL."""

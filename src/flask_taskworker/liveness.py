@@ -28,7 +28,7 @@ from .errors import SchemaError, StoreError
 from .jobs import CRASHED, INTERRUPTED, Ending, JobRecord, shown
 from .loggers import get_logger
 from .store import worker_statements
-from .store.driver import Other, Presence, SyncLink
+from .store.driver import Link, Other, Presence
 from .store.sql import Store, to_duration_ms
 
 log = get_logger("worker")
@@ -77,7 +77,7 @@ class Heartbeat:
         self._id = worker_id
         self._news = news
         self._info = info
-        self._link: SyncLink = store.driver.connect_thread()
+        self._link: Link = store.driver.connect_light()
         self._stopping = threading.Event()
         self._seen: dict[str, _Seen] = {}
         self._failing = False

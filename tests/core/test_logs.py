@@ -44,7 +44,6 @@ def records() -> Iterator[Records]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
-    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     yield handler
     root.setLevel(level)
     root.removeHandler(handler)

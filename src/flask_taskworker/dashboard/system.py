@@ -30,7 +30,7 @@ _SECRET = re.compile(r"([?&][^=&]*(?:pass|secret|token|key|auth)[^=&]*)=[^&]*", 
 """What a database's address may hold beside the password."""
 _LEVELS = {"ok": ("ok", "ok"), "warning": ("warn", "warning"), "error": ("failed", "error")}
 _PACKAGES = (
-    *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "aiosqlite", "psycopg", "asgiref", "aiosmtplib"),
+    *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "psycopg", "asgiref", "aiosmtplib"),
     *("blinker", "cronsim"),
 )
 

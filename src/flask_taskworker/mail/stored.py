@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..clock import from_ms, to_ms
 from ..errors import JobNotFound, NotDecodable, StoreError
 from ..store import mail_statements
-from ..store.driver import Run, SyncLink
+from ..store.driver import Link, Run
 from ..store.fitting import moment_in, shown
 from ..store.sql import Store
 from ..store.statements import Dialect, batch_of
@@ -165,7 +165,7 @@ class MailRoom:
         self.is_busy = is_busy
         """Whether other mails are on their way, which will have something to ask, too."""
         self._thread = ThreadPool(1, "taskworker-mail")
-        self._connection: SyncLink | None = None
+        self._connection: Link | None = None
         self._to_load: list[_Asked] = []
         self._to_note: list[_Asked] = []
         self._hop: asyncio.Task[None] | None = None
@@ -223,10 +223,10 @@ class MailRoom:
             self._settle(settlements)
         return [loaded.get(s) if what == "load" else what == "dot" and self._enter_dot(s) for what, s, _ in batch]
 
-    def _link(self) -> SyncLink:
+    def _link(self) -> Link:
         if self._connection is None:
             self._store.driver.prepare()
-            self._connection = self._store.driver.connect_thread()
+            self._connection = self._store.driver.connect_light()
         return self._connection
 
     def _load(self, ids: Sequence[str]) -> dict[str, StoredMail | NotDecodable]:

@@ -17,7 +17,7 @@ import psycopg
 
 from ..errors import StoreError
 from .driver import Other, Ready
-from .libpq import Server, ThreadLink, in_words
+from .libpq import PostgresqlLink, Server, in_words
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class AdvisoryPresence:
 
     def __init__(self, server: Server, worker_id: str) -> None:
         self._server = server
-        self._link = ThreadLink(server)
+        self._link = PostgresqlLink(server, repeats=True)
         self._key = _lock_key(worker_id)
         self._session = 0
         self._has_lock = False

@@ -6,7 +6,6 @@ enqueues beside a busy worker for a second and more.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import sqlite3
 import threading
@@ -15,13 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any, cast
+from typing import cast
 
-import aiosqlite
 from sqlalchemy import Engine
 
 from ..errors import StoreError
 from .driver import Parameters, Row, Run
+
+Patience = Callable[[], float]
+"""How many seconds to wait for the lock; asked while waiting, since a stop shortens it."""
 
 _ANSWERS = (sqlite3.Error, StoreError)
 """What a statement may raise. Anything else was raised beside it, by a signal handler: a TimeoutError for example."""
@@ -35,10 +36,10 @@ class SharedCommit:
     there is one writer at a time anyway, and a pool's share in an enqueue is more than a third of its Python.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], lock_timeout: float) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], patience: Patience) -> None:
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
-        self._lock_timeout = lock_timeout
+        self._patience = patience
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._line: deque[_Statement] = deque()
@@ -71,7 +72,7 @@ class SharedCommit:
                 self._owner = get_ident()
                 try:
                     connection = self._connected()
-                    with Transaction(connection, self._lock_timeout, started):
+                    with Transaction(connection, self._patience, started):
                         yield connection
                 finally:
                     self._owner = None
@@ -127,9 +128,9 @@ class SharedCommit:
             # Whoever came last has the most time left.
             started = together[-1].started
             if len(together) == 1:
-                own.rows = patiently(connection, own.sql, own.parameters, self._lock_timeout, started)
+                own.rows = patiently(connection, own.sql, own.parameters, self._patience, started)
             else:
-                transaction = Transaction(connection, self._lock_timeout, started)
+                transaction = Transaction(connection, self._patience, started)
                 _run_together(transaction, together)
         except BaseException as error:
             # Each thread raises it in its own line. An interruption often comes right after the commit.
@@ -187,9 +188,9 @@ class Transaction:
     *started*: since when the caller has waited (``time.monotonic``); now, where it is not given.
     """
 
-    def __init__(self, connection: sqlite3.Connection, lock_timeout: float, started: float | None = None) -> None:
+    def __init__(self, connection: sqlite3.Connection, patience: Patience, started: float | None = None) -> None:
         self._connection = connection
-        self._lock_timeout = lock_timeout
+        self._patience = patience
         self._started = started
         self.committed = False
         """Whether it is stored, whatever was raised since."""
@@ -201,7 +202,7 @@ class Transaction:
 
     def __enter__(self) -> Run:
         try:
-            patiently(self._connection, "BEGIN IMMEDIATE", {}, self._lock_timeout, self._started)
+            patiently(self._connection, "BEGIN IMMEDIATE", {}, self._patience, self._started)
         except BaseException:
             # An interruption right after it must not leave the lock with a connection that nobody uses.
             self._roll_back()
@@ -256,7 +257,7 @@ def plainly(connection: sqlite3.Connection, sql: str, parameters: Parameters) ->
 
 
 def patiently(
-    connection: sqlite3.Connection, sql: str, parameters: Parameters, lock_timeout: float, started: float | None = None
+    connection: sqlite3.Connection, sql: str, parameters: Parameters, patience: Patience, started: float | None = None
 ) -> list[Row]:
     """One statement, waiting for the lock. *started*: since when the caller waits (``time.monotonic``)."""
     started = time.monotonic() if started is None else started
@@ -264,19 +265,7 @@ def patiently(
         try:
             return connection.execute(sql, parameters).fetchall()
         except sqlite3.OperationalError as error:
-            time.sleep(_next_step(error, started, lock_timeout))
-
-
-async def patiently_async(
-    connection: aiosqlite.Connection, sql: str, parameters: Parameters, lock_timeout: Callable[[], float]
-) -> list[Row]:
-    """As :func:`patiently`, on an event loop; *lock_timeout* may change meanwhile."""
-    started = time.monotonic()
-    while True:
-        try:
-            return await fetch(connection, sql, parameters)
-        except sqlite3.OperationalError as error:
-            await asyncio.sleep(_next_step(error, started, lock_timeout()))
+            time.sleep(_next_step(error, started, patience()))
 
 
 def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:
@@ -288,8 +277,3 @@ def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: fl
         raise error
     longest = 0.0005 if waited < 1 else 0.02
     return random.uniform(longest / 5, longest)
-
-
-async def fetch(connection: aiosqlite.Connection, sql: str, parameters: Parameters) -> list[Row]:
-    """One statement with all its rows: never ``execute``, which keeps the lock until they are fetched."""
-    return cast(list[Row], await connection.execute_fetchall(sql, cast(Any, parameters)))

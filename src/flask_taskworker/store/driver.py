@@ -1,4 +1,4 @@
-"""What a database driver offers the Store: a sync face, an async face, a presence and a wake-up.
+"""What a database driver offers the Store: a pooled face, connections for workers, a presence and a wake-up.
 
 A second implementation exists for each protocol here, or will not be needed: everything above speaks only these.
 """
@@ -6,7 +6,7 @@ A second implementation exists for each protocol here, or will not be needed: ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..jobs import NewJob
@@ -18,7 +18,6 @@ Parameters = Mapping[str, Any]
 Run = Callable[[str, Parameters], list[Row]]
 Ready = Collection[tuple[str, str]]
 """Queues with ready jobs, and of which kind these are."""
-AsyncRun = Callable[[str, Parameters], Awaitable[list[Row]]]
 
 
 class Other(NamedTuple):
@@ -29,37 +28,20 @@ class Other(NamedTuple):
     server_started_at: int | None
 
 
-class AsyncLink(Protocol):
-    """One connection of a worker's loop. For that loop only. Errors come as StoreError."""
-
-    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
-        """One SELECT."""
-
-    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
-        """One statement in a transaction of its own, committed when this returns.
-
-        Without *durable* a power cut may undo it, together with all that was committed after it; the death of a
-        process does not. Enough for a claim: after a power cut nobody runs the job, and it is claimed again.
-        """
-
-    async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
-        """Run *body* in one write transaction, which a cancellation of the caller does not cut in two."""
-
-    def hurry(self, seconds: float) -> None:
-        """The worker stops: wait for the database no longer than that, where somebody keeps it locked."""
-
-    async def close(self) -> None:
-        """Close the connection and end its thread."""
-
-
-class SyncLink(Protocol):
-    """One connection of one thread, with the cheaper durability that heartbeats need. Errors come as StoreError."""
+class Link(Protocol):
+    """One connection of one thread at a time. Errors come as StoreError."""
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
 
-    def write(self, sql: str, parameters: Parameters) -> list[Row]:
-        """One statement in a transaction of its own."""
+    def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
+        """One statement in a transaction of its own; without *durable* a power cut may undo it."""
+
+    def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body* in one write transaction."""
+
+    def hurry(self, seconds: float) -> None:
+        """From now on wait for a locked database no longer than that. Safe from any thread."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -124,11 +106,11 @@ class Driver(Protocol):
     def check_platform(self) -> None:
         """Raise NotSupported, with the reason, where no worker of this database can run."""
 
-    async def connect(self) -> AsyncLink:
-        """A connection for a worker's loop."""
+    def connect(self) -> Link:
+        """A connection for a worker, which :class:`LoopLink` gives a thread of its own."""
 
-    def connect_thread(self) -> SyncLink:
-        """A connection for a worker's heartbeat thread."""
+    def connect_light(self) -> Link:
+        """A connection for what may be said twice and may be undone by a power cut, such as heartbeats."""
 
     def presence(self, worker_id: str) -> Presence:
         """Take the lock of a new worker and open its ear."""

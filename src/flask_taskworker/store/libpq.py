@@ -6,13 +6,12 @@ committed when the connection broke, is a :class:`ConnectionLost`.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
 import select
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, TypeVar, cast
 
@@ -23,7 +22,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL
 
 from ..errors import ConfigError, ConnectionLost, NotSupported, StoreError
-from .driver import AsyncRun, Parameters, Row
+from .driver import Parameters, Row, Run
 
 T = TypeVar("T")
 
@@ -267,79 +266,13 @@ def _is_readable(descriptor: int, seconds: float = 0) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
-class LoopLink:
-    """The connection of a worker's loop. One statement at a time; it reconnects when it is used after a loss."""
+class PostgresqlLink:
+    """A connection of a worker's thread. It connects again when it is used after a loss."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, repeats: bool) -> None:
+        """*repeats*: what goes over it may be said twice, so after a loss it is said again at once."""
         self._server = server
-        self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._one_at_a_time = asyncio.Lock()
-
-    async def open(self) -> LoopLink:
-        """Connect. Raises StoreError."""
-        await self._connected()
-        return self
-
-    async def _connected(self) -> psycopg.AsyncConnection[Any]:
-        if self._connection is None or self._connection.closed:
-            self._connection = await self._server.open_async()
-        return self._connection
-
-    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
-        """One SELECT."""
-        return await self.write(sql, parameters)
-
-    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
-        """One statement in a transaction of its own, which a cancellation of the caller does not interrupt."""
-        return await _shielded(self._write(sql, parameters))
-
-    async def _write(self, sql: str, parameters: Parameters) -> list[Row]:
-        with translated():
-            async with self._one_at_a_time:
-                return await _fetch_async(await self._connected(), sql, parameters)
-
-    async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
-        """Run *body* in one transaction, which a cancellation of the caller does not interrupt."""
-        return await _shielded(self._transaction(body))
-
-    async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
-        with translated():
-            async with self._one_at_a_time:
-                connection = await self._connected()
-                async with connection.transaction():
-                    return await body(functools.partial(_fetch_async, connection))
-
-    def hurry(self, seconds: float) -> None:
-        """Nothing: no lock is waited for here."""
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            await self._connection.close()
-
-
-async def _fetch_async(connection: psycopg.AsyncConnection[Any], sql: str, parameters: Parameters) -> list[Row]:
-    cursor = await connection.execute(cast(Any, _in_psycopg(sql)), parameters)
-    return await cursor.fetchall() if cursor.description else []
-
-
-async def _shielded(call: Awaitable[T]) -> T:
-    task = asyncio.ensure_future(call)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            # Looked at, or asyncio would complain that nobody has.
-            task.exception()
-        raise
-
-
-class ThreadLink:
-    """A heartbeat thread's connection. All that goes over it may be said twice, so a loss is made up for at once."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
+        self._repeats = repeats
         self._connection: psycopg.Connection[Any] | None = None
         self.sessions = 0
         """How many times it has connected."""
@@ -348,19 +281,35 @@ class ThreadLink:
         """One SELECT."""
         return self.write(sql, parameters)
 
-    def write(self, sql: str, parameters: Parameters) -> list[Row]:
+    def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own."""
         try:
             return self._write(sql, parameters)
         except ConnectionLost:
+            if not self._repeats:
+                raise
             return self._write(sql, parameters)
 
     def _write(self, sql: str, parameters: Parameters) -> list[Row]:
+        connection = self.connected()
+        with translated():
+            return fetch(connection, sql, parameters)
+
+    def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body* in one transaction."""
+        connection = self.connected()
+        with translated(), connection.transaction():
+            return body(functools.partial(fetch, connection))
+
+    def connected(self) -> psycopg.Connection[Any]:
+        """The connection, a new one after a loss. Raises StoreError."""
         if self._connection is None or self._connection.closed:
             self._connection = self._server.open()
             self.sessions += 1
-        with translated():
-            return fetch(self._connection, sql, parameters)
+        return self._connection
+
+    def hurry(self, seconds: float) -> None:
+        """Nothing: no lock is waited for here."""
 
     def close(self) -> None:
         """Close the connection."""

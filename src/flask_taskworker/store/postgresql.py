@@ -24,7 +24,7 @@ from ..jobs import NewJob
 from . import statements
 from .advisory import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 from .driver import Parameters, Presence, Ready, Row, Run
-from .libpq import LoopLink, Server, ThreadLink, fetch, has_ended, translated
+from .libpq import PostgresqlLink, Server, fetch, has_ended, translated
 from .migrations import STEPS, Step, found_version, prepare_schema
 from .statements import POSTGRESQL, batch_of
 
@@ -128,13 +128,15 @@ class PostgresqlDriver:
         if sys.platform == "win32":
             raise NotSupported("Workers do not run on Windows. Enqueueing works here; run the worker on UNIX or WSL 2.")
 
-    async def connect(self) -> LoopLink:
-        """A connection for a worker's loop."""
-        return await LoopLink(self._server).open()
+    def connect(self) -> PostgresqlLink:
+        """A connection for a worker."""
+        link = PostgresqlLink(self._server, repeats=False)
+        link.connected()
+        return link
 
-    def connect_thread(self) -> ThreadLink:
+    def connect_light(self) -> PostgresqlLink:
         """A connection for a heartbeat thread."""
-        return ThreadLink(self._server)
+        return PostgresqlLink(self._server, repeats=True)
 
     def presence(self, worker_id: str) -> Presence:
         """Take the advisory lock of a new worker."""

@@ -1,4 +1,4 @@
-"""SQLite: a pooled sync face over sqlite3, an async face over aiosqlite.
+"""SQLite: a pooled face for any thread, and connections of their own for workers.
 
 Connections are in autocommit mode; each write is one statement or ``BEGIN IMMEDIATE … COMMIT``, since a deferred
 transaction that reads and then writes fails at once with "database is locked", whatever its timeout. How the lock is
@@ -7,7 +7,6 @@ waited for is in ``commits.py``; what happens when the file is deleted, replaced
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import logging
@@ -17,31 +16,27 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiosqlite
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from ..errors import NotSupported, StoreError
 from ..jobs import NewJob
-from .commits import Lent, SharedCommit, Transaction, fetch, patiently, patiently_async, plainly
-from .driver import AsyncRun, Parameters, Ready, Row, Run
+from .commits import Lent, Patience, SharedCommit, Transaction, patiently, plainly
+from .driver import Parameters, Ready, Row, Run
 from .forks import Connection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
+from .holder import holder_in_words
 from .live import LiveDirectory, LivePresence, supported
 from .migrations import found_version, is_ready, prepare_schema, store_id_in
 from .statements import SQLITE, add_alike, batch_of, last_number
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-# At DEBUG aiosqlite logs every statement with its values: results, tracebacks, the text of mails.
-_chatty = logging.getLogger("aiosqlite")
-if _chatty.level == logging.NOTSET:
-    _chatty.setLevel(logging.INFO)
 
 OLDEST = (3, 35, 0)
 """UPDATE … RETURNING came with SQLite 3.35."""
@@ -105,7 +100,7 @@ class SqliteDriver:
     def _fresh(self) -> None:
         self._pid = os.getpid()
         self.engine = self._engine()
-        self._commits = SharedCommit(self._open, self._lock_timeout)
+        self._commits = SharedCommit(self._open, self._patience)
         self._writes = 0
         self._warn_at = LONG_LOG_BYTES
 
@@ -120,8 +115,11 @@ class SqliteDriver:
             pool_reset_on_return=None,
         )
 
-    def _open(self) -> sqlite3.Connection:
-        return _connect(self.path, self._synchronous, self._lock_timeout)
+    def _open(self, synchronous: str | None = None) -> sqlite3.Connection:
+        return _connect(self.path, synchronous or self._synchronous, self._patience)
+
+    def _patience(self) -> float:
+        return self._lock_timeout
 
     # -- the sync face ----------------------------------------------------------------------------------------------
 
@@ -134,23 +132,23 @@ class SqliteDriver:
             self._guard.check()
         else:
             with self._preparing, translated(self.path):
-                self._prepare_once(self._lock_timeout if patience is None else patience)
+                self._prepare_once(self._patience if patience is None else lambda: patience)
 
-    def _prepare_once(self, lock_timeout: float) -> None:
+    def _prepare_once(self, patience: Patience) -> None:
         if self._prepared:
             return
         refuse_remnants(self.path, others_live=self._live.has_living())
         _create_file(self.path)
         with closing(self._open()) as connection:
             if not self._is_ready(connection):
-                self._make_ready(connection, lock_timeout)
+                self._make_ready(connection, patience)
             self._guard.remember(store_id_in(functools.partial(plainly, connection)))
         self._prepared = True
 
-    def _make_ready(self, connection: sqlite3.Connection, lock_timeout: float) -> None:
+    def _make_ready(self, connection: sqlite3.Connection, patience: Patience) -> None:
         try:
-            _enter_wal(connection, lock_timeout)
-            with Transaction(connection, lock_timeout) as run:
+            _enter_wal(connection, patience)
+            with Transaction(connection, patience) as run:
                 prepare_schema(SQLITE, run)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
@@ -175,7 +173,7 @@ class SqliteDriver:
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
         with translated(self.path, self._guard), Lent(self.engine) as connection:
-            return patiently(connection, sql, parameters, self._lock_timeout)
+            return patiently(connection, sql, parameters, self._patience)
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns; threads that write at once share a commit."""
@@ -231,7 +229,7 @@ class SqliteDriver:
             # A damaged file must not be made worse.
             self._guard.check()
             with translated(self.path, self._guard), Lent(self.engine) as lock, Lent(self.engine) as worker:
-                with Transaction(lock, CHECKPOINT_PATIENCE):
+                with Transaction(lock, lambda: CHECKPOINT_PATIENCE):
                     ((_, pages, copied),) = worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._warn_of_reader(held_back=copied < pages)
 
@@ -248,7 +246,7 @@ class SqliteDriver:
                 return
             with closing(self._open()) as connection, suppress(_NotCommitted):
                 connection.execute("PRAGMA cache_size = 10")
-                with Transaction(connection, LAYING_OUT_PATIENCE) as run:
+                with Transaction(connection, lambda: LAYING_OUT_PATIENCE) as run:
                     run("CREATE TABLE taskworker_log_space (content BLOB)", {})
                     run("INSERT INTO taskworker_log_space VALUES (zeroblob(:size))", {"size": missing})
                     raise _NotCommitted
@@ -294,41 +292,31 @@ class SqliteDriver:
         """Raise NotSupported, with the reason, where workers cannot run."""
         supported()
 
-    async def connect(self) -> SqliteLink:
-        """A link for a worker's loop, its connections in threads of their own."""
+    def connect(self) -> SqliteLink:
+        """The connections of a worker."""
         with translated(self.path):
-            durable = await self._connect_async(self._synchronous)
+            durable = self._open()
             try:
-                await self._check_content(durable)
-                light = await self._connect_async("NORMAL")
+                self._check_content(durable)
+                light = self._open("NORMAL")
             except BaseException:
-                await durable.close()
+                durable.close()
                 raise
-        return SqliteLink(durable, light, self._guard, self._lock_timeout)
+        return SqliteLink(durable, light, self._guard, self._patience)
 
-    async def _check_content(self, connection: aiosqlite.Connection) -> None:
+    def _check_content(self, connection: sqlite3.Connection) -> None:
         """Refuse a damaged file before anything is claimed: half of its jobs might be missing, or run twice."""
         if os.stat(self.path).st_size + self._log_size() > CHECKED_BYTES:
             return
-        ((found,),) = await fetch(connection, "PRAGMA quick_check(1)", {})
+        ((found,),) = plainly(connection, "PRAGMA quick_check(1)", {})
         if found != "ok":
             raise StoreError(f"SQLite at {self.path}: {' '.join(found.split())}. {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
 
-    async def _connect_async(self, synchronous: str) -> aiosqlite.Connection:
-        connection = await aiosqlite.connect(_uri(self.path), **_OPTIONS)
-        connection.text_factory = _any_text
-        try:
-            for pragma in _pragmas(synchronous):
-                await patiently_async(connection, pragma, {}, lambda: self._lock_timeout)
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
-
-    def connect_thread(self) -> ThreadLink:
+    def connect_light(self) -> SqliteLink:
         """A connection for a heartbeat thread. Beats need no fsync: after a power cut nobody is alive."""
         with translated(self.path):
-            return ThreadLink(_connect(self.path, "NORMAL", self._lock_timeout), self._guard)
+            light = self._open("NORMAL")
+        return SqliteLink(light, light, self._guard, lambda: LAST_PATIENCE)
 
     def presence(self, worker_id: str) -> LivePresence:
         """Take the lock of a new worker and open its ear."""
@@ -364,94 +352,44 @@ _inherited: list[Any] = []
 
 
 class SqliteLink:
-    """The worker's connections. One statement at a time; only ``execute_fetchall``, which never leaves the lock held.
-
-    ``synchronous`` belongs to a connection, so there are two: the light one commits without waiting for the disk.
-    """
+    """A worker's connections. ``synchronous`` belongs to a connection, so the light one commits without the disk."""
 
     def __init__(
-        self, durable: aiosqlite.Connection, light: aiosqlite.Connection, guard: FileGuard, lock_timeout: float
+        self, durable: sqlite3.Connection, light: sqlite3.Connection, guard: FileGuard, patience: Patience
     ) -> None:
         self._durable = durable
         self._light = light
         self._guard = guard
-        self._lock_timeout = lock_timeout
+        self._usual_patience = patience
         self._deadline = math.inf
-        self._one_at_a_time = asyncio.Lock()
 
     def hurry(self, seconds: float) -> None:
-        """After *seconds* nobody waits for the lock any more, but for a moment."""
+        """After *seconds* wait for the lock no more than a moment. Safe from any thread."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def _patience(self) -> float:
-        return min(self._lock_timeout, max(LAST_PATIENCE, self._deadline - time.monotonic()))
-
-    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
-        """One SELECT."""
-        self._guard.check()
-        with translated(self._guard.path, self._guard):
-            async with self._one_at_a_time:
-                return await patiently_async(self._light, sql, parameters, self._patience)
-
-    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
-        """One statement in a transaction of its own, waiting for the lock."""
-        connection = self._durable if durable else self._light
-        self._guard.check()
-        with translated(self._guard.path, self._guard):
-            async with self._one_at_a_time:
-                return await patiently_async(connection, sql, parameters, self._patience)
-
-    async def transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
-        """Run *body* in ``BEGIN IMMEDIATE … COMMIT``; a cancellation of the caller is looked at afterwards."""
-        task = asyncio.ensure_future(self._transaction(body))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
-
-    async def _transaction(self, body: Callable[[AsyncRun], Awaitable[T]]) -> T:
-        self._guard.check()
-        with translated(self._guard.path, self._guard):
-            async with self._one_at_a_time:
-                await patiently_async(self._durable, "BEGIN IMMEDIATE", {}, self._patience)
-                run = functools.partial(fetch, self._durable)
-                try:
-                    result = await body(run)
-                    await run("COMMIT", {})
-                    return result
-                finally:
-                    if self._durable.in_transaction:
-                        await run("ROLLBACK", {})
-
-    async def close(self) -> None:
-        """Close the connections and end their threads."""
-        try:
-            await self._light.close()
-        finally:
-            await self._durable.close()
-
-
-class ThreadLink:
-    """A heartbeat thread's connection. It waits for the lock no longer than a beat."""
-
-    def __init__(self, connection: sqlite3.Connection, guard: FileGuard) -> None:
-        self._connection = connection
-        self._guard = guard
+        return min(self._usual_patience(), max(LAST_PATIENCE, self._deadline - time.monotonic()))
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
-        with translated(self._guard.path, self._guard):
-            return patiently(self._connection, sql, parameters, lock_timeout=1.0)
+        return self.write(sql, parameters, durable=False)
 
-    def write(self, sql: str, parameters: Parameters) -> list[Row]:
-        """One statement in a transaction of its own."""
+    def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
+        """One statement in a transaction of its own, waiting for the lock."""
+        self._guard.check()
         with translated(self._guard.path, self._guard):
-            return patiently(self._connection, sql, parameters, lock_timeout=1.0)
+            return patiently(self._durable if durable else self._light, sql, parameters, self._patience)
+
+    def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body* in ``BEGIN IMMEDIATE … COMMIT``."""
+        self._guard.check()
+        with translated(self._guard.path, self._guard), Transaction(self._durable, self._patience) as run:
+            return body(run)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connections."""
+        self._light.close()
+        self._durable.close()
 
 
 def pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
@@ -487,14 +425,14 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def _connect(path: Path, synchronous: str, lock_timeout: float) -> sqlite3.Connection:
+def _connect(path: Path, synchronous: str, patience: Patience) -> sqlite3.Connection:
     connection: sqlite3.Connection = sqlite3.connect(_uri(path), **_OPTIONS)
     connection.text_factory = _any_text
     try:
         # The first of them reads the file, which is locked while another process opens it after a crash, or was the
         # last to close it.
         for pragma in _pragmas(synchronous):
-            patiently(connection, pragma, {}, lock_timeout)
+            patiently(connection, pragma, {}, patience)
     except BaseException:
         connection.close()
         raise
@@ -532,8 +470,8 @@ def _create_file(path: Path) -> None:
         return
 
 
-def _enter_wal(connection: sqlite3.Connection, lock_timeout: float) -> None:
-    ((mode,),) = patiently(connection, "PRAGMA journal_mode = WAL", {}, lock_timeout)
+def _enter_wal(connection: sqlite3.Connection, patience: Patience) -> None:
+    ((mode,),) = patiently(connection, "PRAGMA journal_mode = WAL", {}, patience)
     if mode != "wal":
         raise NotSupported(
             f"SQLite cannot use a write-ahead log here (journal mode {mode!r}). "
@@ -557,7 +495,7 @@ class translated:
         if isinstance(error, sqlite3.Error):
             if self._guard is not None:
                 self._guard.note(error)
-            raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error)}") from error
+            raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error, self._path)}") from error
         # Statements raise none. It is a signal handler's, a TimeoutError for example, and the commit may be done.
         if isinstance(error, OSError) and self._guard is None:
             remedy = (
@@ -569,7 +507,6 @@ class translated:
 _CHECK_PATH = "Check that the path in TASKER_DATABASE_URI exists and that this user may write there."
 
 _REMEDIES = {
-    sqlite3.SQLITE_BUSY: "Another process kept the write lock beyond TASKER_LOCK_TIMEOUT: find it, or wait longer.",
     sqlite3.SQLITE_FULL: "Free some disk space.",
     sqlite3.SQLITE_READONLY: "Make the file and its folder writable for this user.",
     sqlite3.SQLITE_CANTOPEN: _CHECK_PATH,
@@ -579,6 +516,8 @@ _REMEDIES = {
 }
 
 
-def _remedy(error: sqlite3.Error) -> str:
+def _remedy(error: sqlite3.Error, path: Path) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_BUSY:
+        return holder_in_words(path)
     return _REMEDIES.get(code, "See https://www.sqlite.org/rescode.html for what it means.")

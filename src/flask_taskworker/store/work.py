@@ -1,4 +1,4 @@
-"""The worker's face of the Store: what its loop does, one statement a hop, on the async driver directly."""
+"""The worker's face of the Store: what its loop does, one statement or transaction a hop to the link's thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
 from ..rollups import Tally
 from ..tasks import DeclaredSchedule
 from . import mail_statements, statements, steer_statements, worker_statements
-from .driver import AsyncLink, AsyncRun
+from .driver import Run
 from .fitting import hashes_in, text_in
+from .links import LoopLink
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import Dialect, batch_of
 
@@ -85,7 +86,7 @@ class Ended:
 class WorkerStore:
     """The rows as one worker's loop sees them. For that loop only. Errors come as StoreError."""
 
-    def __init__(self, store: Store, link: AsyncLink) -> None:
+    def __init__(self, store: Store, link: LoopLink) -> None:
         dialect = store.driver.dialect
         self._store = store
         self._link = link
@@ -117,7 +118,7 @@ class WorkerStore:
     @classmethod
     async def open(cls, store: Store) -> WorkerStore:
         """Connect. The connection belongs to the running loop."""
-        return cls(store, await store.driver.connect())
+        return cls(store, await LoopLink.open(store.driver))
 
     def hurry(self, seconds: float) -> None:
         """Wait for the database no longer than that: the worker stops."""
@@ -210,10 +211,10 @@ class WorkerStore:
         if not attempts:
             return _states(await self._link.write(self._finish, {"batch": batch}))
 
-        async def body(run: AsyncRun) -> dict[int, str]:
-            states = _states(await run(self._finish, {"batch": batch}))
+        def body(run: Run) -> dict[int, str]:
+            states = _states(run(self._finish, {"batch": batch}))
             rows = [_attempt_row(worker_id, e) for e in attempts if e.claim.id in states]
-            await run(self._add_attempts, {"batch": batch_of(rows)})
+            run(self._add_attempts, {"batch": batch_of(rows)})
             return states
 
         return await self._link.transaction(body)
@@ -222,11 +223,11 @@ class WorkerStore:
         """Record the last endings, those of jobs that go back among them, and deregister, all in one transaction."""
         told = [e for e in ended if not e.outcome.recorded]
 
-        async def body(run: AsyncRun) -> None:
-            states = _states(await run(self._finish, {"batch": batch_of([self._finish_row(e) for e in told])}))
+        def body(run: Run) -> None:
+            states = _states(run(self._finish, {"batch": batch_of([self._finish_row(e) for e in told])}))
             attempts = [e for e in told if e.outcome.failure is not None and e.claim.id in states]
-            await run(self._add_attempts, {"batch": batch_of([_attempt_row(worker_id, e) for e in attempts])})
-            await run(worker_statements.remove_worker(), {"id": worker_id})
+            run(self._add_attempts, {"batch": batch_of([_attempt_row(worker_id, e) for e in attempts])})
+            run(worker_statements.remove_worker(), {"id": worker_id})
 
         await self._link.transaction(body)
 
@@ -274,8 +275,8 @@ class WorkerStore:
         ordered = sorted(schedules, key=lambda schedule: schedule.name)
         rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in ordered]
 
-        async def body(run: AsyncRun) -> list[str]:
-            return [row["name"] for row in rows if not await run(statements.declare_schedule(), row)]
+        def body(run: Run) -> list[str]:
+            return [row["name"] for row in rows if not run(statements.declare_schedule(), row)]
 
         return await self._link.transaction(body) if rows else []
 
@@ -292,22 +293,22 @@ class WorkerStore:
         """
         steps = batch_of([(f.schedule.name, f.schedule.next_at, f.next_at, _last_at(f)) for f in firings])
 
-        async def body(run: AsyncRun) -> dict[str, list[JobRecord]]:
-            moved = {row[0] for row in await run(self._advance_schedules, {"batch": steps})}
+        def body(run: Run) -> dict[str, list[JobRecord]]:
+            moved = {row[0] for row in run(self._advance_schedules, {"batch": steps})}
             mine = [f for f in firings if f.schedule.name in moved]
-            made = await self._make_jobs(run, mine)
+            made = self._make_jobs(run, mine)
             if ended := [f.schedule.name for f in mine if f.next_at is None]:
-                await run(self._remove_ended_schedules, {"names": json.dumps(ended)})
+                run(self._remove_ended_schedules, {"names": json.dumps(ended)})
             return {f.schedule.name: made.get(f.schedule.name, []) for f in mine}
 
         return await self._link.transaction(body)
 
-    async def _make_jobs(self, run: AsyncRun, firings: Sequence[Firing]) -> dict[str | None, list[JobRecord]]:
+    def _make_jobs(self, run: Run, firings: Sequence[Firing]) -> dict[str | None, list[JobRecord]]:
         jobs = {job.uid: job for f in firings for job in f.jobs}
         made: dict[str | None, list[JobRecord]] = {}
         if jobs:
             batch = batch_of([(*job, job.state, int(f.overlap)) for f in firings for job in f.jobs])
-            for job_id, uid in sorted(await run(self._add_scheduled_jobs, {"batch": batch})):
+            for job_id, uid in sorted(run(self._add_scheduled_jobs, {"batch": batch})):
                 made.setdefault(jobs[uid].schedule, []).append(record_of(jobs[uid], job_id))
         return made
 
@@ -323,12 +324,12 @@ class WorkerStore:
         """Delete one small batch of jobs whose time is over, and one of queued mails; the size of the larger."""
         parameters = {"now": self._store.clock(), "number": PRUNE_BATCH}
 
-        async def body(run: AsyncRun) -> int:
-            gone = await run(self._expired, parameters)
+        def body(run: Run) -> int:
+            gone = run(self._expired, parameters)
             if gone:
                 for statement in self._expired_parts:
-                    await run(statement, {"batch": batch_of(gone)})
-            return max(len(gone), await prune_mails(self._store.driver.dialect, run, parameters))
+                    run(statement, {"batch": batch_of(gone)})
+            return max(len(gone), prune_mails(self._store.driver.dialect, run, parameters))
 
         return await self._link.transaction(body)
 
@@ -360,17 +361,17 @@ class WorkerStore:
         return {(row[0], row[1]) for row in await self._link.read(worker_statements.held_jobs(), {"id": worker_id})}
 
 
-async def prune_mails(dialect: Dialect, run: AsyncRun, parameters: Mapping[str, Any]) -> int:
+def prune_mails(dialect: Dialect, run: Run, parameters: Mapping[str, Any]) -> int:
     """Delete one batch of queued mails whose time is over, and the blobs that no other mail uses."""
-    gone = await run(mail_statements.expired_mails(dialect), parameters)
+    gone = run(mail_statements.expired_mails(dialect), parameters)
     if gone:
         ids = json.dumps([text_in(row[0]) for row in gone])
-        await run(mail_statements.remove_recipients(dialect), {"ids": ids})
-        await run(mail_statements.remove_bodies(dialect), {"ids": ids})
+        run(mail_statements.remove_recipients(dialect), {"ids": ids})
+        run(mail_statements.remove_bodies(dialect), {"ids": ids})
         released = Counter(part for _, layout in gone for part in hashes_in(layout))
         if released:
-            await run(mail_statements.release_blobs(dialect), {"batch": batch_of(list(released.items()))})
-            await run(mail_statements.remove_unused_blobs(dialect), {"hashes": json.dumps(list(released))})
+            run(mail_statements.release_blobs(dialect), {"batch": batch_of(list(released.items()))})
+            run(mail_statements.remove_unused_blobs(dialect), {"hashes": json.dumps(list(released))})
     return len(gone)
 
 
