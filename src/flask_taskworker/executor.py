@@ -30,7 +30,7 @@ from .errors import (
     RetryJob,
     SnoozeJob,
 )
-from .failures import failure_of, message_of
+from .failures import deciding, failure_of, message_of
 from .hop import Hop
 from .jobs import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome, RunningJob, set_running
 from .loggers import get_logger
@@ -215,11 +215,11 @@ class Executor:
             return _failed(task, error, kind)
 
     def _ending_of(self, task: Task[..., Any, Any] | None, job: RunningJob, error: BaseException, kind: str) -> Outcome:
-        match error:
-            case SnoozeJob():
-                return _later(task, job.claim, Ending.SNOOZED, error.delay)
-            case CancelJob():
-                return _cancelled(task, message_of(error))
+        match deciding(error):
+            case SnoozeJob() as asked:
+                return _later(task, job.claim, Ending.SNOOZED, asked.delay)
+            case CancelJob() as asked:
+                return _cancelled(task, message_of(asked))
             case JobCancelled() if job.cancelled:
                 return _cancelled(task, "Stopped on request.")
             case asyncio.CancelledError() if job.cancelled:
@@ -231,8 +231,8 @@ class Executor:
                 return _interrupted(job.claim)
             case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
                 return _interrupted(job.claim)
-            case RetryJob():
-                return _asked_to_retry(task, job.claim, error)
+            case RetryJob() as asked:
+                return _asked_to_retry(task, job.claim, error, asked.delay)
             case _:
                 return _raised(task, job.claim, error, kind)
 
@@ -315,10 +315,12 @@ def _raised(task: Task[..., Any, Any] | None, claim: Claim, error: BaseException
     return _failed(task, error, kind)
 
 
-def _asked_to_retry(task: Task[..., Any, Any] | None, claim: Claim, error: RetryJob) -> Outcome:
+def _asked_to_retry(
+    task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, delay: float | timedelta | None
+) -> Outcome:
     policy = (task.options.retry if task else None) or ASKED_RETRY
     if policy.allows(claim.attempt):
-        return _retrying(task, policy, claim, error, "exception", error.delay)
+        return _retrying(task, policy, claim, error, "exception", delay)
     return _failed(task, error, "exception")
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from .clock import MAX_PERIOD, as_timedelta
 from .errors import DeclarationError
@@ -19,6 +19,7 @@ ExceptionTypes = type[BaseException] | Iterable[type[BaseException]]
 
 # 2.0 ** 1024 overflows, and the cap has won long before.
 MAX_DOUBLINGS = 64
+_MAX_LEAVES = 1000
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -77,8 +78,15 @@ class Retry:
         return attempt < self.max_attempts
 
     def wants(self, exception: BaseException) -> bool:
-        """Whether *exception* is one to try again after."""
-        return isinstance(exception, self.on) and not isinstance(exception, self.never)
+        """Whether *exception* is one to try again after; of an exception group, whether each one in it is.
+
+        A policy may also name the class of the group itself.
+        """
+        groups = tuple(kind for kind in self.on if issubclass(kind, BaseExceptionGroup))
+        leaves = leaves_of(exception)
+        return not any(isinstance(one, self.never) for one in (exception, *leaves)) and (
+            isinstance(exception, groups) or all(isinstance(leaf, self.on) for leaf in leaves)
+        )
 
     def delay(self, attempt: int, *, rand: float) -> timedelta:
         """How long to wait after the try number *attempt*, counted from 1, failed. *rand* is from -1 to 1.
@@ -115,6 +123,22 @@ class Retry:
             return min(value, self.cap)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and value != math.inf
         return min(value, self.cap.total_seconds()) if is_number else value
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """The exceptions that a group holds, those of groups inside it too; for any other exception only itself.
+
+    Each is listed once, and at most 1,000 of them are.
+    """
+    waiting = [error]
+    found: dict[int, BaseException] = {}
+    while waiting and len(found) < _MAX_LEAVES:
+        one = waiting.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            if issubclass(type(one), BaseExceptionGroup):
+                waiting.extend(reversed(cast(BaseExceptionGroup[BaseException], one).exceptions))
+    return [one for one in found.values() if not issubclass(type(one), BaseExceptionGroup)] or [error]
 
 
 def _spread(seconds: float, jitter: float, rand: float) -> timedelta:

@@ -265,6 +265,75 @@ def test_reason_is_bounded_and_storable(declare: Callable[..., Any], rows: Rows)
     assert rows("SELECT length(error) FROM taskworker_job")[0][0] < MAX_TEXT + 1000
 
 
+# -- in a task group ---------------------------------------------------------------------------------------------------
+
+
+async def in_task_group(*errors: Exception) -> None:
+    """Raise each error in an asyncio task of its own."""
+
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async with asyncio.TaskGroup() as group:
+        for error in errors:
+            group.create_task(fail(error))
+
+
+def test_snooze_job_inside_a_task_group_counts_no_attempt(task_worker: BackgroundTaskWorker) -> None:
+    seen = []
+
+    @task_worker.task
+    async def work() -> int:
+        seen.append(current_job.attempt)
+        if len(seen) < 3:
+            await in_task_group(SnoozeJob(0.01), SnoozeJob(0.01))
+        return len(seen)
+
+    assert work.enqueue().result(timeout=20) == 3
+    assert seen == [1, 1, 1]
+
+
+def test_retry_job_inside_a_task_group_is_tried_again(task_worker: BackgroundTaskWorker) -> None:
+    @task_worker.task
+    async def work() -> int:
+        if current_job.attempt < 3:
+            await in_task_group(RetryJob(delay=0.01))
+        return current_job.attempt
+
+    assert work.enqueue().result(timeout=20) == 3
+
+
+def test_cancel_job_inside_a_task_group_cancels(task_worker: BackgroundTaskWorker) -> None:
+    @task_worker.task
+    async def work() -> None:
+        await in_task_group(CancelJob("not wanted any more"))
+
+    with pytest.raises(JobCancelled, match="not wanted any more"):
+        work.enqueue().result(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("policy", "attempts"),
+    [
+        (Retry(3, base=0, on=ConnectionError), 3),
+        (Retry(3, base=0, on=ValueError), 1),
+        (Retry(3, base=0, never=ConnectionError), 1),
+        (Retry(3, base=0, on=ExceptionGroup), 3),
+    ],
+)
+def test_policy_looks_into_a_task_group(task_worker: BackgroundTaskWorker, policy: Retry, attempts: int) -> None:
+    seen = []
+
+    @task_worker.task(retry=policy)
+    async def work() -> None:
+        seen.append(current_job.attempt)
+        await in_task_group(ConnectionError("upstream away"))
+
+    with pytest.raises(JobFailed, match="ExceptionGroup: .*ConnectionError: upstream away"):
+        work.enqueue().result(timeout=20)
+    assert len(seen) == attempts
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
