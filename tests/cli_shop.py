@@ -34,9 +34,11 @@ class Answer:
 class Shop:
     """An app with a few tasks, and its commands."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: Flask, *, tables: bool = True) -> None:
         self.app = app
         self.task_worker = BackgroundTaskWorker(app)
+        if tables:
+            self.state.store.driver.prepare()
         self.runner = app.test_cli_runner()
         self.ran: list[Any] = []
 

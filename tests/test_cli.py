@@ -75,8 +75,23 @@ def test_status_is_unhealthy_while_schedules_are_due_and_no_worker_lives(shop: S
     shop.jump(5 * MINUTE + MINUTE // 2)
     answer = shop("status")
     assert answer.code == 4
-    assert "Schedules are due and no living worker fires them." in answer.out
+    assert "Schedule 'often' is late by 5 min: no living worker fires it. Start one with this code" in answer.out
     assert "late for 5 min" in answer.out
+    # Workers live, but with other code or without the scheduler.
+    shop.register_worker()
+    answer = shop("status", "--json")
+    assert answer.code == 4
+    assert answer.json["healthy"] is False
+    assert [problem.partition(":")[0] for problem in answer.json["problems"]] == ["Schedule 'often' is late by 5 min"]
+
+
+def test_status_names_the_latest_of_many_schedules(shop: Shop) -> None:
+    shop.add.schedule(Every(minutes=1), name="often", args=(1,))
+    shop.add.schedule(Every(hours=1), name="paused", args=(1,))
+    shop.add.schedule(Every(hours=2), name="rarely", args=(1,))
+    shop("schedule", "pause", "paused")
+    shop.jump(2 * 60 * MINUTE + 2 * MINUTE)
+    assert "2 schedules are late, 'often' by 2 h 1 min: no living worker fires them." in shop("status").out
 
 
 def test_status_is_unhealthy_when_a_worker_has_not_checked_in(shop: Shop) -> None:
@@ -392,7 +407,7 @@ def write(shop: Shop, sql: str, *values: Any) -> None:
 def test_schema_of_another_version_is_told_by_the_exit_code(shop: Shop) -> None:
     shop.state.store.driver.prepare()
     write(shop, "UPDATE taskworker_meta SET value = '99' WHERE name = 'schema_version'")
-    other = Shop(Flask("shop2", instance_path=shop.app.instance_path + "2"))
+    other = Shop(Flask("shop2", instance_path=shop.app.instance_path + "2"), tables=False)
     assert other.state.config.database_uri != shop.state.config.database_uri
     Path(shop.state.config.database_uri.database or "").rename(other_path(other))
     answer = other("status")
@@ -408,7 +423,7 @@ def other_path(shop: Shop) -> Path:
 
 
 def test_database_that_cannot_be_opened_is_one_line(make_app: Callable[..., Flask], tmp_path: Path) -> None:
-    shop = Shop(make_app(TASKER_DATABASE_URI=f"sqlite:///{tmp_path}"))
+    shop = Shop(make_app(TASKER_DATABASE_URI=f"sqlite:///{tmp_path}"), tables=False)
     for words in (["status"], ["run"], ["job", "1"], ["call", "shop.add", "x=1"]):
         answer = shop(*words)
         assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1), answer.err

@@ -69,7 +69,7 @@ def test_init_makes_the_tables_once(shop: Shop) -> None:
 
 @pytest.mark.parametrize("command", ["current", "check", "upgrade"])
 def test_without_tables_nothing_is_made(shop: Shop, command: str) -> None:
-    assert said(shop.run(command)) == (5, "", "There are no tables yet. Make them: flask tasks db init\n")
+    assert said(shop.run(command)) == (5, "", "There are no tables yet. Create them: flask tasks db init\n")
     if shop.url.get_backend_name() == "sqlite":
         assert not shop.file.exists()
     assert shop.state.store.driver.schema_version() is None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,8 +20,8 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from tests.cli_shop import Answer, Shop
 
-from flask_taskworker import Job, JobState, Mail
-from flask_taskworker.cli import group, steer
+from flask_taskworker import Every, Job, JobState, Mail
+from flask_taskworker.cli import group, listing, log_output, steer
 from flask_taskworker.cli.follow import Followed
 from flask_taskworker.store import browse
 from flask_taskworker.store.browse import Browser
@@ -406,15 +408,97 @@ def test_sql_in_any_word_is_only_a_word(shop: Shop, word: str) -> None:
 
 @pytest.mark.parametrize("word", HOSTILE)
 def test_hostile_names_and_errors_steer_no_terminal(shop: Shop, word: str) -> None:
+    shop.add.schedule(Every(hours=1), name="hourly", args=(1,))
+    write(shop, "UPDATE taskworker_schedule SET name = ?", word)
     shop.add.enqueue(1)
-    write(shop, "UPDATE taskworker_job SET task = ?, queue = ?, unique_key = ?, uid = ?", word, word, word, word)
+    texts = ("task", "queue", "unique_key", "uid", "schedule", "failure_group", "error", "origin")
+    write(shop, f"UPDATE taskworker_job SET {', '.join(f'{name} = ?' for name in texts)}", *[word] * len(texts))
+    ended = "state = 'failed', finished_at = created_at, fire_at = 1"
+    write(shop, f"UPDATE taskworker_job SET failure_kind = ?, progress = ?, {ended}", word, f'[1, 2, "{word}"]')
+    shop.add.enqueue(1)
+    write(shop, "UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = ? WHERE id = 2", word)
     write(shop, "INSERT INTO taskworker_queue (name, paused, paused_by) VALUES (?, 1, ?)", word, word)
-    for words in (["jobs"], ["job", "1"], ["status"], ["doctor", "--no-smtp"], ["pause", word], ["jobs", "--json"]):
+    some = (["jobs"], ["job", "1"], ["status"], ["doctor", "--no-smtp"], ["pause", word], ["jobs", "--json"])
+    others = (
+        ["failures"],
+        ["job", "2"],
+        ["job", "1", "--json"],
+        ["schedule", "list"],
+        ["schedule", "next", word],
+        ["retry", "1"],
+    )
+    for words in (*some, *others):
         answer = shop(*words)
         lines = (answer.out + answer.err).splitlines()
         assert lines
         assert all(line.isprintable() for line in lines), words
     assert shop("pause", word).code == 2
+
+
+READING = [
+    *(["status"], ["jobs"], ["job", "1"], ["failures"], ["schedule", "list"], ["schedule", "next", "x"], ["doctor"]),
+    *(["retry", "1"], ["cancel", "--filter", "state:ready"], ["discard", "1"], ["restore", "1"], ["pause", "web"]),
+    *(["resume", "web"], ["purge", "--done-before", "1d"], ["schedule", "pause", "x"], ["job", "1", "--follow"]),
+]
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_reading_command_never_creates_a_database(make_app: Callable[..., Flask], words: list[str]) -> None:
+    shop = Shop(make_app(), tables=False)
+    answer = shop(*words)
+    assert answer.code == 1
+    assert f"There are no tables in {shop.state.config.database_uri}" in answer.out + answer.err
+    assert not Path(shop.state.config.database_uri.database or "").exists()
+    assert completed(shop, ["job"], "") == []
+    assert shop("run", "--check").code == 0
+    assert not Path(shop.state.config.database_uri.database or "").exists()
+
+
+@pytest.mark.parametrize("words", [["jobs"], ["mail", "list"], ["mail", "show", "x"]], ids=" ".join)
+def test_reading_command_never_creates_tables_on_postgresql(
+    make_app: Callable[..., Flask], postgres_url: str, words: list[str]
+) -> None:
+    app = make_app(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=postgres_url)
+    Mail(app)
+    shop = Shop(app, tables=False)
+    answer = shop.runner.invoke(args=words if words[0] == "mail" else ["tasks", *words])
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert "There are no tables in postgresql" in answer.stderr
+    assert shop.state.store.driver.schema_version() is None
+    shop.state.client.close()
+
+
+@pytest.mark.parametrize(
+    "words", [["job", "1", "--follow"], ["status", "--watch"], ["call", "shop.add", "x=1", "--wait"]]
+)
+def test_ctrl_c_ends_a_command_with_130(shop: Shop, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    shop.add.enqueue(1)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(Job, "result", interrupt)
+    assert shop(*words).code == 130
+
+
+def test_search_that_stopped_early_has_an_exit_code_of_its_own(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "WINDOW", 2)
+    monkeypatch.setattr(listing, "_PATIENCE", 0)
+    shop.add.enqueue_many([(1,)] * 5)
+    answer = shop("jobs", "task:none")
+    assert (answer.code, answer.out) == (6, "")
+    assert "Searched down to job 3. Older jobs: --before 3" in answer.err
+    assert shop("jobs", "task:none", "--before", "2").code == 3
+
+
+def test_lines_of_a_log_record_never_look_like_records_of_their_own() -> None:
+    record = logging.LogRecord(
+        "x", logging.ERROR, "", 0, "one\n2026-01-01 12:00:00,000 ERROR   forged\u2028two", (), None
+    )
+    first, *others = log_output.TextFormatter().format(record).split("\n")
+    assert first.endswith("ERROR   x: one")
+    assert others == ["    2026-01-01 12:00:00,000 ERROR   forged", "    two"]
 
 
 def test_database_that_everybody_may_change_is_refused(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -59,11 +60,12 @@ def test_sound_installation_has_nothing_wrong(shop: Shop) -> None:
     assert "ok       The code declares the tasks of all jobs that wait.\n" in answer.out
 
 
-def test_doctor_makes_no_tables_and_no_file(shop: Shop) -> None:
+def test_doctor_makes_no_tables_and_no_file(make_app: Callable[..., Flask]) -> None:
+    shop = Shop(make_app(), tables=False)
     answer = shop("doctor")
-    assert answer.code == 0
-    assert "WARNING  There are no tables yet in sqlite:///" in answer.out
-    assert "         They are made at the first use, or: flask tasks db init\n" in answer.out
+    assert answer.code == 1
+    assert "ERROR    There are no tables in sqlite:///" in answer.out
+    assert "         Check TASKER_DATABASE_URI. If it is right: flask tasks db init\n" in answer.out
     assert not path_of(shop).exists()
 
 
@@ -104,18 +106,35 @@ def test_files_of_others_are_found(shop: Shop) -> None:
     finding = found(shop, f"may use {path} (mode 0o644)")
     assert (finding.level, finding.fix) == ("warning", f"chmod 600 {path}")
     path.chmod(0o602)
-    assert found(shop, f"Everybody on this machine may write into {path} (mode 0o602)").level == "error"
+    assert found(shop, f"Other users on this machine may write to {path} (mode 0o602)").level == "error"
     path.chmod(0o600)
     path.parent.chmod(0o777)
     assert found(shop, f"Everybody on this machine may replace files in {path.parent}").level == "error"
     path.parent.chmod(0o700)
 
 
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
+def test_live_directory_of_another_user_is_an_error(shop: Shop) -> None:
+    live = Path(f"{path_of(shop)}-live")
+    live.mkdir(0o700, exist_ok=True)
+    os.chown(live, 4_242, -1)
+    assert found(shop, f"{live} belongs to user 4242, the database to user 0.").level == "error"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_live_directory_that_others_may_write_to_is_an_error(shop: Shop) -> None:
+    live = Path(f"{path_of(shop)}-live")
+    live.mkdir(0o700, exist_ok=True)
+    live.chmod(0o770)
+    finding = found(shop, f"Other users on this machine may write to {live} (mode 0o770).")
+    assert (finding.level, finding.fix) == ("error", f"chmod 700 {live}")
+
+
 def test_doctor_looks_at_a_file_that_other_commands_refuse(shop: Shop) -> None:
     shop.add.enqueue(1)
     path_of(shop).chmod(0o666)
     assert shop("status").code == 1
-    assert "ERROR    Everybody on this machine may write into" in shop("doctor").out
+    assert "ERROR    Other users on this machine may write to" in shop("doctor").out
 
 
 def test_other_journal_mode_is_an_error(shop: Shop) -> None:
@@ -385,7 +404,7 @@ def test_settings_show_no_secret(make_app: Callable[..., Flask]) -> None:
 def test_database_password_is_masked_everywhere(make_app: Callable[..., Flask]) -> None:
     pytest.importorskip("psycopg")
     url = "postgresql://ana:hunter2@127.0.0.1:1/none?connect_timeout=1"
-    shop = Shop(make_app(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=url))
+    shop = Shop(make_app(TASKER_DRIVER="postgresql", TASKER_DATABASE_URI=url), tables=False)
     answer = shop("doctor", "--settings")
     assert answer.code == 4
     assert "ERROR" in answer.out

@@ -54,7 +54,7 @@ tasks_command = TasksGroup(
     modules=(".cli",),
     help="Run and look after background tasks.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 nothing matched, 4 unhealthy, 5 the database's schema does not "
-    "fit. Data goes to stdout, everything else to stderr.",
+    "fit, 6 search incomplete, 130 interrupted. Data goes to stdout, everything else to stderr.",
 )
 
 mail_commands = LazyGroup("mail", modules=(".mail.cli", ".cli"), help="Look after mail.")

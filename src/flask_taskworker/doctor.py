@@ -73,8 +73,8 @@ class Finding:
     text: str
     fix: str | None = None
     """What to do about it; None where nothing is to be done."""
-    is_schema: bool = False
-    """Whether it is that the tables do not fit this version."""
+    cause: Literal["no tables", "schema"] | None = None
+    """Whether there are no tables, or they do not fit this version."""
 
 
 def _ok(text: str) -> Finding:
@@ -85,8 +85,8 @@ def _warning(text: str, fix: str) -> Finding:
     return Finding(level="warning", text=text, fix=fix)
 
 
-def _error(text: str, fix: str, *, is_schema: bool = False) -> Finding:
-    return Finding(level="error", text=text, fix=fix, is_schema=is_schema)
+def _error(text: str, fix: str, cause: Literal["no tables", "schema"] | None = None) -> Finding:
+    return Finding(level="error", text=text, fix=fix, cause=cause)
 
 
 def findings(app: Flask, *, smtp: bool = True, timeout: float = 3.0) -> list[Finding]:
@@ -113,7 +113,7 @@ def _guarded(check: Callable[[AppState], Iterator[Finding]], state: AppState) ->
         yield from check(state)
     except StoreError as error:
         fix = "See that the database can be reached, then run flask tasks doctor again."
-        yield _error(str(error), fix, is_schema=isinstance(error, SchemaError))
+        yield _error(str(error), fix, "schema" if isinstance(error, SchemaError) else None)
     except (OSError, sqlite3.Error) as error:
         yield _warning(f"A check could not be made: {error}", "Run it as the user that runs the application.")
 
@@ -132,17 +132,16 @@ def _schema(state: AppState) -> Iterator[Finding]:
     where = state.config.database_uri.render_as_string(hide_password=True)
     found = state.store.driver.schema_version()
     if found is None:
-        yield _warning(
-            f"There are no tables yet in {where}.", "They are made at the first use, or: flask tasks db init"
-        )
+        fix = "Check TASKER_DATABASE_URI. If it is right: flask tasks db init"
+        yield _error(f"There are no tables in {where}.", fix, "no tables")
     elif found < newest():
         text = f"The tables are of version {found}, {newest()} is needed."
-        yield _error(text, "flask tasks db upgrade", is_schema=True)
+        yield _error(text, "flask tasks db upgrade", "schema")
     elif found > newest():
         yield _error(
             f"The tables are of version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}.",
             "Install the newer one.",
-            is_schema=True,
+            "schema",
         )
     else:
         yield _ok(f"The tables are of version {found}, in {where}.")
@@ -202,13 +201,20 @@ def _modes(_: Flask, state: AppState) -> Iterator[Finding]:
 
 
 def _open_files(path: Path) -> Iterator[Finding]:
+    owner = path.stat().st_uid
     for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-live")):
         if not name.exists():
             continue
-        mode = stat.S_IMODE(name.stat().st_mode)
+        found = name.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if found.st_uid != owner:
+            yield _error(
+                f"{name} belongs to user {found.st_uid}, the database to user {owner}.",
+                f"Stop the workers, delete {name} if you did not create it, and start them again.",
+            )
         fix = f"chmod {'700' if name.is_dir() else '600'} {name}"
-        if mode & 0o002:
-            yield _error(f"Everybody on this machine may write into {name} (mode {mode:#o}).", fix)
+        if mode & (0o022 if name.is_dir() else 0o002):
+            yield _error(f"Other users on this machine may write to {name} (mode {mode:#o}).", fix)
         elif mode & 0o077:
             yield _warning(
                 f"Others than its owner may use {name} (mode {mode:#o}); mails lie there in clear text.", fix

@@ -32,6 +32,7 @@ LATE_MS = 60_000
 BLOCKED_MS = 5_000
 """An event loop that has not turned for so long is blocked."""
 
+_FIRE = "Start one with this code and without --no-scheduler: flask tasks run"
 _LARGEST = 10**15
 _DEEPEST = 20
 """What a worker tells of itself has no greater numbers, and no deeper lists."""
@@ -71,7 +72,7 @@ class Snapshot:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each; empty when all is well."""
         taken = self._not_taken_by_all() if self.claiming else self._not_taken()
-        return [*self._silent(), *self._stuck(), *taken, *self._slow()]
+        return [*self._silent(), *self._stuck(), *taken, *self._late(), *self._slow()]
 
     @property
     def open_queues(self) -> list[QueueRow]:
@@ -123,8 +124,17 @@ class Snapshot:
             yield f"{counted(ready)} jobs are ready {remedy}"
         elif self.next_due is not None and self.now - self.next_due > LATE_MS:
             yield f"Jobs have been due for {spoken(self.now - self.next_due)} {remedy}"
-        if any(self.is_late(schedule) for schedule in self.schedules):
-            yield "Schedules are due and no living worker fires them. Start one: flask tasks run"
+
+    def _late(self) -> Iterator[str]:
+        late = {
+            schedule.name: self.now - (schedule.next_at or 0) for schedule in self.schedules if self.is_late(schedule)
+        }
+        if late:
+            worst = max(late, key=lambda name: late[name])
+            many = (
+                f"{len(late)} schedules are late, {worst!r} by" if len(late) > 1 else f"Schedule {worst!r} is late by"
+            )
+            yield f"{many} {spoken(late[worst])}: no living worker fires {'them' if len(late) > 1 else 'it'}. {_FIRE}"
 
     def is_late(self, schedule: ScheduleRow) -> bool:
         """Whether a fire time has passed by and nobody has fired it."""

@@ -14,7 +14,7 @@ from ..commands import tasks_command
 from ..health import Snapshot
 from ..jobs import Job, JobState
 from ..tasks import Task
-from .group import Moment, Period, app_state, complete_queue, complete_task, tell
+from .group import CreatingCommand, Moment, Period, app_state, complete_queue, complete_task, tell
 from .text import to_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _FOREVER = math.inf
 
 
-@tasks_command.command("call")
+@tasks_command.command("call", cls=CreatingCommand)
 @click.argument("name", metavar="TASK", shell_complete=complete_task)
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "keywords", metavar="OBJECT", help="Keyword arguments as a JSON object.")

@@ -9,13 +9,14 @@ from flask import Flask, current_app
 
 from ..commands import tasks_command
 from ..doctor import Finding, findings, settings
-from .group import SCHEMA, UNHEALTHY, Period, require_worker
+from .group import FAILED, SCHEMA, UNHEALTHY, CreatingCommand, Period, require_worker
 from .text import pairs, safe, to_json
 
+_EXIT_CODES = {"no tables": FAILED, "schema": SCHEMA, None: UNHEALTHY}
 _SIGNS = {"ok": ("ok", "green"), "warning": ("WARNING", "yellow"), "error": ("ERROR", "red")}
 
 
-@tasks_command.command("doctor")
+@tasks_command.command("doctor", cls=CreatingCommand)
 @click.option("--smtp/--no-smtp", default=True, show_default=True, help="Whether to connect to the mail server, too.")
 @click.option(
     "--timeout",
@@ -31,8 +32,8 @@ def doctor(smtp: bool, timeout: float, with_settings: bool, as_json: bool) -> No
     """Look for what is wrong, and say what to do about it.
 
     Looks at the database, its files and their disk, at workers, clocks, queues, schedules and tasks, and at the mail
-    server. Changes nothing. Exits with 4 if something is an error; with 5 if that is only that the tables do not fit
-    this version.
+    server. Changes nothing. Exits with 4 if it finds an error; with 1 if the only error is that there are no tables,
+    with 5 if it is that they do not fit this version.
     """
     require_worker()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -41,8 +42,8 @@ def doctor(smtp: bool, timeout: float, with_settings: bool, as_json: bool) -> No
         click.echo(to_json(_fields(finding)) if as_json else _words(finding))
     if with_settings:
         _show_settings(settings(app), as_json=as_json)
-    if errors := [finding for finding in found if finding.level == "error"]:
-        sys.exit(SCHEMA if all(error.is_schema for error in errors) else UNHEALTHY)
+    if causes := {finding.cause for finding in found if finding.level == "error"}:
+        sys.exit(_EXIT_CODES[causes.pop()] if len(causes) == 1 else UNHEALTHY)
 
 
 def _fields(finding: Finding) -> dict[str, str | None]:

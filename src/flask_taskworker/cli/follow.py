@@ -58,15 +58,11 @@ def _shown(before: list[LogLine], now: list[LogLine]) -> int:
 def follow_job(job_id: int, *, as_json: bool) -> None:
     """Show what becomes of the job until it has ended. Exits with 1 if it has failed or was cancelled."""
     followed = Followed()
-    try:
+    job = browser().job(job_id)
+    _tell_if_nobody_works(job)
+    while _show(followed, job, as_json=as_json) and not JobState(job.record.state).finished:
+        time.sleep(PAUSE)
         job = browser().job(job_id)
-        _tell_if_nobody_works(job)
-        while _show(followed, job, as_json=as_json) and not JobState(job.record.state).finished:
-            time.sleep(PAUSE)
-            job = browser().job(job_id)
-    except KeyboardInterrupt:
-        tell("")
-        return
     if job.record.state != "succeeded":
         sys.exit(FAILED)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 from flask import Flask, current_app
-from flask.cli import ScriptInfo
+from flask.cli import ScriptInfo, with_appcontext
 
 from ..clock import MAX_PERIOD
 from ..commands import tasks_command
@@ -32,6 +32,7 @@ from ..filters import STATES, JobFilter
 from ..steering import Steering
 from ..store.browse import Browser
 from ..store.browse_rows import JobRow
+from ..store.sql import Store
 from .text import safe, shortened
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = "TASKER_CLI_"
 """How the environment variables of options begin; the command and the option follow."""
 
-FAILED, USAGE, NOTHING, UNHEALTHY, SCHEMA = 1, 2, 3, 4, 5
+FAILED, USAGE, NOTHING, UNHEALTHY, SCHEMA, INCOMPLETE, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 
 _EXIT_CODES: tuple[tuple[type[TaskWorkerError], int], ...] = (
     (SchemaError, SCHEMA),
@@ -52,6 +53,7 @@ _EXIT_CODES: tuple[tuple[type[TaskWorkerError], int], ...] = (
     (DeclarationError, USAGE),
     (ConfigError, USAGE),
 )
+CREATE = "flask tasks db init"
 _LONGEST_ERROR = 1000
 _COMPLETED = 50
 _FILTER_KEYS = (
@@ -67,6 +69,8 @@ class TasksCommand(click.Command):
 
     below = ""
     """What stands before the command's own name in those variables."""
+    needs_tables = True
+    """Whether the command fails where the database, or its tables, do not exist; it never creates them."""
 
     def __init__(self, name: str | None, **attributes: Any) -> None:
         super().__init__(name, **attributes)
@@ -82,10 +86,21 @@ class TasksCommand(click.Command):
             ctx.color = False
         _accept_all_characters()
         try:
+            if self.needs_tables:
+                with_appcontext(lambda: require_tables(require_worker()))()
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            tell("")
+            ctx.exit(INTERRUPTED)
         except TaskWorkerError as error:
             tell(shortened(f"Error: {error}", _LONGEST_ERROR))
             ctx.exit(next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), FAILED))
+
+
+class CreatingCommand(TasksCommand):
+    """A command that creates the tables it needs, or needs none."""
+
+    needs_tables = False
 
 
 class MailCommand(TasksCommand):
@@ -122,6 +137,13 @@ def require_worker() -> AppState:
     if "taskworker" not in current_app.extensions:
         raise click.ClickException("The app has no TaskWorker. Make one: task_worker = BackgroundTaskWorker(app)")
     return cast("AppState", current_app.extensions["taskworker"])
+
+
+def require_tables(state: AppState) -> None:
+    """Raise StoreError where the tables do not exist: the address may be mistyped, so looking must not create them."""
+    if state.store.driver.schema_version() is None:
+        where = state.config.database_uri.render_as_string(hide_password=True)
+        raise StoreError(f"There are no tables in {where}. Check TASKER_DATABASE_URI, or create them: {CREATE}")
 
 
 def _refuse_open_file(state: AppState) -> None:
@@ -204,13 +226,13 @@ def _filter_words(ctx: click.Context) -> set[str]:
 
 def complete_mail(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The ids of the newest queued mails, for the shell."""
-    rows = _found(lambda: Browser(_state_of(ctx).store).mails(limit=_COMPLETED).rows)
+    rows = _found(ctx, lambda store: Browser(store).mails(limit=_COMPLETED).rows)
     return _matching({row.id for row in rows}, incomplete)
 
 
 def complete_schedule(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of stored schedules, for the shell."""
-    return _matching({schedule.name for schedule in _found(lambda: _state_of(ctx).store.schedules())}, incomplete)
+    return _matching({schedule.name for schedule in _found(ctx, lambda store: store.schedules())}, incomplete)
 
 
 def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -225,7 +247,7 @@ def complete_job_in(*states: str, hidden: bool = False) -> Callable[..., list[Co
 
 
 def _jobs_of(ctx: click.Context, chosen: JobFilter, incomplete: str) -> list[CompletionItem]:
-    rows: Iterable[JobRow] = _found(lambda: Browser(_state_of(ctx).store).jobs(chosen, limit=_COMPLETED).rows)
+    rows: Iterable[JobRow] = _found(ctx, lambda store: Browser(store).jobs(chosen, limit=_COMPLETED).rows)
     found = [row.record for row in rows]
     return [
         CompletionItem(str(job.id), help=f"{safe(job.task)} {job.state}")
@@ -234,10 +256,12 @@ def _jobs_of(ctx: click.Context, chosen: JobFilter, incomplete: str) -> list[Com
     ]
 
 
-def _found(look: Callable[[], Iterable[Any]]) -> Iterable[Any]:
+def _found(ctx: click.Context, look: Callable[[Store], Iterable[Any]]) -> Iterable[Any]:
     """A database that cannot be read completes nothing; the command itself will say why."""
+    state = _state_of(ctx)
     try:
-        return look()
+        require_tables(state)
+        return look(state.store)
     except TaskWorkerError:
         return []
 

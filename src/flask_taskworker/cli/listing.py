@@ -16,7 +16,7 @@ from ..jobs import JobRecord, Progress
 from ..steering import names_of
 from ..store.browse import GROUPED
 from ..store.browse_rows import FailureGroup, JobPage, JobRow
-from .group import AS_JSON, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
+from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
 from .text import iso, table, to_json
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
     """List jobs, the newest first.
 
     FILTER says which, for example: state:failed task:'mail.*' queue:web args.user_id:42 after:-1h. Also attempts:3,
-    schedule:NAME, worker:ID, group:ID, parent:ID, unique:KEY, uid:UID and hidden:yes. Exits with 3 if no job fits it.
+    schedule:NAME, worker:ID, group:ID, parent:ID, unique:KEY, uid:UID and hidden:yes. Exits with 3 if no job fits it,
+    with 6 if the search stopped before it had seen all jobs: go on with --before.
     """
     state = app_state()
     chosen = JobFilter.parse(" ".join(words), state.store.clock())
@@ -53,7 +54,7 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
         click.echo("\n".join(_job_table(state, page.rows)))
     _tell_rest(page, chosen)
     if not page.rows and chosen:
-        sys.exit(NOTHING)
+        sys.exit(NOTHING if page.older is None else INCOMPLETE)
 
 
 def _first_page(state: AppState, chosen: JobFilter, limit: int, before: int | None) -> JobPage:

@@ -34,8 +34,8 @@ class TextFormatter(logging.Formatter):
         return line if job_id is None else f"{line} [job {job_id}]"
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record; control characters in it are escaped."""
-        return safe_lines(super().format(record))
+        """The record; control characters are escaped, and lines after the first indented: none looks like a record."""
+        return safe_lines(super().format(record)).replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):

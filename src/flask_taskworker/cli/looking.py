@@ -20,7 +20,7 @@ from ..store.sql import Attempt
 from ..tasks import DeclaredSchedule, Task
 from ..triggers import Cron, describe
 from .follow import follow_job, line_fields, log_words, progress_words
-from .group import app_state, browser, complete_job, tell
+from .group import CreatingCommand, app_state, browser, complete_job, tell
 from .listing import job_fields
 from .running import NO_TASKS
 from .text import iso, moment, pairs, plural, safe, safe_lines, shortened, to_json
@@ -34,7 +34,7 @@ _LONGEST_VALUE = 2000
 # -- list --------------------------------------------------------------------------------------------------------------
 
 
-@tasks_command.command("list")
+@tasks_command.command("list", cls=CreatingCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def list_tasks(as_json: bool) -> None:
     """List the tasks that the code declares.

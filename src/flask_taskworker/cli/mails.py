@@ -17,7 +17,7 @@ from ..mail.stored import StoredMail, load_mails
 from ..store.browse import Browser
 from ..store.browse_rows import MailRow, RecipientRow
 from ..store.sql import Store
-from .group import AS_JSON, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
+from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
 from .text import iso, moment, moment_in, odd_fields, pairs, safe, safe_lines, table, to_json, unless_odd
 
 _LONGEST_SUBJECT = 60
@@ -34,7 +34,8 @@ _HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
 def list_mails(address: str | None, limit: int, before: str | None, as_json: bool) -> None:
     """List queued mails, the newest first: those that mail.send_later has stored.
 
-    They are kept for MAIL_KEEP after their end. Exits with 3 if no mail is to the address.
+    They are kept for MAIL_KEEP after their end. Exits with 3 if no mail is to the address, with 6 if the search stopped
+    before it had seen all mails: go on with --before.
     """
     found = browser()
     page = found.mails(limit=limit, before=before, address=address)
@@ -52,7 +53,7 @@ def list_mails(address: str | None, limit: int, before: str | None, as_json: boo
         which = "None of the newest mails" if page.searched_out else "No mail"
         tell(f"{which} is to such an address." if address else "There is no queued mail.")
         if address:
-            sys.exit(NOTHING)
+            sys.exit(INCOMPLETE if page.searched_out else NOTHING)
 
 
 def _recipients(found: Browser, rows: list[MailRow]) -> dict[str, list[RecipientRow]]:

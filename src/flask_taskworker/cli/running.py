@@ -22,7 +22,7 @@ from ..limits import Limits
 from ..liveness import resident_mb
 from ..probes import Health, Probes, WorkersHealth
 from ..tasks import MAX_NAME
-from .group import FAILED, Period, app_state, complete_queue, known_queues, tell
+from .group import FAILED, CreatingCommand, Period, app_state, complete_queue, known_queues, tell
 from .log_output import set_up_log
 from .reloader import reload, tell_sources
 from .stacks import print_on_signal
@@ -67,7 +67,7 @@ class Address(click.ParamType):  # type: ignore[type-arg]
         return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
 
 
-@tasks_command.command("run")
+@tasks_command.command("run", cls=CreatingCommand)
 @click.argument("queues", nargs=-1, metavar="[QUEUE]...", shell_complete=complete_queue)
 @click.option(
     "-x", "--exclude", multiple=True, metavar="QUEUE", shell_complete=complete_queue, help="Leave this one to others."
@@ -276,7 +276,10 @@ def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
 
 
 def _check(state: AppState, settings: dict[str, Any], limits: Limits, duties: Duties, workers: int) -> None:
-    state.store.driver.prepare()
+    if state.store.driver.schema_version() is None:
+        tell("There are no tables yet: the worker creates them.")
+    else:
+        state.store.driver.prepare()
     registry = state.task_worker.registry
     plan = _plan(state, settings, limits, duties, workers)
     plan.append(("tasks", ", ".join(sorted(task.name for task in registry)) or None))

@@ -13,7 +13,7 @@ from ..errors import NotDecodable
 from ..health import Snapshot, counted, info_of, name_of, spoken
 from ..store.sql import MOST, QueueRow, ScheduleRow, WorkerRow
 from ..triggers import describe, trigger_from_text
-from .group import UNHEALTHY, Period, app_state, tell
+from .group import UNHEALTHY, Period, app_state
 from .text import iso, moment_in, odd_fields, safe, table, to_json, unless_odd
 
 if TYPE_CHECKING:
@@ -39,17 +39,15 @@ def status(as_json: bool, watch: float | None) -> None:
 
     Shows workers, queues, counts and schedules. Exits with 4 if all is not well: jobs are ready or due and no living
     worker takes them, a worker has not checked in for 30 seconds, its event loop is blocked or hung jobs hold all its
-    threads, or a job has been ready for more than 5 minutes. Jobs of paused queues may wait.
+    threads, a schedule is late by more than a minute, or a job has been ready for more than 5 minutes. Jobs of paused
+    queues may wait.
     """
     state = app_state()
     if watch is None:
         snapshot = Snapshot.take(state.store)
         click.echo(_status_json(snapshot) if as_json else _status_text(snapshot))
         sys.exit(UNHEALTHY if snapshot.problems() else 0)
-    try:
-        _watch(state, as_json, watch)
-    except KeyboardInterrupt:
-        tell("")
+    _watch(state, as_json, watch)
 
 
 def _watch(state: AppState, as_json: bool, pause: float) -> None:

@@ -13,11 +13,11 @@ from ..commands import tasks_command
 from ..errors import SchemaError
 from ..store.migrations import creation_sql, newest, upgrade_sql
 from ..store.statements import Dialect
-from .group import SCHEMA, TasksCommand, app_state, tell
+from .group import CREATE, SCHEMA, CreatingCommand, app_state, tell
 from .text import to_json
 
 
-class _DbCommand(TasksCommand):
+class _DbCommand(CreatingCommand):
     below = "db_"
 
 
@@ -61,7 +61,7 @@ def upgrade() -> None:
     """
     found = _found()
     if found is None:
-        tell("There are no tables yet. Make them: flask tasks db init")
+        tell(f"There are no tables yet. Create them: {CREATE}")
         sys.exit(SCHEMA)
     _prepare()
     tell("The tables need no upgrade." if found == newest() else f"The tables were of version {found}.")
@@ -83,7 +83,7 @@ def current(as_json: bool) -> None:
     elif found is not None:
         click.echo(found)
     if found is None:
-        tell("There are no tables yet. Make them: flask tasks db init")
+        tell(f"There are no tables yet. Create them: {CREATE}")
         sys.exit(SCHEMA)
 
 
@@ -95,7 +95,7 @@ def check(as_json: bool) -> None:
         _print_json(app_state().store.driver.schema_version())
     found = _found()
     if found is None:
-        tell("There are no tables yet. Make them: flask tasks db init")
+        tell(f"There are no tables yet. Create them: {CREATE}")
     elif found < newest():
         tell(f"The tables are of version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
     else:

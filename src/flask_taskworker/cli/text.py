@@ -113,7 +113,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Set[s
 
 
 def pairs(rows: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Lines of "name  value", indented by two; those without a value are left out."""
-    known = [(name, value) for name, value in rows if value is not None]
+    """Lines of "name  value", indented by two, escaped; those without a value are left out."""
+    known = [(name, safe(value)) for name, value in rows if value is not None]
     width = max((len(name) for name, _ in known), default=0)
     return [f"  {name.ljust(width)}  {value}" for name, value in known]

@@ -18,6 +18,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from ..config import TaskWorkerConfig
 from ..errors import ArgumentsError
 from ..failures import storable
+from ..jobs import shown
 from ..store.sql import Store
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Gate:
     def _refuse(self, link: str = "") -> Visitor:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         # Strangers can send any number of requests: they must not fill the log.
-        log.log(logging.DEBUG if app in self._told else logging.WARNING, self._closed, request.remote_addr, link)
+        log.log(logging.DEBUG if app in self._told else logging.WARNING, self._closed, shown(request.remote_addr), link)
         self._told.add(app)
         return self._visitor(_NOTHING)
 
