@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 from collections.abc import Callable
 
 import pytest
 
 from flask_taskworker.mail import Attachment, Message
-from flask_taskworker.mail.reading import MAX_HTML, Letter, header_in, headers_of
+from flask_taskworker.mail.reading import MAX_HTML, MAX_PARTS, Letter, header_in, headers_of
 
 Make = Callable[..., Message]
 
@@ -152,3 +153,33 @@ def test_mail_that_this_package_attaches_is_read(make_message: Make) -> None:
 def test_mail_whose_only_text_is_in_an_attached_one_has_none() -> None:
     data = outer(b"Content-Type: message/rfc822", INNER).replace(b"text/plain", b"text/x-other")
     assert Letter.of(data).text is None
+
+
+WORD = b"=?utf-8?q?aaaa?="
+OPEN = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+HOSTILE = {
+    "encoded words": b"Subject: " + WORD * 100_000 + b"\r\n\r\nhello",
+    "half a word": b"Subject: " + b"=?a?q?" * 100_000 + b"\r\n\r\nhello",
+    "parameters": b"Content-Type: text/plain" + b"; a=b" * 200_000 + b"\r\n\r\nhello",
+    "parameters in quotes": b'Content-Type: text/plain; a="' + b';\\"' * 300_000 + b"\r\n\r\nhello",
+    "header lines": b"a: b\r\n" * 200_000 + b"\r\nhello",
+    "parts": OPEN + b"--b\r\n\r\nx\r\n" * 100_000,
+    "nested parts": b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n" * 2_000 + b"\r\nhello",
+    "nested mails": b"Content-Type: message/rfc822\r\n\r\n" * 2_000 + b"hello",
+    "header lines of parts": OPEN + (b"--b\r\n" + b"a: b\r\n" * 5_000 + b"\r\n\r\n") * 50,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_reading_a_hostile_mail_takes_a_bounded_time(name: str) -> None:
+    begun = time.thread_time()
+    letter = Letter.of(HOSTILE[name])
+    assert len(letter.attachments) <= MAX_PARTS
+    assert time.thread_time() - begun < 3
+
+
+def test_a_mail_nested_in_ten_parts_is_read() -> None:
+    opened = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (number, number) for number in range(10)
+    )
+    assert Letter.of(opened + b"\r\nhello\r\n").text == "hello"

@@ -1,12 +1,12 @@
 """A queued mail's bytes as people look at them: its header lines, its texts and what is attached.
 
-Reading never fails on odd bytes: what cannot be decoded is shown with replacement characters.
+Reading never fails on odd bytes: what cannot be decoded is shown with replacement characters. It takes a bounded time,
+whatever a stranger has put into the mail: of header lines, encoded words and nested parts the first are read.
 """
 
 from __future__ import annotations
 
 import base64
-import email
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
-from email.message import Message as Part
-from typing import cast
+from email.message import Message
+from email.parser import BytesFeedParser
+from email.policy import Policy, compat32
+from itertools import islice
+from typing import Any, cast
 
 from ..store import mail_statements
 from ..store.sql import Store
@@ -25,6 +28,18 @@ MAX_SHOWN = 500_000
 """Characters of a text that are shown."""
 MAX_HTML = 4_000_000
 """Characters of HTML with the pictures in it."""
+
+MAX_PARTS = 200
+"""Parts that are read."""
+_MAX_NESTED = 10
+"""Parts that may hold others."""
+_MAX_HEAD = 200_000
+"""Octets of header lines that are read at the beginning of a mail."""
+_MAX_HEADERS = 3_000
+"""Header lines that are read in all its parts."""
+_MAX_HEADER = 10_000
+"""Characters of a header that are read; of one that describes a part, a tenth."""
+_MAX_PARAMETERS = 20
 
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Control characters, and those that turn the direction of what follows."""
@@ -56,7 +71,7 @@ class Letter:
     @classmethod
     def of(cls, data: bytes, *, most: int = MAX_SHOWN) -> Letter:
         """Read the bytes of a mail; of each of its texts the first *most* characters."""
-        parts = list(_leaves(email.message_from_bytes(data)))
+        parts = list(islice(_leaves(_parsed(data)), MAX_PARTS))
         bodies = {part.get_content_subtype(): part for part in reversed(parts) if _is_body(part)}
         html = _text(bodies["html"], most) if "html" in bodies else None
         attached = [part for part in parts if part not in bodies.values()]
@@ -86,8 +101,8 @@ def mail_bytes(store: Store, mail_id: str) -> bytes | None:
 def headers_of(head: bytes) -> tuple[tuple[str, str], ...]:
     """The header lines of a mail, decoded, by its beginning; a line that was cut in two is left out."""
     lines = head.replace(b"\r\n", b"\n").partition(b"\n\n")
-    whole = lines[0] if lines[1] else lines[0].rpartition(b"\n")[0]
-    return tuple((name, decoded(str(value))) for name, value in email.message_from_bytes(whole + b"\n\n").items())
+    whole = lines[0] if lines[1] and len(lines[0]) <= _MAX_HEAD else lines[0][:_MAX_HEAD].rpartition(b"\n")[0]
+    return tuple((name, decoded(str(value))) for name, value in _parsed(whole + b"\n\n").items())
 
 
 def header_in(headers: Sequence[tuple[str, str]], wanted: str) -> str | None:
@@ -97,7 +112,7 @@ def header_in(headers: Sequence[tuple[str, str]], wanted: str) -> str | None:
 
 def decoded(value: str) -> str:
     """A header's value as one line of text, in which nothing steers what shows it."""
-    line = " ".join(value.split())
+    line = " ".join(value[:_MAX_HEADER].split())
     if "=?" not in line:
         return plain(line)
     # What cannot be decoded stays as it was written.
@@ -111,21 +126,74 @@ def plain(text: str) -> str:
     return _STEERING.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _leaves(part: Part) -> Iterator[Part]:
+class _TooMuch(Exception):
+    pass
+
+
+class _Part(Message):
+    """A part of a mail, with headers of bounded length. An attached mail is not taken apart."""
+
+    def __init__(self, policy: Policy[Any], siblings: _Parts) -> None:
+        super().__init__(policy)
+        self._siblings = siblings
+        self.holds_mail = False
+
+    def set_raw(self, name: str, value: Any) -> None:
+        """Called by the parser with each header."""
+        self._siblings.headers += 1
+        if self._siblings.headers > _MAX_HEADERS:
+            raise _TooMuch
+        text = str(value)[:_MAX_HEADER]
+        if name.lower().startswith("content-"):
+            text = ";".join(text[: _MAX_HEADER // 10].split(";", _MAX_PARAMETERS)[:_MAX_PARAMETERS])
+        if name.lower() == "content-type":
+            kind = text.lstrip().lower()
+            self.holds_mail = self.holds_mail or kind.startswith("message/")
+            self._siblings.nested += kind.startswith("multipart/")
+            if self.holds_mail or self._siblings.nested > _MAX_NESTED:
+                text = "application/octet-stream;" + text.partition(";")[2]
+        super().set_raw(name, text)
+
+
+class _Parts:
+    """Makes the parts of one mail for the parser."""
+
+    def __init__(self) -> None:
+        self.made: list[_Part] = []
+        self.nested = self.headers = 0
+
+    def __call__(self, policy: Policy[Any] = compat32) -> _Part:
+        self.made.append(_Part(policy, self))
+        # The first is the parser's trial.
+        if len(self.made) > MAX_PARTS + _MAX_NESTED:
+            raise _TooMuch
+        return self.made[-1]
+
+
+def _parsed(data: bytes) -> _Part:
+    parts = _Parts()
+    parser = BytesFeedParser(_factory=parts)
+    with suppress(_TooMuch):
+        parser.feed(data)
+        parser.close()
+    return parts.made[1]
+
+
+def _leaves(part: _Part) -> Iterator[_Part]:
     """The parts that hold no others; a mail that is attached counts as one, whatever is in it."""
-    if part.is_multipart() and part.get_content_maintype() != "message":
+    if part.is_multipart():
         for inner in part.get_payload():
-            yield from _leaves(cast(Part, inner))
+            yield from _leaves(cast(_Part, inner))
     else:
         yield part
 
 
-def _is_body(part: Part) -> bool:
+def _is_body(part: _Part) -> bool:
     is_attached = part.get_content_disposition() == "attachment" or part.get_filename() is not None
     return part.get_content_type() in ("text/plain", "text/html") and not is_attached
 
 
-def _octets(part: Part) -> bytes:
+def _octets(part: _Part) -> bytes:
     try:
         found = part.get_payload(decode=True)
     except ValueError:
@@ -135,7 +203,7 @@ def _octets(part: Part) -> bytes:
     return found if isinstance(found, bytes) else b""
 
 
-def _text(part: Part, most: int) -> str:
+def _text(part: _Part, most: int) -> str:
     octets = _octets(part)[: most * 4]
     try:
         text = octets.decode(part.get_content_charset("utf-8"), "replace")
@@ -145,33 +213,18 @@ def _text(part: Part, most: int) -> str:
     return text[:most].encode("utf-8", "replace").decode("utf-8")
 
 
-def _enclosed(part: Part) -> Enclosed:
-    octets = _mail_in(part) if part.is_multipart() else _octets(part)
-    subject = header_in(headers_of(octets), "Subject") if part.get_content_maintype() == "message" else None
+def _enclosed(part: _Part) -> Enclosed:
+    octets = _octets(part)
+    subject = header_in(headers_of(octets), "Subject") if part.holds_mail else None
     return Enclosed(
         name=decoded(part.get_filename() or subject or "(no name)")[:200],
-        content_type=plain(part.get_content_type())[:100],
+        content_type="message/rfc822" if part.holds_mail else plain(part.get_content_type())[:100],
         size=len(octets),
         is_inline="content-id" in part,
     )
 
 
-def _mail_in(part: Part) -> bytes:
-    """The bytes of an attached mail, or about these: its headers are written anew.
-
-    It may stand there in base64, although RFC 2046 (5.2.1) forbids that: then its code was read as the mail.
-    """
-    inner = cast(Part, next(iter(part.get_payload()), Part()))
-    text = inner.get_payload()
-    if str(part.get("content-transfer-encoding", "")).strip().lower() == "base64" and isinstance(text, str):
-        with suppress(ValueError):
-            return base64.b64decode(text.encode("ascii", "replace"))
-    head = "".join(f"{name}: {value}\r\n" for name, value in inner.items())
-    body = b"".join(_octets(leaf) for leaf in _leaves(inner))
-    return f"{head}\r\n".encode("utf-8", "replace") + body
-
-
-def _with_pictures(html: str, parts: Sequence[Part]) -> str:
+def _with_pictures(html: str, parts: Sequence[_Part]) -> str:
     # The longest first: "logo" is the beginning of "logo2".
     for cid, part in sorted(((_cid(part), part) for part in parts), key=lambda named: -len(named[0])):
         kind = part.get_content_type()
@@ -183,5 +236,5 @@ def _with_pictures(html: str, parts: Sequence[Part]) -> str:
     return html
 
 
-def _cid(part: Part) -> str:
+def _cid(part: _Part) -> str:
     return str(part.get("content-id", "")).strip(" <>")
