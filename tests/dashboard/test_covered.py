@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.dashboard.lab import Lab
 
 from flask_taskworker import JobState
 from flask_taskworker.bulk import enqueue_bulk
-from flask_taskworker.dashboard.redact import without_logins
+from flask_taskworker.dashboard.redact import arguments, without_logins
 from flask_taskworker.filters import JobFilter
 
 
@@ -77,7 +78,81 @@ def test_keys_in_addresses_are_covered() -> None:
     assert without_logins(words) == covered
 
 
-@pytest.mark.parametrize("part", ["?", "&a", "?key", "a://b:", "?key=", "&" + "k" * 79 + "="])
+NAMED = (
+    *("pwd", "db_pwd", "credential", "userCredentials", "otp", "otpCode", "pin", "userPin", "PIN", "cvv", "cvv2"),
+    *("session", "session_id", "sessionid", "jwt", "id_jwt", "bearer", "signature", "X-Hub-Signature", "sig", "csrf"),
+    *("access_code", "passphrase", "api-key", "private_key", "auth", "set-cookie", "creditCard", "iban", "mfa"),
+)
+
+
+def test_value_with_the_name_of_a_secret_is_covered_wherever_it_stands(lab: Lab) -> None:
+    task = lab.task_worker.task(name="deep")(lambda value: None)
+    for name in NAMED:
+        nested = {"deep": [{name: "5ecret"}], "pairs": [[name, "5ecret"], ("b", 1)], "items": [(name, "5ecret")]}
+        call = json.dumps([[{**nested, "listed": [{"name": name, "value": "5ecret"}]}], {}])
+        assert "5ecret" not in str(arguments(call, task)), name
+
+
+def test_harmless_names_are_not_covered(lab: Lab) -> None:
+    task = lab.task_worker.task(name="deep")(lambda value: None)
+    for name in ("shipping", "opinion", "spin", "signal", "side", "status_code", "country_code", "user"):
+        assert arguments(json.dumps([[{name: "plain"}], {}]), task) == {"value": {name: "plain"}}
+
+
+WORDS = {
+    "https://5ecret0123456789@github.com/x.git": "https://•••@github.com/x.git",
+    "https://x.org/#access_token=5ecret&x=1": "https://x.org/#access_token=•••&x=1",
+    "https://s3/a?X-Amz-Credential=5ecret&X-Amz-Signature=5ecret&Expires=1": (
+        "https://s3/a?X-Amz-Credential=•••&X-Amz-Signature=•••&Expires=1"
+    ),
+    "https://hooks.example/services/T0/5ecret0123456789abcdefgh": "https://hooks.example/services/T0/•••",
+    "https://x.org/orders/123e4567-e89b-12d3-a456-426614174000": (
+        "https://x.org/orders/123e4567-e89b-12d3-a456-426614174000"
+    ),
+    "host=db user=me password='5 ecret' dbname=x": "host=db user=me password=••• dbname=x",
+    "Server=x;Uid=y;Pwd=5ecret;Encrypt=yes": "Server=x;Uid=y;Pwd=•••;Encrypt=yes",
+    "redis://:5ecret@host/0": "redis://:•••@host/0",
+    "amqp://5ecret0123456789abcdef@host": "amqp://•••@host",
+    "Authorization: Bearer 5ecret": "Authorization: •••",
+    "{'Authorization': 'Basic 5ecret', 'Accept': 'x'}": "{'Authorization': '•••', 'Accept': 'x'}",
+    "('X-Api-Key', '5ecret')": "('X-Api-Key', '•••')",
+    "Cookie: a=5ecret; b=5ecret": "Cookie: •••",
+    "sent bearer 5ecret0123": "sent bearer •••",
+    "got eyJhbGciOiJI.eyJzdWIiOi5ecret.c2ln-bmF0 back": "got ••• back",
+    "KeyError: 'total'": "KeyError: 'total'",
+    "Key (id)=(3) already exists": "Key (id)=(3) already exists",
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_what_logs_in_is_covered_in_words(text: str) -> None:
+    assert without_logins(text) == WORDS[text]
+
+
+def test_token_in_the_path_of_the_request_that_enqueued_is_covered(lab: Lab) -> None:
+    with lab.app.test_request_context("/reset/5ecret0123456789abcdefgh"):
+        job = lab.task_worker.registry.find("pay").enqueue("bob", "x")
+    for text in (lab.page(f"/jobs/{job.id}"), lab.get(f"/jobs/{job.id}", format="json").text):
+        assert "/reset/" in text
+        assert "5ecret" not in text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "x-",
+        "1a-",
+        "https://a1",
+        "?a=1#",
+        "eyJ",
+        "?",
+        "&a",
+        "?key",
+        "a://b:",
+        "?key=",
+        "&" + "k" * 79 + "=",
+    ],
+)
 def test_covering_takes_no_longer_for_odd_words(part: str) -> None:
     # Squares would take minutes.
     assert len(without_logins(part * (300_000 // len(part)))) > 200_000

@@ -136,6 +136,57 @@ def test_damaged_rows_harm_no_page(lab: Lab) -> None:
         lab.data(f"/jobs/{job_id}")
 
 
+@pytest.mark.parametrize("text", ["\\ud800", "\\udfff x"])
+def test_half_a_character_in_stored_json_harms_no_page(lab: Lab, text: str) -> None:
+    half = json.loads(f'"{text}"')
+    lab.task_worker.task(name="known")(lambda *args, **kwargs: None)
+    row = {**row_of(half), "task": "known", "queue": "q", "failure_kind": "exception", "failure_group": "g"}
+    now = lab.store.clock()
+    stored = {**row, "unique_key": None, "started_at": now - 5, "finished_at": now, "claim": 1}
+    ids = store_jobs(
+        lab.rows,
+        stored,
+        {**stored, "state": "succeeded"},
+        {**stored, "state": "running", "finished_at": None, "worker_id": "w"},
+    )
+    lab.rows(
+        "INSERT INTO taskworker_log (job_id, claim, lines) VALUES (?, 1, ?)", ids[0], json.dumps([[1, *[half] * 3]])
+    )
+    info = json.dumps({"name": half, "version": half, "queues": [half]})
+    lab.rows(
+        "INSERT INTO taskworker_worker (id, host, pid, state, started_at, beat_at, info) VALUES ('w', 'h', 1, 'alive', 1, ?, ?)",
+        *(now, info),
+    )
+    pages = ["/", "/jobs", "/failures", "/queues", "/workers", *(f"/jobs/{job_id}" for job_id in ids)]
+    for path in pages:
+        lab.page(path)
+        assert lab.client.get(f"/tasks{path}?format=json").is_json
+    for what in ("args", "result", "error", "log"):
+        assert lab.get(f"/jobs/{ids[0]}/all", what=what).status_code == 200
+    assert "\ufffd" in lab.page(f"/jobs/{ids[0]}")
+
+
+def test_page_of_a_job_has_a_bounded_size_whatever_its_tries_have_logged(lab: Lab) -> None:
+    quotes = '"' * 2_000
+    (job_id,) = store_jobs(lab.rows, {"state": "failed", "claim": 20, "failures": 20, "failure_kind": "exception"})
+    lines = json.dumps([[1, "INFO", "x", quotes]] * 200)
+    frames = f'  File "/app/x.py", line 1, in x\n    {quotes}\n' * 40
+    error = json.dumps({"type": "E", "message": quotes * 20, "traceback": frames})
+    lab.rows("UPDATE taskworker_job SET error = ?", error)
+    for claim in range(1, 21):
+        lab.rows("INSERT INTO taskworker_log (job_id, claim, lines) VALUES (?, ?, ?)", job_id, claim, lines)
+        lab.rows(
+            "INSERT INTO taskworker_attempt (job_id, claim, attempt, finished_at, outcome, error) "
+            "VALUES (?, ?, ?, 1, 'failed', ?)",
+            *(job_id, claim, claim, error),
+        )
+    page = lab.page(f"/jobs/{job_id}")
+    assert len(page) < 2_000_000
+    assert len(lab.get(f"/jobs/{job_id}", format="json").text) < 1_000_000
+    assert "what=log" in page
+    assert len(lab.get(f"/jobs/{job_id}/all", what="log").data) > 20 * 200 * 2_000
+
+
 NUMBERS = (
     *("priority", "run_at", "max_attempts", "claim", "at_most_once", "hidden", "solo", "failures", "crashes"),
     *(

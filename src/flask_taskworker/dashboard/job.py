@@ -34,6 +34,12 @@ _FIRST, _LAST = 3, 6
 CHILDREN = 20
 MAX_TRACEBACK = 20_000
 """Characters at the end of a traceback that are shown."""
+MAX_LOG = 100_000
+"""Characters of log lines that are shown, those of the newest tries first."""
+_BRIEF = 4_000
+"""Characters of the message, and of the traceback, of an earlier try."""
+_FRAMES = 10
+"""Frames of the application's own code that are shown."""
 _LONG = f"(more than {redact.READ:,} characters, which are not shown here)"
 
 
@@ -42,7 +48,7 @@ def page(view: View, job_id: int) -> Response:
     whole = view.browser.job(job_id, tries=_TRIES, most=redact.READ)
     record = whole.record
     state = state_of(record, whole.hidden)
-    origin = read_origin(whole.origin)
+    origin = {key: _plain(value) for key, value in read_origin(whole.origin).items()}
     failure = _failure(whole)
     data = {
         "id": record.id,
@@ -62,7 +68,7 @@ def page(view: View, job_id: int) -> Response:
         **_payload(view, whole),
         "progress": _progress(record),
         "error": failure and _error(failure),
-        "tries": _tries(view, whole),
+        **_tries(view, whole),
         "tries_before": max(0, record.claim - _TRIES),
         "earlier": _earlier(view, record.task),
         "alike": filter_text(JobFilter(group=whole.failure_group)) if whole.failure_group else None,
@@ -70,6 +76,11 @@ def page(view: View, job_id: int) -> Response:
         "actions": [(action, WORDS[action]) for action in possible(view, state)],
     }
     return view.page("job.html", data, title=f"Job {record.id}")
+
+
+def _plain(value: object) -> object:
+    """A fact of a job's origin; the path of a request may hold a token."""
+    return redact.without_path_tokens(without_logins(value)) if isinstance(value, str) else value
 
 
 _TIMES = ("created_at", "run_at", "started_at", "finished_at", "expires_at")
@@ -134,13 +145,19 @@ def _covered(view: View, whole: JobWhole, name: str) -> Any:
 
 
 def all_of(view: View, job_id: int) -> Response:
-    """All of the arguments, of the result or of the error, covered, as a file of plain text. Raises JobNotFound."""
-    what = view.choice("what", ("args", "result", "error"), "args")
+    """All of the arguments, of the result, of the error or of the log, covered, as plain text. Raises JobNotFound."""
+    what = view.choice("what", ("args", "result", "error", "log"), "args")
     if what != "error" and not view.may("payload"):
         raise Forbidden("You may not see this: it needs the permission 'payload'.")
-    whole = view.browser.job(job_id, tries=0)
+    whole = view.browser.job(job_id, tries=_TRIES if what == "log" else 0)
     try:
-        text = _words(whole) if what == "error" else redact.pretty(_covered(view, whole, what), None)
+        match what:
+            case "error":
+                text = _words(whole)
+            case "log":
+                text = _log(whole)
+            case _:
+                text = redact.pretty(_covered(view, whole, what), None)
     except Unreadable:
         raise NotFound(f"{_UNREADABLE[1:-1].capitalize()}.") from None
     response = current_app.response_class(text.encode("utf-8", "replace"), content_type="text/plain; charset=utf-8")
@@ -153,6 +170,14 @@ def _words(whole: JobWhole) -> str:
     if failure is None:
         raise NotFound(f"Job {whole.record.id} has no error.")
     return without_logins(failure.traceback or failure.message)
+
+
+def _log(whole: JobWhole) -> str:
+    return "".join(
+        f"{words.stamp(line.at)} {line.level} {line.logger}: {without_logins(line.text)}\n"
+        for claim in sorted(whole.lines)
+        for line in whole.lines[claim]
+    )
 
 
 def _progress(record: JobRecord) -> dict[str, Any] | None:
@@ -177,38 +202,44 @@ def _failure(whole: JobWhole) -> Failure | None:
     return Failure.from_text(whole.error, whole.record.failure_kind)
 
 
-def _error(failure: Failure) -> dict[str, Any]:
+def _error(failure: Failure, most: int = MAX_TRACEBACK) -> dict[str, Any]:
     frames = frames_of(failure.traceback)
     own = [frame for frame in frames if frame.own] or frames[-1:]
+    message = min(most, redact.MOST)
     return {
         "kind": failure.kind,
         "type": failure.type,
         "line": error_line(failure),
-        "message": without_logins(failure.message[: redact.MOST]),
+        "message": without_logins(failure.message[:message]),
         # The innermost first: there it was raised.
-        "frames": [_frame(frame) for frame in reversed(own)],
-        "traceback": without_logins(failure.traceback[-MAX_TRACEBACK:]),
-        "is_cut": len(failure.traceback) > MAX_TRACEBACK or len(failure.message) > redact.MOST,
+        "frames": [_frame(frame) for frame in own[: -_FRAMES - 1 : -1]],
+        "traceback": without_logins(failure.traceback[-most:]),
+        "is_cut": len(failure.traceback) > most or len(failure.message) > message,
     }
 
 
 def _frame(frame: Frame) -> dict[str, Any]:
-    return {**frame._asdict(), "source": without_logins(frame.source)}
+    return {**frame._asdict(), "source": without_logins(frame.source[:300])}
 
 
 # -- tries -------------------------------------------------------------------------------------------------------------
 
 
-def _tries(view: View, whole: JobWhole) -> list[dict[str, Any]]:
-    """The tries of which something is known, newest first, with what each has logged."""
+def _tries(view: View, whole: JobWhole) -> dict[str, Any]:
+    """The tries of which something is known, newest first, with the last lines that each has logged."""
     record = whole.record
     known = {one.claim: one for one in whole.attempts}
-    shown = []
+    tries, left = [], MAX_LOG
     for claim in sorted({*known, *whole.lines, record.claim} - {0}, reverse=True)[:_TRIES]:
         one = _known_try(known[claim], whole.error) if claim in known else _other_try(record, claim)
-        lines = whole.lines.get(claim, []) if view.may("payload") else []
-        shown.append({**one, "lines": [{**line._asdict(), "text": without_logins(line.text)} for line in lines]})
-    return shown
+        lines = []
+        for line in reversed(whole.lines.get(claim, []) if view.may("payload") else []):
+            left -= len(line.logger) + len(line.text)
+            if left < 0:
+                break
+            lines.append({**line._asdict(), "text": without_logins(line.text)})
+        tries.append({**one, "lines": lines[::-1]})
+    return {"tries": tries, "log_cut": left < 0}
 
 
 def _known_try(one: Attempt, shown: str | None) -> dict[str, Any]:
@@ -221,7 +252,7 @@ def _known_try(one: Attempt, shown: str | None) -> dict[str, Any]:
         "started_at": one.started_at,
         "finished_at": one.finished_at,
         "took_ms": max(0, one.finished_at - one.started_at) if one.started_at else None,
-        "error": failure and _error(failure),
+        "error": failure and _error(failure, _BRIEF),
         "is_above": one.error is not None and one.error == shown,
     }
 

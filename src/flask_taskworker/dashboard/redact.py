@@ -18,11 +18,45 @@ READ = 100_000
 BRIEF = 120
 """Characters of arguments in a list."""
 
-_SECRET = re.compile(r"pass|secret|token|key|auth|cookie|card|iban", re.IGNORECASE)
-_LOGIN = re.compile(r"(\w://[^/\s:@]*):[^/\s]+@")
-"""The password in an address; also one with an @ in it, which should have been quoted."""
-_QUERY = re.compile(r"""([?&])([^=&?\s]{1,80})=[^&?\s"'<>]+""")
+_SECRET = re.compile(
+    "pass|pwd|secret|token|key|auth|cookie|card|iban|credential|bearer|signature|session|jwt|csrf|xsrf|cvv|cvc|pincode"
+    "|(?:access|security|verification|recovery|backup|one.?time)_?code"
+    "|(?:^|[^a-z])(?:pin|otp|totp|sig|sid|cred|mfa)s?(?:[^a-z]|$)"
+)
+"""What is in the name of a secret, in lower case and with a _ between its words."""
+_WORDS = re.compile("(?<=[a-z0-9])(?=[A-Z])")
+_TEXTS = (
+    # The password in an address; also one with an @ in it, which should have been quoted.
+    (re.compile(r"(\w://[^/\s:@]*):[^/\s]+@"), rf"\1:{COVER}@"),
+    (re.compile(r"(\bhttps?://|\w://(?=[^/\s:@]{20}))[^/\s:@]+@"), rf"\1{COVER}@"),
+    (re.compile(r"(\bhttps?://)[^/\s:@]{20,}:"), rf"\1{COVER}:"),
+    # Header lines, and pairs of a header and its value.
+    (
+        re.compile(
+            r"""(?i)((?:\b(?:proxy-)?authorization|\b(?:set-)?cookie|-(?:key|token|auth|secret|signature)(?:-\d{1,4})?)"""
+            r"""["']?\s{0,9}[:,]\s{0,9}(?:b(?=["']))?["']?)[^\n"',][^\n"']*"""
+        ),
+        rf"\1{COVER}",
+    ),
+    (re.compile(r"(?i)\b(bearer\s{1,9})[\w.~+/=-]{8,}"), rf"\1{COVER}"),
+    # DSNs, and whatever else is written as name=value.
+    (
+        re.compile(
+            r"""(?i)((?:password|passwd|pwd|secret|token|credential|signature|jwt|(?:api|access|private|account)_?key"""
+            r"""|\b(?:pass|otp|pin|cvv)\b)[\w-]{0,40}\s?=\s?)('[^']*'|"[^"]*"|[^\s;&,)"']+)"""
+        ),
+        rf"\1{COVER}",
+    ),
+    # Tokens that say what they are: JWT, GitHub, Slack, Stripe, AWS, Telegram.
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"), COVER),
+    (re.compile(r"\b(?:gh[a-z]_\w{20,}|xox[a-z]-[\w-]{10,}|[sr]k_(?:live|test)_\w{10,}|AKIA[0-9A-Z]{16})"), COVER),
+    (re.compile(r"/bot\d+:[\w-]{20,}"), f"/bot{COVER}"),
+)
+_QUERY = re.compile(r"""([?&#;])([^=&?#\s]{1,80})=[^&?#\s"'<>]+(?:#[^=&?\s"'<>]*+(?=[\s"'<>]|$))?""")
 """An argument in an address."""
+_ADDRESS = re.compile(r"""\bhttps?://[^\s"'<>]+""")
+_PATH_TOKEN = re.compile(r"(?<=/)(?=[\w:~=-]*\d)(?=[\w:~=-]*[A-Za-z])[\w:~=-]{24,}+(?=[/?#]|$)")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _AnyTask = Task[..., Any, Any] | None
 
 
@@ -79,12 +113,24 @@ def cut(value: Any) -> Any:
 
 
 def without_logins(text: str) -> str:
-    """Words with the passwords and keys in addresses covered."""
-    return _QUERY.sub(_query, _LOGIN.sub(rf"\1:{COVER}@", text))
+    """Words with what logs in covered: passwords, keys and tokens in addresses, headers, DSNs and by themselves."""
+    text = _ADDRESS.sub(lambda address: without_path_tokens(address[0]), _QUERY.sub(_query, text))
+    for pattern, cover in _TEXTS:
+        text = pattern.sub(cover, text)
+    return text
+
+
+def without_path_tokens(address: str) -> str:
+    """An address, or a path, with those of its parts covered that are long and random; a UUID is left."""
+    return _PATH_TOKEN.sub(lambda part: part[0] if _UUID.fullmatch(part[0]) else COVER, address)
 
 
 def _query(match: re.Match[str]) -> str:
-    return f"{match[1]}{match[2]}={COVER}" if _SECRET.search(match[2]) else match[0]
+    return f"{match[1]}{match[2]}={COVER}" if _has_secret_name(match[2]) else match[0]
+
+
+def _has_secret_name(name: str) -> bool:
+    return bool(_SECRET.search(_WORDS.sub("_", name).lower().replace("-", "_")))
 
 
 def _json(value: Any, indent: int | None = None) -> str:
@@ -117,7 +163,7 @@ def _named(name: str, value: Any, secret: frozenset[str]) -> Any:
 
 def _is_secret(name: str, secret: frozenset[str]) -> bool:
     # "tokens[1]" is the second of *tokens.
-    return bool(_SECRET.search(name)) or name.lower().partition("[")[0] in secret
+    return _has_secret_name(name) or name.lower().partition("[")[0] in secret
 
 
 def _plain(value: Any, secret: frozenset[str]) -> Any:
@@ -131,12 +177,24 @@ def _uncovered(value: Any, secret: frozenset[str]) -> Any:
     if isinstance(value, str):
         return without_logins(value)
     if isinstance(value, list):
-        return [_uncovered(one, secret) for one in value]
+        return _listed(value, secret)
     if not isinstance(value, dict):
         return value
     if "$" in value:
         return _tagged(value, secret)
+    named = next((value[name] for name in ("name", "header", "key") if isinstance(value.get(name), str)), "")
+    if "value" in value and _is_secret(named, secret):
+        return {**{key: _uncovered(one, secret) for key, one in value.items()}, "value": COVER}
     return {key: _named(key, one, secret) for key, one in value.items()}
+
+
+def _listed(values: list[Any], secret: frozenset[str]) -> list[Any]:
+    """A list; or a pair of a name, such as a header's, and its value."""
+    match values:
+        case [str() as name, value] if _is_secret(name, secret):
+            return [name, COVER if value is not None else None]
+        case _:
+            return [_uncovered(one, secret) for one in values]
 
 
 def _tagged(value: dict[str, Any], secret: frozenset[str]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import sqlite3
 import sys
 from collections.abc import Mapping
@@ -19,15 +18,13 @@ from ..filters import JobFilter
 from ..store.schema import VERSION
 from . import words
 from .filtering import filter_text
-from .redact import COVER, without_logins
+from .redact import without_logins
 from .routes import Route
 from .view import View
 
 PAGE = 50
 ASKING = "run"
 """The permission to have the mail server asked."""
-_SECRET = re.compile(r"([?&][^=&]*(?:pass|secret|token|key|auth)[^=&]*)=[^&]*", re.IGNORECASE)
-"""What a database's address may hold beside the password."""
 _LEVELS = {"ok": ("ok", "ok"), "warning": ("warn", "warning"), "error": ("failed", "error")}
 _PACKAGES = (
     *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "psycopg", "asgiref", "aiosmtplib"),
@@ -68,9 +65,7 @@ def _unknown_tasks(view: View) -> list[dict[str, Any]]:
 def _settings(view: View) -> dict[str, str]:
     """Every setting by its key, with what is secret covered."""
     return {
-        key: _SECRET.sub(rf"\1={COVER}", without_logins(value))
-        for key, value in settings(view.app).items()
-        if key.startswith(("TASKER_", "MAIL_"))
+        key: without_logins(value) for key, value in settings(view.app).items() if key.startswith(("TASKER_", "MAIL_"))
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -52,6 +53,7 @@ _templates = Environment(
 )
 _templates.globals["words"] = words
 
+_HALVES = re.compile("[\ud800-\udfff]")
 _keys: WeakKeyDictionary[Store, bytes] = WeakKeyDictionary()
 
 
@@ -145,7 +147,8 @@ class View:
 
     def url(self, endpoint: str, **values: Any) -> str:
         """The address of another page; arguments that are None or empty are left out."""
-        return url_for(f".{endpoint}", **{name: value for name, value in values.items() if value not in (None, "")})
+        given: dict[str, Any] = {n: sendable(v) if isinstance(v, str) else v for n, v in values.items()}
+        return url_for(f".{endpoint}", **{name: value for name, value in given.items() if value not in (None, "")})
 
     def here(self, **changes: Any) -> str:
         """The address of this page with some of its arguments changed; None leaves one out."""
@@ -158,7 +161,7 @@ class View:
         if self.is_json:
             return _json(data, status)
         html = _templates.get_template(f"taskworker/{template}").render(data, view=self, title=title, note=self._note())
-        return current_app.response_class(html, status, mimetype="text/html")
+        return current_app.response_class(sendable(html), status, mimetype="text/html")
 
     def redirect(self, endpoint: str, *, message: str = "", **values: Any) -> Response:
         """To another page after an act, which shows *message*."""
@@ -223,9 +226,16 @@ def _json(data: Mapping[str, Any], status: int) -> Response:
     return current_app.response_class(text + "\n", status, mimetype="application/json")
 
 
+def sendable(text: str) -> str:
+    """*text* as it can be sent: JSON in the database may hold halves of characters, which UTF-8 has not."""
+    return _HALVES.sub("\ufffd", text)
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return sendable(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items() if not isinstance(one, Markup)}
+        return {sendable(str(key)): _plain(one) for key, one in value.items() if not isinstance(one, Markup)}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value if not isinstance(one, Markup)]
     return value
@@ -237,4 +247,4 @@ def error_page(status: int, title: str, message: str, view: View | None = None) 
         return _json({"error": message}, status)
     template = "taskworker/closed.html" if view is None else "taskworker/error.html"
     html = _templates.get_template(template).render(view=view, title=title, message=message, note="")
-    return current_app.response_class(html, status, mimetype="text/html")
+    return current_app.response_class(sendable(html), status, mimetype="text/html")
