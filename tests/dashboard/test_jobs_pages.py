@@ -154,7 +154,8 @@ def test_half_a_character_in_stored_json_harms_no_page(lab: Lab, text: str) -> N
     )
     info = json.dumps({"name": half, "version": half, "queues": [half]})
     lab.rows(
-        "INSERT INTO taskworker_worker (id, host, pid, state, started_at, beat_at, info) VALUES ('w', 'h', 1, 'alive', 1, ?, ?)",
+        "INSERT INTO taskworker_worker (id, host, pid, state, started_at, beat_at, info) "
+        "VALUES ('w', 'h', 1, 'alive', 1, ?, ?)",
         *(now, info),
     )
     pages = ["/", "/jobs", "/failures", "/queues", "/workers", *(f"/jobs/{job_id}" for job_id in ids)]
