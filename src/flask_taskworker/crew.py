@@ -47,6 +47,7 @@ class Crew:
         find_app: Callable[[], Flask | None],
         on_change: Callable[[], None],
         on_start: Callable[[Claim], None],
+        may_start: Callable[[], bool],
     ) -> None:
         self._executor = executor
         executor.on_overdue = self._on_overdue
@@ -55,6 +56,7 @@ class Crew:
         self._find_app = find_app
         self._on_change = on_change
         self._on_start = on_start
+        self._may_start = may_start
         self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
         self.hung = HungThreads(config.threads)
         """The threads that timed-out sync jobs still use."""
@@ -131,7 +133,7 @@ class Crew:
 
     def _fill(self, kind: str) -> None:
         slots = self._slots[kind]
-        while slots.waiting and slots.free > 0:
+        while slots.waiting and slots.free > 0 and self._may_start():
             self._start(kind, slots.waiting.popleft())
 
     def _on_overdue(self, claim: Claim, is_overdue: bool) -> None:

@@ -53,6 +53,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 KEY = "taskworker"
+_REPLACE_AFTER = 1.0
+"""Seconds from the end of a loop that user code has ended to the next one."""
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -387,8 +389,27 @@ class BackgroundTaskWorker(TaskWorker):
     def _start_thread(self) -> None:
         with self._lock:
             if self._runner is None or not self._runner.alive:
-                self._begin().start_thread(self._is_debug())
+                runner = self._begin()
+                runner.on_failure = lambda: self._replace(runner)
+                runner.start_thread(self._is_debug())
             self._start_again = False
+
+    def _replace(self, runner: Runner) -> None:
+        """Begin again: user code has ended the loop of *runner*, or blocks it for good."""
+        with self._lock:
+            if self._runner is not runner:
+                return
+            self._forget_runner()
+            self._start_again = True
+        if threading.main_thread().is_alive():
+            timer = threading.Timer(_REPLACE_AFTER, self._restart_once)
+            timer.daemon = True
+            timer.start()
+
+    def _restart_once(self) -> None:
+        """Unless a request, or stop(), was faster."""
+        if self._start_again:
+            self._restart()
 
     def _restart(self) -> None:
         self._start_again = False

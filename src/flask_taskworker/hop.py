@@ -25,6 +25,17 @@ T = TypeVar("T")
 _GONE = object()
 
 
+class OwnTask(asyncio.Task[T]):
+    """A task of the worker itself: user code that cancels all tasks of the loop does not end it.
+
+    Only ``asyncio.Task.cancel(task)`` does. What runs in it must need no cancellation: no ``asyncio.timeout``.
+    """
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Refuse."""
+        return False
+
+
 class _Call(NamedTuple):
     function: Callable[[], Any]
     context: contextvars.Context
@@ -74,9 +85,12 @@ class Hop:
 
     def _grow(self) -> None:
         # In an empty context: the thread outlives the job for which it comes.
-        thread = contextvars.Context().run(self._loop.create_task, self._serve(), name="taskworker-hop")
+        thread = contextvars.Context().run(self._new_thread)
         self._threads.add(thread)
         thread.add_done_callback(self._on_thread_end)
+
+    def _new_thread(self) -> asyncio.Task[None]:
+        return OwnTask(self._serve(), loop=self._loop, name="taskworker-hop")
 
     def _on_thread_end(self, thread: asyncio.Task[None]) -> None:
         self._threads.discard(thread)

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +42,9 @@ LEASE_BEATS = 30
 
 CLEAN_BEATS = 600
 """Once in so many beats the rows of the long dead are deleted."""
+
+GIVE_UP_PATIENCE = 5.0
+"""Seconds that the last write of a worker that gives up may take."""
 
 KEEP_DEAD_MS = 3_600_000
 """The row of a dead worker is shown for an hour."""
@@ -79,6 +83,8 @@ class Heartbeat:
         self._info = info
         self._link: Link = store.driver.connect_light()
         self._stopping = threading.Event()
+        self._gives_up = False
+        self._beaten_at = _now()
         self._seen: dict[str, _Seen] = {}
         self._failing = False
         self._beats = 0
@@ -88,6 +94,14 @@ class Heartbeat:
     def is_failing(self) -> bool:
         """Whether the last beat did not reach the database. Safe from any thread."""
         return self._failing
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a beat has reached the database within the lease: else others may have this worker's jobs by now.
+
+        False after a freeze, until the next beat has told. Safe from any thread.
+        """
+        return _now() - self._beaten_at < LEASE_BEATS * BEAT
 
     def start(self) -> None:
         """Register the worker, rescue what is to be rescued now, and begin to beat. Raises StoreError."""
@@ -123,13 +137,33 @@ class Heartbeat:
         finally:
             self._link.close()
 
+    def give_up(self, *, declare: bool) -> None:
+        """Beat no more, so that others get the jobs: at once where *declare* is set, else after the lease.
+
+        Safe from any thread; waits a little for the last write.
+        """
+        self._gives_up = declare
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(GIVE_UP_PATIENCE)
+
     def _work(self) -> None:
+        self._beat_on()
+        if self._gives_up:
+            try:
+                self._link.write(worker_statements.give_up(), {"id": self._id})
+            except StoreError as error:
+                log.warning("worker %s could not declare itself dead, others do after the lease: %s", self._id, error)
+
+    def _beat_on(self) -> None:
         while not self._stopping.wait(BEAT):
             try:
+                was_current, began_at = self.is_current, _now()
                 if not self._beat():
                     self._news.lost()
                     return
-                self._note_success()
+                self._beaten_at = began_at
+                self._note_success(was_current=was_current)
             except StoreError as error:
                 self._note_failure(error)
             except Exception:
@@ -144,9 +178,10 @@ class Heartbeat:
                 self._news.reached()
         self._failing = True
 
-    def _note_success(self) -> None:
+    def _note_success(self, *, was_current: bool) -> None:
         if self._failing:
             log.info("worker %s beats again", self._id)
+        if self._failing or not was_current:
             self._news.reached()
         self._failing = False
 
@@ -225,6 +260,14 @@ class Heartbeat:
             log.log(level, words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:
             self._news.rescued(rescued)
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one: other machines go on, too."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def _whereabouts(host: object, pid: object, info: str) -> str:

@@ -38,6 +38,16 @@ class Membership:
         """Whether the last beat did not reach the database. Safe from any thread."""
         return self._heartbeat is not None and self._heartbeat.is_failing
 
+    @property
+    def is_current(self) -> bool:
+        """Whether jobs may begin: False after a gap of a lease, until a beat has reached the database again."""
+        return self._heartbeat is not None and self._heartbeat.is_current
+
+    def give_up(self, *, declare: bool) -> None:
+        """Beat no more: others get the jobs, at once where *declare* is set. Safe from any thread."""
+        if self._heartbeat is not None:
+            self._heartbeat.give_up(declare=declare)
+
     async def join(self) -> str:
         """Take a lock, then register: so no registered worker lacks its lock. Returns the new id. Raises StoreError."""
         worker_id = secrets.token_hex(6)

@@ -9,9 +9,12 @@ import functools
 import os
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from . import logs
+from .hop import OwnTask
 from .jobs import RunningJob
 from .loggers import get_logger
 from .threads import LoopThreads, flush_output
@@ -19,6 +22,9 @@ from .watchdog import Watchdog
 from .worker import Worker
 
 log = get_logger("worker")
+
+LOOP_LOST = 70
+"""The exit code of a process whose event loop user code has ended or blocks for good: EX_SOFTWARE of sysexits.h."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
@@ -43,6 +49,8 @@ class Runner:
         self._holding: list[Worker] = []
         """Those that have ended but for jobs which threads still run."""
         self._stopping = False
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called, in any thread, where the workers have ended although they were not asked to, in a thread."""
         self._closed = False
         self._thread: threading.Thread | None = None
         self._is_main = False
@@ -54,7 +62,7 @@ class Runner:
         """Whether, at the end, no thread ran a job any more."""
         self.exit_code = 0
         """With which the process should end, if it has nothing else to do."""
-        self._watchdog = Watchdog(self.loop, self._job_of)
+        self._watchdog = Watchdog(self.loop, self._job_of, self._on_blocked)
 
     @property
     def alive(self) -> bool:
@@ -74,7 +82,7 @@ class Runner:
         return True
 
     def _launch(self, worker: Worker) -> None:
-        run = self.loop.create_task(worker.run(), name=f"taskworker-{worker.id}")
+        run = OwnTask(worker.run(), loop=self.loop, name=f"taskworker-{worker.id}")
         self._runs.add(run)
         run.add_done_callback(functools.partial(self._on_run_end, worker))
         if self._stopping:
@@ -82,9 +90,10 @@ class Runner:
 
     def _on_run_end(self, worker: Worker, run: asyncio.Task[bool]) -> None:
         self._runs.discard(run)
-        if run.cancelled() or run.exception() is not None:
-            self.error = None if run.cancelled() else run.exception()
-            log.critical("a worker could not go on", exc_info=self.error)
+        error = asyncio.CancelledError() if run.cancelled() else run.exception()
+        if error is not None:
+            self.error = error
+            log.critical("a worker could not go on", exc_info=error)
             self._fail(1)
         else:
             self.handed_back &= run.result()
@@ -98,10 +107,10 @@ class Runner:
             self._all_ended.set()
 
     def _fail(self, exit_code: int) -> None:
-        """A process that is the workers' alone ends when one of them cannot go on: a new one may be started."""
-        if exit_code and self._is_main:
+        """All workers end where one cannot go on: a new process may be started, or a new loop in this one."""
+        if exit_code:
             self.exit_code = self.exit_code or exit_code
-            self._stop(None)
+            self._stop_workers(None)
 
     def _job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
         jobs = [worker.job_of(task) for worker in self._workers.copy()]
@@ -159,12 +168,12 @@ class Runner:
         if self._stopping:
             self._on_urgent_signal(number)
         else:
-            log.info("%s: no more claims; waiting for running jobs", number.name)
             self._stop(None)
+            log.info("%s: no more claims; waiting for running jobs", number.name)
 
     def _on_urgent_signal(self, number: signal.Signals) -> None:
-        log.warning("%s: running jobs go back to their queues now", number.name)
         self._stop(0.0)
+        log.warning("%s: running jobs go back to their queues now", number.name)
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -177,6 +186,9 @@ class Runner:
 
     def _stop(self, timeout: float | None) -> None:
         self._stopping = True
+        self._stop_workers(timeout)
+
+    def _stop_workers(self, timeout: float | None) -> None:
         with self._lock:
             workers = list(self._workers)
         for worker in workers:
@@ -185,34 +197,80 @@ class Runner:
     def _run(self, debug: bool) -> None:
         logs.install()
         self.loop.set_debug(debug)
+        self.loop.set_exception_handler(_on_loop_error)
         asyncio.set_event_loop(self.loop)
-        main = self.loop.create_task(self._until_ended())
         self._watchdog.start()
         try:
-            self._run_on(main)
-            self.loop.run_until_complete(self._end_stray_tasks())
+            self._complete(self._until_ended())
+            self._complete(self._end_stray_tasks())
             if self._holding:
-                self._run_on(self.loop.create_task(self._hand_back()))
-                self.loop.run_until_complete(self._end_stray_tasks())
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+                self._complete(self._hand_back())
+                self._complete(self._end_stray_tasks())
+            self._complete(self.loop.shutdown_asyncgens())
+        except BaseException as error:
+            self.error = error
+            log.critical("the event loop cannot go on; its workers end: %r", error, exc_info=error)
+            self._give_up(declare=not any(worker.runs_threads for worker in self._workers))
         finally:
             self._watchdog.stop()
             asyncio.set_event_loop(None)
-            self.loop.close()
+            with suppress(OSError, RuntimeError):
+                self.loop.close()
             _watched.discard(self)
             self._ended.set()
+        if self.error is not None and not self._is_main and not self._stopping:
+            self.on_failure()
 
     async def _until_ended(self) -> None:
         await self._all_ended.wait()
 
-    def _run_on(self, main: asyncio.Task[None]) -> None:
+    def _complete(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run the loop until this is done, and enter it again where user code has stopped it."""
+        main = OwnTask(coroutine, loop=self.loop, name="taskworker-main")
         while not main.done():
+            turned: list[bool] = []
+            self.loop.call_soon(turned.append, True)
             try:
                 self.loop.run_until_complete(main)
-            except (SystemExit, KeyboardInterrupt) as error:
-                # asyncio lets these two out of the loop. Where a job raises them the executor has them; here it is a
-                # coroutine that a job started beside itself, and the other jobs must not suffer for it.
-                log.critical("a coroutine that a job started has raised %r; the worker goes on", error, exc_info=error)
+            except BaseException as error:
+                # SystemExit and KeyboardInterrupt leave the loop where a coroutine raises them that a job has started
+                # beside itself; loop.stop() ends it, too. The other jobs must not suffer for it.
+                if main.done() or not turned:
+                    raise
+                log.critical("a job has stopped the event loop (%r); the worker goes on", error, exc_info=error)
+
+    def _on_blocked(self, culprit: str) -> None:
+        """In the watchdog's thread."""
+        words = "the event loop is blocked by %s for good and is given up; the jobs of its workers are run by others"
+        log.critical(words, culprit)
+        self.error = RuntimeError(f"The event loop is blocked by {culprit}.")
+        self._give_up(declare=True)
+        if not self._stopping:
+            self.on_failure()
+
+    def _give_up(self, *, declare: bool) -> None:
+        """The loop will not turn any more: end a process that is the workers' alone, or let others have their jobs.
+
+        Should it turn after all, its workers end. *declare*: others may have the jobs before the lease is over.
+        """
+        if self._is_main:
+            self._end_process()
+        with self._lock:
+            self._closed = True
+            workers = list(self._workers)
+        for worker in workers:
+            worker.give_up(declare=declare)
+        _watched.discard(self)
+        self._ended.set()
+
+    def _end_process(self) -> NoReturn:
+        """At once, with the locks: whoever waits for them has the jobs then."""
+        with suppress(RuntimeError):
+            # What blocks the loop may hold the lock of a log handler.
+            flusher = threading.Thread(target=flush_output, name="taskworker-flush", daemon=True)
+            flusher.start()
+            flusher.join(_LAST_OUTPUT)
+        os._exit(LOOP_LOST)
 
     async def _hand_back(self) -> None:
         """The last act where threads still run jobs: hand these back, and end before another worker can begin them."""
@@ -239,9 +297,15 @@ class Runner:
         for stray in strays:
             if not stray.get_name().startswith("taskworker-"):
                 log.warning("a job left this coroutine behind, it is cancelled: %r", stray)
-            stray.cancel()
+            asyncio.Task.cancel(stray)
         if strays:
             await asyncio.wait(strays, timeout=_LAST_TASKS)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As by default; but where logging raises the loop must not end."""
+    with suppress(Exception):
+        loop.default_exception_handler(context)
 
 
 # -- the end of the main thread ----------------------------------------------------------------------------------------

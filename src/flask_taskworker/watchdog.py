@@ -2,8 +2,8 @@
 
 A thread of its own asks the loop twice a second to note the time, unless it is idle. From the answers comes the loop's
 lag; where none comes for :data:`BLOCKED_AFTER`, the log gets the job that runs on the loop, and where in its code it
-is: once for each blockage, and once more when it is over. The heartbeat is not in this: a worker whose loop stands
-still keeps its jobs.
+is: once for each blockage, and once more when it is over. The heartbeat goes on meanwhile, and the worker keeps its
+jobs, but only for :data:`LOST_AFTER`. Then the loop is given up.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ TURN = 0.5
 BLOCKED_AFTER = 1.0
 """A loop that has not turned for so many seconds is blocked."""
 
+LOST_AFTER = 30.0
+"""A loop that has not turned for so many seconds is given up: as long as a worker that does not beat has its lease."""
+
+DEBUGGERS = frozenset({"bdb", "debugpy", "pydevd", "_pydevd_bundle"})
+"""The modules of debuggers: a loop that stands at a breakpoint is not given up."""
+
 FROZEN_AFTER = 5.0
 """Where the watchdog itself did not run for so many seconds, the whole process stood still."""
 
@@ -41,11 +47,20 @@ _RUN_ONCE: CodeType | None = getattr(getattr(asyncio.BaseEventLoop, "_run_once",
 
 
 class Watchdog:
-    """Watches one event loop. *find_job* gives the job that an asyncio task runs; it is called in another thread."""
+    """Watches one event loop. *find_job* gives the job that an asyncio task runs; it is called in another thread.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, find_job: Callable[[Task], RunningJob | None]) -> None:
+    *on_lost* is called once, in the watchdog's thread, with what blocks a loop that does not turn any more.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        find_job: Callable[[Task], RunningJob | None],
+        on_lost: Callable[[str], None],
+    ) -> None:
         self._loop = loop
         self._find_job = find_job
+        self._on_lost = on_lost
         self._stopping = threading.Event()
         self._loop_thread = 0
         self._asked_at = 0.0
@@ -85,6 +100,9 @@ class Watchdog:
                 self._look(now)
             except RuntimeError:  # the loop has ended
                 return
+            if self._culprit is not None and self._open_turns * TURN >= LOST_AFTER and not self._is_debugged():
+                self._on_lost(self._culprit)
+                return
             before, pause = now, TURN if self._answered_at != now else 2 * TURN
 
     def _look(self, now: float) -> None:
@@ -113,6 +131,14 @@ class Watchdog:
         if frame is None or frame.f_back is None or frame.f_code.co_name != "select":
             return False
         return frame.f_back.f_code is _RUN_ONCE
+
+    def _is_debugged(self) -> bool:
+        frame = sys._current_frames().get(self._loop_thread)
+        while frame is not None:
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in DEBUGGERS:
+                return True
+            frame = frame.f_back
+        return False
 
     def _answer(self) -> None:
         self._answered_at = time.monotonic()

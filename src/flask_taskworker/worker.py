@@ -99,7 +99,7 @@ class Worker:
         self._outlook = Outlook(config.queues, duties.exclude)
         self._next_look = 0.0
         self._back_off = _IMMEDIATE
-        self._declared_dead = self._has_begun = self._stopping = False
+        self._declared_dead = self._has_begun = self._stopping = self._given_up = False
         self._deadline = math.inf
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -119,6 +119,11 @@ class Worker:
         """Whether it takes jobs, and the database answers. Safe from any thread."""
         healthy = self._back_off == _IMMEDIATE and not self._declared_dead
         return self._has_begun and not self._stopping and healthy and not self._membership.is_failing
+
+    @property
+    def runs_threads(self) -> bool:
+        """Whether a sync job runs. Safe from any thread."""
+        return any(job.claim.kind == "sync" for _, job in self.running_jobs())
 
     def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
         """The jobs that run now, with the asyncio tasks that see them through. Safe from any thread."""
@@ -145,6 +150,19 @@ class Worker:
         A second call can only shorten the time. Safe from any thread.
         """
         self._call(self._stop, timeout)
+
+    def give_up(self, *, declare: bool) -> None:
+        """The loop will not turn any more: let other workers have the jobs. Safe from any thread.
+
+        *declare*: at once; else after the lease. Should the loop turn after all, the worker ends without a word.
+        """
+        self._given_up = self._stopping = True
+        if self.client.on_news == self.wake:
+            self.client.on_news = None
+        for _, job in self.running_jobs():
+            job.lost = True
+        self._membership.give_up(declare=declare)
+        self._call(self._news.set)
 
     def abandon(self) -> None:
         """After a fork, in the child: this worker is the parent's. Its lock stays with the parent."""
@@ -226,6 +244,7 @@ class Worker:
             find_app=self._find_app,
             on_change=self._news.set,
             on_start=self._herald.started,
+            may_start=lambda: self._membership.is_current and not self._given_up,
         )
         self.job_of = self._crew.job_of
         self._work = await WorkerStore.open(self._store)
@@ -287,6 +306,9 @@ class Worker:
             log.error("worker %s: %s Next look in %.1f s.", self.id, error, self._longer_back_off())  # noqa: TRY400
         except StoreError as error:
             log.warning("worker %s: %s Next try in %.1f s.", self.id, error, self._longer_back_off())
+        except asyncio.CancelledError:
+            log.warning("worker %s: a job has cancelled what it waited for; it goes on", self.id)
+            self._longer_back_off()
         except Exception:
             self._back_off = LONGEST_BACK_OFF
             log.exception("worker %s: this should not happen; please report it. Next try in 5 s.", self.id)
@@ -412,7 +434,7 @@ class Worker:
         now, stuck = self._loop.time(), self._crew.overdue
         busy = self._crew.busy or stuck
         self._quarantine.update(now, busy=busy, stuck=stuck)
-        if self._quarantine.ready(busy=busy):
+        if self._quarantine.ready(busy=busy) and self._membership.is_current:
             taken += await self._claim_suspect()
         for kind, names in self._outlook.ready.items():
             while names and (room := self._room(kind)) > 0:
@@ -438,7 +460,7 @@ class Worker:
         self._crew.take(kind, claims)
 
     def _room(self, kind: str) -> int:
-        if self._quarantine.closed(self._loop.time()) or self._herald.is_behind:
+        if self._quarantine.closed(self._loop.time()) or self._herald.is_behind or not self._membership.is_current:
             return 0
         room = self._crew.room(kind)
         if self._limits.max_jobs is None:
@@ -496,6 +518,10 @@ class Worker:
         if self.client.on_news == self.wake:
             # Else another worker of this app has begun since.
             self.client.on_news = None
+        if self._given_up:
+            self._crew.lose()
+            await self._close(holding=True)
+            return True
         self._deadline = min(self._deadline, self._loop.time() + self.config.shutdown_timeout)
         holding = True
         try:
@@ -511,7 +537,7 @@ class Worker:
     async def _close(self, holding: bool) -> None:
         self._end_crew()
         await self._membership.stop_beating(holding=holding)
-        self._leave(holding=holding)
+        self._leave(holding=holding and not self._given_up)
         await self._books.close(self._work)
         await self._work.close()
         self._herald.worker_stopped(self)
@@ -560,10 +586,12 @@ class Worker:
 
     async def _drain(self) -> bool:
         """Returns whether all endings are recorded."""
-        try:
-            await self._work.start_draining(self.id)
-        except StoreError as error:
-            log.warning("worker %s: %s", self.id, error)
+        if self._stopping:
+            # Else it was not asked to stop: what it cannot hand back counts as a crash.
+            try:
+                await self._work.start_draining(self.id)
+            except StoreError as error:
+                log.warning("worker %s: %s", self.id, error)
         self._crew.give_back_waiting()
         await self._finisher.flush_all(self.id)
         await self._await_running()

@@ -286,3 +286,31 @@ def test_start_outside_of_the_main_thread_is_refused(lab: Lab) -> None:
     )  # fmt: skip
     lab.strict(path).went_well()
     assert "main thread" in lab.evidence("refused")[0]["words"]
+
+
+LOST = """
+import flask_taskworker.watchdog as watchdog
+
+watchdog.TURN, watchdog.BLOCKED_AFTER, watchdog.LOST_AFTER = 0.1, 0.2, 1.0
+
+@task_worker.task(name="harms")
+async def harms(how):
+    with recorded():
+        if current_job.claim == 1:
+            if how == "blocks":
+                threading.Event().wait()
+            asyncio.get_running_loop()._selector.close()
+        return "again"
+"""
+
+
+@pytest.mark.parametrize("how", ["blocks", "ends"])
+def test_process_ends_with_a_code_of_its_own_where_a_job_has_its_event_loop(lab: Lab, how: str) -> None:
+    harms = lab.task_worker.task(name="harms")(lambda how: None)
+    child = lab.start("python", blocking(lab, LOST))
+    job = harms.enqueue(how)
+    assert child.wait() == 70, child.output
+    assert "the event loop" in child.output
+    lab.start("python", blocking(lab, LOST))
+    assert job.result(timeout=30) == "again"
+    assert states(lab, job) == [("succeeded", 0, 1)], "that was a crash"

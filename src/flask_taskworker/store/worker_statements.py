@@ -35,6 +35,11 @@ def start_draining() -> str:
     return "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
 
 
+def give_up() -> str:
+    """A worker says of itself that it is dead, and so lets others have its jobs."""
+    return "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
+
+
 def remove_worker() -> str:
     """Deregister a worker that holds nothing."""
     return (
