@@ -342,7 +342,7 @@ def with_chromium(interpreter: Interpreter) -> Environment:
 
 def browser(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Click through the dashboard in a real Chromium; arguments go to pytest."""
-    command = ("-m", "pytest", "--numprocesses", "2", "-m", "browser", "tests/browser")
+    command = ("-m", "pytest", "--numprocesses", "2", "-m", "browser", "tests/system/browser")
     return with_chromium(interpreter).run(*command, *arguments)
 
 
@@ -372,7 +372,7 @@ def prepare_newer_peers() -> None:
 
 def chaos(interpreter: Interpreter, arguments: Sequence[str]) -> int:
     """Break things on purpose, or those named, and judge what comes of it; --short for the short forms."""
-    return prepare(interpreter, "test").run("-m", "tests.chaos", *arguments)
+    return prepare(interpreter, "test").run("-m", "tests.system.chaos", *arguments)
 
 
 def lint(interpreter: Interpreter, arguments: Sequence[str]) -> int:
@@ -412,7 +412,7 @@ def wheel(interpreter: Interpreter, arguments: Sequence[str]) -> int:
         make_venv(fresh)
         fresh.install(built)
         # -I: neither this directory nor PYTHONPATH may stand in for the wheel.
-        code = fresh.run("-I", "-X", "dev", ROOT / "tests/smoke.py", *arguments, cwd=Path(scratch))
+        code = fresh.run("-I", "-X", "dev", ROOT / "tests/project/smoke.py", *arguments, cwd=Path(scratch))
         if not code:
             kept = ROOT / "dist" / built.name
             kept.parent.mkdir(exist_ok=True)
@@ -443,7 +443,14 @@ def check_steps(interpreter: Interpreter) -> dict[str, Callable[[], int]]:
     return steps | {f"others ({other.version})": functools.partial(test, other, list(REDUCED)) for other in others}
 
 
-REDUCED = ("-k", "not postgresql", "tests/core", "tests/processes", "tests/mail/test_sending.py", "tests/test_codec.py")
+REDUCED = (
+    "-k",
+    "not postgresql",
+    "tests/behaviour",
+    "tests/system/processes",
+    "tests/unit/mail/test_sending.py",
+    "tests/unit/core/test_codec.py",
+)
 """What runs on other Pythons: whatever depends on the interpreter, and no second database."""
 
 

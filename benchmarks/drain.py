@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from flask_taskworker import BackgroundTaskWorker
-from flask_taskworker.liveness import resident_mb
-from flask_taskworker.store import statements
-from flask_taskworker.store.sqlite import SqliteDriver
+from flask_taskworker.store.sqlite.driver import SqliteDriver
+from flask_taskworker.store.statements import jobs as job_statements
+from flask_taskworker.worker.liveness import resident_mb
 
 from .common import Row, an_app, drained, folder, median, wait_until
 
@@ -58,7 +58,7 @@ def statements_alone(path: Path, jobs: int) -> float:
             "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
             "VALUES ('w', '', 0, 0, 0, 'alive', '')"
         )
-        claim, finish = statements.claim(driver.dialect, "async"), statements.finish_succeeded(driver.dialect)
+        claim, finish = job_statements.claim(driver.dialect, "async"), job_statements.finish_succeeded(driver.dialect)
         begin = time.perf_counter()
         parameters = {"worker_id": "w", "queue": "default", "number": BATCH, "now": 1}
         while claims := connection.execute(claim, parameters).fetchall():

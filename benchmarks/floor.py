@@ -18,8 +18,8 @@ import aiosqlite
 from asgiref.sync import sync_to_async
 from flask import Flask
 
-from flask_taskworker.store import statements
-from flask_taskworker.store.sqlite import SqliteDriver
+from flask_taskworker.store.sqlite.driver import SqliteDriver
+from flask_taskworker.store.statements import jobs as job_statements
 
 from .common import an_app
 from .drain import declare
@@ -59,7 +59,7 @@ async def _drain(app: Flask, driver: SqliteDriver, kind: str, jobs: int) -> floa
         "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
         "VALUES ('w', '', 0, 0, 0, 'alive', '')"
     )
-    claim, finish = statements.claim(driver.dialect, kind), statements.finish_succeeded(driver.dialect)
+    claim, finish = job_statements.claim(driver.dialect, kind), job_statements.finish_succeeded(driver.dialect)
     parameters = {"worker_id": "w", "queue": "default", "number": BATCH, "now": 1}
     begin = time.perf_counter()
     while claims := list(await connection.execute_fetchall(claim, parameters)):

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import make_url
-from tests.postgres import PostgresServer, a_schema, run_sql
 
 from flask_taskworker import BackgroundTaskWorker
-from flask_taskworker.jobs import Claim, NewJob
-from flask_taskworker.store import statements, worker_statements
-from flask_taskworker.store.libpq import Server, ThreadLink
+from flask_taskworker.core.rows import Claim, NewJob
+from flask_taskworker.store.postgresql.connections import Server, ThreadLink
+from flask_taskworker.store.statements import jobs as job_statements
+from flask_taskworker.store.statements import workers as worker_statements
+from tests.support.postgres import PostgresServer, a_schema, run_sql
 
 from . import drain, pickup
 from .common import Row, an_app, child, drained, folder, fsync_ms, median, percentile, wait_until
@@ -72,7 +73,7 @@ def enqueue(task_worker: BackgroundTaskWorker, path: Path, url: str) -> list[Row
     ours, bare = [], []
     for _ in range(ROUNDS):
         ours += [seconds_for(task.enqueue) for _ in range(SINGLE)]
-        bare += [seconds_for(lambda: link.write(statements.add_job(), a_row())) for _ in range(SINGLE)]
+        bare += [seconds_for(lambda: link.write(job_statements.add_job(), a_row())) for _ in range(SINGLE)]
     link.close()
     bulk = seconds_for(lambda: [task.enqueue_many([()] * 1000) for _ in range(BULK // 1000)])
     return [
@@ -174,10 +175,10 @@ def a_link(url: str) -> Iterator[ThreadLink]:
 
 def claim_and_finish_once(link: ThreadLink, number: int) -> float:
     """Seconds for a claim of so many jobs and for their ending."""
-    finish = statements.finish_succeeded(statements.POSTGRESQL)
+    finish = job_statements.finish_succeeded(job_statements.POSTGRESQL)
     begin = time.perf_counter()
     rows = claim(link, number)
-    batch = statements.batch_of({row.id: row.claim for row in rows})
+    batch = job_statements.batch_of({row.id: row.claim for row in rows})
     ended = link.write(finish, {"batch": batch, "now": 1, "expires_at": 2})
     seconds = time.perf_counter() - begin
     assert len(ended) == number
@@ -186,7 +187,7 @@ def claim_and_finish_once(link: ThreadLink, number: int) -> float:
 
 def claim(link: ThreadLink, number: int) -> list[Claim]:
     """Claim so many jobs."""
-    sql = statements.claim(statements.POSTGRESQL, "async")
+    sql = job_statements.claim(job_statements.POSTGRESQL, "async")
     rows = link.write(sql, {"worker_id": "0", "queue": "default", "number": number, "now": 1})
     return [Claim._make(row) for row in rows]
 

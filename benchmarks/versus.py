@@ -187,7 +187,7 @@ def on_redis() -> Iterator[ADatabase]:
 @contextlib.contextmanager
 def on_postgres() -> Iterator[ADatabase]:
     """Each in a database of its own, on a server that waits for the disk."""
-    from tests.postgres import PostgresServer, a_database
+    from tests.support.postgres import PostgresServer, a_database
 
     server = PostgresServer(fsync=True)
     server.start()

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flask import Flask, Response
+
 from docs.small_png import shrink
 from examples.demo import index
 from examples.demo.app import create_app
@@ -41,8 +43,6 @@ from examples.demo.tasks import (
     watch,
     watch_in_thread,
 )
-from flask import Flask, Response
-
 from flask_taskworker import Cron, Every, Job
 from flask_taskworker.dashboard import create_dashboard
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Generator, Iterator
-from itertools import count
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import pytest
-from flask import Flask
-from tests.postgres import OVERRIDE, PostgresServer, SchemaPool, a_schema, available
+
+from tests.support.postgres import OVERRIDE, PostgresServer, SchemaPool, a_schema, available
+
+pytest_plugins = ["tests.support.apps"]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -26,23 +25,6 @@ def pytest_collection_finish() -> None:
     """The product collects garbage where an app may be gone; it need not look at what thousands of tests are."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture
-def make_app(tmp_path: Path) -> Callable[..., Flask]:
-    """A factory of Flask apps, each with an instance folder, and so a task database, of its own in tmp_path.
-
-    Keyword arguments are configuration values.
-    """
-    numbers = count(1)
-
-    def make(**config: Any) -> Flask:
-        number = next(numbers)
-        app = Flask(f"app{number}", instance_path=str(tmp_path / f"instance{number}"), root_path=str(tmp_path))
-        app.config.update(config)
-        return app
-
-    return make
 
 
 @pytest.fixture(scope="session")

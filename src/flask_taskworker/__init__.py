@@ -6,6 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .core.current_job import current_job
+    from .core.jobs import Job
+    from .core.retry import Retry
+    from .core.rows import JobState
+    from .core.tasks import Task
+    from .core.triggers import At, Cron, Every
     from .errors import (
         CancelJob,
         JobCancelled,
@@ -18,11 +24,7 @@ if TYPE_CHECKING:
         TaskWorkerError,
     )
     from .extension import BackgroundTaskWorker, BlockingTaskWorker
-    from .jobs import Job, JobState, current_job
     from .mail import Attachment, BadHeaderError, Connection, Mail, Message, email_dispatched
-    from .retry import Retry
-    from .tasks import Task
-    from .triggers import At, Cron, Every
 
 __all__ = [
     "At",
@@ -56,11 +58,13 @@ _ERRORS = ("CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout"
 _HOMES = {
     **dict.fromkeys((*_ERRORS, "TaskWorkerError"), ".errors"),
     **dict.fromkeys(("BackgroundTaskWorker", "BlockingTaskWorker"), ".extension"),
-    **dict.fromkeys(("Job", "JobState", "current_job"), ".jobs"),
+    "Job": ".core.jobs",
+    "JobState": ".core.rows",
+    "current_job": ".core.current_job",
     **dict.fromkeys(("Attachment", "BadHeaderError", "Connection", "Mail", "Message", "email_dispatched"), ".mail"),
-    "Retry": ".retry",
-    "Task": ".tasks",
-    **dict.fromkeys(("At", "Cron", "Every"), ".triggers"),
+    "Retry": ".core.retry",
+    "Task": ".core.tasks",
+    **dict.fromkeys(("At", "Cron", "Every"), ".core.triggers"),
 }
 """Where each name comes from. It is fetched when it is first asked for (PEP 562).
 

@@ -169,11 +169,11 @@ class LeaseLost(JobError):
     """Another worker owns this job now: whatever this execution does will not be recorded."""
 
 
-class Steering(TaskWorkerError):
+class JobControl(TaskWorkerError):
     """Raised by a task to say what becomes of its own job."""
 
 
-class RetryJob(Steering):
+class RetryJob(JobControl):
     """The task asked for another try.
 
     ``delay`` is in seconds or a timedelta; None takes the delay of the task's ``Retry`` policy, or of the
@@ -185,7 +185,7 @@ class RetryJob(Steering):
         self.delay = delay
 
 
-class SnoozeJob(Steering):
+class SnoozeJob(JobControl):
     """The task asked to be run again later.
 
     ``delay`` is in seconds or a timedelta. Counts no attempt.
@@ -196,7 +196,7 @@ class SnoozeJob(Steering):
         self.delay = delay
 
 
-class CancelJob(Steering):
+class CancelJob(JobControl):
     """The task cancelled its own job.
 
     ``reason`` is kept with the job.

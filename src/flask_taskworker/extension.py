@@ -8,26 +8,33 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
-from importlib import import_module
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
 
 from flask import Flask, current_app, has_app_context, request_started
 
-from . import logs
-from .apps import as_app
-from .bulk import register_bulk
-from .client import Client
-from .clock import as_seconds
-from .codec import Codec
+from .client.apps import as_app
+from .client.client import Client
+from .client.threads import end_process
 from .commands import tasks_command
-from .config import TaskWorkerConfig
-from .duties import ALL_DUTIES, Duties
-from .errors import AppError, ConfigError, TaskWorkerError
-from .jobs import Job, running_job
-from .launch import (
+from .core.clock import as_seconds
+from .core.codec import Codec
+from .core.config import TaskWorkerConfig
+from .core.current_job import running_job
+from .core.jobs import Job
+from .core.retry import Retry
+from .core.tasks import Task, TaskClient, TaskRegistry, task_options
+from .core.triggers import Trigger
+from .errors import AppError, TaskWorkerError
+from .mail.queue.delivery import register_mail
+from .ops.bulk import register_bulk
+from .state import KEY, AppState, close_state, replace_predecessor
+from .store.drivers import make_driver
+from .store.sql import Store
+from .worker import logs
+from .worker.bounds import NO_BOUNDS, Bounds
+from .worker.launch import (
     after_uwsgi_fork,
     check_server,
     flask_command,
@@ -36,44 +43,17 @@ from .launch import (
     is_spawning,
     when_serving,
 )
-from .limits import NO_LIMITS, Limits
-from .mail.delivery import register_mail
-from .retry import Retry
-from .runner import Runner
-from .store.driver import Driver
-from .store.sql import Store
-from .store.sqlite import SqliteDriver
-from .tasks import Task, TaskClient, TaskRegistry, task_options
-from .threads import end_process
-from .triggers import Trigger
-from .worker import Worker
+from .worker.role import EVERY_ROLE, WorkerRole
+from .worker.runner import Runner
+from .worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.worker")
 
-KEY = "taskworker"
 _REPLACE_AFTER = 1.0
 """Seconds from the end of a loop that user code has ended to the next one."""
 _NOTHING: Mapping[str, Any] = {}
-
-
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class AppState:
-    """What one app has of its TaskWorker: ``app.extensions["taskworker"]``."""
-
-    config: TaskWorkerConfig
-    client: Client
-    task_worker: TaskWorker
-    find_app: Callable[[], Flask | None]
-    import_name: str
-    worker: Worker | None = field(default=None)
-    """The worker of this app in this process, while one runs."""
-
-    @property
-    def store(self) -> Store:
-        """The app's rows."""
-        return self.client.store
 
 
 class TaskWorker:
@@ -113,21 +93,31 @@ class TaskWorker:
         logs.install()
         find_app = weakref.ref(app)
         store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
-        state = AppState(config, Client(store, self.registry, find_app), self, find_app, app.import_name)
+        state = AppState(
+            config=config,
+            client=Client(store, self.registry, find_app),
+            registry=self.registry,
+            find_app=find_app,
+            import_name=app.import_name,
+            run=self.run,
+            workers=self.workers,
+            forget=self._forget_app,
+        )
         with self._lock:
-            _replace_predecessor(state)
+            replace_predecessor(state)
             self._states[app] = state
             app.extensions[KEY] = state
             app.cli.add_command(tasks_command)
             request_started.connect(self._on_request, app)
-            weakref.finalize(app, _let_go, state)
+            weakref.finalize(app, close_state, state)
             if self._runner is not None and not self._serve(state):
                 # All other apps were gone, and the runner with them.
                 self._restart()
         if config.dashboard_url is not None:
             # Fetched here: an app without a dashboard pays nothing for it.
-            dashboard = import_module(".dashboard", __package__)
-            app.register_blueprint(dashboard.create_dashboard(self), url_prefix=config.dashboard_url)
+            from .dashboard import create_dashboard
+
+            app.register_blueprint(create_dashboard(self), url_prefix=config.dashboard_url)
 
     def _find_client(self) -> TaskClient:
         return self.state().client
@@ -244,6 +234,9 @@ class TaskWorker:
                 runner.join()
             self._forget_runner()
 
+    def _forget_app(self, app: Flask) -> None:
+        self._states.pop(app, None)
+
     def _forget_runner(self) -> None:
         with self._lock:
             self._runner = None
@@ -254,10 +247,10 @@ class TaskWorker:
         """The workers that run in this process, one for each app. Safe from any thread."""
         return [state.worker for state in list(self._states.values()) if state.worker is not None]
 
-    def run(self, *, limits: Limits = NO_LIMITS, duties: Duties = ALL_DUTIES, **settings: Any) -> None:
-        """Run the workers of all apps in this thread, the main one, until SIGTERM or SIGINT, or until *limits*.
+    def run(self, *, bounds: Bounds = NO_BOUNDS, role: WorkerRole = EVERY_ROLE, **settings: Any) -> None:
+        """Run the workers of all apps in this thread, the main one, until SIGTERM or SIGINT, or until *bounds*.
 
-        *duties* say which part of the work they take on.
+        *role* say which part of the work they take on.
         ``settings`` override fields of the configuration that only workers read, for example ``queues=("mail",)``.
         A sync job that does not end within ``shutdown_timeout`` is handed back, and the process then ends at once,
         since its thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75.
@@ -266,7 +259,7 @@ class TaskWorker:
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("A blocking worker must run in the main thread, where signals arrive.")
-        runner = self._begin(settings, limits=limits, duties=duties, may_abandon_threads=True)
+        runner = self._begin(settings, bounds=bounds, role=role, may_abandon_threads=True)
         try:
             runner.run_here(self._is_debug())
         finally:
@@ -443,74 +436,13 @@ class _Decorator:
         """Make a task of the function."""
 
 
-def make_driver(config: TaskWorkerConfig) -> Driver:
-    """The driver that the configuration names."""
-    if config.driver == "sqlite":
-        path = Path(config.database_uri.database or "")
-        return SqliteDriver(path, durability=config.durability, lock_timeout=config.lock_timeout)
-    try:
-        from .store.postgresql import PostgresqlDriver
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "TASKER_DRIVER = 'postgresql' needs psycopg 3. Install it: pip install 'Flask-TaskWorker[postgres]' "
-            "'psycopg[binary]'"
-        ) from error
-    except ImportError as error:
-        raise ConfigError(
-            f"TASKER_DRIVER = 'postgresql' needs psycopg 3, which cannot be loaded: {' '.join(str(error).split())}. "
-            "Install PostgreSQL's client library libpq, or have one with it: pip install 'psycopg[binary]'"
-        ) from error
-    return PostgresqlDriver(config.database_uri, listen=config.listen)
-
-
 # -- one database, one app ---------------------------------------------------------------------------------------------
-
-_databases: weakref.WeakValueDictionary[str, AppState] = weakref.WeakValueDictionary()
-_databases_lock = threading.Lock()
 
 
 def _warn_of_unknown_keys(app: Flask) -> None:
     for key, meant in TaskWorkerConfig.unknown_keys(app.config).items():
         remedy = f"Did you mean {meant}?" if meant is not None else "No such key is read."
         log.warning("The configuration of the app %r has %s, which means nothing. %s", app.import_name, key, remedy)
-
-
-def _replace_predecessor(state: AppState) -> None:
-    """One living app a database: two would run each other's jobs. A factory's next app replaces its last one."""
-    key = state.store.driver.key
-    if _is_rival(_databases.get(key), state):
-        # It may only wait for the garbage collector.
-        gc.collect()
-    with _databases_lock:
-        other = _databases.get(key)
-        if other is not None and _is_rival(other, state):
-            raise AppError(
-                f"The apps {other.import_name!r} and {state.import_name!r} would share the database {key} and run "
-                "each other's jobs. Give one of them another TASKER_DATABASE_URI."
-            )
-        _databases[key] = state
-    if other is not None:
-        _retire(other)
-
-
-def _is_rival(other: AppState | None, state: AppState) -> bool:
-    return other is not None and other.find_app() is not None and other.import_name != state.import_name
-
-
-def _retire(state: AppState) -> None:
-    if state.worker is not None:
-        state.worker.stop()
-        state.worker = None
-    app = state.find_app()
-    if app is not None:
-        state.task_worker._states.pop(app, None)
-
-
-def _let_go(state: AppState) -> None:
-    """The app is gone: its worker, which holds it only weakly, stops, and its connections close."""
-    if state.worker is not None:
-        state.worker.stop()
-    state.client.close()
 
 
 # -- fork --------------------------------------------------------------------------------------------------------------
@@ -521,8 +453,6 @@ _inherited: list[object] = []
 
 
 def _after_fork_in_child() -> None:
-    global _databases_lock
-    _databases_lock = threading.Lock()
     for task_worker in list(_instances):
         task_worker._after_fork()
 

@@ -18,14 +18,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.wrappers import Response as BaseResponse
 
-from .dashboard.access import Gate
+from .core.tasks import TaskRegistry, registry_of
 from .errors import StoreError
-from .mail.queue import DELIVER
-from .store.browse import Browser
-from .store.browse_rows import Figures, QueueState
+from .mail.queue.queue import DELIVER
+from .ops.access import Gate
+from .ops.browse import Browser
+from .ops.rows import Figures, QueueState
+from .state import HasState
 from .store.schema import BUCKETS_MS
 from .store.sql import Store
-from .tasks import TaskRegistry, registry_of
 
 try:
     from prometheus_client import CollectorRegistry
@@ -40,9 +41,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
-    from .extension import TaskWorker
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.worker")
 
 OUTCOMES = ("succeeded", "failed", "retried", "cancelled")
 WORKER_STATES = ("alive", "draining", "dead", "left")
@@ -56,7 +56,7 @@ _CLOSED = (
 
 
 def create_metrics(
-    task_worker: TaskWorker, access: Callable[[], Any] | None = None, *, name: str = "taskworker_metrics"
+    task_worker: HasState, access: Callable[[], Any] | None = None, *, name: str = "taskworker_metrics"
 ) -> Blueprint:
     """A blueprint that answers ``/metrics``.
 
@@ -125,7 +125,7 @@ class TaskWorkerCollector(Collector):
     def __init__(self, app: Flask) -> None:
         state = app.extensions["taskworker"]
         self._store: Store = state.store
-        self._tasks: TaskRegistry = state.task_worker.registry
+        self._tasks: TaskRegistry = state.registry
         self._browser = Browser(self._store)
 
     def describe(self) -> list[Metric]:

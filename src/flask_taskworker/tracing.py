@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .jobs import Claim, Ending, Outcome
-from .origin import carriers, read_origin
-from .tasks import registry_of
+from .client.origin import carriers, read_origin
+from .core.rows import Claim, Ending, Outcome
+from .core.tasks import HasRegistry, registry_of
 
 try:
     from opentelemetry.context import Context
@@ -34,9 +34,6 @@ except ImportError as error:
         "flask_taskworker.tracing needs opentelemetry-api: pip install 'Flask-TaskWorker[otel]'."
     ) from error
 
-if TYPE_CHECKING:
-    from .extension import TaskWorker
-
 # The semantic conventions for messaging are in development: these names may change, and stand nowhere else.
 SYSTEM = "messaging.system"
 DESTINATION = "messaging.destination.name"
@@ -55,7 +52,7 @@ _W3C = TraceContextTextMapPropagator()
 _CARRIED = ("traceparent", "tracestate")
 
 
-def instrument(task_worker: TaskWorker, tracer_provider: TracerProvider | None = None) -> None:
+def instrument(task_worker: HasRegistry, tracer_provider: TracerProvider | None = None) -> None:
     """Make spans for the jobs of *task_worker*, in this process; call it wherever jobs are enqueued or run.
 
     *tracer_provider* defaults to the global one. Before or after ``init_app``; repeated, the last call counts. Raises
@@ -66,7 +63,7 @@ def instrument(task_worker: TaskWorker, tracer_provider: TracerProvider | None =
         carriers.append(_carry)
 
 
-def uninstrument(task_worker: TaskWorker) -> None:
+def uninstrument(task_worker: HasRegistry) -> None:
     """Make no more spans for the jobs of *task_worker*."""
     registry_of(task_worker).tracing = None
 

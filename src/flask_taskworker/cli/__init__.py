@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import acting, examining, listing, looking, mails, running, schedules, status, steer, tables
+from . import acting, examining, listing, looking, mails, operations, running, schedules, status, tables
 
 __all__ = [
     "acting",
@@ -10,9 +10,9 @@ __all__ = [
     "listing",
     "looking",
     "mails",
+    "operations",
     "running",
     "schedules",
     "status",
-    "steer",
     "tables",
 ]

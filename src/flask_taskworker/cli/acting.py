@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..commands import tasks_command
-from ..health import Snapshot
-from ..jobs import Job, JobState
-from ..tasks import Task
+from ..core.jobs import Job
+from ..core.rows import JobState
+from ..core.tasks import Task
+from ..ops.health import Snapshot
 from .group import CreatingCommand, Moment, Period, app_state, complete_queue, complete_task, tell
 from .text import to_json
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 _FOREVER = math.inf
 
@@ -47,7 +48,7 @@ def call(name: str, pairs: tuple[str, ...], keywords: str | None, positional: st
     Arguments are KEY=VALUE; a value is read as JSON if it is JSON, else as text: x=1, when=today, tags='["a"]'.
     """
     state = app_state()
-    task = state.task_worker.registry.find(name)
+    task = state.registry.find(name)
     args, kwargs = _arguments(pairs, keywords, positional)
     if options.pop("here"):
         if any(value is not None for value in options.values()):

@@ -8,7 +8,7 @@ import click
 from flask import Flask, current_app
 
 from ..commands import tasks_command
-from ..doctor import Finding, findings, settings
+from ..ops.doctor import Finding, findings, settings
 from .group import FAILED, SCHEMA, UNHEALTHY, CreatingCommand, Period, require_worker
 from .text import pairs, safe, to_json
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from ..clock import from_ms
-from ..failures import read_cut
-from ..health import Snapshot
-from ..jobs import JobRecord, JobState, Progress
-from ..store.browse_rows import JobWhole, LogLine
+from ..core.clock import from_ms
+from ..core.failures import read_cut
+from ..core.rows import JobRecord, JobState, Progress
+from ..ops.health import Snapshot
+from ..ops.rows import JobWhole, LogLine
 from .group import FAILED, app_state, browser, tell
 from .text import iso, safe, to_json
 

@@ -15,8 +15,9 @@ from click.shell_completion import CompletionItem
 from flask import Flask, current_app
 from flask.cli import ScriptInfo, with_appcontext
 
-from ..clock import MAX_PERIOD
 from ..commands import tasks_command
+from ..core.clock import MAX_PERIOD
+from ..core.filters import STATES, JobFilter
 from ..errors import (
     ArgumentsError,
     ConfigError,
@@ -28,16 +29,15 @@ from ..errors import (
     TaskNotFound,
     TaskWorkerError,
 )
-from ..filters import STATES, JobFilter
-from ..steering import Steering
-from ..store.browse import Browser
-from ..store.browse_rows import JobRow
+from ..ops.browse import Browser
+from ..ops.operations import Operations
+from ..ops.rows import JobRow
 from ..store.sql import Store
 from .text import safe, shortened
 
 if TYPE_CHECKING:
-    from ..extension import AppState
-    from ..tasks import Task
+    from ..core.tasks import Task
+    from ..state import AppState
 
 ENVIRONMENT = "TASKER_CLI_"
 """How the environment variables of options begin; the command and the option follow."""
@@ -164,11 +164,11 @@ def browser() -> Browser:
     return Browser(app_state().store)
 
 
-def steering() -> Steering:
+def operations() -> Operations:
     """What can be done to the current app's rows, in the name of whoever runs the command."""
     state = app_state()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    return Steering(app, state.client, state.task_worker.registry, who=f"{_user()} (flask tasks)")
+    return Operations(app, state.client, state.registry, who=f"{_user()} (flask tasks)")
 
 
 def _user() -> str:
@@ -209,7 +209,7 @@ def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str)
 
 def known_queues(state: AppState) -> set[str]:
     """The queues that tasks and the configuration name. Jobs may go to others, with ``using(queue=…)``."""
-    return {task.options.queue for task in state.task_worker.registry} | set(state.config.queues or ())
+    return {task.options.queue for task in state.registry} | set(state.config.queues or ())
 
 
 def complete_filter(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -271,7 +271,7 @@ def _matching(names: set[str], incomplete: str) -> list[CompletionItem]:
 
 
 def _tasks(ctx: click.Context) -> list[Task[..., Any, Any]]:
-    return list(_state_of(ctx).task_worker.registry)
+    return list(_state_of(ctx).registry)
 
 
 def _state_of(ctx: click.Context) -> AppState:

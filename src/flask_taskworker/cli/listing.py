@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..commands import tasks_command
-from ..failures import read_cut
-from ..filters import JobFilter
-from ..health import counted, spoken
-from ..jobs import JobRecord, Progress
-from ..steering import names_of
-from ..store.browse import GROUPED
-from ..store.browse_rows import FailureGroup, JobPage, JobRow
+from ..core.failures import read_cut
+from ..core.filters import JobFilter
+from ..core.rows import JobRecord, Progress
+from ..core.words import counted, spoken
+from ..ops.browse import GROUPED
+from ..ops.operations import names_of
+from ..ops.rows import FailureGroup, JobPage, JobRow
 from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
 from .text import iso, table, to_json
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 _LONGEST_ERROR = 60
 _LONGEST_PLACE = 40
@@ -59,7 +59,7 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
 
 def _first_page(state: AppState, chosen: JobFilter, limit: int, before: int | None) -> JobPage:
     """The first page that has something, if it is found soon: each looks at a bounded number of rows."""
-    names = names_of(state.task_worker.registry)
+    names = names_of(state.registry)
     deadline = time.monotonic() + _PATIENCE
     page = browser().jobs(chosen, limit=limit, before=before, names=names)
     while not page.rows and page.older is not None and time.monotonic() < deadline:

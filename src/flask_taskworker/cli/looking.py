@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..clock import from_ms, to_ms
+from ..client.origin import read_origin
 from ..commands import tasks_command
+from ..core.clock import from_ms, to_ms
+from ..core.retry import Retry
+from ..core.rows import Failure, JobRecord
+from ..core.tasks import DeclaredSchedule, Task
+from ..core.triggers import Cron, describe
+from ..core.words import spoken
 from ..errors import NotDecodable
-from ..health import spoken
-from ..jobs import Failure, JobRecord
-from ..origin import read_origin
-from ..retry import Retry
-from ..store.browse_rows import JobWhole
+from ..ops.rows import JobWhole
 from ..store.sql import Attempt
-from ..tasks import DeclaredSchedule, Task
-from ..triggers import Cron, describe
 from .follow import follow_job, line_fields, log_words, progress_words
 from .group import CreatingCommand, app_state, browser, complete_job, tell
 from .listing import job_fields
@@ -26,7 +26,7 @@ from .running import NO_TASKS
 from .text import iso, moment, pairs, plural, safe, safe_lines, shortened, to_json
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 _LONGEST_VALUE = 2000
 
@@ -43,7 +43,7 @@ def list_tasks(as_json: bool) -> None:
     """
     state = app_state()
     now = from_ms(state.store.clock())
-    tasks = sorted(state.task_worker.registry, key=lambda task: task.name)
+    tasks = sorted(state.registry, key=lambda task: task.name)
     for task in tasks:
         click.echo(_task_json(task, now) if as_json else _task_text(task, now))
     if not tasks:
@@ -203,7 +203,7 @@ def _state_words(job: JobWhole) -> str:
 def _shown_call(state: AppState, text: str) -> str:
     """The call as it would be typed; the stored text where this version of the code cannot read it."""
     try:
-        args, kwargs = state.task_worker.registry.codec.decode_call(text)
+        args, kwargs = state.registry.codec.decode_call(text)
     except NotDecodable:
         return safe(shortened(text, _LONGEST_VALUE))
     shown = [to_json(value) for value in args] + [f"{name}={to_json(value)}" for name, value in kwargs.items()]
@@ -220,7 +220,7 @@ def _result(state: AppState, job: JobWhole) -> Any:
     if job.result is None:
         return None
     try:
-        return state.task_worker.registry.codec.decode(job.result)
+        return state.registry.codec.decode(job.result)
     except NotDecodable:
         return _unread(job.result)
 
@@ -297,7 +297,7 @@ def _job_json(state: AppState, job: JobWhole) -> str:
 
 def _call(state: AppState, text: str) -> tuple[Any, Any]:
     try:
-        return state.task_worker.registry.codec.decode_call(text)
+        return state.registry.codec.decode_call(text)
     except NotDecodable:
         return _unread(text), None
 

@@ -12,10 +12,10 @@ import click
 
 from ..commands import mail_commands
 from ..errors import NotDecodable, StoreError
-from ..mail.queue import RecipientState, load_recipients
-from ..mail.stored import StoredMail, load_mails
-from ..store.browse import Browser
-from ..store.browse_rows import MailRow, RecipientRow
+from ..mail.queue.queue import RecipientState, load_recipients
+from ..mail.queue.stored import StoredMail, load_mails
+from ..ops.browse import Browser
+from ..ops.rows import MailRow, RecipientRow
 from ..store.sql import Store
 from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
 from .text import iso, moment, moment_in, odd_fields, pairs, safe, safe_lines, table, to_json, unless_odd

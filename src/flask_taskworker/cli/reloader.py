@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from .supervisor import NOTED, listen, start_child
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.worker")
 
 SOURCES = "_TASKWORKER_SOURCES"
 """The environment variable that tells a child where to write what it has imported."""

@@ -17,11 +17,11 @@ import click
 from flask import Flask, current_app
 
 from ..commands import tasks_command
-from ..duties import Duties
-from ..limits import Limits
-from ..liveness import resident_mb
-from ..probes import Health, Probes, WorkersHealth
-from ..tasks import MAX_NAME
+from ..core.tasks import MAX_NAME
+from ..worker.bounds import Bounds
+from ..worker.liveness import resident_mb
+from ..worker.probes import Health, Probes, WorkersHealth
+from ..worker.role import WorkerRole
 from .group import FAILED, CreatingCommand, Period, app_state, complete_queue, known_queues, tell
 from .log_output import set_up_log
 from .reloader import reload, tell_sources
@@ -30,9 +30,9 @@ from .supervisor import HEALTH, NUMBER, Supervisor, available_cpus, hold_lifelin
 from .text import pairs, plural, safe
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.worker")
 
 NO_TASKS = (
     "No task is registered with this app. Declare one with @task_worker.task, and see that its module is imported."
@@ -134,12 +134,12 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
     it when the running jobs have ended, or after the grace; a second one ends it at once. Jobs that have not ended then
     go back to their queues. SIGUSR1 has the running jobs written into the log, with where they are.
     """
-    state, limits = app_state(), _limits(options)
+    state, bounds = app_state(), _bounds(options)
     settings, workers = _settings(queues, options), options["workers"]
     is_child, number = hold_lifeline(), os.environ.pop(NUMBER, "1")
-    duties = _duties(queues, options, number)
+    role = _role(queues, options, number)
     if options["check"]:
-        _check(state, settings, limits, duties, workers)
+        _check(state, settings, bounds, role, workers)
         return
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     form = options["log_format"]
@@ -149,22 +149,22 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
     tell_sources()
     if is_child and workers > 1:
         file = os.environ.pop(HEALTH, None)
-        with Probes(WorkersHealth(state.task_worker.workers), file=Path(file) if file else None):
-            _work(state, limits, duties, settings)
+        with Probes(WorkersHealth(state.workers), file=Path(file) if file else None):
+            _work(state, bounds, role, settings)
         return
-    if not len(state.task_worker.registry):
+    if not len(state.registry):
         log.warning(NO_TASKS)
-    plan = _plan(state, settings, limits, duties, workers)
+    plan = _plan(state, settings, bounds, role, workers)
     log.info("%s", "; ".join(f"{name}: {value}" for name, value in plan if value))
     if workers > 1:
-        _supervise(app, state, limits, options)
-    with _probes(WorkersHealth(state.task_worker.workers), options), _metrics(app, options["metrics_port"]):
-        _work(state, limits, duties, settings)
+        _supervise(app, state, bounds, options)
+    with _probes(WorkersHealth(state.workers), options), _metrics(app, options["metrics_port"]):
+        _work(state, bounds, role, settings)
 
 
-def _work(state: AppState, limits: Limits, duties: Duties, settings: dict[str, Any]) -> None:
-    print_on_signal(state.task_worker.workers)
-    state.task_worker.run(limits=limits, duties=duties, **settings)
+def _work(state: AppState, bounds: Bounds, role: WorkerRole, settings: dict[str, Any]) -> None:
+    print_on_signal(state.workers)
+    state.run(bounds=bounds, role=role, **settings)
 
 
 def _reload(state: AppState, workers: int) -> NoReturn:
@@ -174,12 +174,12 @@ def _reload(state: AppState, workers: int) -> NoReturn:
     sys.exit(reload(own_command()))
 
 
-def _supervise(app: Flask, state: AppState, limits: Limits, options: dict[str, Any]) -> NoReturn:
+def _supervise(app: Flask, state: AppState, bounds: Bounds, options: dict[str, Any]) -> NoReturn:
     # What is wrong with the database or the platform is said here, once.
     state.store.driver.check_platform()
     state.store.driver.prepare()
     state.client.close()
-    ends = limits.drain or limits.max_idle is not None
+    ends = bounds.drain or bounds.max_idle is not None
     supervisor = Supervisor(own_command(), options["workers"], ends=ends, environment=os.environ)
     with tempfile.TemporaryDirectory(prefix="taskworker-") as folder:
         health = supervisor.write_health_to(Path(folder))
@@ -228,12 +228,12 @@ def _cannot_listen(option: str, address: tuple[str, int], error: OSError) -> cli
     return click.ClickException(f"{option}: {host} port {port} cannot be listened on: {reason}. Take another one.")
 
 
-def _duties(queues: tuple[str, ...], options: dict[str, Any], number: str) -> Duties:
+def _role(queues: tuple[str, ...], options: dict[str, Any], number: str) -> WorkerRole:
     exclude = frozenset(options["exclude"])
     both = sorted(exclude & set(queues))
     if both or "" in exclude:
         raise click.UsageError(f"The queue {both[0]!r} is both given and excluded." if both else "A queue has a name.")
-    return Duties(
+    return WorkerRole(
         exclude=exclude, schedules=not options["no_scheduler"], name=_filled(options["template"] or "", number)
     )
 
@@ -251,10 +251,10 @@ def _filled(template: str, number: str) -> str:
     return name
 
 
-def _limits(options: dict[str, Any]) -> Limits:
+def _bounds(options: dict[str, Any]) -> Bounds:
     if options["max_memory"] is not None and resident_mb() is None:
         raise click.UsageError("--max-memory works on Linux only: this system does not tell how much memory is held.")
-    return Limits(
+    return Bounds(
         drain=options["drain"],
         max_jobs=options["max_jobs"],
         max_idle=options["max_idle"],
@@ -275,13 +275,13 @@ def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _check(state: AppState, settings: dict[str, Any], limits: Limits, duties: Duties, workers: int) -> None:
+def _check(state: AppState, settings: dict[str, Any], bounds: Bounds, role: WorkerRole, workers: int) -> None:
     if state.store.driver.schema_version() is None:
         tell("There are no tables yet: the worker creates them.")
     else:
         state.store.driver.prepare()
-    registry = state.task_worker.registry
-    plan = _plan(state, settings, limits, duties, workers)
+    registry = state.registry
+    plan = _plan(state, settings, bounds, role, workers)
     plan.append(("tasks", ", ".join(sorted(task.name for task in registry)) or None))
     for line in pairs([(name, value and safe(value)) for name, value in plan]):
         click.echo(line)
@@ -294,30 +294,30 @@ def _check(state: AppState, settings: dict[str, Any], limits: Limits, duties: Du
 
 
 def _plan(
-    state: AppState, settings: dict[str, Any], limits: Limits, duties: Duties, workers: int
+    state: AppState, settings: dict[str, Any], bounds: Bounds, role: WorkerRole, workers: int
 ) -> list[tuple[str, str | None]]:
     config = replace(state.config, **settings)
-    schedules = sum(len(task.options.schedules) for task in state.task_worker.registry)
+    schedules = sum(len(task.options.schedules) for task in state.registry)
     return [
         ("app", state.import_name),
         ("database", config.database_uri.render_as_string(hide_password=True)),
         ("processes", str(workers) if workers > 1 else None),
-        ("name", duties.name or None),
+        ("name", role.name or None),
         ("queues", ", ".join(config.queues or ("all",))),
-        ("but not", ", ".join(sorted(duties.exclude)) or None),
-        ("schedules", None if duties.schedules else "left to others"),
+        ("but not", ", ".join(sorted(role.exclude)) or None),
+        ("schedules", None if role.schedules else "left to others"),
         ("at once", f"{plural(config.concurrency, 'async job')}, {plural(config.threads, 'sync job')}"),
         ("grace", f"{config.shutdown_timeout:g} s"),
-        ("ends", _ends(limits)),
-        ("registered", f"{plural(len(state.task_worker.registry), 'task')}, {plural(schedules, 'schedule')}"),
+        ("ends", _ends(bounds)),
+        ("registered", f"{plural(len(state.registry), 'task')}, {plural(schedules, 'schedule')}"),
     ]
 
 
-def _ends(limits: Limits) -> str | None:
+def _ends(bounds: Bounds) -> str | None:
     reasons = [
-        limits.drain and "when no job is ready",
-        limits.max_jobs and f"after {plural(limits.max_jobs, 'job')}",
-        limits.max_idle is not None and f"after {limits.max_idle:g} s without a job",
-        limits.max_memory_mb and f"above {limits.max_memory_mb:g} MB of memory",
+        bounds.drain and "when no job is ready",
+        bounds.max_jobs and f"after {plural(bounds.max_jobs, 'job')}",
+        bounds.max_idle is not None and f"after {bounds.max_idle:g} s without a job",
+        bounds.max_memory_mb and f"above {bounds.max_memory_mb:g} MB of memory",
     ]
     return " or ".join(reason for reason in reasons if reason) or None

@@ -12,26 +12,17 @@ from zoneinfo import ZoneInfo
 import click
 from flask.cli import AppGroup
 
-from ..clock import from_ms, to_ms
 from ..commands import tasks_command
+from ..core.clock import from_ms, to_ms
+from ..core.triggers import At, Cron, Every, describe, trigger_from_text, trigger_to_text
+from ..core.words import spoken
 from ..errors import NotDecodable
-from ..health import spoken
 from ..store.sql import ScheduleRow
-from ..triggers import At, Cron, Every, describe, trigger_from_text, trigger_to_text
-from .group import (
-    AS_JSON,
-    NOTHING,
-    TasksCommand,
-    app_state,
-    browser,
-    complete_schedule,
-    steering,
-    tell,
-)
+from .group import AS_JSON, NOTHING, TasksCommand, app_state, browser, complete_schedule, operations, tell
 from .text import iso, moment, moment_in, odd_fields, table, to_json
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 _MOST = 10_000
 
@@ -83,7 +74,7 @@ def _not_stored(state: AppState) -> Iterator[ScheduleRow]:
     """The schedules that the code declares and no worker has stored yet."""
     stored = {schedule.name for schedule in state.store.schedules()}
     now = from_ms(state.store.clock())
-    for task in sorted(state.task_worker.registry, key=lambda task: task.name):
+    for task in sorted(state.registry, key=lambda task: task.name):
         for declared in task.declared_schedules():
             if declared.name not in stored:
                 following = declared.trigger.next_after(now)
@@ -261,7 +252,7 @@ def _is_on(trigger: Cron, local: datetime) -> bool:
 def run_schedule(name: str) -> None:
     """Enqueue the job of a schedule now, besides its times, and print its number."""
     _require_stored(name)
-    job = steering().run_schedule(name)
+    job = operations().run_schedule(name)
     click.echo(job.id)
     tell(f"Job {job.id} of {job.task} is {job.state}.")
 
@@ -271,7 +262,7 @@ def run_schedule(name: str) -> None:
 def pause_schedule(name: str) -> None:
     """Have a schedule fire no more until it is resumed. Exits with 3 if it was paused."""
     _require_stored(name)
-    if not steering().pause_schedule(name):
+    if not operations().pause_schedule(name):
         tell(f"The schedule {name!r} is paused already.")
         sys.exit(NOTHING)
     tell(f"The schedule {name!r} is paused.")
@@ -285,7 +276,7 @@ def resume_schedule(name: str) -> None:
     What it would have fired meanwhile is not made up for.
     """
     _require_stored(name)
-    if not steering().resume_schedule(name):
+    if not operations().resume_schedule(name):
         tell(f"The schedule {name!r} is not paused.")
         sys.exit(NOTHING)
     _tell_next(name)
@@ -298,7 +289,7 @@ def skip_schedule(name: str) -> None:
     if _require_stored(name).next_at is None:
         tell(f"The schedule {name!r} fires never again.")
         sys.exit(NOTHING)
-    steering().skip_next(name)
+    operations().skip_next(name)
     _tell_next(name)
 
 

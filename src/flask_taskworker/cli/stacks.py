@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from ..jobs import RunningJob
-from ..worker import Worker
+from ..core.current_job import RunningJob
+from ..worker.worker import Worker
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.worker")
 
 MOST_FRAMES = 30
 _PACKAGE = __name__.partition(".")[0]

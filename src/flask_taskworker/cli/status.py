@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..commands import tasks_command
+from ..core.triggers import describe, trigger_from_text
+from ..core.words import MOST, counted, spoken
 from ..errors import NotDecodable
-from ..health import Snapshot, counted, info_of, name_of, spoken
-from ..store.sql import MOST, QueueRow, ScheduleRow, WorkerRow
-from ..triggers import describe, trigger_from_text
+from ..ops.health import Snapshot, info_of, name_of
+from ..store.sql import QueueRow, ScheduleRow, WorkerRow
 from .group import UNHEALTHY, Period, app_state
 from .text import iso, moment_in, odd_fields, safe, table, to_json, unless_odd
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 _NEXT_SCHEDULES = 10
 _WATCH = 2.0

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..probes import FilesHealth
+from ..worker.probes import FilesHealth
 from .group import SCHEMA, USAGE
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.worker")
 
 LIFELINE = "_TASKWORKER_LIFELINE"
 """The environment variable that tells a child the number of the pipe's descriptor."""

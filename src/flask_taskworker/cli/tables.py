@@ -12,7 +12,7 @@ from flask.cli import AppGroup
 from ..commands import tasks_command
 from ..errors import SchemaError
 from ..store.migrations import creation_sql, newest, upgrade_sql
-from ..store.statements import Dialect
+from ..store.statements.jobs import Dialect
 from .group import CREATE, SCHEMA, CreatingCommand, app_state, tell
 from .text import to_json
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import date, datetime, time
 from typing import Any, Protocol
 
-from ..clock import from_ms
+from ..core.clock import from_ms
 
 
 def safe(text: object) -> str:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
+from ..core.tasks import registry_of
 from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
-from ..tasks import registry_of
-from . import acts, failures, job, jobs, mail, overview, queues, schedules, system, workers
-from .access import Gate
+from ..ops.access import Gate
+from ..state import HasState
 from .assets import ASSETS
 from .forgery import is_own
+from .pages import acts, failures, job, jobs, mail, overview, queues, schedules, system, workers
 from .responses import finish, takes_gzip
 from .routes import Route
 from .view import View, error_page, is_passed_over
 
-if TYPE_CHECKING:
-    from ..extension import TaskWorker
-
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.dashboard")
 
 PAGES = (overview, acts, jobs, job, failures, queues, schedules, workers, mail, system)
 """The modules with pages."""
@@ -38,7 +36,7 @@ _WORDS = {400: "That cannot be asked", 403: "Not allowed", 404: "Not found", 409
 
 
 def create_dashboard(
-    task_worker: TaskWorker,
+    task_worker: HasState,
     access: Callable[[], Any] | None = None,
     *,
     who: Callable[[], Any] | None = None,
@@ -72,7 +70,7 @@ def create_dashboard(
 class _Dashboard:
     """One mounted dashboard."""
 
-    def __init__(self, task_worker: TaskWorker, gate: Gate) -> None:
+    def __init__(self, task_worker: HasState, gate: Gate) -> None:
         self._task_worker = task_worker
         self._gate = gate
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..core.filters import JobFilter
 from ..errors import ArgumentsError
-from ..filters import JobFilter
 
 
 def filter_text(chosen: JobFilter) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from ..tasks import Task
+from ..core.tasks import Task
 
 COVER = "•••"
 MOST = 8_192

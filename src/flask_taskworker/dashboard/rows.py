@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..failures import read_cut
-from ..jobs import Failure, JobRecord, Progress
-from ..store.browse_rows import JobRow
+from ..core.failures import read_cut
+from ..core.rows import Failure, JobRecord, Progress
+from ..ops.rows import JobRow
 from . import redact
 from .redact import Unreadable, without_logins
 from .view import View

@@ -15,19 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from werkzeug.exceptions import BadRequest, Forbidden
 
+from ..core.filters import JobFilter
+from ..core.tasks import Task
 from ..errors import ArgumentsError
-from ..filters import JobFilter
-from ..steering import Steering, names_of
-from ..store.browse import Browser, Names
+from ..ops.access import Visitor
+from ..ops.browse import Browser, Names
+from ..ops.operations import Operations, names_of
 from ..store.sql import Store
-from ..tasks import Task
 from . import words
-from .access import Visitor
 from .assets import ASSETS
 from .redact import covers
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 MAX_WORDS = 1_000
 """Characters of an argument in an address or a form."""
@@ -76,7 +76,7 @@ class View:
     def names(self) -> Names:
         """The names of a task's parameters, which a filter on arguments needs; None of a task that is not known: its
         arguments are covered, and whoever may ask for them may guess them."""
-        known = names_of(self.state.task_worker.registry)
+        known = names_of(self.state.registry)
         return lambda task: None if self.task(task) is None else known(task)
 
     def filter(self, text: str) -> JobFilter:
@@ -88,7 +88,7 @@ class View:
         if chosen.args and not self.may("payload"):
             raise Forbidden("You may not ask for arguments: it needs the permission 'payload'.")
         named = self.task(chosen.task or "")
-        tasks = [named] if named else [None, *self.state.task_worker.registry]
+        tasks = [named] if named else [None, *self.state.registry]
         for name, _ in chosen.args:
             if covering := [task for task in tasks if covers(name, task)]:
                 where = f" in the task {covering[0].name}: name another with task:NAME" if covering[0] else ""
@@ -97,7 +97,7 @@ class View:
 
     def task(self, name: str) -> Task[..., Any, Any] | None:
         """The task of that name, if this code declares it."""
-        return self.state.task_worker.registry.get(name)
+        return self.state.registry.get(name)
 
     @property
     def is_json(self) -> bool:
@@ -108,12 +108,12 @@ class View:
         """Whether the visitor has this permission."""
         return permission in self.permissions
 
-    def steering(self, permission: str) -> Steering:
+    def operations(self, permission: str) -> Operations:
         """What acts on jobs, queues and schedules in the visitor's name. Raises Forbidden without the permission."""
         if not self.may(permission):
             raise Forbidden(f"You may look, but not do this: it needs the permission {permission!r}.")
         state = self.state
-        return Steering(self.app, state.client, state.task_worker.registry, who=self.who)
+        return Operations(self.app, state.client, state.registry, who=self.who)
 
     def argument(self, name: str, default: str = "") -> str:
         """A query argument, without white space around it. Raises BadRequest where it is too long."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from ..clock import from_ms
-from ..health import counted, spoken
-from ..jobs import JobRecord
-from ..rollups import Percentile
+from ..core.clock import from_ms
+from ..core.rows import JobRecord
+from ..core.words import counted, spoken
+from ..store.rollups import Percentile
 
 SHAPES = {
     "scheduled": "◷",

@@ -10,8 +10,13 @@ import warnings
 from email.header import Header  # Flask-Mail's users import it from there
 
 from ..signals import email_failed, email_queued
-from .addresses import FlaskMailUnicodeDecodeError, force_text, sanitize_address, sanitize_addresses, sanitize_subject
-from .delivery import MailHeld
+from .compose.fields import (
+    FlaskMailUnicodeDecodeError,
+    force_text,
+    sanitize_address,
+    sanitize_addresses,
+    sanitize_subject,
+)
 from .envelope import Ending, Envelope, Reply, SendResult
 from .errors import (
     AuthenticationFailed,
@@ -38,7 +43,8 @@ from .errors import (
 from .extension import Connection, Mail, _Mail, _MailMixin, install_as_flask_mail
 from .message import Attachment, Message
 from .message import has_newline as _has_newline
-from .queue import MailJob, RecipientState
+from .queue.delivery import MailHeld
+from .queue.queue import MailJob, RecipientState
 from .signals import email_dispatched, signals
 
 __all__ = [

@@ -11,7 +11,7 @@ import click
 from flask import current_app
 
 from ..commands import mail_commands
-from .addresses import parse_mailbox
+from .compose.fields import parse_mailbox
 from .envelope import SendResult
 from .errors import BadHeaderError, MailError
 from .message import Message

@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Any, cast
 
 from ..errors import ArgumentsError
-from .addresses import FORBIDDEN, Mailbox, check_list, check_text, force_text, parse_mailbox, parse_mailboxes
+from .compose.fields import FORBIDDEN, Mailbox, check_list, check_text, force_text, parse_mailbox, parse_mailboxes
+from .compose.mime import Written, check_written, crlf, is_folded, write
 from .errors import (
     BadAddressError,
     BadHeaderError,
@@ -26,7 +27,6 @@ from .errors import (
     RecipientsRefused,
     ReplyError,
 )
-from .mime import Written, check_written, crlf, is_folded, write
 
 MAX_RECIPIENTS = 10_000
 """More in one mail are refused."""

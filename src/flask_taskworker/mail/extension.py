@@ -15,26 +15,26 @@ from typing import Any, Self, cast
 
 from flask import Flask, current_app, has_app_context
 
-from ..apps import as_app
-from ..clock import as_timedelta
+from ..client.apps import as_app
+from ..client.sessions import CallerTransaction, is_async
 from ..commands import mail_commands
+from ..core.clock import as_timedelta
+from ..core.mail_config import MailConfig
+from ..core.tasks import EnqueueOptions
 from ..errors import AppError
-from ..mail_config import MailConfig
-from ..sessions import CallerTransaction, is_async
-from ..tasks import EnqueueOptions
-from .addresses import sanitize_address, sanitize_addresses
-from .bulk import CHUNK, BulkRun, Numbered, aeach, each
-from .delivery import is_workers_loop, join_loop
+from .compose.fields import sanitize_address, sanitize_addresses
 from .envelope import Prepared, Reply, SendResult, not_a_message, prepare, result_of
 from .errors import BadHeaderError, MailError
-from .hosts import Host, KeptHost, PooledHost, SMTPHost, aside, local_host, refused_replies, server_of
 from .message import Defaults, Message, use_defaults
-from .pool import pool_for
-from .portal import portal
-from .queue import QUEUE, MailJob, MailQueue, QueueOptions, SuppressedMails
+from .queue.delivery import is_workers_loop, join_loop
+from .queue.queue import QUEUE, MailJob, MailQueue, QueueOptions, SuppressedMails
 from .signals import dispatched, email_dispatched, foreign_module
+from .smtp.bulk import CHUNK, BulkRun, Numbered, aeach, each
+from .smtp.hosts import Host, KeptHost, PooledHost, SMTPHost, aside, local_host, refused_replies, server_of
+from .smtp.pool import pool_for
+from .smtp.portal import portal
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.mail")
 
 _NOT_CONFIGURED = "The current application was not configured with Flask-Mail. Call Mail(app) or mail.init_app(app)."
 _ASIDE_ABOVE = 256 * 1024

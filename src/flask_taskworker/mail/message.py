@@ -14,10 +14,10 @@ from email.message import Message as EmailMessage
 from email.mime.text import MIMEText
 from typing import Any, Protocol, cast
 
-from .addresses import FORBIDDEN, Address, check_text, force_text
+from .compose.fields import FORBIDDEN, Address, check_text, force_text
+from .compose.mime import write
 from .envelope import SendResult, check_characters
 from .errors import BadHeaderError
-from .mime import write
 
 _LINK = re.compile(r"(?:https?|mailto):[!-;=?-~]+", re.IGNORECASE)
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from blinker import NamedSignal, Namespace
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.mail")
 
 Receiver = Callable[..., Any]
 Caller = Callable[[Receiver, Any, Any], Any]

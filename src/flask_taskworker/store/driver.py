@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ..jobs import NewJob
-from .statements import Dialect
+from ..core.rows import NewJob
+from .statements.jobs import Dialect
 
 T = TypeVar("T")
 Row = tuple[Any, ...]

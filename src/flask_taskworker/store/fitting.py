@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
-from ..clock import EPOCH, to_ms
+from ..core.clock import EPOCH, to_ms
 
 R = TypeVar("R", bound=tuple[Any, ...])
 

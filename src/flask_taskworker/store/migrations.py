@@ -20,9 +20,9 @@ from ..errors import SchemaError
 from . import schema
 from .driver import Run
 from .schema import VERSION, WHERE, metadata
-from .statements import Dialect
+from .statements.jobs import Dialect
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.store")
 
 _READ_VERSION = "SELECT value FROM taskworker_meta WHERE name = 'schema_version'"
 _WRITE_META = "INSERT INTO taskworker_meta (name, value) VALUES (:name, :value)"

@@ -8,25 +8,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from ..clock import MILLISECOND, to_ms
-from ..errors import (
-    ConnectionLost,
-    DeclarationError,
-    JobNotFound,
-    NotAccepted,
-    OutcomeUnknown,
-    SchemaError,
-    StoreError,
-)
-from ..jobs import STORED, Claim, JobRecord, JobState, NewJob
-from ..tasks import DeclaredSchedule
-from ..triggers import trigger_to_text
-from . import statements, worker_statements
+from ..core.clock import MILLISECOND, to_ms
+from ..core.rows import STORED, Claim, JobRecord, JobState, NewJob
+from ..core.tasks import DeclaredSchedule
+from ..core.triggers import trigger_to_text
+from ..core.words import MOST
+from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
 from .driver import Driver, Run
 from .fitting import fitted, moment_in
-
-MOST = 10_000
-"""Counts stop here: nobody needs to know how far beyond it a queue is."""
+from .statements import jobs as job_statements
+from .statements import workers as worker_statements
 
 MAX_ID = 2**63 - 1
 _ADD_TRIES = 5
@@ -132,7 +123,7 @@ class Store:
         self.clock = clock
         self.keep_succeeded = keep_succeeded
         self.keep_failed = keep_failed
-        self._add_job = statements.add_job()
+        self._add_job = job_statements.add_job()
 
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
@@ -168,7 +159,7 @@ class Store:
         now = self.clock()
         expires_at = now + to_duration_ms(self.keep_succeeded if keep is None else keep)
         values = {"id": claim.id, "claim": claim.claim, "result": result, "now": now, "expires_at": expires_at}
-        return bool(run(statements.finish_one(), values))
+        return bool(run(job_statements.finish_one(), values))
 
     def _add_again(self, jobs: Sequence[NewJob], lost: ConnectionLost) -> list[JobRecord]:
         """The same uids on a new connection: what the first try may have stored is found, not doubled."""
@@ -187,7 +178,7 @@ class Store:
             if rows:
                 return record_of(job, rows[0][0])
             # The row in the way may finish, and leave the way free, before we look at it: then try again.
-            found = read(statements.existing_job(), {"uid": job.uid, "unique_key": job.unique_key})
+            found = read(job_statements.existing_job(), {"uid": job.uid, "unique_key": job.unique_key})
             if found:
                 return _checked(JobRecord._make(found[0]), job)
         raise NotAccepted(f"The unique key {job.unique_key!r} changed hands {_ADD_TRIES} times. Enqueue the job again.")
@@ -200,15 +191,15 @@ class Store:
 
     def record(self, job_id: int) -> JobRecord:
         """One job. Raises JobNotFound."""
-        return JobRecord._make(self._one(statements.job_record(), job_id))
+        return JobRecord._make(self._one(job_statements.job_record(), job_id))
 
     def ending(self, job_id: int) -> JobEnding:
         """The state and payloads of one job. Raises JobNotFound."""
-        return JobEnding._make(self._one(statements.job_ending(), job_id))
+        return JobEnding._make(self._one(job_statements.job_ending(), job_id))
 
     def args(self, job_id: int) -> str:
         """The encoded arguments of one job. Raises JobNotFound."""
-        args: str = self._one(statements.job_args(), job_id)[0]
+        args: str = self._one(job_statements.job_args(), job_id)[0]
         return args
 
     def _one(self, sql: str, job_id: int) -> tuple[Any, ...]:
@@ -220,19 +211,19 @@ class Store:
 
     def attempts(self, job_id: int) -> list[Attempt]:
         """The last 100 tries of one job that did not simply succeed, oldest first."""
-        return [Attempt._make(row) for row in reversed(self._read(statements.attempts(), id=job_id))]
+        return [Attempt._make(row) for row in reversed(self._read(job_statements.attempts(), id=job_id))]
 
     def counts(self) -> Counts:
         """How many jobs there are in each state, each counted up to :data:`MOST`."""
-        return Counts(**{s.value: self._read(statements.count_state(s.value), most=MOST)[0][0] for s in STORED})
+        return Counts(**{s.value: self._read(job_statements.count_state(s.value), most=MOST)[0][0] for s in STORED})
 
     def queues(self) -> list[QueueRow]:
         """The queues that have ready jobs."""
-        return [fitted(QueueRow, row) for row in self._read(statements.waiting_by_queue(), most=MOST)]
+        return [fitted(QueueRow, row) for row in self._read(job_statements.waiting_by_queue(), most=MOST)]
 
     def next_due(self) -> int | None:
         """When the next scheduled job is due, in epoch milliseconds; None if there is none."""
-        return moment_in(self._read(statements.next_due())[0][0])
+        return moment_in(self._read(job_statements.next_due())[0][0])
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
@@ -240,7 +231,7 @@ class Store:
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
-        return [fitted(ScheduleRow, row) for row in self._read(statements.schedules())]
+        return [fitted(ScheduleRow, row) for row in self._read(job_statements.schedules())]
 
     def store_id(self, *, patience: float | None = None) -> str:
         """The random name that this database was given when its tables were made.
@@ -248,12 +239,12 @@ class Store:
         *patience*: seconds to wait for SQLite's lock if they have to be made now, instead of ``TASKER_LOCK_TIMEOUT``.
         """
         self.driver.prepare(patience=patience)
-        name: str = self._read(statements.store_id())[0][0]
+        name: str = self._read(job_statements.store_id())[0][0]
         return name
 
     def has(self, job_id: int, uid: str) -> bool:
         """Whether that job is stored; the number of one that was rolled back may have been given again."""
-        return bool(self._read(statements.has_job(), id=job_id, uid=uid))
+        return bool(self._read(job_statements.has_job(), id=job_id, uid=uid))
 
     def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         self.driver.prepare()
@@ -274,7 +265,7 @@ class Store:
         _check_id(job_id)
         now = self.clock()
         expires_at = now + to_duration_ms(self.keep_succeeded)
-        rows = run(statements.cancel(), {"id": job_id, "now": now, "expires_at": expires_at})
+        rows = run(job_statements.cancel(), {"id": job_id, "now": now, "expires_at": expires_at})
         if not rows:
             self.record(job_id)
             return None
@@ -291,7 +282,7 @@ class Store:
     def retry_within(self, run: Run, job_id: int) -> bool:
         """As :meth:`retry`, inside a transaction of the caller's, through *run*."""
         _check_id(job_id)
-        rows = run(statements.retry(), {"id": job_id, "now": self.clock()})
+        rows = run(job_statements.retry(), {"id": job_id, "now": self.clock()})
         if not rows:
             self._refuse_taken_key(self.record(job_id))
         return bool(rows)
@@ -299,7 +290,7 @@ class Store:
     def _refuse_taken_key(self, job: JobRecord) -> None:
         if job.unique_key is None or job.state not in (JobState.FAILED, JobState.CANCELLED):
             return
-        for row in self._read(statements.existing_job(), uid=None, unique_key=job.unique_key):
+        for row in self._read(job_statements.existing_job(), uid=None, unique_key=job.unique_key):
             raise NotAccepted(
                 f"Job {job.id} cannot run again: job {JobRecord._make(row).id} has the same unique key and is "
                 "unfinished. Wait for its end, or cancel it."
@@ -307,7 +298,9 @@ class Store:
 
     def put_schedule(self, schedule: DeclaredSchedule, next_at: int | None) -> None:
         """Store a schedule made at run time. Raises DeclarationError when the name belongs to one in code."""
-        if not self._write(statements.declare_schedule(), **schedule_row(schedule, next_at, "runtime", self.clock())):
+        if not self._write(
+            job_statements.declare_schedule(), **schedule_row(schedule, next_at, "runtime", self.clock())
+        ):
             raise DeclarationError(
                 f"The schedule name {schedule.name!r} belongs to a schedule that code declares with schedule=…. "
                 "Take another name."
@@ -315,9 +308,9 @@ class Store:
 
     def remove_schedule(self, name: str) -> bool:
         """Delete a schedule made at run time; False if there is none. Raises DeclarationError for one in code."""
-        if self._write(statements.remove_schedule(), name=name):
+        if self._write(job_statements.remove_schedule(), name=name):
             return True
-        if self._read(statements.schedule_source(), name=name):
+        if self._read(job_statements.schedule_source(), name=name):
             raise DeclarationError(f"The schedule {name!r} is declared in code: remove schedule=… there to end it.")
         return False
 

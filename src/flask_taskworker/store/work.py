@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from ..failures import group_of
-from ..jobs import Claim, Ending, JobRecord, NewJob, Outcome, Progress
-from ..rollups import Tally
-from ..tasks import DeclaredSchedule
-from . import mail_statements, statements, steer_statements, worker_statements
+from ..core.failures import group_of
+from ..core.rows import Claim, Ending, JobRecord, NewJob, Outcome, Progress
+from ..core.tasks import DeclaredSchedule
 from .driver import Run
 from .fitting import hashes_in, text_in
 from .links import LoopLink
+from .rollups import Tally
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
-from .statements import Dialect, batch_of
+from .statements import jobs as job_statements
+from .statements import mails as mail_statements
+from .statements import operations as operation_statements
+from .statements import workers as worker_statements
+from .statements.jobs import Dialect, batch_of
 
 PRUNE_BATCH = 250
 """Small, so that others get at the write lock between two batches."""
@@ -90,28 +93,28 @@ class WorkerStore:
         dialect = store.driver.dialect
         self._store = store
         self._link = link
-        self._peek = statements.peek(dialect)
-        self._claim = {kind: statements.claim(dialect, kind) for kind in ("async", "sync")}
-        self._claim_suspect = statements.claim_suspect(dialect)
-        self._confirm = statements.confirm_claims(dialect)
-        self._promote = statements.promote(dialect)
-        self._finish_succeeded = statements.finish_succeeded(dialect)
-        self._finish = statements.finish(dialect)
-        self._recorded = statements.recorded(dialect)
-        self._add_attempts = statements.add_attempts(dialect)
-        self._report_progress = statements.report_progress(dialect)
-        self._due_schedules = statements.due_schedules(dialect)
-        self._advance_schedules = statements.advance_schedules(dialect)
-        self._add_scheduled_jobs = statements.add_scheduled_jobs(dialect)
-        self._remove_ended_schedules = statements.remove_ended_schedules(dialect)
-        self._see_schedules = statements.see_schedules(dialect)
-        self._expired = statements.expired_jobs(dialect)
+        self._peek = job_statements.peek(dialect)
+        self._claim = {kind: job_statements.claim(dialect, kind) for kind in ("async", "sync")}
+        self._claim_suspect = job_statements.claim_suspect(dialect)
+        self._confirm = job_statements.confirm_claims(dialect)
+        self._promote = job_statements.promote(dialect)
+        self._finish_succeeded = job_statements.finish_succeeded(dialect)
+        self._finish = job_statements.finish(dialect)
+        self._recorded = job_statements.recorded(dialect)
+        self._add_attempts = job_statements.add_attempts(dialect)
+        self._report_progress = job_statements.report_progress(dialect)
+        self._due_schedules = job_statements.due_schedules(dialect)
+        self._advance_schedules = job_statements.advance_schedules(dialect)
+        self._add_scheduled_jobs = job_statements.add_scheduled_jobs(dialect)
+        self._remove_ended_schedules = job_statements.remove_ended_schedules(dialect)
+        self._see_schedules = job_statements.see_schedules(dialect)
+        self._expired = job_statements.expired_jobs(dialect)
         self._expired_parts = [
-            statements.expired_attempts(dialect, table) for table in ("taskworker_attempt", "taskworker_log")
+            job_statements.expired_attempts(dialect, table) for table in ("taskworker_attempt", "taskworker_log")
         ]
-        self._add_rollups = statements.add_rollups(dialect)
-        self._add_lines = statements.add_lines(dialect)
-        self._remove_lines = statements.remove_lines(dialect)
+        self._add_rollups = job_statements.add_rollups(dialect)
+        self._add_lines = job_statements.add_lines(dialect)
+        self._remove_lines = job_statements.remove_lines(dialect)
         self._keep_succeeded = to_duration_ms(store.keep_succeeded)
         self._keep_failed = to_duration_ms(store.keep_failed)
 
@@ -276,7 +279,7 @@ class WorkerStore:
         rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in ordered]
 
         def body(run: Run) -> list[str]:
-            return [row["name"] for row in rows if not run(statements.declare_schedule(), row)]
+            return [row["name"] for row in rows if not run(job_statements.declare_schedule(), row)]
 
         return await self._link.transaction(body) if rows else []
 
@@ -316,7 +319,7 @@ class WorkerStore:
         """Note that these schedules are still declared, and delete those that nobody has declared for a week."""
         now = self._store.clock()
         await self._link.write(self._see_schedules, {"now": now, "batch": batch_of([(name,) for name in names])})
-        await self._link.write(statements.remove_unseen_schedules(), {"before": now - UNSEEN_SCHEDULE_MS})
+        await self._link.write(job_statements.remove_unseen_schedules(), {"before": now - UNSEEN_SCHEDULE_MS})
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -341,8 +344,8 @@ class WorkerStore:
         """Delete roll-ups and audit lines whose time is over."""
         now = self._store.clock()
         parameters = {"minutes_before": now - KEEP_MINUTES_MS, "hours_before": now - KEEP_HOURS_MS}
-        await self._link.write(statements.remove_rollups(), parameters, durable=False)
-        await self._link.write(steer_statements.remove_notes(), {"before": now - KEEP_NOTES_MS}, durable=False)
+        await self._link.write(job_statements.remove_rollups(), parameters, durable=False)
+        await self._link.write(operation_statements.remove_notes(), {"before": now - KEEP_NOTES_MS}, durable=False)
 
     async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
         """Store what tries have logged: for each its lines so far, as JSON; of a job those of the last tries."""

@@ -8,7 +8,7 @@ from typing import Self
 
 from flask import Flask
 
-from ..clock import as_timedelta, from_ms, require_aware, to_ms
+from ..core.clock import as_timedelta, from_ms, require_aware, to_ms
 from .drive import Bench, MovableClock, Plan
 from .jobs import MAX_JOBS, Drained, raise_first, refuse_endless, summary
 

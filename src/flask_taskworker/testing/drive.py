@@ -17,21 +17,22 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask
 
-from ..apps import as_app
-from ..client import Client
+from ..client.apps import as_app
+from ..client.client import Client
+from ..core.current_job import RunningJob, running_job
+from ..core.rows import Claim, Ending, JobRecord, Outcome
 from ..errors import AppError, TaskWorkerError
-from ..executor import Executor
-from ..herald import Herald
-from ..jobs import Claim, Ending, JobRecord, Outcome, RunningJob, running_job
-from ..limits import Limits
-from ..outlook import Outlook
-from ..runner import Runner
-from ..scheduling import Scheduler
 from ..store.work import Ended, Peek, WorkerStore
-from ..worker import Worker
+from ..worker.bounds import Bounds
+from ..worker.executor import Executor
+from ..worker.queue_view import QueueView
+from ..worker.runner import Runner
+from ..worker.scheduling import Scheduler
+from ..worker.signalling import WorkerSignals
+from ..worker.worker import Worker
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
 CrashPoint = Literal["before_run", "before_finish"]
 
@@ -110,7 +111,7 @@ class Report:
     """Whether the plan's ``max_jobs`` ended the run."""
 
 
-class _Recorder(Herald):
+class _Recorder(WorkerSignals):
     """Notes what is announced."""
 
     def __init__(self, client: Client, find_app: Callable[[], Flask | None], report: Report) -> None:
@@ -162,7 +163,7 @@ class _FaultyExecutor(Executor):
         await asyncio.Event().wait()
 
 
-class _PlannedOutlook(Outlook):
+class _PlannedQueueView(QueueView):
     """Sees only what the plan wants done, in an order that is the same each time."""
 
     def __init__(self, order: Sequence[str] | None, plan: Plan) -> None:
@@ -193,14 +194,14 @@ class DrainWorker(Worker):
     """The worker, but it takes one job at a time, ends when the plan is done, and can die."""
 
     def __init__(self, *, plan: Plan, faults: Faults, clock: MovableClock | None, **options: Any) -> None:
-        super().__init__(limits=Limits(drain=True, max_jobs=plan.max_jobs), **options)
+        super().__init__(bounds=Bounds(drain=True, max_jobs=plan.max_jobs), **options)
         self.report = Report()
         self._plan = plan
-        self._outlook = _PlannedOutlook(self.config.queues, plan)
+        self._queue_view = _PlannedQueueView(self.config.queues, plan)
         self._faults = faults
         self._moved = clock
         self._claimed_at = 0.0
-        self._herald = _Recorder(self.client, self._find_app, self.report)
+        self._signals = _Recorder(self.client, self._find_app, self.report)
         if not plan.schedules:
             self._scheduler = _NoSchedules(self._registry, self._store.clock)
 
@@ -223,7 +224,7 @@ class DrainWorker(Worker):
     # -- what to take -----------------------------------------------------------------------------------------------
 
     def _room(self, kind: str) -> int:
-        if self._crew.claims() and self._loop.time() - self._claimed_at < PATIENCE:
+        if self._running_jobs.claims() and self._loop.time() - self._claimed_at < PATIENCE:
             return 0
         return min(1, super()._room(kind))
 
@@ -240,7 +241,7 @@ class DrainWorker(Worker):
     def _is_at_limit(self) -> bool:
         if not super()._is_at_limit():
             return False
-        self.report.is_cut_short = self._crew.jobs_done >= self._plan.max_jobs
+        self.report.is_cut_short = self._running_jobs.jobs_done >= self._plan.max_jobs
         return self.report.is_cut_short or not self._move_clock()
 
     def _move_clock(self) -> bool:
@@ -249,7 +250,7 @@ class DrainWorker(Worker):
             return False
         last, now = self._plan.until, self._moved.ms
         # What was due and did not fire cannot: its task is unknown, for example.
-        coming = (self._outlook.next_due, self._outlook.next_fire)
+        coming = (self._queue_view.next_due, self._queue_view.next_fire)
         moments = [moment for moment in coming if moment is not None and now < moment <= last]
         self._moved.ms = min(moments, default=now)
         return bool(moments)
@@ -265,7 +266,7 @@ class DrainWorker(Worker):
         if self.client.on_news == self.wake:
             self.client.on_news = None
         # Nothing is recorded and nothing handed back: the row of this worker stays, and so do the claims.
-        self._crew.lose()
+        self._running_jobs.lose()
         await self._close(holding=True)
         return True
 
@@ -354,7 +355,7 @@ class Bench:
             clock=clock,
             loop=runner.loop,
             client=state.client,
-            registry=state.task_worker.registry,
+            registry=state.registry,
             config=replace(state.config, queues=queues, loop_interval=_LOOK_INTERVAL),
             find_app=state.find_app,
         )

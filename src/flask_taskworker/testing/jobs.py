@@ -15,13 +15,16 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from flask import Flask
 
-from ..clock import require_aware, to_ms
-from ..codec import Codec
+from ..core.clock import require_aware, to_ms
+from ..core.codec import Codec
+from ..core.current_job import running_job
+from ..core.jobs import Job
+from ..core.rows import Ending, JobRecord, JobState
+from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
-from ..jobs import Ending, Job, JobRecord, JobState, running_job
 from ..signals import job_enqueued
-from ..store import statements, worker_statements
-from ..tasks import MAX_PRIORITY, Task
+from ..store.statements import jobs as job_statements
+from ..store.statements import workers as worker_statements
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
 from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, performed, some_by_name
 
@@ -70,9 +73,9 @@ class Jobs:
         self._app = app
         self._bench = Bench.of(app)
         self._store = self._bench.state.store
-        self._registry = self._bench.state.task_worker.registry
+        self._registry = self._bench.state.registry
         self._since = self._newest()
-        self._foreign = [] if begun is None else self._read(statements.unfinished_before(), moment=begun)
+        self._foreign = [] if begun is None else self._read(job_statements.unfinished_before(), moment=begun)
 
     # -- what was enqueued ------------------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class Jobs:
 
     def _after(self, number: int, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
         name = task if task is None or isinstance(task, str) else _checked(task).name
-        rows = self._read(statements.jobs_after(), number=number)
+        rows = self._read(job_statements.jobs_after(), number=number)
         return [self._job(JobRecord._make(row[:-1]), row[-1]) for row in rows if name in (None, row[2])]
 
     def _job(self, record: JobRecord, args: str) -> EnqueuedJob:
@@ -174,7 +177,7 @@ class Jobs:
         return EnqueuedJob(record, self._bench.state.client, by_name(task and task.function, *arguments))
 
     def _newest(self) -> int:
-        number: int = self._read(statements.newest_job())[0][0]
+        number: int = self._read(job_statements.newest_job())[0][0]
         return number
 
     def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:

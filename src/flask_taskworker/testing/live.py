@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from flask import Flask
 
-from ..clock import as_seconds
+from ..client.threads import end_process
+from ..core.clock import as_seconds
 from ..errors import AppError, NotSupported, TaskWorkerError
-from ..runner import Runner
-from ..threads import end_process
-from ..worker import Worker
+from ..worker.runner import Runner
+from ..worker.worker import Worker
 from .drive import Bench
 
 if TYPE_CHECKING:
-    from ..extension import AppState
+    from ..state import AppState
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flask_taskworker.testing")
 
 STARTS_WITHIN = 30.0
 """Seconds."""
@@ -142,7 +142,7 @@ def make_worker(runner: Runner, state: AppState) -> Worker:
     return Worker(
         loop=runner.loop,
         client=state.client,
-        registry=state.task_worker.registry,
+        registry=state.registry,
         config=state.config,
         find_app=state.find_app,
         may_abandon_threads=True,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from ..clock import require_aware
+from ..core.clock import require_aware
+from ..core.jobs import Job, JobClient
+from ..core.rows import JobRecord, JobState
 from ..errors import ArgumentsError
-from ..jobs import Job, JobClient, JobRecord, JobState
 
 MOST_SHOWN = 20
 """Jobs in a message."""

@@ -13,7 +13,7 @@ from typing import Any, Self, overload
 
 from flask import Flask
 
-from ..apps import as_app
+from ..client.apps import as_app
 from ..errors import AppError
 from ..mail.envelope import Envelope
 from ..mail.errors import (

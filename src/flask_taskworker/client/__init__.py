@@ -1,0 +1,1 @@
+"""What every process does with jobs: enqueue, look up, wait, cancel."""

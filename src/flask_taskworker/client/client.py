@@ -1,0 +1,352 @@
+"""The client: what every process does with one app's jobs, whether or not a worker runs in it.
+
+It enqueues, looks up, waits, cancels and wakes. Tasks and jobs reach the store through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, ParamSpec, TypeVar
+
+from blinker import Signal
+from flask import Flask
+from sqlalchemy import Engine
+
+from .. import signals
+from ..core.clock import as_seconds, from_ms
+from ..core.jobs import Job
+from ..core.rows import Claim, Ending, Failure, JobRecord, JobState, NewJob, Outcome
+from ..core.tasks import DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
+from ..core.triggers import describe
+from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
+from ..store.driver import Run
+from ..store.sql import JobEnding, Store, next_fire_ms, record_of
+from . import signalling
+from .origin import current_origin
+from .rows import new_jobs
+from .sessions import AtomicSession, CallerTransaction, is_async, run_within
+from .threads import PoolClosed, ThreadPool
+from .waiting import Waiting
+
+P = ParamSpec("P")
+T = TypeVar("T")
+J = TypeVar("J", bound=Job[Any])
+
+_FIRST_POLL = 0.005
+_LAST_POLL = 0.25
+_THREADS = 4
+_CALLER_PATIENCE = 2.0
+"""Seconds to wait for SQLite's lock while the tables are made: the caller's own transaction may hold it."""
+
+
+class Client:
+    """One app's jobs, as seen from any thread of this process."""
+
+    def __init__(self, store: Store, registry: TaskRegistry, find_app: Callable[[], Flask | None]) -> None:
+        self.store = store
+        self.on_news: Callable[[Collection[tuple[str, str]]], None] | None = None
+        """Wakes the worker of this process, if there is one."""
+        self.worker_thread: threading.Thread | None = None
+        """The thread of this process's event loop, where waiting for a result would wait for ever."""
+        self._registry = registry
+        self._codec = registry.codec
+        self._find_app = find_app
+        self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
+        self._waiting = Waiting()
+        self._threads = ThreadPool(_THREADS, "taskworker-client")
+
+    # -- enqueueing -------------------------------------------------------------------------------------------------
+
+    def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
+        """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
+        if self._registry.tracing is None:
+            return self._enqueue(task, calls, options)
+        return self.traced(task, options, len(calls), lambda: self._enqueue(task, calls, options))
+
+    def traced(
+        self, task: Task[..., Any, Any], options: EnqueueOptions, number: int, enqueue: Callable[[], list[J]]
+    ) -> list[J]:
+        """Have *enqueue* make *number* jobs, and tell the tracing system of it, if there is one."""
+        if (tracing := self._registry.tracing) is None:
+            return enqueue()
+        with tracing.sending(task.name, options.queue or task.options.queue, number) as sent:
+            jobs = enqueue()
+            sent([job.id for job in jobs])
+        return jobs
+
+    def _enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
+        now = self.store.clock()
+        origin = current_origin()
+        rows = new_jobs(task, calls, options, now, origin)
+        if options.session is not None:
+            return self._enqueue_within(CallerTransaction(options.session), rows)
+        records = self.store.add(rows)
+        jobs: list[Job[Any]] = [Job(record, self) for record in records]
+        self._announce_enqueued(jobs, records, rows)
+        return jobs
+
+    def enqueue_with(self, task: Task[..., Any, Any], call: str, also: Callable[[Run], None]) -> Job[Any]:
+        """Store the job of one encoded call together with what *also* writes, in one transaction; then as enqueue."""
+        options = EnqueueOptions()
+        return self.traced(task, options, 1, lambda: self._enqueue_with(task, call, options, also))[0]
+
+    def _enqueue_with(
+        self, task: Task[..., Any, Any], call: str, options: EnqueueOptions, also: Callable[[Run], None]
+    ) -> list[Job[Any]]:
+        rows = new_jobs(task, [call], options, self.store.clock(), current_origin())
+
+        def body(run: Run) -> list[JobRecord]:
+            also(run)
+            return self.store.add_within(run, rows)
+
+        self.store.driver.prepare()
+        records = self.store.driver.transaction(body)
+        jobs: list[Job[Any]] = [Job(records[0], self)]
+        self._announce_enqueued(jobs, records, rows)
+        return jobs
+
+    def _announce_enqueued(
+        self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]
+    ) -> None:
+        """Tell of the jobs that were made now; the others had been there, under the same uid or unique key."""
+        new = [i for i, row in enumerate(rows) if row.uid == records[i].uid and row.created_at == records[i].created_at]
+        try:
+            if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
+                for i in new:
+                    signalling.send(signals.job_enqueued, app, job=jobs[i])
+        finally:
+            self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
+
+    async def aenqueue(
+        self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
+    ) -> list[Job[Any]]:
+        """As :meth:`enqueue`, in a thread; with a session where the session is."""
+        session = options.session
+        if session is None:
+            return await self._aside(self.enqueue, task, calls, options)
+        if is_async(session):
+            return await run_within(session, lambda inner: self.enqueue(task, calls, replace(options, session=inner)))
+        return self.enqueue(task, calls, options)
+
+    # -- in the caller's own transaction ----------------------------------------------------------------------------
+
+    def shares_database(self, transaction: CallerTransaction) -> bool:
+        """Whether the jobs lie in the database of the caller's session; asked once an engine."""
+        engine = transaction.engine
+        known = self._engines.get(engine)
+        if known is None:
+            # Ours first: it makes the tables where there are none yet.
+            known = transaction.holds(self.store.store_id(patience=_CALLER_PATIENCE))
+            if known is None:
+                return False
+            self._engines[engine] = known
+        return known
+
+    def _enqueue_within(self, transaction: CallerTransaction, rows: Sequence[NewJob]) -> list[Job[Any]]:
+        if self.shares_database(transaction):
+            records = self.store.add_within(transaction.run, rows)
+        elif transaction.session is None:
+            raise ArgumentsError(
+                "The connection given as session=… is in another database than the jobs, and a connection does not say "
+                "when it has committed. Give a Session, or enqueue after the commit without session=…."
+            )
+        else:
+            records = [record_of(row, 0) for row in rows]
+        jobs: list[Job[Any]] = [Job(record._replace(state=JobState.PENDING.value), self) for record in records]
+        transaction.after_commit(
+            lambda: self._on_commit(jobs, records, rows), lambda: self.store.has(records[0].id, records[0].uid)
+        )
+        return jobs
+
+    def _on_commit(self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]) -> None:
+        stored = records if records[0].id else self.store.add(rows)
+        for job, record in zip(jobs, stored, strict=True):
+            job.become(record)
+        self._announce_enqueued(jobs, stored, rows)
+
+    async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except PoolClosed:
+            # The interpreter shuts down, the system has no thread left, or the client was just closed. To block for a
+            # moment is better than to fail.
+            return call()
+
+    def put_schedule(self, schedule: DeclaredSchedule) -> None:
+        """Store a schedule made at run time, or change the one of that name."""
+        next_at = next_fire_ms(schedule, from_ms(self.store.clock()))
+        if next_at is None:
+            raise DeclarationError(
+                f"The schedule {schedule.name!r} would never fire: {describe(schedule.trigger)} has no time left. "
+                "Give a later moment, or enqueue the job now."
+            )
+        self.store.put_schedule(schedule, next_at)
+        self.wake()
+
+    def wake(self, ready: Collection[tuple[str, str]] = ()) -> None:
+        """Tell all workers of this database that there is news; *ready* says which queues have jobs of which kind."""
+        # Looked up once: the worker may end, and clear it, at any moment.
+        if (on_news := self.on_news) is not None:
+            on_news(ready)
+        self.store.driver.wake_others(ready)
+
+    def run_atomically(self, task: Task[..., Any, Any], claim: Claim, work: Callable[[], Outcome]) -> Outcome:
+        """Run an atomic task's work and commit its writes and its success together, or neither. In a worker thread.
+
+        Raises ArgumentsError when the session is in another database than the jobs, or when the task commits itself.
+        """
+        assert task.options.atomic is not None
+        session = AtomicSession(task.options.atomic, task.name)
+        try:
+            if not self.shares_database(session.transaction):
+                raise ArgumentsError(
+                    f"{task.name} is atomic, so the jobs must lie in the database of its session. Set "
+                    "TASKER_DATABASE_URI to the session's database, or declare the task without atomic=…."
+                )
+            with session:
+                outcome = work()
+                session.check()
+                succeeded = outcome.ending is Ending.SUCCEEDED
+                if succeeded and not self.store.finish_within(session.run, claim, outcome.result, outcome.keep):
+                    raise LeaseLost
+            if succeeded:
+                session.commit()
+        finally:
+            # After the commit there is nothing to roll back.
+            session.roll_back()
+        return replace(outcome, recorded=succeeded)
+
+    # -- looking and waiting ----------------------------------------------------------------------------------------
+
+    def job(self, job_id: int) -> Job[Any]:
+        """The job of that number. Raises JobNotFound, or ArgumentsError for what is no number."""
+        return Job(self.record(job_id), self)
+
+    def record(self, job_id: int) -> JobRecord:
+        """The job's row. Raises JobNotFound, or ArgumentsError for what is no number."""
+        if not isinstance(job_id, int):
+            raise ArgumentsError(
+                f"A job's id is a whole number, not {job_id!r:.100}. Of text from a request make an int."
+            )
+        return self.store.record(job_id)
+
+    def wait(self, job_id: int, timeout: float | None) -> Any:
+        """The decoded result. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
+        if threading.current_thread() is self.worker_thread:
+            raise RuntimeError("result() would block the worker's event loop for ever. Use: await job.aresult().")
+        deadline = _deadline(timeout)
+        pause = _FIRST_POLL
+        with self._waiting.for_job(job_id) as finished:
+            while not _has_finished(ending := self.store.ending(job_id)):
+                left = _time_left(job_id, ending, deadline)
+                # Another process may finish the job: nobody would set the event then.
+                finished.wait(min(pause, left))
+                pause = min(pause * 2, _LAST_POLL)
+        return self._value(job_id, ending)
+
+    async def await_result(self, job_id: int, timeout: float | None) -> Any:
+        """As :meth:`wait`, without blocking the event loop."""
+        deadline = _deadline(timeout)
+        pause = _FIRST_POLL
+        with self._waiting.for_job(job_id) as finished:
+            while not _has_finished(ending := await self._aside(self.store.ending, job_id)):
+                await finished.async_wait(min(pause, _time_left(job_id, ending, deadline)))
+                pause = min(pause * 2, _LAST_POLL)
+        return self._value(job_id, ending)
+
+    def _value(self, job_id: int, ending: JobEnding) -> Any:
+        match ending.state:
+            case "succeeded":
+                return None if ending.result is None else self._codec.decode(ending.result)
+            case "cancelled":
+                reason = Failure.from_text(ending.error, ending.failure_kind).message
+                raise JobCancelled(f"Job {job_id} was cancelled. {reason}".rstrip())
+            case _:
+                raise _job_failed(job_id, Failure.from_text(ending.error, ending.failure_kind))
+
+    def finished(self, job_ids: Iterable[int]) -> None:
+        """Told by the worker of this process after the commit: end the waiting for these jobs."""
+        self._waiting.end(job_ids)
+
+    # -- steering ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: int) -> bool:
+        """Cancel, or ask the running job to stop."""
+        state = self.store.cancel(job_id)
+        if state is JobState.CANCELLED:
+            self.cancelled((job_id,))
+        return state is not None
+
+    def cancelled(self, job_ids: Iterable[int]) -> None:
+        """These waiting jobs were cancelled: end the waiting for them and send job_cancelled."""
+        ended = tuple(job_ids)
+        self.finished(ended)
+        if signals.job_cancelled.receivers and (app := self._find_app()) is not None:
+            with app.app_context():
+                for job_id in ended:
+                    signalling.send(signals.job_cancelled, app, job=self.job(job_id), outcome=None)
+
+    def announce(self, signal: Signal, **values: Any) -> None:
+        """Send a signal here and now, if anybody listens and the app lives."""
+        if signal.receivers and (app := self._find_app()) is not None:
+            signalling.send(signal, app, **values)
+
+    def retry(self, job_id: int) -> bool:
+        """Put a finished job back into its queue."""
+        done = self.store.retry(job_id)
+        self.wake()
+        return done
+
+    def close(self) -> None:
+        """Close the database's connections and end idle threads; new ones are made when needed."""
+        # Whoever has just taken the old pool finds it closed, and does without: see _aside.
+        threads, self._threads = self._threads, ThreadPool(_THREADS, "taskworker-client")
+        threads.shutdown()
+        self.store.driver.close()
+
+    def abandon(self) -> None:
+        """After a fork, in the child: begin anew with nothing of the parent's."""
+        self.on_news = None
+        self.worker_thread = None
+        self._waiting = Waiting()
+        self._threads = ThreadPool(_THREADS, "taskworker-client")
+        self.store.driver.abandon()
+
+
+def _has_finished(ending: JobEnding) -> bool:
+    return JobState(ending.state).finished
+
+
+def _deadline(timeout: float | None) -> float | None:
+    seconds = as_seconds(timeout)
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _time_left(job_id: int, ending: JobEnding, deadline: float | None) -> float:
+    if deadline is None:
+        return _LAST_POLL
+    left = deadline - time.monotonic()
+    if left <= 0:
+        is_ready = ending.state == "ready"
+        waits = " It is still ready: if no worker takes it, flask tasks status says why." if is_ready else ""
+        raise JobTimeout(f"Job {job_id} had no result within the timeout. It goes on; ask again later.{waits}")
+    return left
+
+
+def _job_failed(job_id: int, failure: Failure) -> JobFailed:
+    return JobFailed(
+        f"Job {job_id} failed: {failure.type or failure.kind}: {failure.message}",
+        job_id=job_id,
+        kind=failure.kind,
+        exception_type=failure.type,
+        exception_message=failure.message,
+        traceback=failure.traceback,
+    )

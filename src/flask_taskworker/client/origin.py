@@ -1,0 +1,59 @@
+"""Where a job was enqueued: by which request, inside which job, from which command. Kept as JSON with the job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from flask import has_request_context, request
+
+from ..core.current_job import running_job
+
+MAX_WORDS = 200
+"""Characters of a request's path, or a command's."""
+
+carriers: list[Callable[[dict[str, Any]], None]] = []
+"""Called with each origin, to add what the job shall carry; tracing adds itself here."""
+
+_command: str | None = None
+
+
+def set_command(words: str | None) -> None:
+    """Jobs that no request and no job enqueues come from this command of this process.
+
+    A command of Flask's, or another that is made with click, need not say so.
+    """
+    global _command
+    _command = words
+
+
+def current_origin() -> str | None:
+    """The origin of a job that is enqueued here and now, as JSON; None where nothing is known of it."""
+    found: dict[str, Any] = {}
+    job = running_job()
+    if job is not None:
+        found["job"] = job.claim.id
+    elif has_request_context():
+        found["request"] = f"{request.method} {request.path}"[:MAX_WORDS]
+    elif (command := _command or _click_command()) is not None:
+        found["command"] = command
+    for add in carriers:
+        add(found)
+    return json.dumps(found) if found else None
+
+
+def _click_command() -> str | None:
+    """The command that runs in this thread, for example "flask seed"."""
+    context = click.get_current_context(silent=True)
+    return context.command_path[:MAX_WORDS] if context is not None else None
+
+
+def read_origin(text: str | None) -> dict[str, Any]:
+    """A stored origin; empty where there is none, or a damaged one."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

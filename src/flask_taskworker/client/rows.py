@@ -1,0 +1,71 @@
+"""The rows of jobs to be stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.clock import to_ms
+from ..core.rows import NewJob
+from ..core.tasks import EnqueueOptions, Task
+from ..store.sql import to_duration_ms
+
+
+def new_jobs(
+    task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions, now: int, origin: str | None
+) -> list[NewJob]:
+    """The rows for encoded calls of *task*: alike but for arguments and uid."""
+    if len(calls) < 2:
+        return [new_job(task, args, options, now, origin) for args in calls]
+    pattern = new_job(task, "", options, now, origin)
+    before, after = pattern[1:_ARGS], pattern[_ARGS + 1 :]
+    return [
+        NewJob._make((uid, *before, args, *after)) for uid, args in zip(new_uids(now, len(calls)), calls, strict=True)
+    ]
+
+
+_ARGS = NewJob._fields.index("args")
+
+
+def new_job(
+    task: Task[..., Any, Any], args: str, options: EnqueueOptions, now: int, origin: str | None = None
+) -> NewJob:
+    """The row for one encoded call of *task*."""
+    timeout = task.options.timeout
+    return NewJob(
+        uid=options.uid or new_uid(now),
+        task=task.name,
+        queue=options.queue or task.options.queue,
+        kind=task.kind,
+        priority=task.options.priority if options.priority is None else options.priority,
+        run_at=_run_at(options, now),
+        args=args,
+        max_attempts=task.max_attempts,
+        timeout=None if timeout is None else to_duration_ms(timeout),
+        created_at=now,
+        unique_key=None if options.unique is None else f"{task.name}:{options.unique}",
+        at_most_once=int(task.options.at_most_once),
+        origin=origin,
+    )
+
+
+def _run_at(options: EnqueueOptions, now: int) -> int:
+    # 0, not now, for a job that is due: a clock that is set back must not hide it.
+    if options.delay is not None:
+        return now + to_duration_ms(options.delay) if options.delay else 0
+    if options.run_at is not None:
+        at = to_ms(options.run_at)
+        return at if at > now else 0
+    return 0
+
+
+def new_uid(now: int) -> str:
+    """A random name that begins with the time, so that an index of them grows at its end (as UUIDv7, RFC 9562)."""
+    return f"{now:012x}{os.urandom(10).hex()}"
+
+
+def new_uids(now: int, number: int) -> list[str]:
+    """As :func:`new_uid`, many at once."""
+    time, chance = f"{now:012x}", os.urandom(10 * number).hex()
+    return [time + chance[i : i + 20] for i in range(0, 20 * number, 20)]

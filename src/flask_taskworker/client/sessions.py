@@ -1,0 +1,290 @@
+"""The caller's own SQLAlchemy transaction: writing jobs into it, and learning what became of it.
+
+Takes a ``Session``, a ``scoped_session`` (Flask-SQLAlchemy's ``db.session``), a ``Connection``, and their asynchronous
+kin. Errors of the caller's database come as SQLAlchemy's, as they do for the caller's own statements.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, Engine, TextClause, event, text
+
+from ..errors import ArgumentsError, StoreError
+from ..store.driver import Parameters, Row
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
+
+T = TypeVar("T")
+log = logging.getLogger("flask_taskworker.jobs")
+
+LOOKS_AFTER_COMMIT = (0.005, 0.02, 0.1, 0.5, 2.0)
+"""Seconds between looks at what became of a bare connection's "about to commit"."""
+
+
+class CallerTransaction:
+    """The transaction in which the caller is. For the caller's thread."""
+
+    def __init__(self, given: object) -> None:
+        self.session = _session_of(given)
+        if self.session is not None:
+            self.connection: Connection = self.session.connection()
+        elif isinstance(given, Connection):
+            self.connection = given
+        else:
+            raise ArgumentsError(_wrong_session(given))
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; what is known of its database holds for all its connections."""
+        return self.connection.engine
+
+    def run(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement inside the transaction."""
+        result = self.connection.execute(_text(sql), parameters)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    def holds(self, store_id: str) -> bool | None:
+        """Whether the task store of that name lies in this database.
+
+        None where that cannot be seen: the transaction may have begun before the store's tables were made.
+        """
+        look = _LOOKS.get(self.connection.dialect.name)
+        if look is None:
+            return False
+        if not self.run(look, {}):
+            return None if self.connection.dialect.name == "sqlite" else False
+        rows = self.run("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
+        return rows[0][0] == store_id if rows else None
+
+    def after_commit(self, call: Callable[[], None], is_stored: Callable[[], bool] = lambda: True) -> None:
+        """Call *call* once the transaction has committed; never if it, or the savepoint it is in, was rolled back.
+
+        A session tells that by itself, and what *call* raises comes out of its ``commit()``, which stands. A bare
+        connection tells only that it is about to commit: there *is_stored* is asked, for some seconds and in a thread.
+        """
+        if self.session is not None:
+            _watch(self.session).add(call)
+        else:
+            _watch_connection(self.connection).add(call, is_stored)
+
+
+def _session_of(given: object) -> Session | None:
+    # Whoever has a session has imported the ORM. An app without one need not pay for it: it takes 6 MB.
+    orm = sys.modules.get("sqlalchemy.orm")
+    if orm is None:
+        return None
+    session = given() if isinstance(given, orm.scoped_session) else given
+    return session if isinstance(session, orm.Session) else None
+
+
+# A missing table must not be asked for by its name: the error would end a PostgreSQL transaction.
+_LOOKS = {
+    "sqlite": "SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'",
+    "postgresql": "SELECT 1 WHERE to_regclass('taskworker_meta') IS NOT NULL",
+}
+
+
+def is_async(given: object) -> bool:
+    """Whether *given* is an AsyncSession, an async_scoped_session or an AsyncConnection."""
+    orm = sys.modules.get("sqlalchemy.ext.asyncio")
+    return orm is not None and isinstance(given, orm.AsyncSession | orm.async_scoped_session | orm.AsyncConnection)
+
+
+async def run_within(given: Any, call: Callable[[Any], T]) -> T:
+    """Run *call* with the sync half of an asynchronous session or connection, where it may use it."""
+    orm = sys.modules["sqlalchemy.ext.asyncio"]
+    session = given() if isinstance(given, orm.async_scoped_session) else given
+    result: T = await session.run_sync(call)
+    return result
+
+
+def _wrong_session(given: object) -> str:
+    if is_async(given):
+        return "session is asynchronous: await task.using(session=…).aenqueue(…) instead of enqueue."
+    remedy = " Give its .session, as in session=db.session." if hasattr(given, "session") else ""
+    return f"session = {given!r:.100} is not an SQLAlchemy Session, scoped_session or Connection.{remedy}"
+
+
+@functools.lru_cache(maxsize=64)
+def _text(sql: str) -> TextClause:
+    return text(sql)
+
+
+# -- watching a session ------------------------------------------------------------------------------------------------
+
+_watches: weakref.WeakKeyDictionary[Session, _Watch] = weakref.WeakKeyDictionary()
+
+
+def _watch(session: Session) -> _Watch:
+    watch = _watches.get(session)
+    if watch is None:
+        watch = _watches[session] = _Watch()
+        event.listen(session, "after_commit", watch.on_commit)
+        event.listen(session, "after_soft_rollback", watch.on_rollback)
+        event.listen(session, "after_transaction_end", watch.on_end)
+    watch.session = weakref.ref(session)
+    return watch
+
+
+class _Watch:
+    """The calls that wait for one session's commit, each with the (sub)transaction that it belongs to."""
+
+    def __init__(self) -> None:
+        self.session: Callable[[], Session | None] = lambda: None
+        self._waiting: list[tuple[SessionTransaction, Callable[[], None]]] = []
+        self._committed: list[Callable[[], None]] = []
+
+    def add(self, call: Callable[[], None]) -> None:
+        session = self.session()
+        assert session is not None
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        assert transaction is not None
+        self._waiting.append((transaction, call))
+
+    def on_commit(self, session: Session) -> None:
+        # The release of a savepoint is announced as a commit, too.
+        if session.get_nested_transaction() is None:
+            self._committed += [call for _, call in self._waiting]
+            self._waiting.clear()
+
+    def on_rollback(self, _session: Session, ended: SessionTransaction) -> None:
+        self._waiting = [(inner, call) for inner, call in self._waiting if not _is_within(inner, ended)]
+
+    def on_end(self, _session: Session, ended: SessionTransaction) -> None:
+        if ended.parent is None:
+            # close() ends a transaction without a word about a rollback.
+            self._waiting.clear()
+            # Not in on_commit: the session could not be used any more if one of these raised there.
+            calls, self._committed = self._committed, []
+            _call_each(calls)
+
+
+def _call_each(calls: list[Callable[[], None]]) -> None:
+    """Call each, whatever the others raise; then raise the first of that."""
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except Exception as error:
+            log.exception("what was to happen after a commit did not")
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while inner is not None:
+        if inner is outer:
+            return True
+        inner = inner.parent
+    return False
+
+
+# -- watching a connection ---------------------------------------------------------------------------------------------
+
+_connection_watches: weakref.WeakKeyDictionary[Connection, _ConnectionWatch] = weakref.WeakKeyDictionary()
+
+
+def _watch_connection(connection: Connection) -> _ConnectionWatch:
+    watch = _connection_watches.get(connection)
+    if watch is None:
+        watch = _connection_watches[connection] = _ConnectionWatch()
+        event.listen(connection, "commit", watch.on_commit)
+        event.listen(connection, "rollback", watch.on_rollback)
+    return watch
+
+
+class _ConnectionWatch:
+    """The calls that wait for one connection's commit. What a savepoint took along it does not know, and looks."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable[[], None], Callable[[], bool]]] = []
+
+    def add(self, call: Callable[[], None], is_stored: Callable[[], bool]) -> None:
+        self._waiting.append((call, is_stored))
+
+    def on_commit(self, _connection: Connection) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            threading.Thread(target=_look, args=(waiting,), name="taskworker-commit", daemon=True).start()
+
+    def on_rollback(self, _connection: Connection) -> None:
+        self._waiting.clear()
+
+
+def _look(waiting: list[tuple[Callable[[], None], Callable[[], bool]]]) -> None:
+    for pause in LOOKS_AFTER_COMMIT:
+        time.sleep(pause)
+        waiting = [(call, is_stored) for call, is_stored in waiting if not _called(call, is_stored)]
+        if not waiting:
+            return
+
+
+def _called(call: Callable[[], None], is_stored: Callable[[], bool]) -> bool:
+    try:
+        if not is_stored():
+            return False
+        call()
+    except StoreError as error:
+        log.debug("whether a connection has committed is not known yet: %s", error)
+        return False
+    return True
+
+
+# -- no commit but ours ------------------------------------------------------------------------------------------------
+
+
+class AtomicSession:
+    """The session of an atomic task, while it runs: nobody commits it but we, together with the job's end."""
+
+    def __init__(self, source: Callable[[], object], task: str) -> None:
+        self._source = source
+        self._task = task
+        self.transaction = CallerTransaction(source())
+        session = self.transaction.session
+        if session is None:
+            raise ArgumentsError(f"atomic=… of {task} must give a Session, not {source()!r:.100}.")
+        self._session = session
+
+    def check(self) -> None:
+        """Raise ArgumentsError unless the source gives the same session, which is what the task writes through."""
+        if _session_of(self._source()) is not self._session:
+            raise ArgumentsError(
+                f"atomic=… of {self._task} gives another session each time, or the task has removed its own. Give a "
+                "scoped_session, such as Flask-SQLAlchemy's db, and leave remove() to the end of the app context."
+            )
+
+    def __enter__(self) -> None:
+        self.check()
+        event.listen(self._session, "before_commit", self._refuse)
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(self._session, "before_commit", self._refuse)
+
+    def _refuse(self, session: Session) -> None:
+        if session.get_nested_transaction() is None:
+            raise ArgumentsError(
+                f"{self._task} is atomic: its session is committed together with the job's end. Remove the commit from "
+                "the task, or declare the task without atomic=…."
+            )
+
+    def run(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One statement in the transaction in which the session is now."""
+        return CallerTransaction(self._session).run(sql, parameters)
+
+    def commit(self) -> None:
+        """Commit; outside of the with block."""
+        self._session.commit()
+
+    def roll_back(self) -> None:
+        """Roll back what is not committed, and give the connection back."""
+        self._session.rollback()

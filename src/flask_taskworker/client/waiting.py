@@ -1,0 +1,91 @@
+"""Who waits for which job in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+
+
+class Finished:
+    """Set when a job of this process's worker has ended; for one waiter, in a thread or on an event loop."""
+
+    __slots__ = ("_event", "_loop", "_wake")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+
+    def set(self) -> None:
+        """From any thread."""
+        self._event.set()
+        if self._loop is not None and self._wake is not None:
+            # Whoever waited may have gone, and the loop with it.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    def wait(self, seconds: float) -> None:
+        """In a thread."""
+        self._event.wait(seconds)
+        self._event.clear()
+
+    async def async_wait(self, seconds: float) -> None:
+        """On an event loop."""
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        if not self._event.is_set():
+            handle = self._loop.call_later(seconds, self._wake.set)
+            await self._wake.wait()
+            handle.cancel()
+        self._event.clear()
+
+
+class Waiting:
+    """Who waits for which job in this process. Safe from any thread; costs one look where nobody waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiters: defaultdict[int, list[Finished]] = defaultdict(list)
+
+    def for_job(self, job_id: int) -> _Waiter:
+        """A with block whose value is set when the job ends."""
+        return _Waiter(self, job_id)
+
+    def add(self, job_id: int, finished: Finished) -> None:
+        """Begin to wait."""
+        with self._lock:
+            self._waiters[job_id].append(finished)
+
+    def remove(self, job_id: int, finished: Finished) -> None:
+        """Wait no longer."""
+        with self._lock:
+            self._waiters[job_id].remove(finished)
+            if not self._waiters[job_id]:
+                del self._waiters[job_id]
+
+    def end(self, job_ids: Iterable[int]) -> None:
+        """These jobs have ended."""
+        if self._waiters:
+            with self._lock:
+                for job_id in job_ids:
+                    for finished in self._waiters.get(job_id, ()):
+                        finished.set()
+
+
+class _Waiter:
+    __slots__ = ("_finished", "_job_id", "_waiting")
+
+    def __init__(self, waiting: Waiting, job_id: int) -> None:
+        self._waiting = waiting
+        self._job_id = job_id
+        self._finished = Finished()
+
+    def __enter__(self) -> Finished:
+        self._waiting.add(self._job_id, self._finished)
+        return self._finished
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.remove(self._job_id, self._finished)

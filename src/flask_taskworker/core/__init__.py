@@ -1,0 +1,1 @@
+"""What needs no clock, no socket and no database: jobs, tasks, triggers, settings."""

@@ -1,0 +1,160 @@
+"""The job that runs here, as its own code sees it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ..errors import ArgumentsError, JobCancelled, LeaseLost
+from .jobs import _moment
+from .rows import Claim, Progress
+
+MAX_PROGRESS_TEXT = 500
+"""Characters."""
+
+
+@dataclass(slots=True, eq=False)
+class RunningJob:
+    """One execution as the task sees it through :data:`current_job`."""
+
+    claim: Claim
+    report: Callable[[RunningJob, Progress], None]
+    cancelled: bool = False
+    lost: bool = False
+    releasing: bool = False
+    """The worker shuts down: a cancelled await means hand back, not cancel."""
+    ended: bool = False
+    """Its ending is known."""
+    thread: int | None = None
+    """The thread that runs a sync job."""
+    log_level: float = math.inf
+    """The lowest level of the log records that are kept with it."""
+    on_line: Callable[[RunningJob], None] | None = None
+    """Told of each kept line, in the thread that logged it."""
+    lines: deque[tuple[int, str, str, str]] | None = None
+    """What it has logged: epoch milliseconds, level, logger and text."""
+    lines_taken: bool = False
+    """Whether lines of it have been stored before its end."""
+
+
+_running: ContextVar[RunningJob | None] = ContextVar("flask_taskworker.running_job", default=None)
+
+
+def set_running(job: RunningJob | None) -> None:
+    """Name the execution that this thread or asyncio task is; for the executor."""
+    _running.set(job)
+
+
+def running_job() -> RunningJob | None:
+    """The execution that this thread or asyncio task is, or None."""
+    return _running.get()
+
+
+class CurrentJob:
+    """The job that runs here. Each attribute raises RuntimeError outside of a job; ``bool(current_job)`` asks."""
+
+    __slots__ = ()
+
+    def _job(self) -> RunningJob:
+        job = _running.get()
+        if job is None:
+            raise RuntimeError(
+                "No job runs here: current_job works only inside a task that a worker runs. A function that is also "
+                "called plainly asks first: if current_job: …; a test runs the task with jobs.perform(task, …)."
+            )
+        return job
+
+    def __bool__(self) -> bool:
+        return _running.get() is not None
+
+    def __repr__(self) -> str:
+        job = _running.get()
+        return f"<current_job {job.claim}>" if job else "<current_job: none>"
+
+    @property
+    def id(self) -> int:
+        """The job's number."""
+        return self._job().claim.id
+
+    @property
+    def uid(self) -> str:
+        """The job's uid; with :attr:`claim` a key for your own idempotency."""
+        return self._job().claim.uid
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self._job().claim.task
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self._job().claim.queue
+
+    @property
+    def attempt(self) -> int:
+        """The number of this try, from 1."""
+        return self._job().claim.attempt
+
+    @property
+    def claim(self) -> int:
+        """The number of this claim: grows with every execution, whatever the reason for it.
+
+        Only a power cut may take back the latest claims of SQLite, and their numbers are then given again.
+        """
+        return self._job().claim.claim
+
+    @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that made this job, or None."""
+        return self._job().claim.schedule
+
+    @property
+    def fire_at(self) -> datetime | None:
+        """The fire time that this job stands for (UTC), or None."""
+        return _moment(self._job().claim.fire_at)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether someone asked this job to stop; seen within a beat (1 s)."""
+        return self._job().cancelled
+
+    def progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Tell how far the job is. Cheap: it is written at most twice a second, and once at the end.
+
+        Of *text* the first 500 characters are kept. Raises ArgumentsError for what is no finite number.
+        """
+        job = self._job()
+        # The worker writes it later, together with other jobs' news: nothing that it cannot write may get there.
+        total = None if total is None else _number("total", total)
+        job.report(job, Progress(_number("done", done), total, _plain(text)))
+
+    def check(self) -> None:
+        """Raise JobCancelled if the job was asked to stop, LeaseLost if another worker owns it now."""
+        job = self._job()
+        if job.lost:
+            raise LeaseLost
+        if job.cancelled:
+            raise JobCancelled
+
+
+def _number(what: str, value: Any) -> float:
+    """An int or a finite float of whatever behaves like one, a Decimal for example."""
+    with suppress(TypeError, ValueError, OverflowError):
+        number = value if type(value) is int else float(value)
+        if not isinstance(value, str | bytes) and math.isfinite(number):
+            return number
+    raise ArgumentsError(f"progress: {what} is {value!r:.100}. Give a finite number.")
+
+
+def _plain(text: object) -> str:
+    return str(text)[:MAX_PROGRESS_TEXT].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+current_job = CurrentJob()

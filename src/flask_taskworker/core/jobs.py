@@ -1,0 +1,206 @@
+"""Jobs: their states, what the store keeps of them, how they end, and ``current_job``.
+
+Pure: nothing here reads a clock or touches a database. A :class:`Job` is a handle; what it does goes through the
+:class:`JobClient` that made it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from ..errors import JobNotFound
+from .clock import from_ms
+from .rows import JobRecord, JobState, Progress, shown
+
+R = TypeVar("R")
+
+
+class JobClient(Protocol):
+    """What a job needs to act: one app's store and wake-up."""
+
+    def record(self, job_id: int) -> JobRecord:
+        """The job's row. Raises JobNotFound."""
+
+    def wait(self, job_id: int, timeout: float | None) -> Any:
+        """The decoded result. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
+
+    async def await_result(self, job_id: int, timeout: float | None) -> Any:
+        """As :meth:`wait`, without blocking the event loop."""
+
+    def cancel(self, job_id: int) -> bool:
+        """Cancel, or ask the running job to stop."""
+
+    def retry(self, job_id: int) -> bool:
+        """Put a finished job back into its queue."""
+
+
+class Job(Generic[R]):
+    """One call of a task. Safe from any thread. What it shows is as of its making or the last :meth:`refresh`."""
+
+    __slots__ = ("_client", "_record")
+
+    def __init__(self, record: JobRecord, client: JobClient) -> None:
+        self._record = record
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {shown(self.task)} {self.state}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and other._record.uid == self._record.uid
+
+    def __hash__(self) -> int:
+        return hash(self._record.uid)
+
+    @property
+    def id(self) -> int:
+        """The store's number of the job; never used again for another.
+
+        0 for a pending job whose session is in another database than the jobs: it is stored after the commit.
+        """
+        return self._record.id
+
+    @property
+    def uid(self) -> str:
+        """The name given to the job by the caller; an enqueue repeated with it never doubles the job."""
+        return self._record.uid
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self._record.task
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self._record.queue
+
+    @property
+    def kind(self) -> str:
+        """Whether the task is "sync" or "async"."""
+        return self._record.kind
+
+    @property
+    def priority(self) -> int:
+        """Higher goes first within its queue."""
+        return self._record.priority
+
+    @property
+    def state(self) -> JobState:
+        """The state as of the last look; :meth:`refresh` looks again."""
+        return JobState(self._record.state)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the current, next or last try, from 1."""
+        return self._record.failures + (self.state is not JobState.FAILED or not self._record.failures)
+
+    @property
+    def max_attempts(self) -> int:
+        """How many tries the task's policy allows."""
+        return self._record.max_attempts
+
+    @property
+    def run_at(self) -> datetime | None:
+        """When the job is due (UTC); None where it was due at once."""
+        return _moment(self._record.run_at)
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When it was enqueued (UTC)."""
+        return _moment(self._record.created_at)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it was last claimed (UTC), or None."""
+        return _moment(self._record.started_at)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended (UTC), or None."""
+        return _moment(self._record.finished_at)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the finished job is pruned (UTC), or None while it is unfinished."""
+        return _moment(self._record.expires_at)
+
+    @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that made the job, or None."""
+        return self._record.schedule
+
+    @property
+    def fire_at(self) -> datetime | None:
+        """The schedule's fire time that this job stands for (UTC), or None."""
+        return _moment(self._record.fire_at)
+
+    @property
+    def progress(self) -> Progress | None:
+        """What the job last told of its progress, or None."""
+        return Progress.from_text(self._record.progress)
+
+    def become(self, record: JobRecord) -> None:
+        """Told by the client: the session in which the job was enqueued has committed."""
+        self._record = record
+
+    def refresh(self) -> Job[R]:
+        """Look again and return this job. Raises JobNotFound when it was pruned, or never committed."""
+        record = self._look()
+        # The number of a job that was rolled back may be given to another.
+        if record is None or record.uid != self._record.uid:
+            raise JobNotFound(
+                "The job is pending: it is stored when the session that it was enqueued in has committed, and never if "
+                "that was rolled back."
+            )
+        self._record = record
+        return self
+
+    def _look(self) -> JobRecord | None:
+        if self.state is not JobState.PENDING:
+            return self._client.record(self.id)
+        try:
+            return self._client.record(self.id)
+        except JobNotFound:
+            return None
+
+    def _stored_id(self) -> int:
+        if self.state is JobState.PENDING:
+            self.refresh()
+        return self._record.id
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the end and return what the task returned.
+
+        Waits through retries. ``timeout`` is in seconds; None waits for ever. Raises JobFailed, JobCancelled,
+        JobTimeout (a TimeoutError), JobNotFound when the job was pruned or is pending, or ArgumentsError for a timeout
+        that is no number. Safe from any thread but the worker's event loop, where it raises at once: use
+        :meth:`aresult` there.
+        """
+        value: R = self._client.wait(self._stored_id(), timeout)
+        return value
+
+    async def aresult(self, timeout: float | None = None) -> R:
+        """As :meth:`result`, for coroutines on any event loop."""
+        value: R = await self._client.await_result(self._stored_id(), timeout)
+        return value
+
+    def cancel(self) -> bool:
+        """Cancel the job; True unless it had already finished.
+
+        A waiting job is cancelled at once. A running async job is cancelled at its next await; a running sync job
+        sees ``current_job.cancelled``. Either within a beat (1 s), from any process. Raises JobNotFound.
+        """
+        return self._client.cancel(self._stored_id())
+
+    def retry(self) -> bool:
+        """Put a failed or cancelled job back into its queue with its counters at zero; False if it is neither.
+
+        Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
+        """
+        return self._client.retry(self._stored_id())
+
+
+def _moment(ms: int | None) -> datetime | None:
+    return from_ms(ms) if ms else None

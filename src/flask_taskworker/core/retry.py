@@ -1,0 +1,175 @@
+"""When a job that raised is tried again: the policy and its arithmetic.
+
+Randomness is an argument, like the time: *rand* is a number from -1 to 1, ``random.uniform(-1, 1)`` where it is real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, cast
+
+from ..errors import DeclarationError
+from .clock import MAX_PERIOD, as_timedelta
+
+Backoff = Literal["exponential", "linear"] | Callable[[int], float | timedelta]
+ExceptionTypes = type[BaseException] | Iterable[type[BaseException]]
+
+# 2.0 ** 1024 overflows, and the cap has won long before.
+MAX_DOUBLINGS = 64
+_MAX_LEAVES = 1000
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Retry:
+    """How often and how soon a job is tried again after its task raised.
+
+    ``max_attempts`` counts every try, the first included: 1 means never again. ``backoff`` is ``"exponential"``
+    (``base``, 2 × ``base``, 4 × ``base``, …), ``"linear"`` (``base``, 2 × ``base``, 3 × ``base``, …) or a callable that
+    takes the number of the try that failed, from 1, and returns seconds or a timedelta; it must be safe to call from
+    any thread. ``base`` (default 2 s) and ``cap`` (default 1 h) are seconds or timedeltas. Every delay, a callable's
+    too, is cut at ``cap`` and then spread by ± ``jitter`` (a share from 0 to 1, default 0.2).
+
+    Only exceptions of the types in ``on`` (default: every Exception) are tried again, and none of those in ``never``.
+
+    Raises DeclarationError for values that make no sense.
+    """
+
+    max_attempts: int
+    backoff: Backoff
+    base: timedelta
+    cap: timedelta
+    jitter: float
+    on: tuple[type[BaseException], ...]
+    never: tuple[type[BaseException], ...]
+
+    def __init__(
+        self,
+        max_attempts: int,
+        backoff: Backoff = "exponential",
+        base: float | timedelta = 2.0,
+        cap: float | timedelta = 3600.0,
+        jitter: float = 0.2,
+        on: ExceptionTypes = (Exception,),
+        never: ExceptionTypes = (),
+    ) -> None:
+        _set = object.__setattr__
+        _set(self, "max_attempts", _attempts(max_attempts))
+        _set(self, "backoff", _backoff(backoff))
+        _set(self, "base", as_timedelta(base, "Retry's base"))
+        _set(self, "cap", as_timedelta(cap, "Retry's cap"))
+        _set(self, "jitter", _share(jitter))
+        _set(self, "on", _exception_types(on, "on"))
+        _set(self, "never", _exception_types(never, "never"))
+
+    @classmethod
+    def of(cls, value: Retry | int | None) -> Retry | None:
+        """The policy that was meant: 5 is ``Retry(max_attempts=5)``; None stays None, no policy."""
+        if value is None or isinstance(value, Retry):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DeclarationError(f"retry = {value!r} is not allowed. Give a Retry(…), a number of attempts, or None.")
+        return cls(max_attempts=value)
+
+    def allows(self, attempt: int) -> bool:
+        """Whether another try may follow the try number *attempt*, counted from 1."""
+        return attempt < self.max_attempts
+
+    def wants(self, exception: BaseException) -> bool:
+        """Whether *exception* is one to try again after; of an exception group, whether each one in it is.
+
+        A policy may also name the class of the group itself.
+        """
+        groups = tuple(kind for kind in self.on if issubclass(kind, BaseExceptionGroup))
+        leaves = leaves_of(exception)
+        return not any(isinstance(one, self.never) for one in (exception, *leaves)) and (
+            isinstance(exception, groups) or all(isinstance(leaf, self.on) for leaf in leaves)
+        )
+
+    def delay(self, attempt: int, *, rand: float) -> timedelta:
+        """How long to wait after the try number *attempt*, counted from 1, failed. *rand* is from -1 to 1.
+
+        Raises DeclarationError if a callable ``backoff`` raises or returns what is no period.
+        """
+        seconds = min(self._seconds(attempt), self.cap.total_seconds())
+        return _spread(seconds, self.jitter, rand)
+
+    def _seconds(self, attempt: int) -> float:
+        base = self.base.total_seconds()
+        if self.backoff == "exponential":
+            return base * 2.0 ** min(attempt - 1, MAX_DOUBLINGS)
+        if self.backoff == "linear":
+            return base * attempt
+        return self._called(attempt).total_seconds()
+
+    def _called(self, attempt: int) -> timedelta:
+        assert callable(self.backoff)
+        try:
+            value = self.backoff(attempt)
+        except Exception as error:
+            raise DeclarationError(
+                f"Retry's backoff {self.backoff!r} raised {type(error).__name__}: {error} for attempt {attempt}. "
+                "It must return seconds or a timedelta for every attempt."
+            ) from error
+        return as_timedelta(
+            self._capped(value), f"What Retry's backoff {self.backoff!r} returned for attempt {attempt}"
+        )
+
+    def _capped(self, value: Any) -> Any:
+        # 2**attempt is a sensible backoff and soon longer than any period: the cap comes before the check.
+        if isinstance(value, timedelta):
+            return min(value, self.cap)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value != math.inf
+        return min(value, self.cap.total_seconds()) if is_number else value
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """The exceptions that a group holds, those of groups inside it too; for any other exception only itself.
+
+    Each is listed once, and at most 1,000 of them are.
+    """
+    waiting = [error]
+    found: dict[int, BaseException] = {}
+    while waiting and len(found) < _MAX_LEAVES:
+        one = waiting.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            if issubclass(type(one), BaseExceptionGroup):
+                waiting.extend(reversed(cast(BaseExceptionGroup[BaseException], one).exceptions))
+    return [one for one in found.values() if not issubclass(type(one), BaseExceptionGroup)] or [error]
+
+
+def _spread(seconds: float, jitter: float, rand: float) -> timedelta:
+    spread = max(0.0, seconds * (1.0 + jitter * rand))
+    return timedelta(seconds=min(spread, MAX_PERIOD.total_seconds()))
+
+
+def _attempts(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DeclarationError(f"Retry's max_attempts is {value!r}. Give a whole number; 1 is the first try alone.")
+    return value
+
+
+def _backoff(value: Backoff) -> Backoff:
+    if value in ("exponential", "linear") or callable(value):
+        return value
+    raise DeclarationError(
+        f"Retry's backoff is {value!r}. Give 'exponential', 'linear' or a callable that takes the attempt's number."
+    )
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DeclarationError(f"Retry's jitter is {value!r}. Give a share from 0 to 1; 0.2 spreads delays by ± 20 %.")
+    return float(value)
+
+
+def _exception_types(value: object, what: str) -> tuple[type[BaseException], ...]:
+    types = (value,) if isinstance(value, type) else value
+    if isinstance(types, Iterable):
+        types = tuple(types)
+        if all(isinstance(one, type) and issubclass(one, BaseException) for one in types):
+            return types
+    raise DeclarationError(f"Retry's {what} is {value!r}. Give exception classes: {what}=(ConnectionError,).")

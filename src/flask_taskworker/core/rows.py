@@ -1,0 +1,241 @@
+"""What the store keeps of a job, and how an execution ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+Kind = Literal["sync", "async"]
+
+MAX_SHOWN = 200
+"""Characters of a name in a log record."""
+
+
+class JobState(StrEnum):
+    """Where a job is on its way."""
+
+    PENDING = "pending"
+    """Enqueued with ``session=``, and that session has not committed yet. Never a state of a stored job."""
+    SCHEDULED = "scheduled"
+    """Not due yet: delayed, or waiting for its next try."""
+    READY = "ready"
+    """Due; the next free worker takes it."""
+    RUNNING = "running"
+    """Claimed by a worker."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended for good (an operator's retry aside)."""
+        return self in _FINISHED
+
+
+STORED = tuple(state for state in JobState if state is not JobState.PENDING)
+
+_FINISHED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+def shown(text: object) -> str:
+    """Words of a row as they may stand in a line of a log: short, and without what would end the line."""
+    words = str(text)
+    short = words if len(words) <= MAX_SHOWN else f"{words[:MAX_SHOWN]}…"
+    return short if short.isprintable() else ascii(short)[1:-1]
+
+
+class NewJob(NamedTuple):
+    """A job as it goes into the store. Times are epoch milliseconds; ``run_at`` 0 means at once."""
+
+    uid: str
+    task: str
+    queue: str
+    kind: Kind
+    priority: int
+    run_at: int
+    args: str
+    max_attempts: int
+    timeout: int | None
+    created_at: int
+    unique_key: str | None = None
+    schedule: str | None = None
+    fire_at: int | None = None
+    at_most_once: int = 0
+    origin: str | None = None
+
+    @property
+    def state(self) -> str:
+        """The state in which the row begins."""
+        return "scheduled" if self.run_at > self.created_at else "ready"
+
+
+class JobRecord(NamedTuple):
+    """What the store knows of a job, without its arguments and result. Times are epoch milliseconds."""
+
+    id: int
+    uid: str
+    task: str
+    queue: str
+    kind: str
+    priority: int
+    state: str
+    run_at: int
+    max_attempts: int
+    timeout: int | None
+    claim: int = 0
+    worker_id: str | None = None
+    failures: int = 0
+    crashes: int = 0
+    schedule: str | None = None
+    fire_at: int | None = None
+    at_most_once: int = 0
+    unique_key: str | None = None
+    cancel_requested: int = 0
+    progress: str | None = None
+    failure_kind: str | None = None
+    created_at: int = 0
+    started_at: int | None = None
+    finished_at: int | None = None
+    expires_at: int | None = None
+
+
+class Claim(NamedTuple):
+    """A job in the hands of a worker: what it needs to run it. ``claim`` is the fencing token."""
+
+    id: int
+    uid: str
+    task: str
+    queue: str
+    kind: str
+    priority: int
+    args: str
+    claim: int
+    failures: int
+    crashes: int
+    max_attempts: int
+    timeout: int | None
+    created_at: int
+    run_at: int
+    schedule: str | None
+    fire_at: int | None
+    at_most_once: int = 0
+    origin: str | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of this try, from 1. A crash or a hand-back counts none."""
+        return self.failures + 1
+
+    def __str__(self) -> str:
+        return f"job {self.id} ({shown(self.task)})"
+
+
+class Ending(StrEnum):
+    """What becomes of a job after one execution."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRYING = "retrying"
+    """A try failed; another follows."""
+    SNOOZED = "snoozed"
+    """Again later, no attempt counted."""
+    CANCELLED = "cancelled"
+    RELEASED = "released"
+    """Handed back to its queue: shutdown, or a task that this worker does not know. No attempt counted."""
+
+    @property
+    def state(self) -> JobState:
+        """The state that follows."""
+        return JobState(self.value) if self.value in _FINISHED else JobState.SCHEDULED
+
+    @property
+    def failures(self) -> int:
+        """How many failures this ending adds to the job's: 1 or 0."""
+        return int(self in (Ending.FAILED, Ending.RETRYING))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one execution ended. Made in one place, by the executor."""
+
+    ending: Ending
+    result: str | None = None
+    """The encoded result; None stands for the value None."""
+    delay: timedelta | None = None
+    """Retrying, snoozed, released: how long to wait."""
+    failure: Failure | None = None
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+    recorded: bool = False
+    """The store knows already: an atomic job committed its ending together with its own writes."""
+    keep: timedelta | None = None
+    """How long the finished job is kept; None takes the configuration's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error as it is stored: texts only, already shortened."""
+
+    kind: str
+    type: str
+    message: str
+    traceback: str = ""
+
+    def to_text(self) -> str:
+        """The stored form."""
+        return json.dumps({"type": self.type, "message": self.message, "traceback": self.traceback})
+
+    @classmethod
+    def from_text(cls, text: str | None, kind: str | None) -> Failure:
+        """Read the stored form; text of another origin becomes the message."""
+        try:
+            stored = json.loads(text or "{}")
+            return cls(
+                kind=kind or "exception",
+                type=str(stored.get("type", "")),
+                message=str(stored.get("message", "")),
+                traceback=str(stored.get("traceback", "")),
+            )
+        except (ValueError, AttributeError, RecursionError):
+            return cls(kind=kind or "exception", type="", message=text or "")
+
+
+CRASHED = Failure(
+    kind="crashed",
+    type="",
+    message="The process died three times while this job ran alone in it. Look for crashes in C code, or for memory.",
+)
+
+INTERRUPTED = Failure(
+    kind="interrupted",
+    type="",
+    message="The worker ended while this job ran, and at_most_once=True forbids to run it again.",
+)
+
+SUCCEEDED = Outcome(Ending.SUCCEEDED)
+"""The commonest outcome of all: a job that returned None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job has come."""
+
+    done: float
+    total: float | None = None
+    text: str = ""
+
+    def to_text(self) -> str:
+        """The stored form."""
+        return json.dumps([self.done, self.total, self.text])
+
+    @classmethod
+    def from_text(cls, text: str | None) -> Progress | None:
+        """Read the stored form; None where there is none that can be read."""
+        try:
+            done, total, words = json.loads(text or "")
+        except (ValueError, TypeError, RecursionError):
+            return None
+        numbers = isinstance(done, int | float) and isinstance(total, int | float | None)
+        return cls(done, total, str(words)) if numbers else None

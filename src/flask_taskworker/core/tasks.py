@@ -1,0 +1,547 @@
+"""Tasks and their registry: what a function becomes under ``@task_worker.task``.
+
+Pure: a task checks and encodes the arguments of a call; storing it is the business of the :class:`TaskClient` that
+the registry's owner finds for the current app.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import CellType
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
+from .clock import as_timedelta, require_aware
+from .codec import Codec
+from .hints import importable_name
+from .jobs import Job
+from .retry import Retry
+from .rows import Claim, Kind, Outcome
+from .triggers import At, Cron, Every, Trigger
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Returned = TypeVar("Returned")
+
+_SEQUENCES = (tuple, list)
+MAX_NAME = 200
+MAX_PRIORITY = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What the decorator was given, checked."""
+
+    queue: str = "default"
+    priority: int = 0
+    retry: Retry | None = None
+    timeout: timedelta | None = None
+    keep: timedelta | None = None
+    schedules: tuple[Trigger, ...] = ()
+    schedule_args: tuple[Any, ...] = ()
+    schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    atomic: Callable[[], Any] | None = None
+    """Gives the session whose commit records the job's success, too."""
+    at_most_once: bool = False
+    sensitive: tuple[str, ...] = ()
+    """Names of arguments, and of keys in them, whose values the dashboard covers; "return" is the result."""
+
+    def __post_init__(self) -> None:
+        if self.at_most_once and self.retry is not None and self.retry.max_attempts > 1:
+            raise DeclarationError("at_most_once=True and retry contradict each other. Leave one of them out.")
+        check_name("queue", self.queue)
+        check_priority(self.priority)
+        if self.timeout is not None and self.timeout <= timedelta(0):
+            raise DeclarationError(f"timeout = {self.timeout!r} is not allowed. Allowed: more than 0 seconds, or None.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueOptions:
+    """What ``using`` was given, checked."""
+
+    delay: timedelta | None = None
+    run_at: datetime | None = None
+    priority: int | None = None
+    queue: str | None = None
+    unique: str | None = None
+    uid: str | None = None
+    session: Any = None
+
+    def __post_init__(self) -> None:
+        if self.delay is not None and self.run_at is not None:
+            raise ArgumentsError("Give either delay or run_at, not both.")
+        if self.run_at is not None:
+            require_aware(self.run_at, "run_at")
+        if self.priority is not None:
+            check_priority(self.priority)
+        for what, name in (("queue", self.queue), ("unique", self.unique), ("uid", self.uid)):
+            if name is not None:
+                check_name(what, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredSchedule:
+    """A schedule as code declares it: what a worker puts into the store."""
+
+    name: str
+    task: str
+    trigger: Trigger
+    args: str
+
+
+class TaskClient(Protocol):
+    """What a task needs of the current app. Safe from any thread."""
+
+    def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
+        """Store one job for each encoded call, in one transaction."""
+
+    async def aenqueue(
+        self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
+    ) -> list[Job[Any]]:
+        """As :meth:`enqueue`, in a thread."""
+
+    def put_schedule(self, schedule: DeclaredSchedule) -> None:
+        """Store a schedule made at run time, or change the one of that name."""
+
+
+class Call(Generic[P, R]):
+    """A task together with options for enqueueing. Frozen; safe from any thread."""
+
+    __slots__ = ("_options", "_task")
+
+    def __init__(self, task: Task[P, R, Any], options: EnqueueOptions) -> None:
+        self._task = task
+        self._options = options
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store a job; durable when it returns. Errors as for :meth:`Task.enqueue`."""
+        task = self._task
+        return task.client().enqueue(task, (task.encode(args, kwargs),), self._options)[0]
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As :meth:`enqueue`, without blocking the event loop."""
+        task = self._task
+        return (await task.client().aenqueue(task, (task.encode(args, kwargs),), self._options))[0]
+
+    def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
+        """Store many jobs in one transaction: all or none. Each call is a tuple of arguments or a dict of keywords."""
+        encoded = self._encode_many(calls)
+        return self._task.client().enqueue(self._task, encoded, self._options) if encoded else []
+
+    async def aenqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
+        """As :meth:`enqueue_many`, without blocking the event loop."""
+        encoded = self._encode_many(calls)
+        return await self._task.client().aenqueue(self._task, encoded, self._options) if encoded else []
+
+    def _encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
+        encoded = self._task.encode_many(calls)
+        if (self._options.uid or self._options.unique) and len(encoded) > 1:
+            raise ArgumentsError("uid and unique belong to one job. Enqueue the jobs one by one to give each its own.")
+        return encoded
+
+
+class Task(Generic[P, R, Returned]):
+    """A registered function. Calling it is a plain call; :meth:`enqueue` makes a job of the call.
+
+    Safe from any thread.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, Returned],
+        *,
+        name: str,
+        options: TaskOptions,
+        codec: Codec,
+        find_client: Callable[[], TaskClient],
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = name
+        self.options = options
+        self.kind: Kind = "async" if inspect.iscoroutinefunction(function) else "sync"
+        self.place = _place(function)
+        self.signature = inspect.signature(function)
+        self.client = find_client
+        self._codec = codec
+        self._positional = _positional_range(self.signature)
+        self._plain: Call[P, R] = Call(self, EnqueueOptions())
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Returned:
+        """A plain call of the function, here and now."""
+        return self.function(*args, **kwargs)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store a job that calls the function with these arguments; durable when it returns.
+
+        Raises ArgumentsError when they do not fit the signature, NotEncodable when JSON cannot hold them, AppError
+        when it is not clear which app is meant, NotAccepted or OutcomeUnknown when the database did not take it.
+        """
+        return self._plain.enqueue(*args, **kwargs)
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As :meth:`enqueue`, without blocking the event loop."""
+        return await self._plain.aenqueue(*args, **kwargs)
+
+    def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
+        """Store many jobs in one transaction: all or none. Each call is a tuple of arguments or a dict of keywords."""
+        return self._plain.enqueue_many(calls)
+
+    async def aenqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
+        """As :meth:`enqueue_many`, without blocking the event loop."""
+        return await self._plain.aenqueue_many(calls)
+
+    def using(
+        self,
+        *,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        priority: int | None = None,
+        queue: str | None = None,
+        unique: str | None = None,
+        uid: str | None = None,
+        session: Any = None,
+    ) -> Call[P, R]:
+        """This task with options for its next calls.
+
+        ``delay`` (seconds or timedelta) or ``run_at`` (aware datetime) say when; ``priority`` and ``queue`` override
+        the task's. ``unique``: at most one unfinished job of this task with that key; enqueueing again returns it.
+        ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
+        ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
+        exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
+        """
+        options = EnqueueOptions(
+            delay=None if delay is None else as_timedelta(delay, "delay"),
+            run_at=run_at,
+            priority=priority,
+            queue=queue,
+            unique=unique,
+            uid=uid,
+            session=session,
+        )
+        return Call(self, options)
+
+    def schedule(
+        self, trigger: Trigger, *, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Run the task at the times of *trigger* from now on, whatever restarts.
+
+        A schedule of the same *name* that was made at run time is replaced. ``task_worker.unschedule(name)`` ends it.
+        Raises DeclarationError when the name belongs to a schedule that is declared in code, ArgumentsError when the
+        arguments do not fit.
+        """
+        check_trigger(trigger)
+        check_name("name", name)
+        encoded = self.encode(_as_args("args", args), _as_kwargs("kwargs", kwargs))
+        self.client().put_schedule(DeclaredSchedule(name=name, task=self.name, trigger=trigger, args=encoded))
+
+    @property
+    def max_attempts(self) -> int:
+        """How many tries the retry policy allows; 1 without one."""
+        return self.options.retry.max_attempts if self.options.retry else 1
+
+    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Check the arguments against the signature and encode them."""
+        lowest, highest = self._positional
+        if kwargs or not lowest <= len(args) <= highest:
+            self._bind(args, kwargs)
+        return self._codec.encode_call(args, dict(kwargs))
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentsError(f"{self.name}{self.signature} cannot be called so: {error}.") from None
+
+    def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
+        """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
+        if not isinstance(calls, Iterable):
+            raise ArgumentsError(f"enqueue_many was given {calls!r:.100}. Give a list of calls, such as [(1,), (2,)].")
+        return [self._encode_one(number, call) for number, call in enumerate(calls)]
+
+    def _encode_one(self, number: int, call: Sequence[Any] | Mapping[str, Any]) -> str:
+        if isinstance(call, _SEQUENCES):
+            return self.encode(tuple(call), {})
+        if isinstance(call, Mapping) and all(isinstance(key, str) for key in call):
+            return self.encode((), call)
+        raise ArgumentsError(
+            f"Call {number} of enqueue_many is {call!r:.100}. Each must be a tuple of arguments, such as "
+            f"({call!r:.40},), or a dict of keyword arguments."
+        )
+
+    def declared_schedules(self) -> list[DeclaredSchedule]:
+        """The schedules that the decorator was given; several are numbered from the second on."""
+        options = self.options
+        args = self.encode(options.schedule_args, options.schedule_kwargs) if options.schedules else ""
+        return [
+            DeclaredSchedule(
+                name=f"{self.name}#{i}" if i > 1 else self.name, task=self.name, trigger=trigger, args=args
+            )
+            for i, trigger in enumerate(options.schedules, 1)
+        ]
+
+
+class Tracing(Protocol):
+    """What follows jobs for a tracing system. Each returns a with block whose value is to be called with the end."""
+
+    def sending(self, task: str, queue: str, number: int) -> AbstractContextManager[Callable[[Sequence[int]], None]]:
+        """Around the enqueueing of *number* jobs; to be told their ids, 0 where one has none yet."""
+
+    def processing(self, claim: Claim) -> AbstractContextManager[Callable[[Outcome], None]]:
+        """Around one try of a job; to be told how it ended."""
+
+
+class TaskRegistry:
+    """The tasks of one TaskWorker by name. Names in stored rows are looked up here and nowhere else."""
+
+    def __init__(self, find_client: Callable[[], TaskClient], codec: Codec) -> None:
+        self.codec = codec
+        self.version = 0
+        """Grows with every registration, so that a running worker notices new schedules."""
+        self.tracing: Tracing | None = None
+        self._find_client = find_client
+        self._tasks: dict[str, Task[..., Any, Any]] = {}
+        self._built_in: dict[str, Task[..., Any, Any]] = {}
+
+    def register_built_in(self, function: Callable[..., Any], options: TaskOptions, name: str) -> None:
+        """Make a task of a function of this package. It runs as any other, and is not listed among the user's."""
+        self._built_in[name] = Task(
+            function, name=name, options=options, codec=self.codec, find_client=self._find_client
+        )
+
+    def register(
+        self, function: Callable[P, Returned], options: TaskOptions, name: str | None
+    ) -> Task[P, Any, Returned]:
+        """Make a task of *function*. The same place declared again replaces the task."""
+        _check_function(function)
+        if options.atomic is not None and inspect.iscoroutinefunction(function):
+            raise DeclarationError(f"{function.__qualname__} is async, and atomic=… takes sync tasks only. Use def.")
+        if name is not None:
+            check_name("name", name)
+        task: Task[P, Any, Returned] = Task(
+            function, name=name or task_name(function), options=options, codec=self.codec, find_client=self._find_client
+        )
+        self._refuse_another(task)
+        self.codec.learn(function)
+        task.declared_schedules()
+        self._tasks[task.name] = task
+        self.version += 1
+        return task
+
+    def _refuse_another(self, task: Task[..., Any, Any]) -> None:
+        known = self.get(task.name)
+        if known is not None and known.place != task.place:
+            raise TaskExists(
+                f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
+                "another. Give one of them name=…, or use functools.wraps in the decorator around them."
+            )
+
+    def get(self, name: str) -> Task[..., Any, Any] | None:
+        """The task of that name, or None."""
+        return self._tasks.get(name) or self._built_in.get(name)
+
+    def find(self, name: str) -> Task[..., Any, Any]:
+        """The task of that name. Raises TaskNotFound with the names that exist."""
+        task = self.get(name)
+        if task is None:
+            known = ", ".join(sorted(self._tasks)) or "none"
+            raise TaskNotFound(f"No task is registered as {name!r}. Registered: {known}.")
+        return task
+
+    def __iter__(self) -> Iterator[Task[..., Any, Any]]:
+        return iter(tuple(self._tasks.values()))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+class HasRegistry(Protocol):
+    """What tasks are declared on: a TaskWorker."""
+
+    registry: TaskRegistry
+
+
+def registry_of(task_worker: HasRegistry) -> TaskRegistry:
+    """The registry of a TaskWorker. Raises ArgumentsError for anything else."""
+    registry = getattr(task_worker, "registry", None)
+    if not isinstance(registry, TaskRegistry):
+        raise ArgumentsError(
+            f"{task_worker!r:.100} is not a TaskWorker. Give the BackgroundTaskWorker or BlockingTaskWorker itself."
+        )
+    return registry
+
+
+def task_options(
+    *,
+    queue: str = "default",
+    priority: int = 0,
+    retry: Retry | int | None = None,
+    timeout: float | timedelta | None = None,
+    keep: float | timedelta | None = None,
+    schedule: Trigger | Sequence[Trigger] | None = None,
+    schedule_args: Sequence[Any] = (),
+    schedule_kwargs: Mapping[str, Any] | None = None,
+    atomic: Any = None,
+    at_most_once: bool = False,
+    sensitive: Sequence[str] = (),
+    **unknown: Any,
+) -> TaskOptions:
+    """Check what the decorator was given. Raises DeclarationError or ArgumentsError."""
+    if unknown:
+        known = ", ".join(name for name in inspect.signature(task_options).parameters if name != "unknown")
+        raise ArgumentsError(f"A task takes no {', '.join(unknown)}. It takes name, {known}.")
+    return TaskOptions(
+        queue=queue,
+        priority=priority,
+        retry=Retry.of(retry),
+        timeout=None if timeout is None else as_timedelta(timeout, "timeout"),
+        keep=None if keep is None else as_timedelta(keep, "keep"),
+        schedules=_triggers(schedule),
+        schedule_args=_as_args("schedule_args", schedule_args),
+        schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),
+        atomic=_session_source(atomic),
+        at_most_once=bool(at_most_once),
+        sensitive=_sensitive_names(sensitive),
+    )
+
+
+def _sensitive_names(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple | set | frozenset):
+        raise DeclarationError(f"sensitive = {names!r:.100} is not allowed. Allowed: a tuple of names, as ('ssn',).")
+    for name in names:
+        check_name("sensitive", name)
+    return tuple(names)
+
+
+def _as_args(what: str, args: object) -> tuple[Any, ...]:
+    if isinstance(args, str | bytes) or not isinstance(args, Iterable):
+        raise ArgumentsError(
+            f"{what} = {args!r:.100} is not allowed. Allowed: a tuple of arguments, as ({args!r:.40},)."
+        )
+    return tuple(args)
+
+
+def _as_kwargs(what: str, kwargs: object) -> dict[str, Any]:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ArgumentsError(f"{what} = {kwargs!r:.100} is not allowed. Allowed: a dict of keyword arguments.")
+    return dict(kwargs or {})
+
+
+def _session_source(atomic: Any) -> Callable[[], Any] | None:
+    if atomic is None:
+        return None
+    if isinstance(getattr(type(atomic), "session", None), property):
+        # Flask-SQLAlchemy-Lite: looked up anew in each app context.
+        return lambda: atomic.session
+    session = getattr(atomic, "session", atomic)
+    if not callable(session):
+        raise DeclarationError(
+            f"atomic = {atomic!r:.100} is not allowed. Allowed: Flask-SQLAlchemy's db, or a callable that gives a "
+            "session."
+        )
+    return cast(Callable[[], Any], session)
+
+
+def _triggers(schedule: Trigger | Sequence[Trigger] | None) -> tuple[Trigger, ...]:
+    if schedule is None:
+        return ()
+    triggers = tuple(schedule) if isinstance(schedule, list | tuple) else (cast(Trigger, schedule),)
+    for trigger in triggers:
+        check_trigger(trigger)
+    return triggers
+
+
+def check_trigger(trigger: object) -> None:
+    """Raise DeclarationError unless *trigger* is one of ours."""
+    if not isinstance(trigger, Cron | Every | At):
+        raise DeclarationError(f"schedule = {trigger!r} is not a trigger. Give Cron(…), Every(…) or At(…).")
+
+
+def check_name(what: str, name: object) -> None:
+    """Raise DeclarationError unless *name* can name a task, queue, schedule, key or uid."""
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME or not name.isprintable():
+        raise DeclarationError(
+            f"{what} = {name!r:.80} is not allowed. Allowed: a string of 1 to {MAX_NAME} printable characters."
+        )
+
+
+def check_priority(priority: object) -> None:
+    """Raise DeclarationError unless *priority* is a whole number that the database holds."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
+        raise DeclarationError(f"priority = {priority!r} is not allowed. Allowed: a whole number; higher goes first.")
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """``module.qualname``, with the importable name for a module that runs as ``__main__``.
+
+    So ``python app.py``, ``python -m app`` and ``flask --app app tasks run`` agree.
+    """
+    return f"{importable_name(function.__module__)}.{function.__qualname__}"
+
+
+def _check_function(function: object) -> None:
+    if isinstance(function, Task):
+        raise DeclarationError(f"{function.name} is a task already. Decorate the plain function.")
+    if not inspect.isfunction(function):
+        raise DeclarationError(f"{function!r:.100} is not a function. Decorate a function made with def or async def.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DeclarationError(
+            f"{function.__qualname__} is a generator, which would not run. Return a value instead of yielding."
+        )
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Where the function stands, and where those stand that it has from outside.
+
+    Without the latter all tasks of a decorator that lacks ``functools.wraps`` would stand in the same place.
+    """
+    inner = inspect.unwrap(function)
+    cells = [cell.cell_contents for cell in inner.__closure__ or () if _has_contents(cell)]
+    outer = sorted(_line(value) for value in cells if inspect.isfunction(value) and value is not inner)
+    return ", with ".join([_line(inner), *outer])
+
+
+def _has_contents(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # the name is not bound yet
+        return False
+
+
+def _line(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def _positional_range(signature: inspect.Signature) -> tuple[int, int]:
+    """How many positional arguments alone make a valid call; (1, 0), which fits none, if keywords are needed."""
+    parameters = signature.parameters.values()
+    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+        return 1, 0
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    endless = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return sum(p.default is p.empty for p in positional), sys.maxsize if endless else len(positional)
+
+
+__all__ = [
+    "Call",
+    "DeclaredSchedule",
+    "EnqueueOptions",
+    "Task",
+    "TaskClient",
+    "TaskOptions",
+    "TaskRegistry",
+    "check_name",
+    "registry_of",
+    "task_name",
+    "task_options",
+]

@@ -1,0 +1,31 @@
+"""Numbers and periods as people read them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def counted(number: int) -> str:
+    """A count that stops at the most: "1,234", "10,000+"."""
+    return f"{number:,}+" if number >= MOST else f"{number:,}"
+
+
+def spoken(milliseconds: int) -> str:
+    """A period in its two largest units: "5 ms", "0.4 s", "12 s", "3 min", "3 h 5 min", "2 d 3 h"."""
+    if 0 < milliseconds < 100:
+        return f"{milliseconds} ms"
+    if milliseconds < 10_000:
+        return f"{max(0, milliseconds) / 1000:.1f}".removesuffix(".0") + " s"
+    seconds = milliseconds // 1000
+    for (size, unit), (smaller, smaller_unit) in pairwise(_UNITS):
+        if seconds >= size:
+            rest = seconds % size // smaller
+            # Nobody needs the seconds of half an hour.
+            return f"{seconds // size} {unit}" + (f" {rest} {smaller_unit}" if rest and smaller > 1 else "")
+    return f"{seconds} s"
+
+
+MOST = 10_000
+"""Counts stop here: nobody needs to know how far beyond it a queue is."""

@@ -1,0 +1,114 @@
+"""Acts on jobs: one by one, some that were ticked, or all that fit a filter; many are acted on by a job of its own."""
+
+from __future__ import annotations
+
+from flask import Response, request
+from werkzeug.exceptions import BadRequest, Forbidden
+
+from ...ops.bulk import AT_ONCE, enqueue_bulk, exact
+from ...ops.operations import ACTIONS
+from .. import words
+from ..routes import Route
+from ..rows import PERMISSION, WORDS, job_row
+from ..view import View
+
+SAMPLES = 10
+_DONE = {
+    "retry": "{} back in the queue",
+    "run": "{} made ready",
+    "cancel": "{} cancelled, or asked to stop",
+    "discard": "{} discarded; that can be undone until pruning",
+    "restore": "{} taken back",
+}
+
+
+def one(view: View, job_id: int) -> Response:
+    """Do it to one job."""
+    action = _action(view)
+    done = view.operations(PERMISSION[action]).act(action, job_id)
+    state = "" if done else f"Nothing was done: job {job_id} was in no state for that."
+    return view.redirect("job", job_id=job_id, message=state or f"{_DONE[action].format(f'Job {job_id}')}.")
+
+
+def confirm(view: View) -> Response:
+    """Ask before many jobs are changed: how many there are, and ten of them."""
+    action = _action(view)
+    view.operations(PERMISSION[action])
+    text = view.form("filter")
+    ids = _ticked()
+    if view.form("scope") != "all" and not ids:
+        return view.redirect("jobs", filter=text, message="No job was ticked, so nothing was done.")
+    if view.form("scope") != "all":
+        return _act_on(view, action, ids, text)
+    chosen = view.filter(text)
+    fitting = exact(chosen)
+    found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
+    before = view.browser.end()
+    data = {
+        "action": action,
+        "word": WORDS[action],
+        "count": view.browser.count_all(chosen, before=before, names=view.names),
+        "before": before,
+        "in_batches": found.older is not None,
+        "filter": fitting,
+        "back": text,
+        "rows": [job_row(view, row) for row in found.rows[:SAMPLES]],
+    }
+    return view.page("confirm.html", data, title=f"{WORDS[action]} all that fit?")
+
+
+def _act_on(view: View, action: str, ids: list[int], text: str) -> Response:
+    done = view.operations(PERMISSION[action]).act_on_some(action, ids, chosen=view.filter(text))
+    message = _DONE[action].format(words.plural(done, "job"))
+    if done < len(ids):
+        message += f"; {words.plural(len(ids) - done, 'job')} in no state for that, or no longer in this list"
+    return view.redirect("jobs", filter=text, message=f"{message}.")
+
+
+def bulk(view: View) -> Response:
+    """Do it to all that fit: here and now if they are few, else by a job."""
+    action = _action(view)
+    chosen = view.filter(view.form("filter"))
+    before = _before(view)
+    found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
+    if found.older is not None:
+        state = view.state
+        job = enqueue_bulk(state.registry, state.client, action, chosen, view.who, before)
+        return view.redirect("job", job_id=job.id, message="This job does it, batch by batch.")
+    ids = [row.record.id for row in found.rows if row.record.id < before]
+    done = view.operations(PERMISSION[action]).act_on_some(action, ids, str(chosen), chosen=chosen)
+    message = f"{_DONE[action].format(words.plural(done, 'job'))}."
+    return view.redirect("jobs", filter=view.form("back"), message=message)
+
+
+def _action(view: View) -> str:
+    action = view.form("action")
+    if action not in ACTIONS:
+        raise BadRequest(f"action is {action!r:.80}. Allowed: {', '.join(ACTIONS)}.")
+    if not view.may(PERMISSION[action]):
+        raise Forbidden(f"You may not do this: it needs the permission {PERMISSION[action]!r}.")
+    return action
+
+
+def _before(view: View) -> int:
+    """What was confirmed ends here: jobs with this number or a greater one came later."""
+    text = view.form("before")
+    if not text:
+        return view.browser.end()
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise BadRequest("before must be the number from the page that asked.")
+    return int(text)
+
+
+def _ticked() -> list[int]:
+    texts = request.form.getlist("id")
+    if len(texts) > 1_000 or not all(text.isascii() and text.isdecimal() and len(text) < 19 for text in texts):
+        raise BadRequest("id must be the numbers of at most 1,000 jobs.")
+    return [int(text) for text in texts]
+
+
+ROUTES = (
+    Route("/jobs/<int:job_id>/act", "act", one, methods=("POST",)),
+    Route("/jobs/confirm", "confirm", confirm, methods=("POST",)),
+    Route("/jobs/bulk", "bulk", bulk, methods=("POST",)),
+)

@@ -1,0 +1,282 @@
+"""Mail: what was queued, where each recipient stands, and what a mail looks like.
+
+Mails hold links that log somebody in, so what stands in them needs the permission ``mail_body``. Their HTML is never
+part of a page: it has an address of its own, which forbids it everything, and is shown in a sandboxed frame.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from flask import Response, current_app, request
+from werkzeug.exceptions import NotFound
+
+from ...core.clock import to_ms
+from ...errors import NotAccepted, NotDecodable
+from ...mail.queue.queue import RecipientState, load_recipients
+from ...mail.queue.reading import Letter, header_in, headers_of, mail_bytes, plain
+from ...ops.rows import MailRow, RecipientRow
+from .. import words
+from ..routes import Route
+from ..view import View
+
+PAGE = 50
+_FIRST = 5
+"""Recipients that the list shows of a mail."""
+READ = 2_000_000
+"""Octets of a mail that are read for its page; the frame with its HTML, and the files, have all."""
+TEXT = 20_000
+"""Characters of its text that are shown."""
+_MOST = 200
+"""Recipients that the page of a mail shows."""
+_STATES = {
+    "held": ("warn", "held"),
+    "refused": ("warn", "refused by some"),
+    "succeeded": ("succeeded", "accepted"),
+    "lost": ("other", "without a job"),
+}
+"""How a mail stands, where its job's state does not say it."""
+_ENDINGS = {
+    "waiting": ("scheduled", "waiting"),
+    "accepted": ("ok", "accepted"),
+    "deferred": ("retrying", "deferred"),
+    "rejected": ("failed", "rejected"),
+    "unknown": ("warn", "unknown"),
+}
+_PLAIN_HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
+"""Those that are no part of what ``mail_body`` guards."""
+
+FRAME_CSP = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src {}; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'self'"
+)
+IMAGES = {"blocked": "data:", "shown": "data: https: http:"}
+_CONNECTING = re.compile(
+    "</?(?:iframe|frame|frameset|noframes|object|embed|applet|portal|fencedframe|webview|link|base|meta)(?=[\\s/>]|$)[^>]*>?",
+    re.IGNORECASE,
+)
+"""Tags for which a browser connects to another host before it asks the policy."""
+
+
+# -- the list ----------------------------------------------------------------------------------------------------------
+
+
+def page(view: View) -> Response:
+    """The queued mails, newest first."""
+    address = view.argument("to").removeprefix("to:").strip()
+    before = request.args.get("before") or None
+    found = view.browser.mails(limit=PAGE, before=before, address=address or None)
+    recipients = view.browser.first_recipients([mail.id for mail in found.rows], _FIRST + 1)
+    data = {
+        "mails": [_row(mail, recipients.get(mail.id, [])) for mail in found.rows],
+        "to": address,
+        "older": found.older,
+        "searched_out": found.searched_out,
+        "is_first": before is None,
+        "is_set_up": "mail" in view.app.extensions,
+    }
+    return view.page("mail.html", data, title="Mail")
+
+
+def _row(mail: MailRow, recipients: Sequence[RecipientRow]) -> dict[str, Any]:
+    return {
+        **_facts(mail),
+        **_standing(_state(mail, [recipient.ending for recipient in recipients])),
+        "recipients": [_recipient(r, r.ending, None) for r in recipients[:_FIRST]],
+        "has_more_recipients": len(recipients) > _FIRST,
+    }
+
+
+def _facts(mail: MailRow) -> dict[str, Any]:
+    headers = headers_of(mail.head or b"")
+    return {
+        "id": mail.id,
+        "job": mail.job_id,
+        "subject": header_in(headers, "Subject") or "",
+        "from": header_in(headers, "From") or mail.sender,
+        "tries": mail.tries,
+        "is_once": bool(mail.once),
+        "size": mail.size,
+        "created_at": mail.created_at,
+        "next_at": mail.run_at if mail.state == "scheduled" else None,
+        "give_up_at": mail.give_up_at,
+        "finished_at": mail.finished_at,
+        "odd": dict(mail.odd),
+    }
+
+
+def _state(mail: MailRow, endings: Sequence[str]) -> str:
+    if mail.state == "failed" and mail.failure_kind == "unknown":
+        return "held"
+    if mail.state == "scheduled" and mail.tries:
+        return "retrying"
+    if mail.state == "succeeded" or (mail.state is None and mail.finished_at is not None):
+        return "succeeded" if all(ending == "accepted" for ending in endings) else "refused"
+    return mail.state or "lost"
+
+
+# -- one mail ----------------------------------------------------------------------------------------------------------
+
+
+def message(view: View) -> Response:
+    """One mail: where its recipients stand, and, for those who may, what is in it."""
+    mail = _found(view)
+    store = view.state.store
+    recipients = load_recipients(store.driver.read, store.driver.dialect, [mail.id]).get(mail.id, [])
+    body, problem = _bytes_or_problem(view, mail.id) if view.may("mail_body") else (None, "")
+    endings = [str(recipient.ending or "waiting") for recipient in recipients]
+    data = {
+        **_facts(mail),
+        "sender": mail.sender,
+        "message_id": mail.message_id,
+        **_standing(_state(mail, endings)),
+        "recipients": [
+            _recipient(r, ending, r.next_try) for r, ending in zip(recipients[:_MOST], endings, strict=False)
+        ],
+        "endings": dict(Counter(endings)),
+        "may_read": view.may("mail_body"),
+        "is_there": body is not None,
+        "problem": problem,
+        "images": view.choice("images", IMAGES, "blocked"),
+        **(_whole(body) if body is not None else _outside(mail)),
+    }
+    return view.page("mail_message.html", data, title=data["subject"] or "(no subject)")
+
+
+def _bytes_or_problem(view: View, mail_id: str) -> tuple[bytes | None, str]:
+    try:
+        return mail_bytes(view.state.store, mail_id), ""
+    except NotDecodable as error:
+        return None, str(error)
+
+
+def _found(view: View) -> MailRow:
+    mail_id = request.values.get("id", "")
+    mail = view.browser.mail(mail_id)
+    if mail is None:
+        raise NotFound(f"There is no mail {mail_id!r:.80}: it was never queued, or it was pruned after MAIL_KEEP.")
+    return mail
+
+
+def _recipient(recipient: RecipientRow | RecipientState, ending: str, next_try: datetime | None) -> dict[str, Any]:
+    return {
+        "address": plain(recipient.address),
+        "ending": ending,
+        "badge": words.state(*_ENDINGS.get(ending, ("warn", ending))),
+        "code": recipient.code,
+        "text": plain(recipient.text or ""),
+        "next_at": None if next_try is None else to_ms(next_try),
+        "odd": dict(recipient.odd),
+    }
+
+
+def _standing(state: str) -> dict[str, Any]:
+    return {"state": state, "badge": words.state(*_STATES.get(state, (state, state)))}
+
+
+def _outside(mail: MailRow) -> dict[str, Any]:
+    """What everybody may see of a mail: the header lines that a list of mails shows too."""
+    headers = [header for header in headers_of(mail.head or b"") if header[0] in _PLAIN_HEADERS]
+    cut = {"text_cut": False, "read_cut": False}
+    return {"headers": headers, "text": None, "has_html": None, "attachments": None, **cut}
+
+
+def _whole(body: bytes) -> dict[str, Any]:
+    letter = Letter.of(body[:READ], most=TEXT + 1)
+    return {
+        "headers": letter.headers,
+        "text": letter.text and letter.text[:TEXT],
+        "text_cut": len(letter.text or "") > TEXT,
+        "read_cut": len(body) > READ,
+        "has_html": letter.html is not None,
+        "attachments": [
+            {"name": a.name, "type": a.content_type, "size": a.size, "is_inline": a.is_inline}
+            for a in letter.attachments
+        ],
+    }
+
+
+# -- what is in it -----------------------------------------------------------------------------------------------------
+
+
+def html(view: View) -> Response:
+    """The HTML of a mail, for the frame: no script, no form, no link out of it, and no picture from elsewhere."""
+    images = view.choice("images", IMAGES, "blocked")
+    text = Letter.of(_body(view)).html
+    if text is None:
+        raise NotFound("This mail has no HTML.")
+    safe = without_connections(text).encode("utf-8", "replace")
+    response = current_app.response_class(safe, content_type="text/html; charset=utf-8")
+    return _guarded(response, FRAME_CSP.format(IMAGES[images]))
+
+
+def without_connections(html: str) -> str:
+    """*html* without the tags that make a browser connect to another host, whatever the policy says.
+
+    The comment in their place keeps the text around it from becoming such a tag.
+    """
+    return _CONNECTING.sub("<!-- -->", html)
+
+
+def source(view: View) -> Response:
+    """The mail as a file, as it goes over the wire."""
+    return _file(_body(view), "message/rfc822", "eml")
+
+
+def text(view: View) -> Response:
+    """All of the mail's text as a file."""
+    body = _body(view)
+    found = Letter.of(body, most=len(body)).text
+    if found is None:
+        raise NotFound("This mail has no plain text.")
+    return _file(found.encode("utf-8", "replace"), "text/plain; charset=utf-8", "txt")
+
+
+def _file(content: bytes, kind: str, ending: str) -> Response:
+    response = current_app.response_class(content, content_type=kind)
+    name = re.sub(r"[^0-9A-Za-z_-]", "_", request.args.get("id", ""))[:60]
+    response.headers["Content-Disposition"] = f'attachment; filename="mail-{name}.{ending}"'
+    return _guarded(response, FRAME_CSP.format(IMAGES["blocked"]))
+
+
+def _body(view: View) -> bytes:
+    body, problem = _bytes_or_problem(view, request.args.get("id", ""))
+    if body is None:
+        raise NotFound(problem or "There is no such mail, or its bytes are not stored any more.")
+    return body
+
+
+def _guarded(response: Response, csp: str) -> Response:
+    response.headers["Content-Security-Policy"] = csp
+    response.headers["Referrer-Policy"] = "no-referrer"
+    # The policy says nothing of <link rel="dns-prefetch">, by which a sender would learn that the mail was opened.
+    response.headers["X-DNS-Prefetch-Control"] = "off"
+    return response
+
+
+# -- acting ------------------------------------------------------------------------------------------------------------
+
+
+def retry(view: View) -> Response:
+    """Send the mail again to those who were not accepted."""
+    mail = _found(view)
+    operations = view.operations("retry")
+    if mail.job_id is None:
+        raise NotAccepted("The job of this mail was pruned, so it cannot be sent again. Queue a new one.")
+    done = operations.act("retry", mail.job_id)
+    words = "The mail goes out again." if done else f"Nothing was done: the mail is {mail.state}, not failed."
+    return view.redirect("mail_message", message=words, id=mail.id)
+
+
+ROUTES = (
+    Route("/mail", "mail", page, arguments=("to", "before")),
+    Route("/mail/message", "mail_message", message, arguments=("id", "images")),
+    Route("/mail/html", "mail_html", html, permission="mail_body", arguments=("id", "images")),
+    Route("/mail/source", "mail_source", source, permission="mail_body", arguments=("id",)),
+    Route("/mail/text", "mail_text", text, permission="mail_body", arguments=("id",)),
+    Route("/mail/retry", "retry_mail", retry, methods=("POST",), permission="retry"),
+)

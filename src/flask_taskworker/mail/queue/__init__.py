@@ -1,0 +1,1 @@
+"""Queued mail: stored with its job, delivered by the worker."""

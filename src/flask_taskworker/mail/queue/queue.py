@@ -1,0 +1,474 @@
+"""Queued mail as it is stored: putting it there in one transaction with its job, and looking at it.
+
+A mail is checked and written once, when it is queued; every try sends the same bytes. Its id is the uid of its job,
+and the only argument of that job. An attachment that many mails share is stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, cast
+
+from flask import Flask
+
+from ...client import signalling
+from ...client.client import Client
+from ...client.origin import current_origin
+from ...client.rows import new_job, new_uid
+from ...client.sessions import CallerTransaction
+from ...core.clock import from_ms
+from ...core.jobs import Job, JobClient
+from ...core.mail_config import MailConfig
+from ...core.rows import JobRecord, JobState, NewJob
+from ...core.tasks import EnqueueOptions, Task
+from ...errors import (
+    AppError,
+    ArgumentsError,
+    ConnectionLost,
+    JobNotFound,
+    NotAccepted,
+    NotDecodable,
+    OutcomeUnknown,
+    SchemaError,
+    StoreError,
+)
+from ...signals import email_queued, job_enqueued
+from ...store.driver import Run
+from ...store.fitting import hashes_in, layout_in, moment_in, shown, text_in
+from ...store.sql import Store, record_of, to_duration_ms
+from ...store.statements import jobs as job_statements
+from ...store.statements import mails as mail_statements
+from ...store.statements.jobs import Dialect, batch_of
+from ..envelope import Ending, Envelope, Prepared
+from ..errors import MessageTooLarge
+
+DELIVER = "flask_taskworker.mail.deliver"
+"""The name of the built-in task."""
+
+QUEUE = "mail"
+"""The queue of mails where no other is asked for."""
+
+_WAITING = "waiting"
+_NO_WORKER = (
+    "send_later needs a TaskWorker on the app, which stores the mail and sends it. Make one: "
+    "task_worker = BackgroundTaskWorker(app). To send without one, use mail.send(message)."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipientState:
+    """Where one recipient of a queued mail stands."""
+
+    address: str
+    ending: Ending | None = None
+    """None while it waits for its first try."""
+
+    code: int | None = None
+    """The code of the server's last reply, or -1 where it said nothing."""
+
+    text: str = ""
+    next_try: datetime | None = None
+    odd: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What somebody has written into the row by hand that cannot be read, by the names of its columns."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still be tried."""
+        return self.ending in (None, Ending.DEFERRED, Ending.UNKNOWN)
+
+    def __str__(self) -> str:
+        reply = f" {self.code}" if self.code is not None and self.code > 0 else ""
+        words = f' "{self.text}"' if self.text else ""
+        following = f", next try {self.next_try:%Y-%m-%d %H:%M:%S} UTC" if self.next_try is not None else ""
+        return f"{self.ending or _WAITING}{reply}{words}{following}"
+
+
+class MailClient(JobClient, Protocol):
+    """What a :class:`MailJob` needs to act."""
+
+    def recipients(self, uid: str) -> dict[str, RecipientState]:
+        """The recipients of the mail of that job."""
+
+
+class MailJob(Job[dict[str, str]]):
+    """The job of a queued mail. Its result maps each refused recipient to what the server said."""
+
+    __slots__ = ()
+
+    @property
+    def recipients(self) -> dict[str, RecipientState]:
+        """Where each recipient stands now. Raises JobNotFound when the mail was pruned, or never committed."""
+        return cast(MailClient, self._client).recipients(self.uid)
+
+    def retry(self) -> bool:
+        """Send the mail again to all who were not accepted, after it was given up, held or cancelled; else False.
+
+        For a mail that was queued with ``once=True`` and is held as unknown this is a person's decision: it may then
+        arrive twice.
+        """
+        return super().retry()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueOptions:
+    """What ``send_later`` was given besides the message."""
+
+    enqueue: EnqueueOptions
+    once: bool = False
+
+
+class MailQueue:
+    """One app's queued mails. Safe from any thread."""
+
+    def __init__(self, app: Flask, config: MailConfig) -> None:
+        state = app.extensions.get("taskworker")
+        if state is None:
+            raise AppError(_NO_WORKER)
+        self._app = app
+        self._config = config
+        self._client: Client = state.client
+        self._store: Store = self._client.store
+        self._task: Task[..., Any, Any] = state.registry.find(DELIVER)
+
+    # -- putting in -------------------------------------------------------------------------------------------------
+
+    def put(self, mails: Sequence[tuple[Any, Prepared]], options: QueueOptions) -> list[MailJob]:
+        """Store messages, each with its job, in one transaction; in the caller's where there is a session.
+
+        Raises MessageTooLarge, NotAccepted, or OutcomeUnknown when the commit got no answer.
+        """
+        return self._client.traced(self._task, options.enqueue, len(mails), lambda: self._put(mails, options))
+
+    def _put(self, mails: Sequence[tuple[Any, Prepared]], options: QueueOptions) -> list[MailJob]:
+        now = self._store.clock()
+        rows = [self._new_mail(message, prepared, options, now) for message, prepared in mails]
+        if options.enqueue.session is not None:
+            return self._put_within(CallerTransaction(options.enqueue.session), rows)
+        return self._announced([MailJob(record, self) for record in self._add(rows)], rows)
+
+    def _new_mail(self, message: Any, prepared: Prepared, options: QueueOptions, now: int) -> NewMail:
+        size = len(prepared.envelope.data)
+        if size > self._config.max_size:
+            raise MessageTooLarge(
+                f"The message has {size} octets; MAIL_MAX_SIZE allows {self._config.max_size}. "
+                "Send a link instead of the attachment, or raise the limit."
+            )
+        job = new_job(self._task, "", options.enqueue, now, current_origin())
+        job = job._replace(args=self._task.encode((job.uid,), {}))
+        give_up_at = max(job.run_at, now) + to_duration_ms(self._config.expires)
+        return NewMail(message=message, prepared=prepared, job=job, once=options.once, give_up_at=give_up_at)
+
+    def _add(self, rows: Sequence[NewMail]) -> list[JobRecord]:
+        try:
+            self._store.driver.prepare()
+            try:
+                return self._add_once(rows)
+            except ConnectionLost:
+                return self._add_once(rows)  # the same ids: what the first try may have stored is found
+        except ConnectionLost as lost:
+            uids = tuple(row.job.uid for row in rows)
+            raise OutcomeUnknown(
+                f"The connection broke while the mail was being stored, so it may or may not be accepted. {lost} "
+                "Queue it again with send_later(…, uid=error.uid), which never doubles it.",
+                uids=uids,
+            ) from lost
+        except SchemaError:
+            raise
+        except StoreError as error:
+            raise NotAccepted(f"The mail was not accepted. {error}") from error
+
+    def _add_once(self, rows: Sequence[NewMail]) -> list[JobRecord]:
+        return self._store.driver.transaction(lambda run: self._insert(run, rows))
+
+    def _insert(self, run: Run, rows: Sequence[NewMail]) -> list[JobRecord]:
+        dialect = self._store.driver.dialect
+        keep = to_duration_ms(self._config.keep) + to_duration_ms(self._config.expires)
+        blobs = Blobs()
+        add_mail, add_body = mail_statements.add_mail(), mail_statements.add_body()
+        for row in rows:
+            layout, body = blobs.split(row.prepared)
+            added = run(add_mail, row.values(layout, keep))
+            if added:
+                run(add_body, {"id": row.job.uid, "body": body})
+            if added and layout is not None:
+                blobs.count(layout)
+        blobs.store(run)
+        batch = [(row.job.uid, address, i) for row in rows for i, address in enumerate(row.envelope.recipients)]
+        run(mail_statements.add_recipients(dialect), {"batch": batch_of(batch)})
+        return self._add_jobs(run, [row.job for row in rows])
+
+    def _add_jobs(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        batch = batch_of([(*job, job.state) for job in jobs])
+        ids = {
+            uid: number for number, uid in run(job_statements.add_jobs(self._store.driver.dialect), {"batch": batch})
+        }
+        if len(ids) < len(jobs):
+            return self._store.add_within(run, jobs)  # a repeat: its jobs are there, and are found
+        return [record_of(job, ids[job.uid]) for job in jobs]
+
+    def _announced(self, jobs: list[MailJob], rows: Sequence[NewMail]) -> list[MailJob]:
+        try:
+            for job, row in zip(jobs, rows, strict=True):
+                if job_enqueued.receivers:
+                    signalling.send(job_enqueued, self._app, job=job)
+                if email_queued.receivers:
+                    signalling.send(email_queued, self._app, message=row.message, job=job)
+        finally:
+            self._client.wake()
+        return jobs
+
+    def _put_within(self, transaction: CallerTransaction, rows: Sequence[NewMail]) -> list[MailJob]:
+        if self._client.shares_database(transaction):
+            records = self._insert(transaction.run, rows)
+        elif transaction.session is None:
+            raise ArgumentsError(
+                "The connection given as session=… is in another database than the jobs, and a connection does not "
+                "say when it has committed. Give a Session, or call send_later after the commit without session=…."
+            )
+        else:
+            records = [record_of(row.job, 0) for row in rows]
+        jobs = [MailJob(record._replace(state=JobState.PENDING.value), self) for record in records]
+
+        def on_commit() -> None:
+            stored = records if records[0].id else self._add(rows)
+            for job, record in zip(jobs, stored, strict=True):
+                job.become(record)
+            self._announced(jobs, rows)
+
+        transaction.after_commit(on_commit)
+        return jobs
+
+    # -- what a MailJob asks ----------------------------------------------------------------------------------------
+
+    def job(self, job_id: int) -> MailJob:
+        """The job of that number as a mail's. Raises JobNotFound."""
+        record = self._client.record(job_id)
+        if record.task != DELIVER:
+            raise JobNotFound(f"Job {job_id} is one of {record.task!r}, not of a mail.")
+        return MailJob(record, self)
+
+    def recipients(self, uid: str) -> dict[str, RecipientState]:
+        """Where each recipient of the mail stands. Raises JobNotFound."""
+        self._store.driver.prepare()
+        found = load_recipients(self._store.driver.read, self._store.driver.dialect, [uid])
+        if uid not in found:
+            raise JobNotFound("The mail was pruned after its time in MAIL_KEEP, or its transaction never committed.")
+        return {state.address: state for state in found[uid]}
+
+    def record(self, job_id: int) -> JobRecord:
+        """The job's row. Raises JobNotFound."""
+        return self._client.record(job_id)
+
+    def wait(self, job_id: int, timeout: float | None) -> Any:
+        """The refused recipients. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
+        return self._client.wait(job_id, timeout) or {}
+
+    async def await_result(self, job_id: int, timeout: float | None) -> Any:
+        """As :meth:`wait`, without blocking the event loop."""
+        return await self._client.await_result(job_id, timeout) or {}
+
+    def cancel(self, job_id: int) -> bool:
+        """Cancel, or ask the running job to stop."""
+        return self._client.cancel(job_id)
+
+    def retry(self, job_id: int) -> bool:
+        """Open the mail again and put its job back into the queue."""
+        record = self._client.record(job_id)
+        if record.state in (JobState.FAILED.value, JobState.CANCELLED.value):
+            self._store.driver.transaction(lambda run: self.reopen_within(run, record.uid))
+        return self._client.retry(job_id)
+
+    def reopen_within(self, run: Run, uid: str) -> None:
+        """Have the mail of that job go to all who were not accepted, inside a transaction of the caller's."""
+        give_up_at = self._store.clock() + to_duration_ms(self._config.expires)
+        expires_at = give_up_at + to_duration_ms(self._config.keep)
+        run(mail_statements.reopen_mail(), {"id": uid, "give_up_at": give_up_at, "expires_at": expires_at})
+        run(mail_statements.reopen_recipients(), {"id": uid})
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMail:
+    """A mail and its job as they go into the store. Times are epoch milliseconds."""
+
+    message: Any
+    prepared: Prepared
+    job: NewJob
+    once: bool
+    give_up_at: int
+
+    @property
+    def envelope(self) -> Envelope:
+        """Sender, recipients and bytes."""
+        return self.prepared.envelope
+
+    def values(self, layout: list[int | str] | None, keep: int) -> dict[str, Any]:
+        """The parameters of ``add_mail``."""
+        envelope = self.envelope
+        return {
+            "id": self.job.uid,
+            "message_id": envelope.message_id,
+            "sender": envelope.sender,
+            "options": json.dumps([envelope.mail_options, envelope.rcpt_options]),
+            "once": int(self.once),
+            "size": len(envelope.data),
+            "layout": None if layout is None else json.dumps(layout),
+            "created_at": self.job.created_at,
+            "give_up_at": self.give_up_at,
+            "expires_at": self.give_up_at + keep,
+        }
+
+
+class Blobs:
+    """The shared pieces of the mails of one transaction."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, str] = {}
+        self._bytes: dict[str, bytes] = {}
+        self._uses: Counter[str] = Counter()
+
+    def split(self, prepared: Prepared) -> tuple[list[int | str] | None, bytes]:
+        """The layout and the mail's own bytes; no layout where nothing can be shared."""
+        written = prepared.written
+        if written is None or not written.shared:
+            return None, prepared.envelope.data
+        layout: list[int | str] = []
+        own: list[bytes] = []
+        for position, segment in enumerate(written.segments):
+            if position in written.shared:
+                layout.append(self._digest(segment))
+            else:
+                layout.append(len(segment))
+                own.append(segment)
+        return layout, b"".join(own)
+
+    def _digest(self, segment: bytes) -> str:
+        # An attachment of a thousand messages is the same object in each of them.
+        digest = self._digests.get(id(segment))
+        if digest is None:
+            digest = self._digests[id(segment)] = hashlib.sha256(segment).hexdigest()
+            self._bytes[digest] = segment
+        return digest
+
+    def count(self, layout: list[int | str]) -> None:
+        """One more mail uses the blobs of *layout*."""
+        self._uses.update(part for part in layout if isinstance(part, str))
+
+    def store(self, run: Run) -> None:
+        """Write what is not there yet."""
+        for digest, uses in self._uses.items():
+            if not run(mail_statements.use_blob(), {"digest": digest, "uses": uses}):
+                run(mail_statements.add_blob(), {"digest": digest, "uses": uses, "bytes": self._bytes[digest]})
+
+
+def joined(layout: object, body: object, blobs: Mapping[str, object]) -> bytes:
+    """The bytes of a mail out of its own and the shared ones. Raises NotDecodable where they cannot be read."""
+    own = octets(body, "the bytes")
+    if layout is None:
+        return own
+    pieces, start = [], 0
+    try:
+        parts = layout_in(layout)
+    except (ValueError, RecursionError) as error:
+        raise NotDecodable(f"The mail cannot be read: {error}.") from error
+    for part in parts:
+        if isinstance(part, int):
+            pieces.append(own[start : start + part])
+            start += part
+        elif part in blobs:
+            pieces.append(octets(blobs[part], f"the shared bytes {part}"))
+        else:
+            raise NotDecodable(f"The mail cannot be read: the shared bytes {part!r:.80} are not stored.")
+    return b"".join(pieces)
+
+
+def octets(value: object, what: str) -> bytes:
+    """The content of a column for bytes. Raises NotDecodable for anything else: 5 would become five zeros."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise NotDecodable(f"The mail cannot be read: {what} are {shown(value)!r}.")
+    return bytes(value)
+
+
+def blobs_in(layouts: Sequence[object]) -> Counter[str]:
+    """How often each shared piece is used by these layouts."""
+    return Counter(digest for layout in layouts for digest in hashes_in(layout))
+
+
+def load_recipients(read: Run, dialect: Dialect, uids: Sequence[str]) -> dict[str, list[RecipientState]]:
+    """The recipients of these mails, in order."""
+    found: dict[str, list[RecipientState]] = {}
+    for uid, *row in read(mail_statements.recipients(dialect), {"ids": json.dumps(uids)}):
+        found.setdefault(uid, []).append(_recipient_state(*row))
+    return found
+
+
+def _recipient_state(address: object, ending: str, code: object, text: object, next_try: object) -> RecipientState:
+    fits = {
+        "address": isinstance(address, str),
+        "code": code is None or isinstance(code, int),
+        "text": text is None or isinstance(text, str),
+        "next_try": next_try is None or moment_in(next_try) is not None,
+    }
+    values = {"address": address, "code": code, "text": text, "next_try": next_try}
+    next_ms = moment_in(next_try)
+    return RecipientState(
+        address=text_in(address),
+        ending=None if ending == _WAITING else Ending(ending),
+        code=code if isinstance(code, int) else None,
+        text="" if text is None else text_in(text),
+        next_try=None if next_ms is None else from_ms(next_ms),
+        odd={name: shown(values[name]) for name, is_right in fits.items() if not is_right},
+    )
+
+
+# ---------------------------------------------------------------- suppressed
+
+
+class SuppressedMails:
+    """Stands behind the jobs of an app that suppresses mail: they have succeeded, and there is no store."""
+
+    def __init__(self, accepted: Sequence[str], now: int, options: EnqueueOptions) -> None:
+        self._accepted = tuple(accepted)
+        self._record = JobRecord(
+            *(0, options.uid or new_uid(now), DELIVER, options.queue or QUEUE, "async", options.priority or 0),
+            *("succeeded", 0, 1, None),
+            created_at=now,
+            finished_at=now,
+        )
+
+    def job(self) -> MailJob:
+        """The only job."""
+        return MailJob(self._record, self)
+
+    def recipients(self, uid: str) -> dict[str, RecipientState]:
+        """All accepted."""
+        return {address: RecipientState(address=address, ending=Ending.ACCEPTED) for address in self._accepted}
+
+    def record(self, job_id: int) -> JobRecord:
+        """The only record."""
+        return self._record
+
+    def wait(self, job_id: int, timeout: float | None) -> Any:
+        """Nobody was refused."""
+        return {}
+
+    async def await_result(self, job_id: int, timeout: float | None) -> Any:
+        """Nobody was refused."""
+        return {}
+
+    def cancel(self, job_id: int) -> bool:
+        """Too late."""
+        return False
+
+    def retry(self, job_id: int) -> bool:
+        """It has not failed."""
+        return False

@@ -1,0 +1,343 @@
+"""Queued mails as the worker's loop sees them: loading them, judging a try, and recording it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from ...client.threads import ThreadPool
+from ...core.clock import from_ms, to_ms
+from ...errors import JobNotFound, NotDecodable, StoreError
+from ...store.driver import Link, Run
+from ...store.fitting import moment_in, shown
+from ...store.sql import Store
+from ...store.statements import mails as mail_statements
+from ...store.statements.jobs import Dialect, batch_of
+from ..envelope import Ending, Envelope, Reply
+from ..errors import DeliveryUnknown, MailError, RecipientsRefused, ReplyError, ServerDisconnected
+from ..smtp.connection import Receipt
+from .queue import RecipientState, blobs_in, joined, load_recipients
+
+T = TypeVar("T")
+
+_GATHERING_S = 0.003
+_Asked = tuple[str, Any, asyncio.Future[Any]]
+_TOLD = (StoreError, NotDecodable)
+"""Answers that are raised where the question was asked."""
+
+
+class Verdict(NamedTuple):
+    """What one try came to for one recipient."""
+
+    ending: Ending
+    code: int
+    text: str
+
+
+def verdicts(envelope: Envelope, outcome: Receipt | MailError) -> dict[str, Verdict]:
+    """What a try came to for each recipient of *envelope*."""
+    replies: Mapping[str, Reply] = outcome.refused
+    match outcome:
+        case Receipt():
+            rest = _verdict(outcome.reply)
+        case RecipientsRefused():
+            said = {address: Reply(code, _text(text)) for address, (code, text) in outcome.recipients.items()}
+            replies = {**outcome.refused, **said}
+            rest = Verdict(Ending.DEFERRED, -1, str(outcome))
+        case ReplyError():
+            rest = _verdict(Reply(outcome.smtp_code, outcome.text))
+        case DeliveryUnknown():
+            rest = Verdict(Ending.UNKNOWN, -1, str(outcome))
+        case ServerDisconnected():
+            rest = Verdict(Ending.DEFERRED, outcome.code, outcome.text or str(outcome))
+        case _:
+            rest = Verdict(Ending.REJECTED, -1, str(outcome))
+    if not replies:
+        return dict.fromkeys(envelope.recipients, rest)
+    known = {address: _verdict(reply) for address, reply in replies.items()}
+    return {address: known.get(address, rest) for address in envelope.recipients}
+
+
+def _verdict(reply: Reply) -> Verdict:
+    return Verdict(reply.ending, reply.code, reply.text)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMail:
+    """A queued mail as it was loaded, and as a try leaves it. Times are epoch milliseconds."""
+
+    envelope: Envelope
+    id: str
+    once: bool
+    phase: str | None
+    tries: int
+    give_up_at: int
+    finished_at: int | None
+    recipients: tuple[RecipientState, ...]
+    next_try_ms: int = 0
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The addresses that are to be tried."""
+        return tuple(state.address for state in self.recipients if self._is_open(state))
+
+    def _is_open(self, state: RecipientState) -> bool:
+        return state.ending in (None, Ending.DEFERRED) or (state.ending is Ending.UNKNOWN and not self.once)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """What the server said to those who were not accepted."""
+        return {state.address: str(state) for state in self.recipients if state.ending is not Ending.ACCEPTED}
+
+    @property
+    def is_accepted_by_anybody(self) -> bool:
+        """Whether at least one recipient was accepted."""
+        return any(state.ending is Ending.ACCEPTED for state in self.recipients)
+
+    def after(self, news: Mapping[str, Verdict], now: int, again_at: Callable[[], int]) -> StoredMail:
+        """The mail after a try that came to *news*: open recipients are tried again, or given up if it is late."""
+        is_late = now >= self.give_up_at
+        states = [self._with_verdict(state, news.get(state.address)) for state in self.recipients]
+        is_open = any(map(self._is_open, states))
+        next_try = min(again_at(), self.give_up_at) if is_open else 0
+        if is_open:
+            states = [self._left_open(state, next_try, is_late) for state in states]
+        return StoredMail(
+            envelope=self.envelope,
+            id=self.id,
+            once=self.once,
+            phase=None,
+            tries=self.tries + 1,
+            give_up_at=self.give_up_at,
+            finished_at=None if is_open and not is_late else now,
+            recipients=tuple(states),
+            next_try_ms=next_try,
+        )
+
+    @staticmethod
+    def _with_verdict(state: RecipientState, verdict: Verdict | None) -> RecipientState:
+        if verdict is None:
+            return state
+        ending, code, text = verdict
+        return RecipientState(address=state.address, ending=ending, code=code, text=text)
+
+    def _left_open(self, state: RecipientState, next_try: int, is_late: bool) -> RecipientState:
+        if not self._is_open(state):
+            return state
+        if not is_late:
+            return replace(state, next_try=from_ms(next_try))
+        if state.ending is Ending.UNKNOWN:
+            return state
+        text = f"given up after MAIL_EXPIRES; the last reply was: {state.text}"
+        return replace(state, ending=Ending.REJECTED, text=text)
+
+    def settlement(self, news: Mapping[str, Verdict], keep_ms: int) -> Settlement:
+        """What the store must learn of the try."""
+        changed = [state for state in self.recipients if state.address in news]
+        expires_at = None if self.finished_at is None else self.finished_at + keep_ms
+        return Settlement(self.id, self.phase, self.finished_at, expires_at, changed)
+
+
+class Settlement(NamedTuple):
+    """What a try of a mail came to, as it goes into the store."""
+
+    mail_id: str
+    phase: str | None
+    finished_at: int | None
+    expires_at: int | None
+    recipients: Sequence[RecipientState]
+
+
+class MailRoom:
+    """Queued mails as one worker's loop sees them. What many jobs ask for at once goes to the database in one hop."""
+
+    def __init__(self, store: Store, is_busy: Callable[[], bool]) -> None:
+        self._store = store
+        self.is_busy = is_busy
+        """Whether other mails are on their way, which will have something to ask, too."""
+        self._thread = ThreadPool(1, "taskworker-mail")
+        self._connection: Link | None = None
+        self._to_load: list[_Asked] = []
+        self._to_note: list[_Asked] = []
+        self._bridge: asyncio.Task[None] | None = None
+
+    async def load(self, mail_id: str) -> StoredMail:
+        """One mail. Raises JobNotFound, StoreError; NotDecodable where what is stored cannot be sent."""
+        mail: StoredMail | None = await self._ask("load", mail_id)
+        if mail is None:
+            raise JobNotFound(f"The mail {mail_id} is not in the store any more: it was pruned after MAIL_KEEP.")
+        return mail
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Record a try. Raises StoreError."""
+        await self._ask("settle", settlement)
+
+    async def enter_dot(self, mail_id: str) -> bool:
+        """Note that the message is about to go out; False if that was noted before. Raises StoreError."""
+        entered: bool = await self._ask("dot", mail_id)
+        return entered
+
+    async def _ask(self, what: str, subject: Any) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        (self._to_load if what == "load" else self._to_note).append((what, subject, answer))
+        if self._bridge is None or self._bridge.done():
+            self._bridge = asyncio.get_running_loop().create_task(self._work_off(), name="taskworker-mail-hop")
+        return await answer
+
+    async def _work_off(self) -> None:
+        # A hop costs more than what it carries: so a moment's wait for company; others gather while one is under way.
+        while self._to_note or self._to_load:
+            if self.is_busy():
+                await asyncio.sleep(_GATHERING_S)
+            batch = self._take_batch()
+            try:
+                answers = await _in(self._thread, partial(self._serve, batch))
+            except StoreError as error:
+                answers = [error] * len(batch)
+            for (_, _, answer), value in zip(batch, answers, strict=True):
+                if not answer.done():
+                    answer.set_exception(value) if isinstance(value, _TOLD) else answer.set_result(value)
+
+    def _take_batch(self) -> list[_Asked]:
+        """What is to be noted first: messages may wait for that."""
+        if self._to_note:
+            batch, self._to_note = self._to_note, []
+        else:
+            batch, self._to_load = self._to_load, []
+        return batch
+
+    def _serve(self, batch: Sequence[tuple[str, Any, object]]) -> list[Any]:
+        wanted = [subject for what, subject, _ in batch if what == "load"]
+        loaded = self._load(wanted) if wanted else {}
+        settlements = [subject for what, subject, _ in batch if what == "settle"]
+        if settlements:
+            self._settle(settlements)
+        return [loaded.get(s) if what == "load" else what == "dot" and self._enter_dot(s) for what, s, _ in batch]
+
+    def _link(self) -> Link:
+        if self._connection is None:
+            self._store.driver.prepare()
+            self._connection = self._store.driver.connect_light()
+        return self._connection
+
+    def _load(self, ids: Sequence[str]) -> dict[str, StoredMail | NotDecodable]:
+        return load_mails(self._link().read, self._store.driver.dialect, ids)
+
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
+        # Not durable by itself: the end of the job, committed next, makes it so. Recipients first: if the process
+        # dies in between, a mail all of whose recipients are decided is not sent again.
+        write, dialect = self._link().write, self._store.driver.dialect
+        recipients = [_recipient_row(s.mail_id, state) for s in settlements for state in s.recipients]
+        mails = [(s.mail_id, s.phase, s.finished_at, s.expires_at) for s in settlements]
+        write(mail_statements.settle_recipients(dialect), {"batch": batch_of(recipients)})
+        write(mail_statements.settle_mails(dialect), {"batch": batch_of(mails)})
+
+    def _enter_dot(self, mail_id: str) -> bool:
+        # Over the driver: this must have reached the disk before the message leaves.
+        return bool(self._store.driver.write(mail_statements.enter_dot(), {"id": mail_id}))
+
+    async def reopen(self, mail_id: str, give_up_at: int, expires_at: int) -> None:
+        """Try a mail again that had ended: a person has asked for it. Raises StoreError."""
+        values = {"id": mail_id, "give_up_at": give_up_at, "expires_at": expires_at}
+
+        def body(run: Run) -> None:
+            run(mail_statements.reopen_mail(), values)
+            run(mail_statements.reopen_recipients(), {"id": mail_id})
+
+        await _in(self._thread, lambda: self._store.driver.transaction(body))
+
+    def close(self) -> None:
+        """Close the connection and let the thread end."""
+        if self._connection is not None:
+            self._thread.submit(self._connection.close)
+        self._thread.shutdown()
+
+
+def load_mails(read: Run, dialect: Dialect, ids: Sequence[str]) -> dict[str, StoredMail | NotDecodable]:
+    """These mails with their bytes and recipients, by id, as far as they are there; or why one cannot be read.
+
+    What somebody has written into one row by hand harms no other mail.
+    """
+    rows = read(mail_statements.mails(dialect), {"ids": json.dumps(ids)})
+    recipients = load_recipients(read, dialect, ids)
+    digests = list(blobs_in([row[7] for row in rows]))
+    blobs = read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}) if digests else []
+    return {row[0]: _stored_or_not(row, dict(blobs), recipients.get(row[0], [])) for row in rows}
+
+
+def _stored_or_not(
+    row: Sequence[Any], shared: Mapping[str, object], recipients: Sequence[RecipientState]
+) -> StoredMail | NotDecodable:
+    try:
+        return _stored(row, shared, recipients)
+    except NotDecodable as error:
+        return error
+
+
+def _stored(row: Sequence[Any], shared: Mapping[str, object], recipients: Sequence[RecipientState]) -> StoredMail:
+    mail_id, message_id, sender, options, once, phase, tries, layout, give_up_at, finished_at, body = row
+    _require("sender", sender, isinstance(sender, str))
+    _require("phase", phase, phase is None or isinstance(phase, str))
+    _require("once", once, isinstance(once, int))
+    _require("give_up_at", give_up_at, moment_in(give_up_at) is not None)
+    _require("finished_at", finished_at, finished_at is None or moment_in(finished_at) is not None)
+    for state in recipients:
+        _require("address", state.address, "address" not in state.odd)
+    mail_options, rcpt_options = _options(options)
+    envelope = Envelope(
+        sender=sender,
+        recipients=tuple(state.address for state in recipients),
+        data=joined(layout, body, shared),
+        message_id=str(message_id),
+        mail_options=mail_options,
+        rcpt_options=rcpt_options,
+    )
+    return StoredMail(
+        envelope=envelope,
+        id=mail_id,
+        once=bool(once),
+        phase=phase,
+        tries=tries if isinstance(tries, int) else 0,
+        give_up_at=give_up_at,
+        finished_at=finished_at,
+        recipients=tuple(recipients),
+    )
+
+
+def _options(options: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those for MAIL and for RCPT."""
+    try:
+        found = json.loads(options) if isinstance(options, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    _require("options", options, isinstance(found, list) and len(found) == 2 and all(map(_are_texts, found)))
+    assert found is not None
+    return tuple(found[0]), tuple(found[1])
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text.isascii() for text in value)
+
+
+def _require(name: str, value: object, fits: bool) -> None:
+    if not fits:
+        raise NotDecodable(f"The mail cannot be read: its {name} is {shown(value)!r}.")
+
+
+def _recipient_row(mail_id: str, state: RecipientState) -> tuple[object, ...]:
+    next_try = None if state.next_try is None else to_ms(state.next_try)
+    return mail_id, state.address, str(state.ending), state.code, state.text[:2000], next_try
+
+
+async def _in(threads: ThreadPool, call: Callable[[], T]) -> T:
+    future: Future[T] = threads.submit(call)
+    return await asyncio.wrap_future(future)

@@ -1,0 +1,1 @@
+"""The SMTP dialogue, its connections and their pools."""

@@ -1,0 +1,424 @@
+"""The rows as people look at them: lists, groups and figures, each in a bounded time however many rows there are.
+
+Nothing here counts a table. A list looks at no more than :data:`WINDOW` rows of an index and says where it stopped;
+a count stops at :data:`MOST`; what ended, and how long it took, is read from the roll-ups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from ..core.failures import place_in
+from ..core.filters import EVERYTHING, JobFilter
+from ..core.words import MOST
+from ..errors import JobNotFound
+from ..store.driver import Row
+from ..store.fitting import fitted, is_moment, moment_in, number_in, shown, text_in
+from ..store.sql import MAX_ID, Attempt, ScheduleRow, Store, WorkerRow
+from ..store.statements import browse as statements
+from ..store.statements.jobs import batch_of
+from .rows import (
+    AuditRow,
+    FailureGroup,
+    Figures,
+    JobPage,
+    JobRow,
+    JobWhole,
+    LogLine,
+    MailPage,
+    MailRow,
+    QueueState,
+    RecipientRow,
+    ScheduleRun,
+    StateCounts,
+    counts_of,
+    figures_of,
+    job_row,
+    job_whole,
+)
+
+WINDOW = 20_000
+"""Rows that one page of a list looks at."""
+FEW = 5_000
+"""Ready or scheduled jobs, or those of one schedule, among which a list looks: those that are next, or newest."""
+ARGS_WINDOW = 10_000
+"""Jobs whose arguments a filter looks at."""
+GROUPED = 10_000
+"""Failed jobs that are grouped: the newest."""
+HOUR_MS = 3_600_000
+SKEW_MS = 5_000
+"""By so much the clocks of the machines that enqueue may differ."""
+MOST_TEXT = 2**31 - 2
+"""Characters that no stored text has."""
+_CHUNK = 500
+
+Names = Callable[[str], Sequence[str] | None]
+"""The names of a task's parameters, in order; none where the task is not known. None itself says that nobody may ask
+for the arguments of its jobs, which fit nothing then."""
+
+
+class Browser:
+    """One app's rows for pages and commands. Safe from any thread. Errors come as StoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._dialect = store.driver.dialect
+
+    # -- jobs -------------------------------------------------------------------------------------------------------
+
+    def jobs(
+        self,
+        chosen: JobFilter = EVERYTHING,
+        *,
+        limit: int = 50,
+        before: int | None = None,
+        names: Names = lambda task: (),
+    ) -> JobPage:
+        """A page of jobs, newest first. *before*: the id above which to look no more. *names*: for ``args.…``."""
+        return self._page(chosen, limit, before, names)
+
+    def _page(
+        self, chosen: JobFilter, limit: int, before: int | None, names: Names, *, everywhere: bool = False
+    ) -> JobPage:
+        below = MAX_ID if before is None else before
+        # Asked for once: the window grows by what is pruned meanwhile, and its end then was not looked at.
+        floor = self._floor(chosen, below, everywhere=everywhere)
+        if chosen.args:
+            return self._page_by_args(chosen, limit, below, floor, names, everywhere=everywhere)
+        sql = statements.jobs(self._dialect, chosen, everywhere=everywhere)
+        found = self._read(sql, {**_parameters(chosen, below, floor), "limit": limit + 1})
+        rows = [job_row(row) for row in found]
+        if len(rows) > limit:
+            return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
+        return JobPage(rows=rows, older=floor, searched_out=floor is not None)
+
+    def _page_by_args(
+        self, chosen: JobFilter, limit: int, below: int, floor: int | None, names: Names, *, everywhere: bool
+    ) -> JobPage:
+        older, found = floor, []
+        for looked, (job_id, task, args) in enumerate(self._args(chosen, below, floor or 0, everywhere=everywhere), 1):
+            if args_fit(args, chosen.args, names(task)):
+                found.append(job_id)
+            if len(found) == limit or looked == ARGS_WINDOW:
+                older = job_id
+                break
+        rows = list(self.jobs_by_id(found).values())
+        return JobPage(rows=rows, older=older, searched_out=older is not None and len(found) < limit)
+
+    def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
+        """Id, task and arguments of the jobs that fit but for these."""
+        sql = statements.jobs(self._dialect, chosen, statements.ARGS_ROW, everywhere=everywhere)
+        while rows := self._read(sql, {**_parameters(chosen, below, floor), "limit": _CHUNK}):
+            yield from rows
+            below = rows[-1][0]
+
+    def _floor(self, chosen: JobFilter, below: int, *, everywhere: bool = False) -> int | None:
+        """Where the window ends, if there is more below it."""
+        if not everywhere and statements.few_ids(chosen) is not None:
+            # They are fewer than a window.
+            return None
+        sql = statements.jobs_floor(self._dialect, chosen, everywhere=everywhere)
+        rows = self._read(sql, _parameters(chosen, below))
+        return rows[0][0] if rows else None
+
+    def first(self, chosen: JobFilter, *, limit: int, names: Names = lambda task: ()) -> JobPage:
+        """The newest jobs that fit, for an act on all that do: these are all of them only where ``older`` is None."""
+        return self._page(chosen, limit, None, names, everywhere=self._has_more_than_few(chosen))
+
+    def count_all(self, chosen: JobFilter, *, before: int | None = None, names: Names = lambda task: ()) -> int:
+        """Exactly how many jobs fit, however many there are. *before*: count only jobs with a smaller number.
+
+        Takes time in proportion to the jobs that fit, up to a second for a million: for confirming a bulk action.
+        """
+        if chosen.args:
+            return sum(map(len, self.ids(chosen, before=before, names=names)))
+        parameters = {**statements.parameters_of(chosen), "before": MAX_ID if before is None else before}
+        number: int = self._read(statements.count_all(self._dialect, chosen), parameters)[0][0]
+        return number
+
+    def end(self) -> int:
+        """A number above that of every job stored so far: *before* for an act on what is there now."""
+        newest: int = self._read(statements.newest_id(), {})[0][0]
+        return newest + 1
+
+    def ids(
+        self, chosen: JobFilter, *, before: int | None = None, names: Names = lambda task: ()
+    ) -> Iterator[list[int]]:
+        """The ids of all jobs that fit, newest first, in batches of at most 1,000; for bulk actions.
+
+        It looks on, window by window, until it has seen all; jobs that an action changes meanwhile do not disturb it.
+        """
+        everywhere = self._has_more_than_few(chosen)
+        while True:
+            page = self._page(chosen, 1000, before, names, everywhere=everywhere)
+            if page.rows:
+                yield [row.record.id for row in page.rows]
+            before = page.older
+            if not before:
+                return
+
+    def _has_more_than_few(self, chosen: JobFilter) -> bool:
+        sql = statements.few_ids(chosen)
+        if sql is None:
+            return False
+        number: int = self._read(sql, {**statements.parameters_of(chosen), "few": FEW})[0][0]
+        return number >= FEW
+
+    def job(self, job_id: int, *, tries: int = 100, most: int = MOST_TEXT) -> JobWhole:
+        """One job with what is stored of it, and what its last *tries* have logged. Raises JobNotFound.
+
+        *most*: characters of the arguments, and of the result; of longer ones one more is there.
+        """
+        parameters = {"id": job_id, "most": most + 1}
+        rows = self._read(statements.job_whole(), parameters) if 0 < job_id <= MAX_ID else []
+        if not rows:
+            raise JobNotFound(f"There is no job {job_id}: it never existed, or it was pruned after its time.")
+        parts = self._read(statements.tries(), {"id": job_id, "tries": tries})
+        attempts = [fitted(Attempt, tuple(row)) for what, *row in parts if what == "try"]
+        lines = {claim: _lines(text) for what, claim, *_, text in parts if what == "log"}
+        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines)
+
+    def children(self, whole: JobWhole, *, limit: int) -> list[JobRow]:
+        """The first jobs that were enqueued inside this one, oldest first.
+
+        Looked for among the first :data:`WINDOW` jobs that were enqueued between its first start and its end.
+        """
+        record = whole.record
+        if not record.claim:
+            return []
+        starts = [at for at in (record.started_at, *(one.started_at for one in whole.attempts)) if at]
+        parameters = {
+            **statements.parameters_of(JobFilter(parent=record.id)),
+            "since": min(starts, default=record.created_at) - SKEW_MS,
+            "until": (record.finished_at or MAX_ID - SKEW_MS) + SKEW_MS,
+            "window": WINDOW,
+            "limit": limit,
+        }
+        return [job_row(row) for row in self._read(statements.children(self._dialect), parameters)]
+
+    def running(self, limit: int = 200) -> list[JobRow]:
+        """The jobs that run, those first that have run longest."""
+        return [job_row(row) for row in self._read(statements.running(), {"limit": limit})]
+
+    def state_counts(self) -> StateCounts:
+        """How many jobs there are in each state."""
+        return counts_of(dict(self._read(statements.count_states(), {"most": MOST})), MOST)
+
+    def oldest_ready_at(self) -> int | None:
+        """Since when the job waits that has waited longest, in epoch ms; None where none waits."""
+        return moment_in(self._read(statements.oldest_ready(), {"few": 1_000})[0][0])
+
+    def tasks_waiting(self) -> dict[str, int]:
+        """How many unfinished jobs each task has, among the first 10,000 ready and as many scheduled ones."""
+        found = self._read(statements.unfinished_tasks(), {"window": MOST})
+        return {text_in(task): number for task, number in found}
+
+    def overdue_for_pruning(self, before: int) -> int:
+        """How many finished jobs should have been deleted before *before* (epoch ms), counted up to :data:`MOST`."""
+        number: int = self._read(statements.overdue_for_pruning(), {"before": before, "most": MOST})[0][0]
+        return number
+
+    # -- failures ---------------------------------------------------------------------------------------------------
+
+    def failures(self, since: int, *, step: int = HOUR_MS, limit: int = 1_000) -> list[FailureGroup]:
+        """The failed jobs since *since* by their cause, latest first; of the newest :data:`GROUPED`."""
+        found: dict[str, list[Row]] = {}
+        parameters = {"window": GROUPED, "since": since, "step": step}
+        for group, *figures in self._read(statements.failure_groups(self._dialect), parameters):
+            found.setdefault(group or "", []).append((group, *map(number_in, figures)))
+        latest = sorted((rows for rows in found.values() if _last_at(rows) >= since), key=_last_at, reverse=True)
+        ids = [max(row[3] for row in rows) for rows in latest[:limit]]
+        newest, places = self.jobs_by_id(ids), self._places(ids)
+        groups = (_failure_group(rows, newest, places) for rows in latest[:limit])
+        return [group for group in groups if group is not None]
+
+    def _places(self, ids: Sequence[int]) -> dict[int, str | None]:
+        if not ids:
+            return {}
+        rows = self._read(statements.error_ends(self._dialect), {"batch": batch_of([(i,) for i in ids])})
+        return {job_id: place_in(end or "") for job_id, end in rows}
+
+    def jobs_by_id(self, ids: Sequence[int]) -> dict[int, JobRow]:
+        """These jobs, as far as they are there, in this order."""
+        if not ids:
+            return {}
+        rows = self._read(statements.jobs_by_id(self._dialect), {"batch": batch_of([(i,) for i in ids])})
+        found = {row[0]: job_row(row) for row in rows}
+        return {job_id: found[job_id] for job_id in ids if job_id in found}
+
+    # -- queues, schedules, workers -----------------------------------------------------------------------------------
+
+    def queues(self, *, also: Sequence[str] = ()) -> list[QueueState]:
+        """The queues with jobs, those that are paused, those that worked in the last hour, and *also*, by name."""
+        found = self._read(statements.queues(), {"most": MOST})
+        ready = {text_in(name): (number, moment_in(oldest)) for name, number, oldest in found}
+        facts = self._read(statements.running_and_paused(), {})
+        running: dict[str, int] = {text_in(name): number for name, is_paused, number, _, _ in facts if not is_paused}
+        paused = {text_in(name): (at, who) for name, is_paused, _, at, who in facts if is_paused}
+        now = self._store.clock()
+        worked = {f.key: f for f in self.figures(now - HOUR_MS, step=MAX_ID, by="queue")}
+        return [
+            QueueState(
+                name=name,
+                ready=ready.get(name, (0, None))[0],
+                running=running.get(name, 0),
+                oldest_at=ready.get(name, (0, None))[1],
+                paused=name in paused,
+                paused_at=moment_in(paused.get(name, (None, None))[0]),
+                paused_by=None if (who := paused.get(name, (None, None))[1]) is None else text_in(who),
+                figures=worked.get(name),
+                odd=_odd_moment("paused_at", paused.get(name, (None, None))[0]),
+            )
+            for name in sorted({*ready, *running, *paused, *worked, *also})
+        ]
+
+    def paused_queues(self) -> list[str]:
+        """The names of the queues that are paused."""
+        facts = self._read(statements.running_and_paused(), {})
+        return sorted(text_in(name) for name, is_paused, *_ in facts if is_paused)
+
+    def schedules(self) -> list[ScheduleRow]:
+        """Every schedule."""
+        return self._store.schedules()
+
+    def schedule_runs(self, limit: int = 30) -> dict[str, list[ScheduleRun]]:
+        """The last jobs of each schedule, newest first."""
+        runs: dict[str, list[ScheduleRun]] = {}
+        for row in self._read(statements.schedule_runs(), {"limit": limit}):
+            run = fitted(ScheduleRun, row)
+            runs.setdefault(run.schedule, []).append(run)
+        return runs
+
+    def workers(self) -> list[WorkerRow]:
+        """Every worker that the store knows, the dead of the last hour included."""
+        return self._store.workers()
+
+    # -- figures ----------------------------------------------------------------------------------------------------
+
+    def figures(
+        self,
+        since: int,
+        *,
+        step: int,
+        span: Literal[60, 3600] = 60,
+        by: statements.Key | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+    ) -> list[Figures]:
+        """What ended since *since*, in slices of *step* ms, oldest first; slices in which nothing ended are left out.
+
+        *span* says which roll-ups are added up: those of minutes (60), kept for 2 days, or of hours (3600), kept for
+        62. A *step* of MAX_ID gives one row for all the time. *by* tells tasks or queues apart.
+        """
+        parameters = {"since": since, "step": step, "span": span, "task": task, "queue": queue}
+        return [figures_of(row) for row in self._read(statements.series(by), parameters)]
+
+    def totals(self) -> dict[tuple[str, str], Figures]:
+        """What ended since the tables were made, by task and queue. It only grows."""
+        return {(row[0], row[1]): figures_of((0, row[0], *row[2:])) for row in self._read(statements.totals(), {})}
+
+    # -- mails and the audit log --------------------------------------------------------------------------------------
+
+    def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> MailPage:
+        """A page of queued mails, newest first. *before*: the id above which to look no more; *address*: only those
+        with a recipient that has this in it, among :data:`WINDOW` mails."""
+        floor = None if address is None else self._mails_floor(before)
+        parameters = {"before": before, "floor": floor, "address": address and f"%{_escaped(address)}%"}
+        given = {name: value for name, value in parameters.items() if value is not None}
+        sql = statements.mails(self._dialect, given)
+        rows = [fitted(MailRow, row) for row in self._read(sql, {**given, "limit": limit + 1})]
+        if len(rows) > limit:
+            return MailPage(rows=rows[:limit], older=rows[limit - 1].id, searched_out=False)
+        return MailPage(rows=rows, older=floor, searched_out=floor is not None)
+
+    def _mails_floor(self, before: str | None) -> str | None:
+        parameters = {} if before is None else {"before": before}
+        rows = self._read(statements.mails_floor(parameters), {**parameters, "window": WINDOW})
+        return rows[0][0] if rows else None
+
+    def mail(self, mail_id: str) -> MailRow | None:
+        """One queued mail; None where there is none of that id."""
+        rows = self._read(statements.mail(), {"id": mail_id})
+        return fitted(MailRow, rows[0]) if rows else None
+
+    def first_recipients(self, ids: Sequence[str], most: int) -> dict[str, list[RecipientRow]]:
+        """The first *most* recipients of each of these mails."""
+        if not ids:
+            return {}
+        found: dict[str, list[RecipientRow]] = {}
+        parameters = {"batch": batch_of([(mail_id,) for mail_id in ids]), "most": most}
+        for mail_id, *row in self._read(statements.first_recipients(self._dialect), parameters):
+            found.setdefault(mail_id, []).append(fitted(RecipientRow, row))
+        return found
+
+    def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:
+        """What people did, newest first."""
+        parameters = {"limit": limit, "before": MAX_ID if before is None else before}
+        return [fitted(AuditRow, row) for row in self._read(statements.audit(), parameters)]
+
+    def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        self._store.driver.prepare()
+        return self._store.driver.read(sql, parameters)
+
+
+def _odd_moment(name: str, value: object) -> dict[str, str]:
+    return {} if value is None or (isinstance(value, int) and is_moment(value)) else {name: shown(value)}
+
+
+def _parameters(chosen: JobFilter, below: int, floor: int | None = None) -> dict[str, Any]:
+    # No child is older than its parent; said so in the statement, SQLite would go down to there, past the floor.
+    least = max(floor or 0, chosen.parent or 0)
+    return {**statements.parameters_of(chosen), "before": below, "floor": least, "window": WINDOW, "few": FEW}
+
+
+def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str] | None) -> bool:
+    """Whether stored arguments have these values, written as text or JSON. Damaged ones fit nothing."""
+    if names is None:
+        return False
+    try:
+        positional, keywords = json.loads(args)
+        given = {**dict(zip(names, positional, strict=False)), **keywords}
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return all(name in given and _is_written(given[name], text) for name, text in wanted)
+
+
+def _is_written(value: object, text: str) -> bool:
+    return text == (value if isinstance(value, str) else json.dumps(value))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _lines(text: str) -> list[LogLine]:
+    try:
+        return [fitted(LogLine, tuple(line)) for line in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        return []
+
+
+def _last_at(rows: Sequence[Row]) -> int:
+    last: int = max(row[5] for row in rows)
+    return last
+
+
+def _failure_group(
+    rows: Sequence[Row], newest: dict[int, JobRow], places: dict[int, str | None]
+) -> FailureGroup | None:
+    last = max(row[3] for row in rows)
+    if last not in newest:
+        return None
+    recent = {row[1]: row[2] for row in rows if row[1] >= 0}
+    return FailureGroup(
+        group=rows[0][0] or "",
+        count=sum(recent.values()),
+        older=sum(row[2] for row in rows) - sum(recent.values()),
+        first_at=min(row[4] for row in rows),
+        last_at=_last_at(rows),
+        newest=newest[last],
+        place=places.get(last),
+        by_slice=recent,
+    )

@@ -1,0 +1,105 @@
+"""The built-in task that acts on many jobs: a page asks for it, and a worker does it, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flask import current_app
+
+from ..client.client import Client
+from ..core.current_job import current_job
+from ..core.filters import JobFilter
+from ..core.jobs import Job
+from ..core.tasks import EnqueueOptions, TaskOptions, TaskRegistry
+from ..errors import ArgumentsError
+from .browse import Browser, Names
+from .health import SILENT_MS, info_of, takes
+from .operations import BULK, Operations, names_of
+
+QUEUE = "bulk"
+AT_ONCE = 1_000
+"""So many jobs are acted on in the request itself."""
+_PRIORITY = 1_000
+
+
+def act_on_all(action: str, filter: str, who: str, before: int) -> int:
+    """Do *action* to every job with a number below *before* that fits, in the name of *who*; returns to how many."""
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    state = app.extensions["taskworker"]
+    registry: TaskRegistry = state.registry
+    operations = Operations(app, state.client, registry, who=who)
+    chosen = JobFilter.parse(filter, state.store.clock())
+    batches = operations.act_on_all(action, chosen, before=before, names=_open_names(registry, chosen))
+    total = 0
+    try:
+        for changed in batches:
+            total += changed
+            current_job.progress(total, text=f"{action}: {total:,} jobs")
+            current_job.check()
+    finally:
+        # Stopped half way, what was done is noted at once.
+        batches.close()
+    return total
+
+
+def _open_names(registry: TaskRegistry, chosen: JobFilter) -> Names:
+    """As ``names_of``, but none of these arguments may be asked of a task that is not known, or covers one of them.
+
+    How many jobs it acts on tells whether a value is the one. What asked for it may not know all tasks of this process.
+    """
+    known, asked = names_of(registry), {name.lower() for name, _ in chosen.args}
+
+    def names(task_name: str) -> Sequence[str] | None:
+        task = registry.get(task_name)
+        covers = task is None or not asked.isdisjoint(name.lower() for name in task.options.sensitive)
+        return None if covers else known(task_name)
+
+    return names
+
+
+def register_bulk(registry: TaskRegistry) -> None:
+    """Make the built-in task known to a TaskWorker."""
+    registry.register_built_in(act_on_all, TaskOptions(queue=QUEUE), BULK)
+
+
+def enqueue_bulk(
+    registry: TaskRegistry, client: Client, action: str, chosen: JobFilter, who: str, before: int
+) -> Job[int]:
+    """Have a worker do *action* to every job with a number below *before* that fits.
+
+    Raises ArgumentsError, NotAccepted, OutcomeUnknown.
+    """
+    task = registry.find(BULK)
+    call = task.encode((action, exact(chosen), who, before), {})
+    return client.enqueue(task, (call,), EnqueueOptions(queue=_queue(client), priority=_PRIORITY))[0]
+
+
+def exact(chosen: JobFilter) -> str:
+    """A filter as text that means the same tomorrow. Raises ArgumentsError where text cannot say it."""
+    text = str(chosen)
+    try:
+        is_exact = JobFilter.parse(text, 0) == chosen
+    except ArgumentsError:
+        is_exact = False
+    if not is_exact:
+        raise ArgumentsError(f"The filter {text!r} is read differently when it is read again. Write it more simply.")
+    return text
+
+
+def _queue(client: Client) -> str:
+    """A queue that a living worker takes jobs from, and that is not paused: what it acts on may be a paused queue."""
+    browser = Browser(client.store)
+    now = client.store.clock()
+    queues = browser.queues()
+    paused = {queue.name for queue in queues if queue.paused}
+    for worker in browser.workers():
+        if worker.state != "alive" or now - worker.beat_at > SILENT_MS:
+            continue
+        info = info_of(worker)
+        names = info.get("queues")
+        # One without a list works on all but those that it excludes.
+        open_queues = names if isinstance(names, list) else [QUEUE, "default", *(queue.name for queue in queues)]
+        for name in map(str, open_queues):
+            if name not in paused and takes(info, name):
+                return name
+    return QUEUE

@@ -1,0 +1,378 @@
+"""What a person may do to jobs, queues and schedules, from the pages and the commands alike. Each act is noted.
+
+The note is written in the transaction of the act: neither is ever there without the other. An act on many jobs goes in
+batches, each a transaction of its own, so that workers get at the database between them; each adds to the one note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+from flask import Flask
+
+from .. import signals
+from ..client.client import Client
+from ..core.clock import from_ms, to_ms
+from ..core.filters import JobFilter
+from ..core.jobs import Job
+from ..core.mail_config import MailConfig
+from ..core.rows import JobRecord, JobState
+from ..core.tasks import TaskRegistry
+from ..core.triggers import trigger_from_text
+from ..errors import DeclarationError, JobNotFound, NotAccepted, StoreError
+from ..mail.queue.queue import DELIVER, MailQueue
+from ..store.driver import Row, Run
+from ..store.sql import ScheduleRow, Store, to_duration_ms
+from ..store.statements import browse as browse_statements
+from ..store.statements import operations as statements
+from ..store.statements.jobs import batch_of, expired_attempts, remove_ended_schedule
+from ..store.work import PRUNE_BATCH
+from .browse import Browser, Names
+
+ACTIONS = ("retry", "cancel", "discard", "restore", "run")
+"""What can be done to jobs. ``retry``: failed or cancelled ones go back to their queues. ``cancel``: waiting ones end,
+running ones are asked to stop. ``discard``: finished and waiting ones are put away, until they are pruned; ``restore``
+takes them back. ``run``: scheduled ones run now."""
+
+BULK = "flask_taskworker.bulk"
+"""The built-in task that acts on many jobs: see bulk.py."""
+
+_ENDED_BADLY = (JobState.FAILED.value, JobState.CANCELLED.value)
+_TRIES = 5
+MAX_TARGET = 500
+"""Characters of what an act was done to that are noted."""
+
+
+class Operations:
+    """One app's. Safe from any thread. Errors come as StoreError."""
+
+    def __init__(self, app: Flask, client: Client, registry: TaskRegistry, *, who: str) -> None:
+        """*who* stands in the audit log."""
+        self._app = app
+        self._client = client
+        self._registry = registry
+        self._store = client.store
+        self._dialect = client.store.driver.dialect
+        self._who = who
+
+    # -- jobs -------------------------------------------------------------------------------------------------------
+
+    def act(self, action: str, job_id: int) -> bool:
+        """Do *action* to one job; whether it was in a state for it. Raises JobNotFound, or NotAccepted for a retry
+        whose unique key another unfinished job has."""
+        _require(action)
+        record = self._store.record(job_id)
+        act = self._begin(action, f"job {job_id} ({record.task})")
+        if action in ("retry", "cancel"):
+            one = self._retry if action == "retry" else self._cancel
+            changed = act.write(lambda run: one(run, record))
+            self._tell(action, changed)
+        else:
+            changed = self._batch(act, [job_id], None)
+        if not changed and action == "restore":
+            self._refuse_taken_key(job_id)
+        if changed:
+            act.tell()
+        return bool(changed)
+
+    def _refuse_taken_key(self, job_id: int) -> None:
+        if self._read(statements.hidden_key_taken(), {"id": job_id}):
+            raise NotAccepted(f"Job {job_id} cannot come back: another unfinished job has its unique key.")
+
+    def act_on_some(self, action: str, ids: Sequence[int], target: str = "", *, chosen: JobFilter | None = None) -> int:
+        """Do *action* to these jobs, at most 1,000; how many were in a state for it.
+
+        *chosen*: the filter under which they were chosen; those that no longer fit it are left as they are, as far as
+        that can change (:meth:`JobFilter.changeable`). *target*: how they are noted.
+        """
+        _require(action)
+        act = self._begin(action, target or f"jobs {', '.join(map(str, ids))}")
+        self._batch(act, ids, chosen)
+        act.end()
+        return act.number
+
+    def act_on_all(
+        self, action: str, chosen: JobFilter, *, before: int | None = None, names: Names = lambda task: ()
+    ) -> Generator[int, None, None]:
+        """Do *action* to every job that fits, in batches; yields how many jobs each batch changed.
+
+        *before*: only to jobs with a smaller number. Those that are in no state for it, or fit no longer when their
+        turn comes, are left as they are. What was done is noted batch by batch, and told when the iterator ends, or is
+        closed.
+        """
+        _require(action)
+        act = self._begin(action, str(chosen) or "every job")
+        try:
+            for ids in Browser(self._store).ids(chosen, before=before, names=names):
+                yield len(self._batch(act, ids, chosen))
+        finally:
+            # Also where it was left half way: what was done is done.
+            act.end()
+
+    def _batch(self, act: Act, ids: Sequence[int], chosen: JobFilter | None) -> list[Row]:
+        """Do it to these jobs, as far as they still fit *chosen*: id and new state of those that it has changed."""
+        now, still = self._store.clock(), None if chosen is None else chosen.changeable()
+        parameters = {
+            "batch": batch_of([(job_id,) for job_id in ids]),
+            "now": now,
+            "expires_at": now + to_duration_ms(self._store.keep_succeeded),
+            **({} if still is None else browse_statements.parameters_of(still)),
+        }
+        fits = "true" if still is None else browse_statements.conditions(self._dialect, still)
+        batch = statements.BATCH[act.action](self._dialect, fits)
+        changed = act.write(lambda run: run(batch, parameters))
+        if special := statements.SPECIAL.get(act.action):
+            for (job_id,) in self._read(special(self._dialect, fits), {**parameters, "mail": DELIVER}):
+                changed += self._one_by_one(act, fits, {**parameters, "job_id": job_id})
+        self._tell(act.action, changed)
+        return changed
+
+    def _one_by_one(self, act: Act, fits: str, parameters: dict[str, Any]) -> list[Row]:
+        """Of two jobs with one unique key only one can come back, and a mail's recipients have to be opened again."""
+        if act.action == "restore":
+            return act.write(lambda run: run(statements.restore_one(fits), parameters))
+
+        def retry(run: Run) -> list[Row]:
+            if not run(statements.lock_fitting(self._dialect, fits), parameters):
+                return []
+            return self._retry(run, self._store.record(parameters["job_id"]))
+
+        try:
+            return act.write(retry)
+        except (NotAccepted, JobNotFound):
+            # Those with which it is not possible are left as they are.
+            return []
+
+    def _retry(self, run: Run, record: JobRecord) -> list[Row]:
+        if record.task == BULK:
+            # Whoever may retry jobs need not be one who may do to them what this one does.
+            raise NotAccepted(f"Job {record.id} has acted on many jobs and is not repeated. Ask for the act once more.")
+        config = getattr(self._app.extensions.get("mail"), "config", None)
+        if record.task == DELIVER and isinstance(config, MailConfig) and record.state in _ENDED_BADLY:
+            MailQueue(self._app, config).reopen_within(run, record.uid)
+        return [(record.id, "ready")] if self._store.retry_within(run, record.id) else []
+
+    def _cancel(self, run: Run, record: JobRecord) -> list[Row]:
+        state = self._store.cancel_within(run, record.id)
+        return [] if state is None else [(record.id, state.value)]
+
+    def _tell(self, action: str, rows: Sequence[Row]) -> None:
+        if action in ("retry", "restore", "run"):
+            self._client.wake()
+            return
+        ended = [job_id for job_id, state in rows if state == "cancelled"]
+        self._client.cancelled(ended)
+
+    # -- deleting -----------------------------------------------------------------------------------------------------
+
+    def purge(self, before: int) -> Generator[int, None, None]:
+        """Delete the jobs that ended before *before* (epoch ms), oldest first; yields how many each batch had.
+
+        It is noted batch by batch. Their mails stay for their own time.
+        """
+        act = self._begin("purge", f"finished before {from_ms(before).isoformat(timespec='seconds')}")
+        try:
+            for ids in self._ended(before):
+                for start in range(0, len(ids), PRUNE_BATCH):
+                    yield len(self._delete(act, ids[start : start + PRUNE_BATCH], before))
+        finally:
+            act.end()
+
+    def purgeable(self, before: int) -> Iterator[int]:
+        """How many jobs :meth:`purge` would delete, in parts."""
+        return map(len, self._ended(before))
+
+    def _ended(self, before: int) -> Iterator[list[int]]:
+        self._store.driver.prepare()
+        last = 0
+        while rows := self._read(statements.ended_before(), {"after": last, "before": before, "number": 1000}):
+            yield [job_id for job_id, ended in rows if ended]
+            last = rows[-1][0]
+
+    def _delete(self, act: Act, ids: Sequence[int], before: int) -> list[Row]:
+        batch = {"batch": batch_of([(job_id,) for job_id in ids])}
+
+        def body(run: Run) -> list[Row]:
+            gone = run(statements.purge(self._dialect), {**batch, "before": before})
+            parts = {"batch": batch_of(gone)}
+            run(expired_attempts(self._dialect, "taskworker_attempt"), parts)
+            run(expired_attempts(self._dialect, "taskworker_log"), parts)
+            return gone
+
+        return act.write(body)
+
+    # -- queues and schedules -----------------------------------------------------------------------------------------
+
+    def pause_queue(self, name: str) -> None:
+        """No worker takes jobs from this queue until it is resumed. Running jobs go on."""
+        parameters = {"name": name, "now": self._store.clock(), "who": self._who}
+        self._do("pause", f"queue {name}", lambda run: run(statements.pause_queue(), parameters))
+        self._client.announce(signals.queue_paused, queue=name, paused=True)
+
+    def resume_queue(self, name: str) -> bool:
+        """Whether it was paused."""
+        if not self._do("resume", f"queue {name}", lambda run: run(statements.resume_queue(), {"name": name})):
+            return False
+        self._client.wake()
+        self._client.announce(signals.queue_paused, queue=name, paused=False)
+        return True
+
+    def pause_schedule(self, name: str) -> bool:
+        """It fires no more until it is resumed; False if it was paused. Raises DeclarationError if there is none."""
+        return self._on_schedule(name, "pause", statements.pause_schedule())
+
+    def resume_schedule(self, name: str) -> bool:
+        """It fires again, from its next time on: what it would have fired while paused is not made up for."""
+        schedule = self._schedule(name)
+        return self._on_schedule(name, "resume", statements.resume_schedule(), next_at=self._next(schedule))
+
+    def skip_next(self, name: str) -> int | None:
+        """Leave out the next fire time; returns the one after it, in epoch ms. Raises DeclarationError if there is
+        no such schedule.
+
+        A schedule that was made at run time and has no time left is deleted, as after its last firing.
+        """
+        schedule = self._schedule(name)
+        if schedule.next_at is None:
+            return None
+        following = trigger_from_text(schedule.trigger).next_after(from_ms(schedule.next_at))
+        next_at = None if following is None else to_ms(following)
+        if not self._on_schedule(name, "skip", statements.move_schedule(), next_at=next_at, expected=schedule.next_at):
+            # It has fired just now.
+            return self._schedule(name).next_at
+        return next_at
+
+    def run_schedule(self, name: str) -> Job[Any]:
+        """Enqueue the job of a schedule now, besides its times. Raises DeclarationError if there is no such schedule,
+        or the code no longer has its task."""
+        schedule = self._schedule(name)
+        task = self._registry.get(schedule.task)
+        if task is None:
+            raise DeclarationError(
+                f"The schedule {name!r} is for the task {schedule.task!r}, which this code does not declare."
+            )
+        act = self._begin("run", f"schedule {name}")
+        job = self._client.enqueue_with(task, schedule.args, act.note_one)
+        act.tell()
+        return job
+
+    def _schedule(self, name: str) -> ScheduleRow:
+        for schedule in self._store.schedules():
+            if schedule.name == name:
+                return schedule
+        raise DeclarationError(f"There is no schedule {name!r}. flask tasks schedule list shows those that there are.")
+
+    def _next(self, schedule: ScheduleRow) -> int | None:
+        following = trigger_from_text(schedule.trigger).next_after(from_ms(self._store.clock()))
+        return None if following is None else to_ms(following)
+
+    def _on_schedule(self, name: str, action: str, sql: str, **parameters: Any) -> bool:
+        self._schedule(name)
+
+        def body(run: Run) -> list[Row]:
+            rows = run(sql, {"name": name, **parameters})
+            if rows and action == "skip":
+                run(remove_ended_schedule(), {"name": name})
+            return rows
+
+        if not self._do(action, f"schedule {name}", body):
+            return False
+        self._client.wake()
+        return True
+
+    # -- the audit log ------------------------------------------------------------------------------------------------
+
+    def _begin(self, action: str, target: str) -> Act:
+        return Act(self._client, self._who, action, target)
+
+    def _do(self, action: str, target: str, body: Callable[[Run], list[Row]]) -> bool:
+        """An act of one transaction; whether it has changed anything. If not, it is not noted."""
+        act = self._begin(action, target)
+        if not act.write(body):
+            return False
+        act.tell()
+        return True
+
+    def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        return self._store.driver.read(sql, parameters)
+
+
+class Act:
+    """One act of a person, and its note in the audit log. For one thread."""
+
+    def __init__(self, client: Client, who: str, action: str, target: str) -> None:
+        self.action = action
+        self.number = 0
+        """How many rows it has changed so far, which stands in the note."""
+        self._client = client
+        self._store: Store = client.store
+        self._who = who
+        self._target = target
+        self._note: int | None = None
+
+    def write(self, body: Callable[[Run], list[Row]]) -> list[Row]:
+        """Run *body* and note how many rows it returns, in one transaction; nothing is noted of none."""
+        self._store.driver.prepare()
+        for _ in range(_TRIES - 1):
+            try:
+                return self._write(body)
+            except StoreError as error:
+                # PostgreSQL has undone all of it, so that whoever wanted the same rows, or the same key, can go on.
+                if not _met_another(error):
+                    raise
+        return self._write(body)
+
+    def _write(self, body: Callable[[Run], list[Row]]) -> list[Row]:
+        def noted(run: Run) -> tuple[list[Row], int | None]:
+            rows = body(run)
+            return rows, self._add(run, len(rows)) if rows else self._note
+
+        rows, self._note = self._store.driver.transaction(noted)
+        self.number += len(rows)
+        return rows
+
+    def _add(self, run: Run, number: int) -> int:
+        if self._note is not None:
+            run(statements.add_to_note(), {"id": self._note, "number": number})
+            return self._note
+        values = {"at": self._store.clock(), "who": self._who, "action": self.action}
+        ((note,),) = run(statements.note(), {**values, "target": self._target[:MAX_TARGET], "number": number})
+        return int(note)
+
+    def note_one(self, run: Run) -> None:
+        """Note one row, inside a transaction of somebody else's."""
+        self._add(run, 1)
+        self.number = 1
+
+    def end(self) -> None:
+        """An act on many is over: where it has changed nothing, that is noted; then it is told."""
+        if self._note is None:
+            self._note = self._store.driver.transaction(lambda run: self._add(run, 0))
+        self.tell()
+
+    def tell(self) -> None:
+        """Send the signal dashboard_action."""
+        values = {"who": self._who, "action": self.action, "target": self._target, "number": self.number}
+        self._client.announce(signals.dashboard_action, **values)
+
+
+def _met_another(error: StoreError) -> bool:
+    """Whether two transactions were in each other's way: a deadlock, or a unique key that one has just taken."""
+    state = getattr(error.__cause__, "sqlstate", None) or ""
+    return state.startswith("40") or state == "23505"
+
+
+def _require(action: str) -> None:
+    if action not in ACTIONS:
+        raise ValueError(f"There is no action {action!r}. Actions: {', '.join(ACTIONS)}.")
+
+
+def names_of(registry: TaskRegistry) -> Callable[[str], Sequence[str]]:
+    """What a filter needs for ``args.NAME:VALUE``: the names of a task's parameters."""
+
+    def names(task_name: str) -> Sequence[str]:
+        task = registry.get(task_name)
+        return () if task is None else tuple(task.signature.parameters)
+
+    return names

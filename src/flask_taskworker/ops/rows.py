@@ -1,0 +1,318 @@
+"""The rows of pages and commands, as they come from ``browse.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..core.filters import STATES
+from ..core.rows import JobRecord
+from ..store.driver import Row
+from ..store.fitting import fitted_and_odd
+from ..store.rollups import Percentile, percentile
+from ..store.schema import BUCKETS_MS, ROLLUP_FIGURES
+from ..store.sql import Attempt
+
+
+class JobRow(NamedTuple):
+    """One job in a list. Times are epoch milliseconds; arguments and error are cut."""
+
+    record: JobRecord
+    hidden: int
+    failure_group: str | None
+    args: str
+    error: str | None
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
+
+
+class JobWhole(NamedTuple):
+    """One job with all that is stored of it. Times are epoch milliseconds, payloads as stored."""
+
+    record: JobRecord
+    hidden: int
+    failure_group: str | None
+    args: str
+    error: str | None
+    result: str | None
+    origin: str | None
+    attempts: list[Attempt]
+    lines: dict[int, list[LogLine]]
+    """What each try has logged, by its claim."""
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
+
+
+class LogLine(NamedTuple):
+    """One line that a try has logged."""
+
+    at: int
+    level: str
+    logger: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """One page of a list, newest first."""
+
+    rows: list[JobRow]
+    older: int | None
+    """``before`` of the next page; None where there is none.
+
+    Of more than FEW ready or scheduled jobs a list shows those that are next; :meth:`Browser.ids` has them all.
+    """
+    searched_out: bool
+    """Whether the page ended because WINDOW rows were looked at, rather than because it was full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateCounts:
+    """How many jobs each state has, each counted up to ``sql.MOST``; discarded ones are left out."""
+
+    scheduled: int
+    retrying: int
+    """Of the scheduled."""
+    ready: int
+    running: int
+    succeeded: int | None
+    """None where it cannot be told cheaply: the failed and cancelled ones alone fill the count."""
+    failed: int
+    cancelled: int
+    at_least: frozenset[str]
+    """The states that may have more jobs than were counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Failed jobs with one cause."""
+
+    group: str
+    count: int
+    """Those in the time that was asked for."""
+    older: int
+    """Those before it."""
+    first_at: int
+    """When the first of all of them failed."""
+    last_at: int
+    newest: JobRow
+    place: str | None
+    """Where the newest was raised: the last frame of the application's own code."""
+    by_slice: dict[int, int]
+    """How many in each slice of time, by its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """A queue. Times are epoch milliseconds."""
+
+    name: str
+    ready: int
+    """Counted up to ``sql.MOST``."""
+    running: int
+    oldest_at: int | None
+    paused: bool
+    paused_at: int | None
+    paused_by: str | None
+    figures: Figures | None
+    """Those of the last hour."""
+    odd: Mapping[str, str]
+    """What stands in its row in columns for numbers and is none, as text."""
+
+
+class ScheduleRun(NamedTuple):
+    """One job of a schedule."""
+
+    schedule: str
+    id: int
+    state: str
+    fire_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+class MailRow(NamedTuple):
+    """One queued mail in a list. Times are epoch milliseconds."""
+
+    id: str
+    message_id: str
+    sender: str
+    once: int
+    phase: str | None
+    tries: int
+    size: int
+    created_at: int
+    give_up_at: int
+    finished_at: int | None
+    head: bytes
+    """The beginning of its bytes, with most of its header."""
+    job_id: int | None
+    state: str | None
+    failure_kind: str | None
+    run_at: int | None
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailPage:
+    """One page of a list of queued mails, newest first."""
+
+    rows: list[MailRow]
+    older: str | None
+    """``before`` of the next page; None where there is none."""
+    searched_out: bool
+    """Whether the page ended because WINDOW mails were looked at, rather than because it was full."""
+
+
+class RecipientRow(NamedTuple):
+    """Where one recipient of a queued mail stands, in a list."""
+
+    address: str
+    ending: str
+    code: int | None
+    text: str | None
+    odd: Mapping[str, str] = {}
+    """What stands in columns for numbers and is none, as text."""
+
+
+class AuditRow(NamedTuple):
+    """One thing that a person did."""
+
+    id: int
+    at: int
+    who: str
+    action: str
+    target: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What ended in a slice of time, and how long it took."""
+
+    start: int
+    """Epoch milliseconds."""
+    key: str
+    """The task or the queue, where the figures are of one."""
+    succeeded: int
+    failed: int
+    retried: int
+    cancelled: int
+    run_ms: int
+    longest_ms: int
+    wait_ms: int
+    run: tuple[int, ...]
+    """Tries by duration: counts by BUCKETS_MS."""
+    wait: tuple[int, ...]
+    """Tries by the time they waited: counts by BUCKETS_MS."""
+
+    @property
+    def ended(self) -> int:
+        """Jobs that ended for good."""
+        return self.succeeded + self.failed + self.cancelled
+
+    def run_percentile(self, share: float) -> Percentile | None:
+        """About how long *share* of the tries ran at most."""
+        found = percentile(self.run, share)
+        if found is None or found.ms < self.longest_ms:
+            return found
+        return Percentile(float(self.longest_ms))
+
+    def wait_percentile(self, share: float) -> Percentile | None:
+        """About how long *share* of the tries waited at most."""
+        return percentile(self.wait, share)
+
+
+def add_up(parts: Sequence[Figures]) -> Figures | None:
+    """The figures of all these together; None of none."""
+    if not parts:
+        return None
+    run, wait = (
+        tuple(sum(column) for column in zip(*buckets, strict=True))
+        for buckets in ([part.run for part in parts], [part.wait for part in parts])
+    )
+    return Figures(
+        start=parts[0].start,
+        key=parts[0].key,
+        succeeded=sum(part.succeeded for part in parts),
+        failed=sum(part.failed for part in parts),
+        retried=sum(part.retried for part in parts),
+        cancelled=sum(part.cancelled for part in parts),
+        run_ms=sum(part.run_ms for part in parts),
+        longest_ms=max(part.longest_ms for part in parts),
+        wait_ms=sum(part.wait_ms for part in parts),
+        run=run,
+        wait=wait,
+    )
+
+
+def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
+    """What the rows of ``count_states`` mean, of which each counts up to *most*."""
+    others = [found[name] for name in ("failed", "cancelled", "hidden")]
+    ready = min(most, found["ready"] + found["suspect"])
+    succeeded = None if max(others) >= most else min(most, max(0, found["finished"] - sum(others)))
+    counts = {**found, "ready": ready, "succeeded": succeeded or 0}
+    full = {state for state in STATES if counts[state] >= most}
+    return StateCounts(
+        scheduled=found["scheduled"],
+        retrying=found["retrying"],
+        ready=ready,
+        running=found["running"],
+        succeeded=succeeded,
+        failed=found["failed"],
+        cancelled=found["cancelled"],
+        # The retrying are looked for among the first *most* of the scheduled.
+        at_least=frozenset(full | {"retrying"} if "scheduled" in full else full),
+    )
+
+
+_SINGLE = ROLLUP_FIGURES.index("run_0")
+
+
+def figures_of(row: Row) -> Figures:
+    """A row of ``series``."""
+    start, key, *sums = row
+    buckets = len(BUCKETS_MS) + 1
+    single = dict(zip(ROLLUP_FIGURES[:_SINGLE], sums[:_SINGLE], strict=True))
+    run, wait = sums[_SINGLE : _SINGLE + buckets], sums[_SINGLE + buckets :]
+    return Figures(start=start, key=key, run=tuple(run), wait=tuple(wait), **single)
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+class _Listed(NamedTuple):
+    """What a list has of a job beside its record."""
+
+    hidden: int
+    failure_group: str | None
+    args: str
+    error: str | None
+
+
+class _Kept(NamedTuple):
+    """What the page of a job has beside its record."""
+
+    hidden: int
+    failure_group: str | None
+    args: str
+    error: str | None
+    result: str | None
+    origin: str | None
+
+
+_RECORD = len(JobRecord._fields)
+
+
+def job_row(row: Row) -> JobRow:
+    """A row of ``jobs``."""
+    (record, odd), (rest, more) = fitted_and_odd(JobRecord, row[:_RECORD]), fitted_and_odd(_Listed, row[_RECORD:])
+    return JobRow(record, *rest, odd={**odd, **more})
+
+
+def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]]) -> JobWhole:
+    """A row of ``job_whole``, and what is known of the job's tries."""
+    (record, odd), (rest, more) = fitted_and_odd(JobRecord, row[:_RECORD]), fitted_and_odd(_Kept, row[_RECORD:])
+    return JobWhole(record, *rest, attempts=attempts, lines=lines, odd={**odd, **more})

@@ -1,0 +1,317 @@
+"""Connections to PostgreSQL over psycopg 3: how they are opened, their errors in our words, the links of a worker.
+
+Connections come and go. What could not be asked is a :class:`StoreError`; what was asked, and may or may not have been
+committed when the connection broke, is a :class:`ConnectionLost`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import select
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, TypeVar, cast
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import ConnStatus
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.engine import URL
+
+from ...errors import ConfigError, ConnectionLost, NotSupported, StoreError
+from ..driver import Parameters, Row, Run
+
+T = TypeVar("T")
+
+_PREPARE_AFTER = 5
+"""A statement that one connection has run so often is prepared."""
+
+
+class Server:
+    """Where a database is and how to connect to it. Safe from any thread."""
+
+    def __init__(self, url: URL, *, prepares: bool) -> None:
+        parts = _connect_arguments(url)
+        self._conninfo = _conninfo(parts)
+        # Prepared statements need a session of one's own, which PgBouncer in transaction mode does not give.
+        self._prepare_threshold = _PREPARE_AFTER if prepares else None
+        self.place = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+        self.key = self.place + (f" ({parts['options']})" if parts.get("options") else "")
+        """Tells one database from another, and holds no password."""
+
+    def open(self) -> psycopg.Connection[Any]:
+        """A connection in autocommit mode. Raises StoreError."""
+        with self._connecting():
+            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold)
+
+    async def open_async(self) -> psycopg.AsyncConnection[Any]:
+        """A connection in autocommit mode for the running loop. Raises StoreError."""
+        with self._connecting():
+            return await psycopg.AsyncConnection.connect(
+                self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold
+            )
+
+    def _connecting(self) -> Unreachable:
+        return Unreachable(self.place)
+
+    def check_session(self, connection: psycopg.Connection[Any]) -> None:
+        """Raise NotSupported where a pooler lends the server's sessions for single transactions.
+
+        Locks and notifications would be lost there, and prepared statements mistaken for those of others.
+        """
+        if _server_process(connection) == connection.info.backend_pid:
+            return
+        # It is not the server that has answered to the connecting.
+        with closing(self.open()) as other:
+            if _takes_turns(connection, other):
+                raise NotSupported(
+                    f"PostgreSQL at {self.place}: a pooler is there that lends a session for one transaction, such as "
+                    "PgBouncer with pool_mode = transaction. Set TASKER_LISTEN = False, or give TASKER_DATABASE_URI "
+                    "the server's own address."
+                )
+
+
+def _connect_arguments(url: URL) -> dict[str, Any]:
+    dialect: Any = PGDialect_psycopg
+    _, arguments = dialect().create_connect_args(url)
+    return dict(arguments)
+
+
+def _conninfo(parts: dict[str, Any]) -> str:
+    # A peer that vanished without a word must be noticed before its lease ends.
+    keepalive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+    defaults = {"connect_timeout": 10, "application_name": "Flask-TaskWorker"}
+    try:
+        return make_conninfo(**{**defaults, **keepalive, **parts})
+    except (psycopg.Error, TypeError) as error:
+        raise ConfigError(
+            f"TASKER_DATABASE_URI: {in_words(error)}. After the question mark stand libpq's parameters, such as "
+            "sslmode=require."
+        ) from None
+
+
+# -- poolers -----------------------------------------------------------------------------------------------------------
+
+_TURNS = 5
+_FREE_WITHIN = 2.0
+"""Seconds to wait for a second session. A pooler that has none left keeps its sessions for those who have them."""
+
+
+def _server_process(connection: psycopg.Connection[Any]) -> int:
+    ((number,),) = fetch(connection, "SELECT pg_backend_pid()", {})
+    return int(number)
+
+
+def _takes_turns(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
+    """Whether these connections use the same session in turn, or one of them now this session and now that."""
+    for _ in range(_TURNS):
+        before = _server_process(one)
+        during = _process_in_transaction(other)
+        if during is None:
+            return False
+        if during == before or _server_process(one) != before:
+            return True
+        other.rollback()
+    return False
+
+
+def _process_in_transaction(connection: psycopg.Connection[Any]) -> int | None:
+    """Begin a transaction there: in which process of the server? None where none is free for it."""
+    pgconn = connection.pgconn
+    pgconn.send_query(b"BEGIN; SELECT pg_backend_pid()")
+    until = time.monotonic() + _FREE_WITHIN
+    while pgconn.flush() or pgconn.is_busy():
+        if time.monotonic() > until:
+            return None
+        if _is_readable(pgconn.socket, 0.1):
+            pgconn.consume_input()
+    found = None
+    while (result := pgconn.get_result()) is not None:
+        found = result.get_value(0, 0) or found
+    return None if found is None else int(found)
+
+
+# -- errors in our words -----------------------------------------------------------------------------------------------
+
+
+class Unreachable:
+    """Turns the errors of connecting into ours. Nothing was asked yet, so nothing is in doubt."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, psycopg.Error | OSError):
+            # psycopg knows no codes here: the server's words are all there is, and they may be in any language.
+            words = in_words(error)
+            remedy = next((remedy for said, remedy in _CONNECT_REMEDIES if re.search(said, words)), _CHECK_SERVER)
+            raise StoreError(f"PostgreSQL at {self._place}: {words}. {remedy}") from error
+
+
+_CHECK_SERVER = "Check TASKER_DATABASE_URI, and that the server runs and lets this machine in."
+_FEWER = "Raise the server's limit, run fewer processes, or put a pooler before it."
+_CONNECT_REMEDIES = (
+    ("^invalid .* value", "Correct that parameter in TASKER_DATABASE_URI."),
+    ("authentication failed", "Check the user and the password in TASKER_DATABASE_URI."),
+    ("no password supplied", "Give the password in TASKER_DATABASE_URI, or in a password file (PGPASSFILE)."),
+    ("no pg_hba.conf entry", "Let this machine and user in: in the server's pg_hba.conf, or its firewall rules."),
+    ("too many c", _FEWER),
+    ("connection slots", _FEWER),
+    ("no more connections allowed", "Raise the pooler's max_client_conn, or run fewer processes."),
+    ("unsupported startup parameter", "The pooler does not pass that on: leave it out of TASKER_DATABASE_URI."),
+    ("starting up", "The server is starting: try again."),
+    ("shutting down", "The server is shutting down: try again."),
+    ("role .* does not exist", "Create the user, or correct its name in TASKER_DATABASE_URI."),
+    ("database .* does not exist", "Create the database, or correct its name in TASKER_DATABASE_URI."),
+    ("permission denied for database", "Let this user in: GRANT CONNECT ON DATABASE … TO …"),
+)
+
+
+class translated:
+    """Turns the errors of statements into ours, with what to do about them."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, psycopg.Error):
+            return
+        words, state = in_words(error), error.sqlstate or ""
+        if isinstance(error, psycopg.OperationalError) and _is_lost(error.sqlstate, words):
+            raise ConnectionLost(f"PostgreSQL: {words}. The connection was lost; try again.") from error
+        remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "See the server's log."
+        raise StoreError(f"PostgreSQL: {words}. {remedy}") from error
+
+
+# None: libpq noticed the loss itself. 57P01 to 57P03: the server shuts down, crashed, or starts.
+_LOST = frozenset({None, "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
+_REFUSED_BY_POOLER = re.compile("query_wait_timeout|server_login_retry|server login|pooling mode")
+
+
+def _is_lost(state: str | None, words: str) -> bool:
+    # 08P01 is all that PgBouncer says, be it that it never asked the server, or that this broke while it answered.
+    return state in _LOST or (state == "08P01" and not _REFUSED_BY_POOLER.search(words))
+
+
+_TABLES = "The tables are not those of this version. See: flask tasks db check"
+_POOLER = "Where a pooler says so: its pool_mode must be session or transaction, and its pool be large enough."
+_REMEDIES = {
+    "25": "The server is read-only, perhaps a standby: give TASKER_DATABASE_URI the primary's address.",
+    "40": "Another transaction was in the way: try again.",
+    "42501": "Give this user the right to use the tables, and to create them or let another do so: flask tasks db sql",
+    "42P01": _TABLES,
+    "42703": _TABLES,
+    "3F": "The search_path in TASKER_DATABASE_URI names no schema that exists: create it, or correct the name.",
+    "53": "The server is out of disk space, memory or connections: free some.",
+    "08P01": _POOLER,
+    "57014": "Raise statement_timeout for this user, or find what was in the way.",
+    "55P03": "Raise lock_timeout for this user, or find what was in the way.",
+}
+
+
+_NO_NEWS = re.compile(r"^connection (failed|is bad): | ?Is the server running [^?]*\?")
+"""What libpq adds and our remedy says, too."""
+
+
+def in_words(error: BaseException) -> str:
+    """What the error says, in one line."""
+    return _NO_NEWS.sub("", " ".join(str(error).split())).rstrip(".")
+
+
+# -- statements --------------------------------------------------------------------------------------------------------
+
+
+def fetch(connection: psycopg.Connection[Any], sql: str, parameters: Parameters) -> list[Row]:
+    """Run one statement, and return its rows if it has any."""
+    cursor = connection.execute(cast(Any, _in_psycopg(sql)), parameters)
+    return cursor.fetchall() if cursor.description else []
+
+
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
+
+
+@functools.lru_cache(maxsize=256)
+def _in_psycopg(sql: str) -> str:
+    """``:name`` in psycopg's words."""
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
+
+
+def has_ended(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has closed this idle connection.
+
+    Then there is something to be read: looking costs a microsecond, where asking would cost a round trip, and using the
+    connection would leave it open whether the statement was run.
+    """
+    while not connection.closed and _is_readable(connection.fileno()):
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.Error:
+            return True
+        if connection.pgconn.status != ConnStatus.OK:
+            return True
+    return connection.closed
+
+
+def _is_readable(descriptor: int, seconds: float = 0) -> bool:
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+class PostgresqlLink:
+    """A connection of a worker's thread. It connects again when it is used after a loss."""
+
+    def __init__(self, server: Server, *, repeats: bool) -> None:
+        """*repeats*: what goes over it may be said twice, so after a loss it is said again at once."""
+        self._server = server
+        self._repeats = repeats
+        self._connection: psycopg.Connection[Any] | None = None
+        self.sessions = 0
+        """How many times it has connected."""
+
+    def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        return self.write(sql, parameters)
+
+    def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
+        """One statement in a transaction of its own."""
+        try:
+            return self._write(sql, parameters)
+        except ConnectionLost:
+            if not self._repeats:
+                raise
+            return self._write(sql, parameters)
+
+    def _write(self, sql: str, parameters: Parameters) -> list[Row]:
+        connection = self.connected()
+        with translated():
+            return fetch(connection, sql, parameters)
+
+    def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body* in one transaction."""
+        connection = self.connected()
+        with translated(), connection.transaction():
+            return body(functools.partial(fetch, connection))
+
+    def connected(self) -> psycopg.Connection[Any]:
+        """The connection, a new one after a loss. Raises StoreError."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._server.open()
+            self.sessions += 1
+        return self._connection
+
+    def hurry(self, seconds: float) -> None:
+        """Nothing: no lock is waited for here."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()

@@ -1,0 +1,1 @@
+"""The SQL texts, one function a statement."""

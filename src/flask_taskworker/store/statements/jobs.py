@@ -1,0 +1,578 @@
+"""The SQL, one function a statement, named after the act. Pure: text in, text out.
+
+Parameters are written ``:name``; a driver that wants another style translates. A batch travels as one JSON text, so
+that a statement's text never depends on how many rows it moves. States are literals, never parameters: only so can
+both planners see that a partial index fits. A transition is one conditional UPDATE; its WHERE decides every race and
+its RETURNING says who won.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...core.rows import Claim, JobRecord, NewJob
+from ..schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
+
+ColumnType = Literal["integer", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Where the two databases differ in words."""
+
+    name: Literal["sqlite", "postgresql"]
+
+    def batch(self, columns: Mapping[str, ColumnType]) -> str:
+        """A table expression over ``:batch``, a JSON array of arrays with these columns in this order."""
+        if self.name == "sqlite":
+            picked = ", ".join(f"json_extract(value, '$[{i}]') AS {name}" for i, name in enumerate(columns))
+            return f"(SELECT {picked} FROM json_each(:batch))"
+        cast = {"integer": "bigint", "text": "text"}
+        picked = ", ".join(f"(value->>{i})::{cast[kind]} AS {name}" for i, (name, kind) in enumerate(columns.items()))
+        return f"(SELECT {picked} FROM jsonb_array_elements(CAST(:batch AS jsonb)))"
+
+    def pairs(self, key: str, value: str) -> str:
+        """A table expression over ``:batch``, a JSON object of integers: quicker to read than arrays in an array."""
+        if self.name == "sqlite":
+            return f"(SELECT CAST(key AS integer) AS {key}, value AS {value} FROM json_each(:batch))"
+        return f"(SELECT key::bigint AS {key}, value::bigint AS {value} FROM jsonb_each_text(CAST(:batch AS jsonb)))"
+
+    def names(self, parameter: str) -> str:
+        """A table expression over a JSON array of strings."""
+        if self.name == "sqlite":
+            return f"(SELECT value FROM json_each(:{parameter}))"
+        return f"(SELECT jsonb_array_elements_text(CAST(:{parameter} AS jsonb)))"
+
+    def among(self, column: str, select: str) -> str:
+        """*column* is among the ids of *select*, which are locked where the database locks rows.
+
+        PostgreSQL: a join or a CTE was planned as a sequential scan; an array is not. SQLite has one writer at a
+        time and needs no row locks.
+        """
+        if self.name == "sqlite":
+            return f"{column} IN ({select})"
+        return f"{column} = ANY(ARRAY({select} FOR UPDATE SKIP LOCKED))"
+
+
+def batch_of(rows: Sequence[Sequence[Any]] | Mapping[int, int]) -> str:
+    """Rows, or pairs, as the JSON text in which a batch travels."""
+    return json.dumps(rows, separators=(",", ":"))
+
+
+SQLITE = Dialect("sqlite")
+POSTGRESQL = Dialect("postgresql")
+
+RECORD = ", ".join(JobRecord._fields)
+CLAIM = ", ".join(Claim._fields)
+
+_INTEGERS = frozenset({"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at", "at_most_once"})
+_NEW = (*NewJob._fields, "state")
+_NEW_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _NEW}
+_NEW_COLUMNS = ", ".join(_NEW)
+_NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
+
+
+# -- enqueueing ------------------------------------------------------------------------------------------------------
+
+
+def add_job() -> str:
+    """Store one job, unless its uid, its unique key or its (schedule, fire_at) is taken: then no row comes back."""
+    return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES}) ON CONFLICT DO NOTHING RETURNING id"
+
+
+def last_number() -> str:
+    """The highest number that a job has or had, or 0. SQLite only."""
+    had = "SELECT seq FROM sqlite_sequence WHERE name = 'taskworker_job'"
+    return f"SELECT max(COALESCE(({had}), 0), COALESCE((SELECT max(id) FROM taskworker_job), 0))"
+
+
+def add_alike() -> str:
+    """Store jobs that differ in uid and arguments only, which are the batch, numbered from ``:first`` on. SQLite only.
+
+    OR ROLLBACK, since SQLite would otherwise keep what a part of the statement has changed, in a temporary file if it
+    is much (sqlite.org/tempfiles.html, "Statement Journal Files"); whoever says this wants all or nothing anyway.
+    """
+    common = [name for name in _NEW if name not in ("uid", "args")]
+    return (
+        f"INSERT OR ROLLBACK INTO taskworker_job (id, uid, args, {', '.join(common)}) "
+        "SELECT :first + key, json_extract(value, '$[0]'), json_extract(value, '$[1]'), "
+        f"{', '.join(f':{name}' for name in common)} FROM json_each(:batch)"
+    )
+
+
+def add_jobs(dialect: Dialect) -> str:
+    """Store the jobs of a batch, but for those whose uid is taken."""
+    return (
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM {dialect.batch(_NEW_TYPES)} AS e "
+        "WHERE true ON CONFLICT DO NOTHING RETURNING id, uid"
+    )
+
+
+def jobs_by_uid(dialect: Dialect) -> str:
+    """The ids of the jobs with the uids of a batch."""
+    return f"SELECT id, uid FROM taskworker_job WHERE uid IN (SELECT uid FROM {dialect.batch({'uid': 'text'})} AS e)"
+
+
+def existing_job() -> str:
+    """The job that stood in the way of :func:`add_job`."""
+    return (
+        f"SELECT {RECORD} FROM taskworker_job WHERE uid = :uid UNION ALL "
+        f"SELECT {RECORD} FROM taskworker_job WHERE unique_key = :unique_key AND {UNFINISHED} LIMIT 1"
+    )
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def job_record() -> str:
+    """One job without its payloads."""
+    return f"SELECT {RECORD} FROM taskworker_job WHERE id = :id"
+
+
+def has_job() -> str:
+    """Whether a job is there, by its number and its uid."""
+    return "SELECT 1 FROM taskworker_job WHERE id = :id AND uid = :uid"
+
+
+def job_ending() -> str:
+    """What someone who waits for a job needs."""
+    return "SELECT state, result, error, failure_kind FROM taskworker_job WHERE id = :id"
+
+
+def job_args() -> str:
+    """The encoded arguments of one job."""
+    return "SELECT args FROM taskworker_job WHERE id = :id"
+
+
+def newest_job() -> str:
+    """The highest number that a job has, or 0."""
+    return "SELECT COALESCE(max(id), 0) FROM taskworker_job"
+
+
+def jobs_after() -> str:
+    """The jobs with numbers above ``:number``, with their arguments, oldest first. For tests: it reads them all."""
+    return f"SELECT {RECORD}, args FROM taskworker_job WHERE id > :number ORDER BY id"
+
+
+def unfinished_before() -> str:
+    """A few unfinished jobs that were enqueued before ``:moment``."""
+    return f"SELECT {RECORD} FROM taskworker_job WHERE {UNFINISHED} AND created_at < :moment ORDER BY id LIMIT 5"
+
+
+def attempts() -> str:
+    """The last 100 tries of one job that did not succeed, newest first."""
+    return (
+        "SELECT claim, attempt, worker_id, started_at, finished_at, outcome, error FROM taskworker_attempt "
+        "WHERE job_id = :id ORDER BY claim DESC LIMIT 100"
+    )
+
+
+def count_state(state: str) -> str:
+    """How many jobs have this state, counted up to ``:most``. *state* must be one of ours: it goes in as a literal."""
+    return f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE state = '{state}' LIMIT :most) AS counted"
+
+
+def waiting_by_queue() -> str:
+    """Ready jobs of each queue, counted up to ``:most``, and since when the oldest of those is due.
+
+    As :func:`peek` it jumps from queue to queue, so that a long queue hides no other.
+    """
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
+    since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
+    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT :most"
+    return (
+        f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
+        f"WHERE q.name IS NOT NULL) SELECT name, (SELECT count(*) FROM (SELECT 1 {ready}) AS counted), "
+        f"(SELECT min(since) FROM (SELECT {since} AS since {ready}) AS dated) FROM q WHERE name IS NOT NULL"
+    )
+
+
+def next_due() -> str:
+    """When the next scheduled job is due."""
+    return "SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled'"
+
+
+def schedules() -> str:
+    """Every schedule."""
+    return "SELECT name, task, trigger, args, next_at, last_at, paused, source FROM taskworker_schedule ORDER BY name"
+
+
+def store_id() -> str:
+    """The random name of this store."""
+    return "SELECT value FROM taskworker_meta WHERE name = 'store_id'"
+
+
+# -- steering --------------------------------------------------------------------------------------------------------
+
+
+def cancel() -> str:
+    """Cancel a waiting job, or ask the running one to stop."""
+    return (
+        "UPDATE taskworker_job SET cancel_requested = 1, "
+        "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
+        "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
+        "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
+        f"WHERE id = :id AND {UNFINISHED} RETURNING state"
+    )
+
+
+def retry() -> str:
+    """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
+
+    It is due from now, not since it was first enqueued, which may be long ago. Its unique key must be free.
+    """
+    return (
+        "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
+        "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, cancel_requested = 0, "
+        "progress = NULL, result = NULL, error = NULL, failure_kind = NULL, failure_group = NULL, "
+        "hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+        "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
+        "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
+        f"AND other.{UNFINISHED}) RETURNING id"
+    )
+
+
+# -- the worker's loop -----------------------------------------------------------------------------------------------
+
+
+_PAUSED = "SELECT name FROM taskworker_queue WHERE paused = 1"
+
+
+def peek(dialect: Dialect) -> str:
+    """What there is to do: rows of (what, queue, number).
+
+    ``due``: when the next scheduled job is due. ``fire``: when the next schedule of ``:may_fire`` fires.
+    ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
+    the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
+    """
+    next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
+    some = "SELECT 1 FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name"
+    has = f"EXISTS ({some} AND j.kind = '{{}}')"
+    return (
+        f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
+        "WHERE q.name IS NOT NULL) "
+        "SELECT 'due' AS what, NULL AS queue, "
+        "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
+        "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
+        f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
+        "UNION ALL SELECT DISTINCT 'suspect', queue, 0 FROM taskworker_job WHERE state = 'ready' AND solo = 1 "
+        f"AND queue NOT IN ({_PAUSED}) "
+        f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name NOT IN ({_PAUSED}) AND {has.format('async')} "
+        f"UNION ALL SELECT 'sync', name, 0 FROM q WHERE name NOT IN ({_PAUSED}) AND {has.format('sync')}"
+    )
+
+
+def claim(dialect: Dialect, kind: str) -> str:
+    """Take up to ``:number`` ready jobs of ``:queue``, highest priority and oldest first."""
+    chosen = (
+        f"SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 0 AND queue = :queue AND kind = '{kind}' "
+        "ORDER BY priority DESC, id LIMIT :number"
+    )
+    return _claim(dialect.among("id", chosen), f"NOT EXISTS ({_PAUSED} AND name = :queue)")
+
+
+def claim_suspect(dialect: Dialect) -> str:
+    """Take the oldest ready job of ``:queues`` (NULL: of all queues) that must run alone."""
+    served = f"(CAST(:queues AS text) IS NULL OR queue IN {dialect.names('queues')}) AND queue NOT IN ({_PAUSED})"
+    chosen = f"SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 1 AND {served} ORDER BY id LIMIT 1"
+    return _claim(dialect.among("id", chosen))
+
+
+def _claim(chosen: str, condition: str = "true") -> str:
+    # Nothing goes to a worker that was declared dead: it must not own jobs that nobody would rescue.
+    return (
+        "UPDATE taskworker_job SET state = 'running', claim = claim + 1, worker_id = :worker_id, started_at = :now "
+        f"WHERE {chosen} AND state = 'ready' "
+        "AND EXISTS (SELECT 1 FROM taskworker_worker WHERE id = :worker_id AND state = 'alive') "
+        f"AND {condition} RETURNING {CLAIM}"
+    )
+
+
+def confirm_claims(dialect: Dialect) -> str:
+    """Write once more what a claim has written: on a durable connection, so that the claim reaches the disk."""
+    return (
+        "UPDATE taskworker_job SET started_at = :now WHERE state = 'running' AND id IN "
+        f"(SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+    )
+
+
+def promote(dialect: Dialect) -> str:
+    """Make due jobs ready."""
+    chosen = "SELECT id FROM taskworker_job WHERE state = 'scheduled' AND run_at <= :now ORDER BY run_at LIMIT :number"
+    due = dialect.among("id", chosen)
+    return f"UPDATE taskworker_job SET state = 'ready' WHERE {due} AND state = 'scheduled' RETURNING queue, kind"
+
+
+def finish_succeeded(dialect: Dialect) -> str:
+    """Record the commonest ending: jobs that returned None at their first try."""
+    return (
+        "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, finished_at = :now, expires_at = :expires_at "
+        f"FROM {dialect.pairs('id', 'claim')} AS e WHERE taskworker_job.id = e.id "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id"
+    )
+
+
+FINISH_COLUMNS: dict[str, ColumnType] = {
+    "id": "integer",
+    "claim": "integer",
+    "new_state": "text",
+    "again": "integer",
+    "new_run_at": "integer",
+    "failed": "integer",
+    "new_result": "text",
+    "new_error": "text",
+    "new_kind": "text",
+    "new_group": "text",
+    "ended_at": "integer",
+    "new_expires_at": "integer",
+    "new_progress": "text",
+}
+
+
+def finish(dialect: Dialect) -> str:
+    """Record endings, fenced by the claim number. A job that shall run again but was asked to stop is cancelled.
+
+    A late ending of a claim that was rescued, but that nobody has claimed since, still counts: it saves a duplicate.
+    """
+    return (
+        "UPDATE taskworker_job SET "
+        "state = CASE WHEN e.again = 1 AND cancel_requested = 1 THEN 'cancelled' ELSE e.new_state END, "
+        "worker_id = NULL, run_at = e.new_run_at, failures = failures + e.failed, result = e.new_result, "
+        "error = e.new_error, failure_kind = e.new_kind, failure_group = e.new_group, "
+        "progress = COALESCE(e.new_progress, progress), "
+        "finished_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.ended_at END, "
+        "expires_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.new_expires_at END "
+        f"FROM {dialect.batch(FINISH_COLUMNS)} AS e WHERE taskworker_job.id = e.id "
+        # Said twice, where the first answer was lost, it counts one failure.
+        "AND (e.failed = 0 OR NOT EXISTS (SELECT 1 FROM taskworker_attempt AS a WHERE a.job_id = e.id "
+        "AND a.claim = e.claim)) "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+    )
+
+
+def recorded(dialect: Dialect) -> str:
+    """Which endings are stored already, where the answer to :func:`finish` was lost."""
+    columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_state": "text"}
+    return (
+        f"SELECT e.id, e.new_state FROM {dialect.batch(columns)} AS e WHERE EXISTS (SELECT 1 FROM taskworker_attempt "
+        "AS a WHERE a.job_id = e.id AND a.claim = e.claim AND a.outcome <> 'released') OR EXISTS (SELECT 1 FROM "
+        "taskworker_job AS j WHERE j.id = e.id AND j.claim = e.claim AND j.state = e.new_state "
+        "AND j.finished_at IS NOT NULL)"
+    )
+
+
+def finish_one() -> str:
+    """Record the success of one job, inside the transaction of its own writes; fenced by the claim number."""
+    return (
+        "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, result = :result, error = NULL, "
+        "failure_kind = NULL, finished_at = :now, expires_at = :expires_at "
+        f"WHERE id = :id AND claim = :claim AND {UNFINISHED} RETURNING id"
+    )
+
+
+ATTEMPT_COLUMNS: dict[str, ColumnType] = {
+    "job_id": "integer",
+    "claim": "integer",
+    "attempt": "integer",
+    "worker_id": "text",
+    "started_at": "integer",
+    "finished_at": "integer",
+    "outcome": "text",
+    "error": "text",
+}
+
+
+def add_attempts(dialect: Dialect) -> str:
+    """Record tries that did not simply succeed."""
+    names = ", ".join(ATTEMPT_COLUMNS)
+    # SQLite cannot tell an upsert after a SELECT from a join without a WHERE (sqlite.org/lang_upsert.html).
+    return (
+        f"INSERT INTO taskworker_attempt ({names}) SELECT {names} FROM {dialect.batch(ATTEMPT_COLUMNS)} AS e "
+        "WHERE true ON CONFLICT DO NOTHING"
+    )
+
+
+def report_progress(dialect: Dialect) -> str:
+    """Write what jobs tell of themselves, fenced by the claim number.
+
+    An atomic job may have succeeded meanwhile, in a transaction of its own, and this is the last that it told.
+    """
+    columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_progress": "text"}
+    return (
+        f"UPDATE taskworker_job SET progress = e.new_progress FROM {dialect.batch(columns)} AS e "
+        f"WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state IN ('running', 'succeeded')"
+    )
+
+
+def expired_jobs(dialect: Dialect) -> str:
+    """Delete a small batch of finished jobs whose time is over."""
+    chosen = f"SELECT id FROM taskworker_job WHERE {FINISHED} AND expires_at <= :now ORDER BY expires_at LIMIT :number"
+    return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id"
+
+
+def expired_attempts(dialect: Dialect, table: Literal["taskworker_attempt", "taskworker_log"]) -> str:
+    """Delete what *table* has of deleted jobs."""
+    return f"DELETE FROM {table} WHERE job_id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+
+
+# -- figures and lines -------------------------------------------------------------------------------------------------
+
+ROLLUP_COLUMNS: dict[str, ColumnType] = {
+    "span": "integer",
+    "start": "integer",
+    "task": "text",
+    "queue": "text",
+    **dict.fromkeys(ROLLUP_FIGURES, "integer"),
+}
+
+
+def add_rollups(dialect: Dialect) -> str:
+    """Add figures to those of their minutes and hours."""
+    names = ", ".join(ROLLUP_COLUMNS)
+    largest = "max" if dialect.name == "sqlite" else "greatest"
+    sums = [f"{f} = taskworker_rollup.{f} + excluded.{f}" for f in ROLLUP_FIGURES if f != "longest_ms"]
+    return (
+        f"INSERT INTO taskworker_rollup ({names}) SELECT {names} FROM {dialect.batch(ROLLUP_COLUMNS)} AS e WHERE true "
+        f"ON CONFLICT (span, start, task, queue) DO UPDATE SET {', '.join(sums)}, "
+        f"longest_ms = {largest}(taskworker_rollup.longest_ms, excluded.longest_ms)"
+    )
+
+
+def remove_rollups() -> str:
+    """Delete the roll-ups of minutes before ``:minutes_before`` and those of hours before ``:hours_before``."""
+    return (
+        "DELETE FROM taskworker_rollup WHERE (span = 60 AND start < :minutes_before) "
+        "OR (span = 3600 AND start < :hours_before)"
+    )
+
+
+def add_lines(dialect: Dialect) -> str:
+    """Store the log lines of tries, instead of those that a try has stored before; not of jobs that are gone."""
+    columns: dict[str, ColumnType] = {"job_id": "integer", "claim": "integer", "lines": "text"}
+    return (
+        f"INSERT INTO taskworker_log (job_id, claim, lines) SELECT job_id, claim, lines FROM {dialect.batch(columns)} "
+        "AS e WHERE EXISTS (SELECT 1 FROM taskworker_job WHERE id = e.job_id) "
+        "ON CONFLICT (job_id, claim) DO UPDATE SET lines = excluded.lines"
+    )
+
+
+def remove_lines(dialect: Dialect) -> str:
+    """Delete the log lines of the tries of a job up to a claim."""
+    columns: dict[str, ColumnType] = {"id": "integer", "last": "integer"}
+    return (
+        "DELETE FROM taskworker_log WHERE (job_id, claim) IN (SELECT l.job_id, l.claim FROM "
+        f"{dialect.batch(columns)} AS e JOIN taskworker_log AS l ON l.job_id = e.id AND l.claim <= e.last)"
+    )
+
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+
+def declare_schedule() -> str:
+    """Store a schedule as declared, or change the one of that name from the same source.
+
+    While its trigger stays the same its next fire time stays too, so that a restart misses nothing.
+    """
+    return (
+        "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at) "
+        "VALUES (:name, :task, :trigger, :args, :next_at, :source, :now) "
+        "ON CONFLICT (name) DO UPDATE SET task = excluded.task, args = excluded.args, seen_at = excluded.seen_at, "
+        "next_at = CASE WHEN taskworker_schedule.trigger = excluded.trigger THEN taskworker_schedule.next_at "
+        "ELSE excluded.next_at END, trigger = excluded.trigger "
+        "WHERE taskworker_schedule.source = excluded.source RETURNING name"
+    )
+
+
+def _may_fire(dialect: Dialect) -> str:
+    """Of the schedules in code those whose names are in ``:may_fire``, of those made at run time those whose tasks are.
+
+    So a schedule that was removed from the code does not go on firing because its task is still there.
+    """
+    return f"source || ':' || CASE WHEN source = 'code' THEN name ELSE task END IN {dialect.names('may_fire')}"
+
+
+def _in_order(dialect: Dialect, names: str) -> str:
+    """A condition under which PostgreSQL locks the schedules that *names* selects in the order of their names.
+
+    All who change several do so, so that no two wait for each other. SQLite has one writer at a time.
+    """
+    if dialect.name == "sqlite":
+        return ""
+    return (
+        f" AND name = ANY(ARRAY(SELECT name FROM taskworker_schedule WHERE name = ANY(ARRAY({names})) "
+        'ORDER BY name COLLATE "C" FOR UPDATE))'
+    )
+
+
+def due_schedules(dialect: Dialect) -> str:
+    """The schedules of ``:may_fire`` that are due, most overdue first."""
+    return (
+        "SELECT name, task, trigger, args, next_at FROM taskworker_schedule WHERE paused = 0 AND next_at <= :now "
+        f"AND {_may_fire(dialect)} ORDER BY next_at LIMIT :number"
+    )
+
+
+def advance_schedules(dialect: Dialect) -> str:
+    """Move schedules on, if nobody else has: whoever gets a row back makes its jobs, in the same transaction."""
+    batch = dialect.batch({"schedule": "text", "expected": "integer", "next_at": "integer", "last_at": "integer"})
+    return (
+        "UPDATE taskworker_schedule SET next_at = e.next_at, "
+        f"last_at = COALESCE(e.last_at, taskworker_schedule.last_at) FROM {batch} AS e "
+        "WHERE name = e.schedule AND taskworker_schedule.next_at = e.expected AND paused = 0"
+        f"{_in_order(dialect, f'SELECT schedule FROM {batch} AS n')} RETURNING name"
+    )
+
+
+def add_scheduled_jobs(dialect: Dialect) -> str:
+    """Store the jobs of schedules: none twice for one fire time.
+
+    Of a schedule without ``overlap`` only the oldest of the batch, and none while an earlier job is unfinished.
+    """
+    batch = dialect.batch({**_NEW_TYPES, "overlap": "integer"})
+    mine = "SELECT 1 FROM taskworker_job AS j WHERE j.schedule = e.schedule AND"
+    return (
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM "
+        f"(SELECT e.*, row_number() OVER (PARTITION BY schedule ORDER BY fire_at) AS place FROM {batch} AS e "
+        f"WHERE overlap = 1 OR NOT (EXISTS ({mine} {UNFINISHED}) OR EXISTS ({mine} j.fire_at = e.fire_at))) AS c "
+        "WHERE overlap = 1 OR place = 1 ON CONFLICT DO NOTHING RETURNING id, uid"
+    )
+
+
+def remove_ended_schedules(dialect: Dialect) -> str:
+    """Delete those of ``:names`` that were made at run time and have no fire time left."""
+    return (
+        "DELETE FROM taskworker_schedule WHERE source = 'runtime' AND next_at IS NULL "
+        f"AND name IN {dialect.names('names')}"
+    )
+
+
+def remove_ended_schedule() -> str:
+    """Delete a schedule that was made at run time and has no fire time left."""
+    return "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' AND next_at IS NULL"
+
+
+def remove_schedule() -> str:
+    """Delete a schedule that was made at run time."""
+    return "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' RETURNING name"
+
+
+def schedule_source() -> str:
+    """Where the schedule of that name comes from."""
+    return "SELECT source FROM taskworker_schedule WHERE name = :name"
+
+
+def remove_unseen_schedules() -> str:
+    """Delete schedules that no code has declared since ``:before``."""
+    return "DELETE FROM taskworker_schedule WHERE source = 'code' AND seen_at < :before RETURNING name"
+
+
+def see_schedules(dialect: Dialect) -> str:
+    """Note that these schedules are still declared."""
+    names = f"SELECT name FROM {dialect.batch({'name': 'text'})} AS e"
+    return (
+        "UPDATE taskworker_schedule SET seen_at = :now WHERE source = 'code' "
+        f"AND name IN ({names}){_in_order(dialect, names)}"
+    )

@@ -1,0 +1,183 @@
+"""The SQL of what people do to jobs, queues and schedules, in the manner of ``statements.py``. Pure.
+
+A batch statement leaves alone the jobs that are in no state for it, and returns (id, state) of the others. *fits* is
+what else must hold of each at that moment, as ``browse_statements.conditions`` says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..schema import FINISHED, UNFINISHED
+from .jobs import Dialect
+
+_KEY_FREE = (
+    "(unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = "
+    f"taskworker_job.unique_key AND other.unique_key IS NOT NULL AND other.{UNFINISHED}))"
+)
+
+
+def _chosen(dialect: Dialect, fits: str = "true") -> str:
+    return f"id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e) AND {fits}"
+
+
+def retry(dialect: Dialect, fits: str) -> str:
+    """Put failed and cancelled jobs back into their queues; not those of :func:`special_retries`, nor acts on many."""
+    return (
+        "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
+        "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
+        "failure_group = NULL, hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+        f"WHERE {_chosen(dialect, fits)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
+        "AND task NOT IN ('flask_taskworker.mail.deliver', 'flask_taskworker.bulk') RETURNING id, state"
+    )
+
+
+def special_retries(dialect: Dialect, fits: str) -> str:
+    """The failed and cancelled ones that are put back one by one: of two with one unique key only one can come back,
+    and with the job of a mail its recipients must be opened again."""
+    return (
+        f"SELECT id FROM taskworker_job WHERE {_chosen(dialect, fits)} AND state IN ('failed', 'cancelled') "
+        "AND (unique_key IS NOT NULL OR task = :mail)"
+    )
+
+
+def cancel(dialect: Dialect, fits: str) -> str:
+    """Cancel waiting jobs, ask running ones to stop."""
+    return (
+        "UPDATE taskworker_job SET cancel_requested = 1, "
+        "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
+        "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
+        "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
+        f"WHERE {_chosen(dialect, fits)} AND {UNFINISHED} RETURNING id, state"
+    )
+
+
+def discard(dialect: Dialect, fits: str) -> str:
+    """Put finished jobs away; waiting ones are cancelled and put away. They are pruned when their time comes."""
+    return (
+        f"UPDATE taskworker_job SET hidden = CASE WHEN {FINISHED} THEN 1 ELSE 2 END, "
+        f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
+        f"state = CASE WHEN {FINISHED} THEN state ELSE 'cancelled' END "
+        f"WHERE {_chosen(dialect, fits)} AND hidden = 0 AND state <> 'running' RETURNING id, "
+        "CASE WHEN hidden = 2 THEN 'cancelled' ELSE 'hidden' END"
+    )
+
+
+_WAITED = "hidden = 2 AND state = 'cancelled'"
+_RESTORE = (
+    f"UPDATE taskworker_job SET state = CASE WHEN {_WAITED} THEN CASE WHEN run_at > :now THEN 'scheduled' "
+    f"ELSE 'ready' END ELSE state END, finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
+    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, hidden = 0 WHERE {{}} RETURNING id, state"
+)
+
+
+def restore(dialect: Dialect, fits: str) -> str:
+    """Take discarded jobs back; those that waited wait again, but for those of :func:`special_restores`."""
+    return _RESTORE.format(f"{_chosen(dialect, fits)} AND hidden <> 0 AND (hidden = 1 OR unique_key IS NULL)")
+
+
+def special_restores(dialect: Dialect, fits: str) -> str:
+    """The discarded jobs that waited and have unique keys, which may be taken: they come back one by one."""
+    return f"SELECT id FROM taskworker_job WHERE {_chosen(dialect, fits)} AND hidden = 2 AND unique_key IS NOT NULL"
+
+
+def restore_one(fits: str) -> str:
+    """Take one discarded job back, ``:job_id``, if its unique key is free."""
+    return _RESTORE.format(f"id = :job_id AND {fits} AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE})")
+
+
+def lock_fitting(dialect: Dialect, fits: str) -> str:
+    """Whether the job ``:job_id`` fits, which then stays so until the transaction ends."""
+    locked = "" if dialect.name == "sqlite" else " FOR UPDATE"
+    return f"SELECT id FROM taskworker_job WHERE id = :job_id AND {fits}{locked}"
+
+
+def run(dialect: Dialect, fits: str) -> str:
+    """Have scheduled jobs run now."""
+    return (
+        f"UPDATE taskworker_job SET state = 'ready', run_at = :now WHERE {_chosen(dialect, fits)} "
+        "AND state = 'scheduled' RETURNING id, state"
+    )
+
+
+BATCH: Mapping[str, Callable[[Dialect, str], str]] = {
+    "retry": retry,
+    "cancel": cancel,
+    "discard": discard,
+    "restore": restore,
+    "run": run,
+}
+SPECIAL: Mapping[str, Callable[[Dialect, str], str]] = {"retry": special_retries, "restore": special_restores}
+"""The jobs of a batch with which the act is done one by one."""
+
+
+def hidden_key_taken() -> str:
+    """Whether a discarded job waits for its unique key."""
+    return f"SELECT 1 FROM taskworker_job WHERE id = :id AND hidden = 2 AND NOT {_KEY_FREE}"
+
+
+def ended_before() -> str:
+    """The next ``:number`` jobs after ``:after`` by id, and of each whether it ended before ``:before``."""
+    return (
+        f"SELECT id, CASE WHEN {FINISHED} AND finished_at < :before THEN 1 ELSE 0 END FROM taskworker_job "
+        "WHERE id > :after ORDER BY id LIMIT :number"
+    )
+
+
+def purge(dialect: Dialect) -> str:
+    """Delete the jobs of a batch that ended before ``:before``."""
+    return f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {FINISHED} AND finished_at < :before RETURNING id"
+
+
+def pause_queue() -> str:
+    """Pause a queue; one that is paused stays as it is."""
+    return (
+        "INSERT INTO taskworker_queue (name, paused, paused_at, paused_by) VALUES (:name, 1, :now, :who) "
+        "ON CONFLICT (name) DO UPDATE SET paused = 1, "
+        "paused_at = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_at ELSE excluded.paused_at "
+        "END, paused_by = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_by "
+        "ELSE excluded.paused_by END RETURNING name"
+    )
+
+
+def resume_queue() -> str:
+    """Resume a queue."""
+    return (
+        "UPDATE taskworker_queue SET paused = 0, paused_at = NULL, paused_by = NULL WHERE name = :name AND paused = 1 "
+        "RETURNING name"
+    )
+
+
+def pause_schedule() -> str:
+    """Pause a schedule."""
+    return "UPDATE taskworker_schedule SET paused = 1 WHERE name = :name AND paused = 0 RETURNING name"
+
+
+def resume_schedule() -> str:
+    """Resume a schedule at its next time."""
+    return (
+        "UPDATE taskworker_schedule SET paused = 0, next_at = :next_at WHERE name = :name AND paused = 1 RETURNING name"
+    )
+
+
+def move_schedule() -> str:
+    """Move a schedule on, if nobody else has."""
+    return "UPDATE taskworker_schedule SET next_at = :next_at WHERE name = :name AND next_at = :expected RETURNING name"
+
+
+def note() -> str:
+    """Note an act."""
+    return (
+        "INSERT INTO taskworker_audit (at, who, action, target, number) VALUES (:at, :who, :action, :target, :number) "
+        "RETURNING id"
+    )
+
+
+def add_to_note() -> str:
+    """Note that an act has gone on."""
+    return "UPDATE taskworker_audit SET number = number + :number WHERE id = :id"
+
+
+def remove_notes() -> str:
+    """Delete the notes of acts before ``:before``."""
+    return "DELETE FROM taskworker_audit WHERE at < :before"

@@ -1,0 +1,138 @@
+"""The SQL of workers' lives and deaths, one function a statement, in the manner of ``statements.py``. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .jobs import RECORD
+
+SOLO_AFTER = 2
+"""A job during which so many processes died runs alone from then on."""
+
+SOLO_CRASHES = 3
+"""A job that has killed so many processes while it ran alone is failed."""
+
+
+def add_worker() -> str:
+    """Register a worker. May be said twice, where the first answer was lost."""
+    return (
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, server_started_at, beat_at, state, info) "
+        "VALUES (:id, :host, :pid, :now, :server_started_at, :now, 'alive', :info) ON CONFLICT (id) DO NOTHING"
+    )
+
+
+def beat() -> str:
+    """One heartbeat. No row comes back to a worker that was declared dead."""
+    return (
+        "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info, "
+        "server_started_at = :server_started_at "
+        "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat"
+    )
+
+
+def start_draining() -> str:
+    """Say that a worker claims no more."""
+    return "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
+
+
+def give_up() -> str:
+    """A worker says of itself that it is dead, and so lets others have its jobs."""
+    return "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
+
+
+def remove_worker() -> str:
+    """Deregister a worker that holds nothing."""
+    return (
+        "DELETE FROM taskworker_worker WHERE id = :id AND NOT EXISTS "
+        "(SELECT 1 FROM taskworker_job WHERE worker_id = :id AND state = 'running')"
+    )
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def workers() -> str:
+    """Every worker row."""
+    return (
+        "SELECT id, host, pid, started_at, beat, beat_at, state, info, (SELECT count(*) FROM taskworker_job "
+        "WHERE worker_id = taskworker_worker.id AND state = 'running') FROM taskworker_worker ORDER BY started_at, id"
+    )
+
+
+def other_workers() -> str:
+    """The other workers that count as living."""
+    return (
+        "SELECT id, beat, server_started_at FROM taskworker_worker WHERE id <> :id AND state IN ('alive', 'draining')"
+    )
+
+
+def cancel_requests() -> str:
+    """The running jobs of one worker that were asked to stop."""
+    return "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running' AND cancel_requested = 1"
+
+
+def held_jobs() -> str:
+    """The jobs that one worker holds according to the store."""
+    return "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
+
+
+# -- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def declare_dead() -> str:
+    """Declare a worker dead, if it has not beaten since it was looked at. One that was draining has merely left.
+
+    Tells which of the two, and where to find it.
+    """
+    return (
+        "UPDATE taskworker_worker SET state = CASE WHEN state = 'draining' THEN 'left' ELSE 'dead' END "
+        "WHERE id = :id AND beat = :beat AND state IN ('alive', 'draining') RETURNING state, host, pid, info"
+    )
+
+
+def held_by_the_dead() -> str:
+    """Whether a dead worker still holds a job: for a claim and a death may race, and a rescuer may die, too."""
+    return (
+        "SELECT 1 FROM taskworker_worker WHERE state IN ('dead', 'left') AND EXISTS "
+        "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running') LIMIT 1"
+    )
+
+
+def sweep(state: Literal["dead", "left"]) -> str:
+    """End the claims of all workers in that state. Of a worker that left in order no crash is counted.
+
+    A job that was asked to stop is cancelled. One that must not run twice is failed, and so is one that has killed
+    its process three times while it ran alone. The others go back: after the first crash at once, later after 2^n
+    times 2 s, an hour at most, spread by 20 %. From the second crash on a job runs alone.
+    """
+    crash = 1 if state == "dead" else 0
+    ends = f"cancel_requested = 1 OR at_most_once = 1 OR (solo = 1 AND solo_crashes + {crash} >= {SOLO_CRASHES})"
+    kept = "CASE WHEN cancel_requested = 1 THEN :expires_at ELSE :failed_expires_at END"
+    failure = "CASE WHEN cancel_requested = 1 THEN NULL WHEN at_most_once = 1 THEN {} WHEN {} THEN {} ELSE {} END"
+    seconds = "CASE WHEN crashes = 0 THEN 0 WHEN crashes > 9 THEN 3600000 ELSE (2000 << (crashes + 1)) END"
+    kinds = ("'interrupted'", ends, "'crashed'", "failure_kind")
+    waits = "crashes > 0" if crash else "1 = 0"
+    return (
+        "UPDATE taskworker_job SET worker_id = NULL, "
+        f"state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN {ends} THEN 'failed' "
+        f"WHEN {waits} THEN 'scheduled' ELSE 'ready' END, "
+        f"run_at = CASE WHEN {waits} AND NOT ({ends}) THEN :now + {seconds} * (80 + id % 41) / 100 ELSE 0 END, "
+        f"error = {failure.format(':interrupted', ends, ':crashed', 'error')}, "
+        f"failure_kind = {failure.format(*kinds)}, "
+        "failure_group = CASE WHEN cancel_requested = 1 THEN NULL WHEN at_most_once = 1 THEN 'interrupted:' || task "
+        f"WHEN {ends} THEN 'crashed:' || task ELSE NULL END, "
+        f"finished_at = CASE WHEN {ends} THEN :now ELSE NULL END, "
+        f"expires_at = CASE WHEN {ends} THEN {kept} ELSE NULL END, "
+        f"crashes = crashes + {crash}, solo_crashes = solo_crashes + {crash} * solo, "
+        f"solo = CASE WHEN crashes + {crash} >= {SOLO_AFTER} THEN 1 ELSE solo END "
+        f"WHERE state = 'running' AND worker_id IN (SELECT id FROM taskworker_worker WHERE state = '{state}') "
+        f"RETURNING {RECORD}"
+    )
+
+
+def remove_dead_workers() -> str:
+    """Delete the rows of dead workers that hold nothing and died before ``:before``."""
+    return (
+        "DELETE FROM taskworker_worker WHERE state IN ('dead', 'left') AND beat_at < :before AND NOT EXISTS "
+        "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running')"
+    )

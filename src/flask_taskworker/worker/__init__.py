@@ -1,0 +1,1 @@
+"""What only a worker does: claim, run, finish, schedule, stay alive."""

@@ -1,0 +1,66 @@
+"""The limits of a worker: when it stops by itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..core.loggers import get_logger
+from .liveness import resident_mb
+
+log = get_logger("worker")
+
+WEIGHING_INTERVAL = 1.0
+"""Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """When a worker stops by itself."""
+
+    drain: bool = False
+    """As soon as no job is ready; jobs that are due later stay."""
+    max_jobs: int | None = None
+    """After so many jobs."""
+    max_idle: float | None = None
+    """After so many seconds without a job."""
+    max_memory_mb: float | None = None
+    """Once the process holds more than so many MB of memory, but not before its first job. Linux only."""
+
+
+NO_BOUNDS = Bounds()
+
+
+class BoundsWatch:
+    """What one worker has used of its limits. For its loop only; moments are seconds on the loop's clock."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self.is_limited = bounds != NO_BOUNDS
+        """Whether there is a limit at all."""
+        self.idle_until = math.inf
+        """When the worker will have been idle for as long as it may."""
+        self._next_weighing = 0.0
+
+    def is_over(self, now: float, *, worker_id: str, jobs_done: int, idle: bool) -> bool:
+        """Whether the worker should stop. *idle*: there is nothing that it could do."""
+        bounds = self._bounds
+        if bounds.max_jobs is not None and jobs_done >= bounds.max_jobs:
+            return True
+        if bounds.max_memory_mb is not None and jobs_done and self._is_too_heavy(now, bounds.max_memory_mb, worker_id):
+            return True
+        if not idle:
+            self.idle_until = math.inf if bounds.max_idle is None else now + bounds.max_idle
+            return False
+        return bounds.drain or now >= self.idle_until
+
+    def _is_too_heavy(self, now: float, limit_mb: float, worker_id: str) -> bool:
+        """Not asked before the first job has ended: under a supervisor that would be an endless restart."""
+        if now < self._next_weighing:
+            return False
+        self._next_weighing = now + WEIGHING_INTERVAL
+        resident = resident_mb()
+        if resident is None or resident <= limit_mb:
+            return False
+        log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", worker_id, resident, limit_mb)
+        return True

@@ -1,0 +1,360 @@
+"""The executor: one job's function in the app context, and its ending as an Outcome.
+
+Foreign code is called in one place for each kind, and every ending of it (return, exception, timeout, cancellation,
+``SystemExit``, a result that JSON cannot hold) is named in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import os
+import random
+import threading
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from flask import Flask
+
+from ..client.threads import PoolClosed, end_process
+from ..core.clock import as_timedelta
+from ..core.current_job import RunningJob, set_running
+from ..core.failures import deciding, failure_of, message_of
+from ..core.loggers import get_logger
+from ..core.retry import Retry
+from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome
+from ..core.tasks import Task, TaskRegistry, Tracing
+from ..errors import (
+    CancelJob,
+    DeclarationError,
+    JobCancelled,
+    LeaseLost,
+    NotDecodable,
+    NotEncodable,
+    RetryJob,
+    SnoozeJob,
+)
+from .thread_bridge import ThreadBridge
+
+log = get_logger("jobs")
+
+ASKED_RETRY = Retry(max_attempts=10)
+"""The policy of a task without one that raises RetryJob."""
+
+_NOTHING = object()
+_TOO_LONG = "The task did not end within {:g} s."
+_NO_THREAD_PAUSE = 1.0
+"""Seconds."""
+_SHORTEST_RELEASE = timedelta(seconds=2)
+_LONGEST_RELEASE = timedelta(minutes=10)
+
+
+class Executor:
+    """Runs jobs of one app. For one event loop only."""
+
+    def __init__(
+        self,
+        find_app: Callable[[], Flask | None],
+        registry: TaskRegistry,
+        *,
+        threads: int,
+        clock: Callable[[], int],
+        run_atomically: Callable[[Task[..., Any, Any], Claim, Callable[[], Outcome]], Outcome],
+    ) -> None:
+        self._run_atomically = run_atomically
+        self._find_app = find_app
+        self._clock = clock
+        self._registry = registry
+        self._codec = registry.codec
+        self._bridge = ThreadBridge(threads, "taskworker-job")
+        self._parent_only = ParentOnly()
+        self.on_overdue: Callable[[Claim, bool], None] = _ignore
+        """Told True when a timed-out job keeps its thread, since its function runs on, and False when that returns."""
+
+    def execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
+        """Run one job to its ending. Never raises but CancelledError before it began."""
+        tracing = self._registry.tracing
+        return self._execute(job) if tracing is None else self._traced(job, tracing)
+
+    async def _traced(self, job: RunningJob, tracing: Tracing) -> Outcome:
+        outcome: Outcome | None = None
+        try:
+            with tracing.processing(job.claim) as ended:
+                outcome = await self._execute(job)
+                ended(outcome)
+        except Exception:
+            if outcome is None:
+                raise
+            log.exception("the trace of %s could not be written", job.claim)
+        return outcome
+
+    def _execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
+        """No coroutine itself: one less for each job."""
+        task = self._registry.get(job.claim.task)
+        app = self._find_app()
+        if app is None:
+            # The app is gone, and its worker about to stop. Another one may have the job at once.
+            return _at_once(Outcome(Ending.RELEASED))
+        if task is None:
+            return _at_once(_released_unknown(job.claim, self._clock()))
+        try:
+            args, kwargs = self._codec.decode_call(job.claim.args)
+        except NotDecodable as error:
+            return _at_once(_failed(task, error, "payload"))
+        run = self._run_async if task.kind == "async" else self._run_sync
+        return run(app, task, job, args, kwargs)
+
+    async def _run_async(
+        self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        set_running(job)
+        limit = job.claim.timeout
+        scope: asyncio.Timeout | None = None
+        value: Any = _NOTHING
+        try:
+            with app.app_context(), self._parent_only:
+                if limit is None:
+                    value = await task.function(*args, **kwargs)
+                else:
+                    async with asyncio.timeout(limit / 1000) as scope:
+                        value = await task.function(*args, **kwargs)
+            return self._succeeded(task, value)
+        except BaseException as error:  # noqa: BLE001 - foreign code; whatever it raises ends its job alone
+            if value is not _NOTHING:
+                return self._teardown_raised(task, job, value, error)
+            if limit is not None and scope is not None and scope.expired() and isinstance(error, TimeoutError):
+                error.args = (_TOO_LONG.format(limit / 1000),)
+                return self.ending_of(job, error, "timeout")
+            return self.ending_of(job, error)
+
+    async def _run_sync(
+        self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        def run() -> Any:
+            with self._parent_only:
+                return task.function(*args, **kwargs)
+
+        def call() -> Outcome:
+            # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
+            job.thread = threading.get_ident()
+            value: Any = _NOTHING
+            try:
+                with app.app_context():
+                    if task.options.atomic is None:
+                        value = run()
+                    else:
+                        return self._run_atomically(task, job.claim, lambda: self._succeeded(task, run()))
+                return self._succeeded(task, value)
+            except BaseException as error:  # noqa: BLE001 - as above
+                if value is not _NOTHING:
+                    return self._teardown_raised(task, job, value, error)
+                return self.ending_of(job, error)
+
+        limit = job.claim.timeout
+        set_running(job)
+        thread = self._bridge.run(call)
+        try:
+            return await thread if limit is None else await self._limited(job, thread, limit / 1000)
+        except PoolClosed as error:
+            return await _released_without_thread(job.claim, error)
+
+    async def _limited(self, job: RunningJob, thread: asyncio.Future[Outcome], limit: float) -> Outcome:
+        """Wait no longer than *limit*. The await is abandoned then, not the thread: it cannot be stopped."""
+        done, _ = await asyncio.wait({thread}, timeout=limit)
+        if done:
+            return thread.result()
+        if self._bridge.withdraw(thread):
+            raise PoolClosed("its timeout was over before a thread was free")
+        job.cancelled = True
+        self.on_overdue(job.claim, True)
+        # In a context of its own: jobs start when a thread is free again, and theirs is a copy of it.
+        thread.add_done_callback(functools.partial(self._on_overdue_end, job), context=contextvars.Context())
+        log.warning(
+            "%s exceeded its timeout of %g s; its thread is in use until the function returns", job.claim, limit
+        )
+        return self.ending_of(job, TimeoutError(_TOO_LONG.format(limit)), "timeout")
+
+    def _on_overdue_end(self, job: RunningJob, thread: asyncio.Future[Outcome]) -> None:
+        self.on_overdue(job.claim, False)
+        set_running(job)
+        if not thread.cancelled() and thread.exception() is None:
+            ending = thread.result().ending
+            log.info("%s, timed out before, has returned (%s, dropped); its thread is free again", job.claim, ending)
+
+    def _succeeded(self, task: Task[..., Any, Any], value: object) -> Outcome:
+        keep = task.options.keep
+        if value is None:
+            return SUCCEEDED if keep is None else Outcome(Ending.SUCCEEDED, keep=keep)
+        if inspect.iscoroutine(value):
+            value.close()
+            problem = NotEncodable(
+                f"{task.name} returned a coroutine. Declare it with async def, or await the coroutine."
+            )
+            return _failed(task, problem, "result")
+        try:
+            return Outcome(Ending.SUCCEEDED, result=self._codec.encode(value), keep=keep)
+        except NotEncodable as error:
+            return _failed(task, error, "result")
+
+    def _teardown_raised(
+        self, task: Task[..., Any, Any], job: RunningJob, value: object, error: BaseException
+    ) -> Outcome:
+        """The task did its work: running it again because of the app's teardown would do the work twice."""
+        words = "%s returned, then a teardown function of the app raised; the job counts as succeeded"
+        log.error(words, job.claim, exc_info=error)
+        return self._succeeded(task, value)
+
+    def ending_of(self, job: RunningJob, error: BaseException, kind: str = "exception") -> Outcome:
+        """What becomes of a job whose execution raised *error*. Never raises, whatever *error* does."""
+        task = self._registry.get(job.claim.task)
+        try:
+            return self._ending_of(task, job, error, kind)
+        except BaseException:  # noqa: BLE001 - its class is foreign code, and so is a policy's back-off
+            return _failed(task, error, kind)
+
+    def _ending_of(self, task: Task[..., Any, Any] | None, job: RunningJob, error: BaseException, kind: str) -> Outcome:
+        match deciding(error):
+            case SnoozeJob() as asked:
+                return _later(task, job.claim, Ending.SNOOZED, asked.delay)
+            case CancelJob() as asked:
+                return _cancelled(task, message_of(asked))
+            case JobCancelled() if job.cancelled:
+                return _cancelled(task, "Stopped on request.")
+            case asyncio.CancelledError() if job.cancelled:
+                return _cancelled(task, "Stopped on request.")
+            case asyncio.CancelledError() if job.releasing or job.lost:
+                return _interrupted(job.claim)
+            case RuntimeError() if "shutdown" in message_of(error) and not threading.main_thread().is_alive():
+                # Python refuses new threads once the main thread has ended, which says nothing about the job.
+                return _interrupted(job.claim)
+            case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
+                return _interrupted(job.claim)
+            case RetryJob() as asked:
+                return _asked_to_retry(task, job.claim, error, asked.delay)
+            case _:
+                return _raised(task, job.claim, error, kind)
+
+    def close(self) -> None:
+        """Let idle threads end; a busy one ends with its job or with the process."""
+        self._bridge.close()
+
+
+def _interrupted(claim: Claim) -> Outcome:
+    """Back to the queue; but a job that may run only once has begun, and must not begin again."""
+    return Outcome(Ending.FAILED, failure=INTERRUPTED) if claim.at_most_once else Outcome(Ending.RELEASED)
+
+
+async def _at_once(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+def _ignore(_: Claim, __: bool) -> None:
+    """Nobody counts the threads."""
+
+
+class ParentOnly:
+    """A with block that only the process may leave in which it was made.
+
+    A task may fork. Where its child comes back from the task, all that follows is the parent's business: its context's
+    teardown, its outcome, its loop. The child ends instead.
+    """
+
+    __slots__ = ("_pid",)
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if os.getpid() != self._pid:
+            _end_child(error)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    match error:
+        case None | SystemExit(code=None):
+            end_process(0)
+        case SystemExit(code=int(code)):
+            end_process(code)
+        case _:
+            log.error("a process that a task has forked ends with %r", error, exc_info=error)
+            end_process(1)
+
+
+def _released_unknown(claim: Claim, now: int) -> Outcome:
+    """Back to the queue: another version of the code may know the task.
+
+    The older the job, the longer the pause; but slowly, since several workers that do not know it may take it in turn.
+    """
+    log.error(
+        "%s goes back to its queue: this worker has no task of that name; import the module that declares it", claim
+    )
+    age = timedelta(milliseconds=max(0, now - claim.created_at))
+    return Outcome(Ending.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
+
+
+async def _released_without_thread(claim: Claim, error: PoolClosed) -> Outcome:
+    """Back to the queue: no thread can be started. While the process lives the slot stays in use for a moment.
+
+    Otherwise the next job would be claimed, and handed back, at once, and so on as fast as the database can.
+    """
+    if threading.main_thread().is_alive():
+        log.warning("%s goes back to its queue: no thread for it: %s", claim, error.__cause__ or error)
+        await asyncio.sleep(_NO_THREAD_PAUSE)
+    return Outcome(Ending.RELEASED)
+
+
+def _raised(task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, kind: str) -> Outcome:
+    policy = task.options.retry if task else None
+    if policy is not None and policy.wants(error) and policy.allows(claim.attempt):
+        return _retrying(task, policy, claim, error, kind, None)
+    return _failed(task, error, kind)
+
+
+def _asked_to_retry(
+    task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, delay: float | timedelta | None
+) -> Outcome:
+    policy = (task.options.retry if task else None) or ASKED_RETRY
+    if policy.allows(claim.attempt):
+        return _retrying(task, policy, claim, error, "exception", delay)
+    return _failed(task, error, "exception")
+
+
+def _retrying(
+    task: Task[..., Any, Any] | None,
+    policy: Retry,
+    claim: Claim,
+    error: BaseException,
+    kind: str,
+    asked: float | timedelta | None,
+) -> Outcome:
+    try:
+        delay = (
+            policy.delay(claim.attempt, rand=random.uniform(-1, 1)) if asked is None else as_timedelta(asked, "delay")
+        )
+    except DeclarationError as problem:
+        problem.__cause__ = error
+        return _failed(task, problem, "exception")
+    return Outcome(Ending.RETRYING, delay=delay, failure=failure_of(error, kind), exception=error)
+
+
+def _later(task: Task[..., Any, Any] | None, claim: Claim, ending: Ending, delay: float | timedelta) -> Outcome:
+    try:
+        return Outcome(ending, delay=as_timedelta(delay, "delay"))
+    except DeclarationError as problem:
+        return _failed(task, problem, "exception")
+
+
+def _cancelled(task: Task[..., Any, Any] | None, reason: str) -> Outcome:
+    failure = Failure(kind="cancelled", type="", message=reason)
+    return Outcome(Ending.CANCELLED, failure=failure, keep=task.options.keep if task else None)
+
+
+def _failed(task: Task[..., Any, Any] | None, error: BaseException, kind: str) -> Outcome:
+    keep = task.options.keep if task else None
+    return Outcome(Ending.FAILED, failure=failure_of(error, kind), exception=error, keep=keep)

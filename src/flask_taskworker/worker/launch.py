@@ -1,0 +1,130 @@
+"""Under what this process was started: whether a ``start()`` at import is meant, and in which process."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import click
+from flask.cli import FlaskGroup
+
+from ..errors import NotSupported
+
+_LOOK = 0.05
+_LONGEST_BOOT = 60.0
+"""Seconds within which a server's new process should serve; later its first request still tells."""
+
+
+def flask_command() -> str | None:
+    """The command that ``flask`` runs in this thread: "run", "shell", "tasks", …; None when it is not ``flask``.
+
+    Empty while ``flask`` only looks for its commands, as for ``flask --help``.
+    """
+    context = click.get_current_context(silent=True)
+    name = ""
+    while context is not None:
+        if isinstance(context.command, FlaskGroup):
+            return name
+        name = context.info_name or ""
+        context = context.parent
+    return None
+
+
+def is_loading_app() -> bool:
+    """Whether the ``flask`` command imports the app just now: a ``start()`` then is the module's, not the command's."""
+    return ("flask.cli", "load_app") in _calls(sys._getframe())
+
+
+def is_spawning() -> bool:
+    """Whether a new process of multiprocessing ("spawn" or "forkserver") imports its parent's main module just now."""
+    return ("multiprocessing.spawn", "prepare") in _calls(sys._getframe())
+
+
+def check_server() -> None:
+    """Raise NotSupported under a server that lets no thread run."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and not any(_is_set(uwsgi.opt, name) for name in ("enable-threads", "threads")):
+        raise NotSupported(
+            "uWSGI runs without threads, so a background worker would never run. Add enable-threads = true to its "
+            "configuration, and lazy-apps = true, so that each of its processes loads the application itself."
+        )
+
+
+def _is_set(options: dict[str | bytes, object], name: str) -> bool:
+    # uWSGI's keys and values are bytes or text, depending on its version.
+    value = options.get(name, options.get(name.encode(), False))
+    return value not in (False, None, b"false", "false", b"0", "0", b"off", "off", b"no", "no")
+
+
+def forks_later() -> bool:
+    """Whether this process imports the app only to fork, later on, the processes that serve it.
+
+    That is gunicorn's master with ``--preload``, and uWSGI's without ``lazy-apps``. It must not run jobs: its threads
+    and connections would be copied into every process that it forks, and a job that kills its process would take the
+    whole server along.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None:
+        return not uwsgi.worker_id()
+    return ("gunicorn.arbiter", "setup") in _calls(sys._getframe())
+
+
+def after_uwsgi_fork(call: Callable[[], None]) -> None:
+    """Under uWSGI, *call* in each process that serves, the only one included. It runs no fork hooks of Python's."""
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return
+    before: Callable[[], None] | None = getattr(uwsgi, "post_fork_hook", None)
+
+    def hook() -> None:
+        if before is not None:
+            before()
+        call()
+
+    uwsgi.post_fork_hook = hook
+
+
+def when_serving(call: Callable[[], None]) -> None:
+    """After a fork, in the child: if the server has forked it, *call* in a thread as soon as it serves.
+
+    Elsewhere nothing happens, and a first request must tell that this is a web process.
+    """
+    if ("gunicorn.arbiter", "spawn_worker") in _calls(sys._getframe()):
+        threading.Thread(target=_call_when_gunicorn_serves, args=(call,), name="taskworker-boot", daemon=True).start()
+
+
+def _call_when_gunicorn_serves(call: Callable[[], None]) -> None:
+    """Not before: the process may still have to give up its rights as root, or to run the user's hooks."""
+    never = threading.Event()
+    for _ in range(int(_LONGEST_BOOT / _LOOK)):
+        if _gunicorn_serves():
+            call()
+            return
+        never.wait(_LOOK)
+
+
+def _gunicorn_serves() -> bool:
+    calls = list(_calls(sys._current_frames().get(threading.main_thread().ident or 0)))
+    boot = ("gunicorn.workers.base", "init_process")
+    return boot in calls[1:] and calls[calls.index(boot) - 1][1] == "run"
+
+
+def is_reloader_parent() -> bool:
+    """Whether this process is the parent of werkzeug's reloader, which would keep stale code for ever.
+
+    Looking at the environment instead (WERKZEUG_RUN_MAIN) stops workers under servers that never set it.
+    """
+    if "werkzeug._reloader" not in sys.modules:
+        return False
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return ("werkzeug._reloader", "restart_with_reloader") in _calls(frame)
+
+
+def _calls(frame: FrameType | None) -> Iterator[tuple[str, str]]:
+    """The stack as (module, function), innermost first."""
+    while frame is not None:
+        yield frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        frame = frame.f_back

@@ -1,0 +1,298 @@
+"""The heartbeat: how a worker shows that it lives, learns that it was given up, and rescues the jobs of the dead.
+
+A worker's row has a beat counter, written once a second by a thread with a connection of its own, so that a blocked
+event loop does not look like a death. Nobody compares clocks. There are two proofs of a death:
+
+* *exact*: the lock that the kernel frees when a process ends (see ``store/live.py``) can be taken;
+* *frozen*: :data:`LEASE_BEATS` of the observer's own successful beats went by without one of the other's. A database
+  outage or a sleeping machine stops the observer's count too, so it makes nobody dead.
+
+Whoever finds a death says so in the dead worker's row, if its beat is still the one that was seen, and hands the
+jobs of all dead workers back to their queues.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+from ..core.loggers import get_logger
+from ..core.rows import CRASHED, INTERRUPTED, Ending, JobRecord, shown
+from ..errors import SchemaError, StoreError
+from ..store.driver import Link, Other, Presence
+from ..store.sql import Store, to_duration_ms
+from ..store.statements import workers as worker_statements
+
+log = get_logger("worker")
+
+BEAT = 1.0
+"""Seconds from beat to beat."""
+
+LEASE_BEATS = 30
+"""A worker that did not beat during so many beats of an observer is frozen, and as good as dead."""
+
+CLEAN_BEATS = 600
+"""Once in so many beats the rows of the long dead are deleted."""
+
+GIVE_UP_PATIENCE = 5.0
+"""Seconds that the last write of a worker that gives up may take."""
+
+KEEP_DEAD_MS = 3_600_000
+"""The row of a dead worker is shown for an hour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What the heartbeat tells its worker. All are called in the heartbeat's thread."""
+
+    lost: Callable[[], None]
+    """This worker was declared dead."""
+    cancel: Callable[[list[tuple[int, int]]], None]
+    """These jobs, (id, claim), were asked to stop."""
+    rescued: Callable[[list[JobRecord]], None]
+    """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
+    reached: Callable[[], None]
+    """The database answers again, or is not the same any more: the worker should look for itself."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one worker has seen of another."""
+
+    beat: int
+    missed: int = field(default=0)
+
+
+class Heartbeat:
+    """One worker's heartbeat. Made on any thread; it then lives in its own until :meth:`stop`."""
+
+    def __init__(self, store: Store, presence: Presence, worker_id: str, news: News, info: Callable[[], Any]) -> None:
+        self._store = store
+        self._presence = presence
+        self._id = worker_id
+        self._news = news
+        self._info = info
+        self._link: Link = store.driver.connect_light()
+        self._stopping = threading.Event()
+        self._gives_up = False
+        self._beaten_at = _now()
+        self._seen: dict[str, _Seen] = {}
+        self._failing = False
+        self._beats = 0
+        self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last beat did not reach the database. Safe from any thread."""
+        return self._failing
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a beat has reached the database within the lease: else others may have this worker's jobs by now.
+
+        False after a freeze, until the next beat has told. Safe from any thread.
+        """
+        return _now() - self._beaten_at < LEASE_BEATS * BEAT
+
+    def start(self) -> None:
+        """Register the worker, rescue what is to be rescued now, and begin to beat. Raises StoreError."""
+        row = {
+            "id": self._id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "now": self._store.clock(),
+            "server_started_at": self._presence.server_started_at,
+            "info": json.dumps(self._info()),
+        }
+        try:
+            self._link.write(worker_statements.add_worker(), row)
+        except BaseException:
+            self._link.close()
+            raise
+        try:
+            self._observe()
+        except StoreError as error:
+            self._note_failure(error)
+        self._thread.start()
+
+    def stop(self, *, holding: bool) -> None:
+        """Stop beating and deregister, unless the worker still holds jobs: then its row stays until it is rescued."""
+        self._stopping.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        try:
+            if not holding:
+                self._link.write(worker_statements.remove_worker(), {"id": self._id})
+        except StoreError as error:
+            log.warning("worker %s could not deregister: %s", self._id, error)
+        finally:
+            self._link.close()
+
+    def give_up(self, *, declare: bool) -> None:
+        """Beat no more, so that others get the jobs: at once where *declare* is set, else after the lease.
+
+        Safe from any thread; waits a little for the last write.
+        """
+        self._gives_up = declare
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(GIVE_UP_PATIENCE)
+
+    def _work(self) -> None:
+        self._beat_on()
+        if self._gives_up:
+            try:
+                self._link.write(worker_statements.give_up(), {"id": self._id})
+            except StoreError as error:
+                log.warning("worker %s could not declare itself dead, others do after the lease: %s", self._id, error)
+
+    def _beat_on(self) -> None:
+        while not self._stopping.wait(BEAT):
+            try:
+                was_current, began_at = self.is_current, _now()
+                if not self._beat():
+                    self._news.lost()
+                    return
+                self._beaten_at = began_at
+                self._note_success(was_current=was_current)
+            except StoreError as error:
+                self._note_failure(error)
+            except Exception:
+                # Without this thread the worker would be taken for dead and never learn of it.
+                log.exception("worker %s: this should not happen; please report it", self._id)
+
+    def _note_failure(self, error: StoreError) -> None:
+        """A beat that failed is not counted, ours or theirs. Said once, not once a second."""
+        if not self._failing:
+            log.warning("worker %s cannot beat: %s", self._id, error)
+            if isinstance(error, SchemaError):
+                self._news.reached()
+        self._failing = True
+
+    def _note_success(self, *, was_current: bool) -> None:
+        if self._failing:
+            log.info("worker %s beats again", self._id)
+        if self._failing or not was_current:
+            self._news.reached()
+        self._failing = False
+
+    def _beat(self) -> bool:
+        """One beat; False for a worker that was declared dead."""
+        # A database file that is gone would otherwise be beaten into, and looked into, for ever.
+        self._store.driver.prepare()
+        self._presence.renew()
+        parameters = {
+            "id": self._id,
+            "now": self._store.clock(),
+            "info": json.dumps(self._info()),
+            "server_started_at": self._presence.server_started_at,
+        }
+        if not self._link.write(worker_statements.beat(), parameters):
+            log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
+            return False
+        requests = [(row[0], row[1]) for row in self._link.read(worker_statements.cancel_requests(), {"id": self._id})]
+        if requests:
+            self._news.cancel(requests)
+        self._observe()
+        self._keep_up()
+        self._beats += 1
+        if self._beats % CLEAN_BEATS == 0:
+            self._link.write(worker_statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
+        return True
+
+    def _keep_up(self) -> None:
+        try:
+            self._store.driver.upkeep()
+        except StoreError as error:
+            # It can wait: the beat itself was written.
+            log.info("worker %s: upkeep of the database is put off: %s", self._id, error)
+
+    # -- the others -------------------------------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        """Look at the other workers and rescue the jobs of those that died."""
+        others = [Other._make(row) for row in self._link.read(worker_statements.other_workers(), {"id": self._id})]
+        self._seen = {other.id: self._look(other) for other in others}
+        for other in others:
+            if self._presence.is_dead(other) or self._seen[other.id].missed >= LEASE_BEATS:
+                self._declare_dead(other)
+        if self._link.read(worker_statements.held_by_the_dead(), {}):
+            self._sweep()
+
+    def _look(self, other: Other) -> _Seen:
+        before = self._seen.get(other.id)
+        if before is None or before.beat != other.beat:
+            return _Seen(other.beat)
+        return _Seen(other.beat, before.missed + 1)
+
+    def _declare_dead(self, other: Other) -> None:
+        rows = self._link.write(worker_statements.declare_dead(), {"id": other.id, "beat": other.beat})
+        for state, host, pid, info in rows:
+            words = "is dead" if state == "dead" else "has left"
+            log.warning("worker %s (%s) %s", shown(other.id), _whereabouts(host, pid, info), words)
+            self._presence.forget(other.id)
+
+    def _sweep(self) -> None:
+        """Hand back the jobs of all dead workers, those of earlier deaths included that raced with a claim."""
+        now = self._store.clock()
+        parameters = {
+            "now": now,
+            "expires_at": now + to_duration_ms(self._store.keep_succeeded),
+            "failed_expires_at": now + to_duration_ms(self._store.keep_failed),
+            "crashed": CRASHED.to_text(),
+            "interrupted": INTERRUPTED.to_text(),
+        }
+        rescued: list[JobRecord] = []
+        for sql in (worker_statements.sweep("dead"), worker_statements.sweep("left")):
+            rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
+        for job in rescued:
+            level = logging.ERROR if job.state == Ending.FAILED else logging.WARNING
+            words = "job %s (%s) is %s: its worker died; crashes: %s"
+            log.log(level, words, job.id, shown(job.task), job.state, job.crashes)
+        if rescued:
+            self._news.rescued(rescued)
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one: other machines go on, too."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def _whereabouts(host: object, pid: object, info: str) -> str:
+    """Where an operator finds a worker, or what is left of it."""
+    try:
+        name = json.loads(info)["name"]
+    except (ValueError, TypeError, LookupError, RecursionError):  # nobody promises that this code wrote the row
+        name = None
+    place = f"pid {shown(pid)} on {shown(host)}"
+    return f"{shown(name)}, {place}" if name else place
+
+
+@cache
+def package_version() -> str | None:
+    """This package's version, unless it runs without being installed."""
+    try:
+        return metadata.version("Flask-TaskWorker")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def resident_mb() -> float | None:
+    """This process's resident memory in MB, where the system tells."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:  # no Linux, or no descriptor left
+        return None

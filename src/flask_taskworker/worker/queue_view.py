@@ -1,0 +1,97 @@
+"""What there is to do, as far as one worker knows: from its looks at the database, and from what it heard."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Sequence
+
+from ..store.work import Peek
+from .running import KINDS
+
+
+class QueueView:
+    """One worker's. For its loop only, but for :meth:`hear`."""
+
+    def __init__(self, order: Sequence[str] | None, exclude: Collection[str] = ()) -> None:
+        """*order*: the queues that the worker serves, in that order; None for all of them but those in *exclude*."""
+        self._order = order
+        self._exclude = frozenset(exclude)
+        self._hints: set[tuple[str, str]] = set()
+        self._is_hinted = False
+        self.must_look = False
+        """Whether there may be news that only the database knows."""
+        self.ready: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        """The queues that have ready jobs of each kind, in the order in which they are to be served."""
+        self.next_due: int | None = None
+        """When the next scheduled job is due, in epoch milliseconds."""
+        self.next_fire: int | None = None
+        """When the next schedule fires, in epoch milliseconds."""
+        self.suspects: list[str] = []
+        """The queues with jobs that must run alone."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something was heard that has not been acted on."""
+        return self.must_look or self._is_hinted
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether a queue has ready jobs."""
+        return any(self.ready.values())
+
+    def hear(self, ready: Collection[tuple[str, str]]) -> bool:
+        """There is news: jobs of these (queue, kind) are ready, or, without any, something unknown.
+
+        Returns whether the loop must be told; it knows already after the first of many. Safe from any thread.
+        """
+        if ready:
+            self._hints.update(ready)
+            told, self._is_hinted = self._is_hinted, True
+        else:
+            told, self.must_look = self.must_look, True
+        return not told
+
+    def begin_look(self) -> None:
+        """The database is about to be looked at. What is heard from now on counts as news again."""
+        self.must_look = self._is_hinted = False
+        self._hints.clear()
+
+    def take_hints(self) -> None:
+        """Believe what was heard."""
+        # Before the hints are read: one that comes later must wake the loop again.
+        self._is_hinted = False
+        while self._hints:
+            name, kind = self._hints.pop()
+            if name not in self.ready[kind]:
+                self.ready[kind] = self._in_order([*self.ready[kind], name])
+
+    def take(self, peek: Peek) -> None:
+        """Believe what the database said."""
+        self.next_due, self.next_fire = peek.next_due, peek.next_fire
+        self.suspects = self._in_order(peek.suspects)
+        for kind, names in peek.queues.items():
+            self.ready[kind] = self._in_order(names)
+
+    def forget_due(self, now: int) -> None:
+        """What is due at *now*, in epoch milliseconds, was tried: wait for the next look."""
+        if self.next_due is not None and self.next_due <= now:
+            self.next_due = None
+        if self.next_fire is not None and self.next_fire <= now:
+            self.next_fire = None
+
+    def served(self, kind: str, *, more: bool) -> None:
+        """Jobs were claimed from the first queue of that kind; *more* may be there."""
+        names = self.ready[kind]
+        name = names.pop(0)
+        if more:
+            # Without a configured order the queues take turns, so that none starves.
+            names.insert(len(names) if self._order is None else 0, name)
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        """The queues in the configured order; without one in turns, so that none starves."""
+        if self._order is not None:
+            present = set(names) - self._exclude
+            return [name for name in self._order if name in present]
+        found = [name for name in names if name not in self._exclude]
+        random.shuffle(found)
+        return found

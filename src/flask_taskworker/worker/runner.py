@@ -1,0 +1,341 @@
+"""The runner: one event loop for the workers of all apps of a TaskWorker, in a thread or in the main thread."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextvars
+import functools
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from ..client.threads import LoopThreads, flush_output
+from ..core.current_job import RunningJob
+from ..core.loggers import get_logger
+from . import logs
+from .thread_bridge import OwnTask
+from .watchdog import Watchdog
+from .worker import Worker
+
+log = get_logger("worker")
+
+LOOP_LOST = 70
+"""The exit code of a process whose event loop user code has ended or blocks for good: EX_SOFTWARE of sysexits.h."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
+"""The terminal is gone, or somebody wants the process to quit now."""
+_LAST_OUTPUT = 1.0
+"""Seconds that the handlers of logging get to write what they have."""
+_LAST_TASKS = 0.2
+"""Seconds that coroutines which jobs have started beside themselves get at the end."""
+
+
+class Runner:
+    """One event loop and the workers on it. Made for one run."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        # asyncio's own threads refuse work once the main thread has ended, when jobs may still need them: to look up
+        # a host's address, for example. See test_coroutine_may_use_threads_and_the_network_while_the_process_ends.
+        self.loop.set_default_executor(LoopThreads("taskworker-default"))
+        self._lock = threading.Lock()
+        self._workers: set[Worker] = set()
+        self._runs: set[asyncio.Task[bool]] = set()
+        self._holding: list[Worker] = []
+        """Those that have ended but for jobs which threads still run."""
+        self._stopping = False
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called, in any thread, where the workers have ended although they were not asked to, in a thread."""
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._is_main = False
+        self._all_ended = asyncio.Event()
+        self._ended = threading.Event()
+        self.error: BaseException | None = None
+        """What ended a worker that should have gone on."""
+        self.handed_back = True
+        """Whether, at the end, no thread ran a job any more."""
+        self.exit_code = 0
+        """With which the process should end, if it has nothing else to do."""
+        self._watchdog = Watchdog(self.loop, self._job_of, self._on_blocked)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs, and takes more workers."""
+        return self._thread is not None and self._thread.is_alive() and not self._closed
+
+    def serve(self, worker: Worker) -> bool:
+        """Run one more worker; False when it is too late for that, since all others have ended. From any thread."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._workers.add(worker)
+        worker.lag_ms = lambda: self._watchdog.lag_ms
+        # An empty context: jobs must not see the request in which somebody has called start(). See
+        # test_job_sees_nothing_of_the_request_that_started_the_worker.
+        self.loop.call_soon_threadsafe(self._launch, worker, context=contextvars.Context())
+        return True
+
+    def _launch(self, worker: Worker) -> None:
+        run = OwnTask(worker.run(), loop=self.loop, name=f"taskworker-{worker.id}")
+        self._runs.add(run)
+        run.add_done_callback(functools.partial(self._on_run_end, worker))
+        if self._stopping:
+            worker.stop()
+
+    def _on_run_end(self, worker: Worker, run: asyncio.Task[bool]) -> None:
+        self._runs.discard(run)
+        error = asyncio.CancelledError() if run.cancelled() else run.exception()
+        if error is not None:
+            self.error = error
+            log.critical("a worker could not go on", exc_info=error)
+            self._fail(1)
+        else:
+            self.handed_back &= run.result()
+            self._fail(worker.exit_code)
+        if worker.must_hand_back:
+            self._holding.append(worker)
+        with self._lock:
+            self._workers.discard(worker)
+            self._closed = not self._workers
+        if self._closed:
+            self._all_ended.set()
+
+    def _fail(self, exit_code: int) -> None:
+        """All workers end where one cannot go on: a new process may be started, or a new loop in this one."""
+        if exit_code:
+            self.exit_code = self.exit_code or exit_code
+            self._stop_workers(None)
+
+    def _job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
+        jobs = [worker.job_of(task) for worker in self._workers.copy()]
+        return next((job for job in jobs if job is not None), None)
+
+    def abandon(self) -> None:
+        """After a fork, in the child: this loop is the parent's."""
+        _watched.discard(self)
+
+    # -- in a thread ------------------------------------------------------------------------------------------------
+
+    def start_thread(self, debug: bool) -> None:
+        """Run in a thread of its own until :meth:`stop`, or until the main thread ends.
+
+        Raises RuntimeError where the system has no thread left.
+        """
+        self._thread = threading.Thread(target=self._run, args=(debug,), name="taskworker-loop")
+        # Not a daemon: the interpreter waits for it, so that it can drain; the watcher tells it when to.
+        self._thread.daemon = False
+        try:
+            # Before the start: a thread that nobody tells of the main thread's end would keep the process for ever.
+            _watch(self)
+            self._thread.start()
+        except RuntimeError:
+            self._end_unused()
+            raise
+
+    def _end_unused(self) -> None:
+        with self._lock:
+            self._closed = True
+        _watched.discard(self)
+        self.loop.close()
+        self._ended.set()
+
+    def join(self) -> None:
+        """Wait for the end. Returns at once on the loop's own thread."""
+        if threading.current_thread() is not self._thread:
+            self._ended.wait()
+
+    # -- in the main thread -----------------------------------------------------------------------------------------
+
+    def run_here(self, debug: bool) -> None:
+        """Run in this thread, the main one, until SIGTERM or SIGINT. A second signal ends at once, as SIGHUP does."""
+        for number in _SIGNALS:
+            self.loop.add_signal_handler(number, self._on_signal, number)
+        for number in _AT_ONCE:
+            # Ignored under nohup, and another's where somebody has set a handler.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self.loop.add_signal_handler(number, self._on_urgent_signal, number)
+        self._thread = threading.current_thread()
+        self._is_main = True
+        self._run(debug)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stopping:
+            self._on_urgent_signal(number)
+        else:
+            self._stop(None)
+            log.info("%s: no more claims; waiting for running jobs", number.name)
+
+    def _on_urgent_signal(self, number: signal.Signals) -> None:
+        self._stop(0.0)
+        log.warning("%s: running jobs go back to their queues now", number.name)
+
+    # -- both -------------------------------------------------------------------------------------------------------
+
+    def stop(self, timeout: float | None) -> None:
+        """Stop all workers; see :meth:`Worker.stop`. Safe from any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._stop, timeout)
+        except RuntimeError:
+            log.debug("the loop has ended already")
+
+    def _stop(self, timeout: float | None) -> None:
+        self._stopping = True
+        self._stop_workers(timeout)
+
+    def _stop_workers(self, timeout: float | None) -> None:
+        with self._lock:
+            workers = list(self._workers)
+        for worker in workers:
+            worker.stop(timeout)
+
+    def _run(self, debug: bool) -> None:
+        logs.install()
+        self.loop.set_debug(debug)
+        self.loop.set_exception_handler(_on_loop_error)
+        asyncio.set_event_loop(self.loop)
+        self._watchdog.start()
+        try:
+            self._complete(self._until_ended())
+            self._complete(self._end_stray_tasks())
+            if self._holding:
+                self._complete(self._hand_back())
+                self._complete(self._end_stray_tasks())
+            self._complete(self.loop.shutdown_asyncgens())
+        except BaseException as error:
+            self.error = error
+            log.critical("the event loop cannot go on; its workers end: %r", error, exc_info=error)
+            self._give_up(declare=not any(worker.runs_threads for worker in self._workers))
+        finally:
+            self._watchdog.stop()
+            asyncio.set_event_loop(None)
+            with suppress(OSError, RuntimeError):
+                self.loop.close()
+            _watched.discard(self)
+            self._ended.set()
+        if self.error is not None and not self._is_main and not self._stopping:
+            self.on_failure()
+
+    async def _until_ended(self) -> None:
+        await self._all_ended.wait()
+
+    def _complete(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run the loop until this is done, and enter it again where user code has stopped it."""
+        main = OwnTask(coroutine, loop=self.loop, name="taskworker-main")
+        while not main.done():
+            turned: list[bool] = []
+            self.loop.call_soon(turned.append, True)
+            try:
+                self.loop.run_until_complete(main)
+            except BaseException as error:
+                # SystemExit and KeyboardInterrupt leave the loop where a coroutine raises them that a job has started
+                # beside itself; loop.stop() ends it, too. The other jobs must not suffer for it.
+                if main.done() or not turned:
+                    raise
+                log.critical("a job has stopped the event loop (%r); the worker goes on", error, exc_info=error)
+
+    def _on_blocked(self, culprit: str) -> None:
+        """In the watchdog's thread."""
+        words = "the event loop is blocked by %s for good and is given up; the jobs of its workers are run by others"
+        log.critical(words, culprit)
+        self.error = RuntimeError(f"The event loop is blocked by {culprit}.")
+        self._give_up(declare=True)
+        if not self._stopping:
+            self.on_failure()
+
+    def _give_up(self, *, declare: bool) -> None:
+        """The loop will not turn any more: end a process that is the workers' alone, or let others have their jobs.
+
+        Should it turn after all, its workers end. *declare*: others may have the jobs before the lease is over.
+        """
+        if self._is_main:
+            self._end_process()
+        with self._lock:
+            self._closed = True
+            workers = list(self._workers)
+        for worker in workers:
+            worker.give_up(declare=declare)
+        _watched.discard(self)
+        self._ended.set()
+
+    def _end_process(self) -> NoReturn:
+        """At once, with the locks: whoever waits for them has the jobs then."""
+        with suppress(RuntimeError):
+            # What blocks the loop may hold the lock of a log handler.
+            flusher = threading.Thread(target=flush_output, name="taskworker-flush", daemon=True)
+            flusher.start()
+            flusher.join(_LAST_OUTPUT)
+        os._exit(LOOP_LOST)
+
+    async def _hand_back(self) -> None:
+        """The last act where threads still run jobs: hand these back, and end before another worker can begin them."""
+        try:
+            for worker in self._holding:
+                await worker.wind_up()
+            if self._is_main:
+                # In a thread: jobs may end meanwhile. One that writes into a full pipe may keep a lock for ever.
+                flushed = self.loop.run_in_executor(None, flush_output)
+                await asyncio.wait({flushed}, timeout=_LAST_OUTPUT)
+            for worker in self._holding:
+                await worker.hand_back()
+        except Exception:
+            log.exception("this should not happen; please report it. Jobs are taken over when this process has ended.")
+        finally:
+            if self._is_main:
+                os._exit(self.exit_code)
+            for worker in self._holding:
+                await worker.disconnect()
+
+    async def _end_stray_tasks(self) -> None:
+        running = {task for worker in self._holding for task, _ in worker.running_jobs()}
+        strays = asyncio.all_tasks() - {asyncio.current_task()} - running
+        for stray in strays:
+            if not stray.get_name().startswith("taskworker-"):
+                log.warning("a job left this coroutine behind, it is cancelled: %r", stray)
+            asyncio.Task.cancel(stray)
+        if strays:
+            await asyncio.wait(strays, timeout=_LAST_TASKS)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As by default; but where logging raises the loop must not end."""
+    with suppress(Exception):
+        loop.default_exception_handler(context)
+
+
+# -- the end of the main thread ----------------------------------------------------------------------------------------
+
+_watched: set[Runner] = set()
+_watching: int | None = None
+"""The process in which a thread waits for the end of the main thread. A fork does not copy that thread."""
+
+
+def _watch(runner: Runner) -> None:
+    """Have *runner* stop when the main thread ends: the interpreter then waits for the runner's thread."""
+    global _watching
+    _watched.add(runner)
+    if _watching != os.getpid():
+        threading.Thread(target=_stop_after_main_thread, name="taskworker-watch", daemon=True).start()
+        _watching = os.getpid()
+    elif not threading.main_thread().is_alive():
+        runner.stop(None)
+
+
+def _stop_after_main_thread() -> None:
+    threading.main_thread().join()
+    for runner in _watched.copy():
+        runner.stop(None)
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    """Elsewhere all have ended before; not so under uWSGI, nor after a second Ctrl-C, which means at once."""
+    timeout = None if threading.main_thread().is_alive() else 0.0
+    for runner in _watched.copy():
+        runner.stop(timeout)
+        runner.join()

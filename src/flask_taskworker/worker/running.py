@@ -1,0 +1,360 @@
+"""The crew: the jobs in one worker's hands, from the claim to the ending that waits to be recorded.
+
+It starts claims in free slots, collects endings and progress, and passes on what others say about running jobs. It
+knows nothing of the database: what it collects, the worker records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from flask import Flask
+
+from .. import signals
+from ..core.config import TaskWorkerConfig
+from ..core.current_job import RunningJob, set_running
+from ..core.loggers import get_logger
+from ..core.rows import INTERRUPTED, Claim, Ending, Outcome, Progress
+from ..store.work import Ended
+from .executor import Executor
+from .hung import HungThreads
+from .job_log import LoggingJobs, lines_of
+from .slots import Slots
+
+log = get_logger("jobs")
+
+KINDS = ("async", "sync")
+WAIT_FOR_SLOT = 0.25
+"""Jobs that were claimed ahead go back for others to take when none could start in that time. Seconds."""
+CANCEL_GRACE = 1.0
+"""Seconds that a cancelled coroutine has to end at shutdown."""
+MAX_LOGGED = 16_000
+"""Characters of a traceback up to which the exception itself is given to the log."""
+
+
+class RunningJobs:
+    """The jobs of one worker. For its loop only, but for :meth:`_report`."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        config: TaskWorkerConfig,
+        clock: Callable[[], int],
+        find_app: Callable[[], Flask | None],
+        on_change: Callable[[], None],
+        on_start: Callable[[Claim], None],
+        may_start: Callable[[], bool],
+    ) -> None:
+        self._executor = executor
+        executor.on_overdue = self._on_overdue
+        self._config = config
+        self._clock = clock
+        self._find_app = find_app
+        self._on_change = on_change
+        self._on_start = on_start
+        self._may_start = may_start
+        self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
+        self.hung = HungThreads(config.threads)
+        """The threads that timed-out sync jobs still use."""
+        self._tasks: dict[asyncio.Task[None], RunningJob] = {}
+        self._abandoned: list[asyncio.Task[None]] = []
+        self._reports: dict[RunningJob, Progress] = {}
+        self._logging = LoggingJobs()
+        self._loop = asyncio.get_running_loop()
+        self.ended: list[Ended] = []
+        """What ended and is not recorded yet, oldest first."""
+        self.ended_since = 0.0
+        """When the oldest of them ended, on the loop's clock."""
+        self.jobs_done = 0
+
+    # -- how it stands ----------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return bool(self._tasks)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a timed-out sync job still uses its thread."""
+        return bool(self.hung.claims)
+
+    @property
+    def waiting(self) -> int:
+        """How many claims wait for a slot."""
+        return sum(len(slots.waiting) for slots in self._slots.values())
+
+    @property
+    def reporting(self) -> bool:
+        """Whether a job has told of progress, or logged lines, that are not written yet."""
+        return bool(self._reports or self._logging)
+
+    def room(self, kind: str) -> int:
+        """How many jobs of that kind to claim now."""
+        return self._slots[kind].room
+
+    def claims(self) -> set[tuple[int, int]]:
+        """(id, claim) of all that is in hand."""
+        in_hand = [e.claim for e in self.ended]
+        in_hand += [job.claim for job in self._tasks.values()]
+        in_hand += [claim for slots in self._slots.values() for claim in slots.waiting]
+        return {(claim.id, claim.claim) for claim in in_hand}
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs of each kind run. Safe from any thread."""
+        return {kind: slots.running for kind, slots in self._slots.items()}
+
+    def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
+        """The jobs that run, with their asyncio tasks. Safe from any thread."""
+        return list(self._tasks.copy().items())
+
+    def job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
+        """The job that this asyncio task runs. Safe from any thread."""
+        return self._tasks.get(task)
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    def take(self, kind: str, claims: Iterable[Claim]) -> None:
+        """Accept claims; they start as slots are free."""
+        slots = self._slots[kind]
+        slots.moved_at = self._loop.time()
+        slots.waiting.extend(claims)
+
+    def start_waiting(self) -> None:
+        """Start what waits and finds a slot; what waited too long goes back."""
+        for kind, slots in self._slots.items():
+            self._fill(kind)
+            if slots.waiting and self._loop.time() - slots.moved_at > WAIT_FOR_SLOT:
+                self._give_back(slots)
+
+    def _fill(self, kind: str) -> None:
+        slots = self._slots[kind]
+        while slots.waiting and slots.free > 0 and self._may_start():
+            self._start(kind, slots.waiting.popleft())
+
+    def _on_overdue(self, claim: Claim, is_overdue: bool) -> None:
+        """A timed-out sync job keeps its thread, or has given it back."""
+        if is_overdue:
+            self.hung.add(claim, self._loop.time())
+        else:
+            self.hung.remove(claim)
+        self._slots["sync"].overdue = len(self.hung.claims)
+        self._fill("sync")
+        self._on_change()
+
+    def _start(self, kind: str, claim: Claim) -> None:
+        job = RunningJob(claim, self._report, log_level=self._config.job_log_level, on_line=self._note_line)
+        slots = self._slots[kind]
+        slots.running += 1
+        slots.moved_at = self._loop.time()
+        # What loop.create_task() comes to; that takes some time for what we do not use.
+        task = asyncio.Task(self._execute(job), loop=self._loop, name=f"taskworker-job-{claim.id}")
+        # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
+        self._tasks[task] = job
+        task.add_done_callback(self._on_done)
+        if signals.job_started.receivers:
+            self._on_start(claim)
+
+    async def _execute(self, job: RunningJob) -> None:
+        started_at, started = self._clock(), self._loop.time()
+        outcome = await self._executor.execute(job)
+        seconds = self._loop.time() - started
+        self._slots[job.claim.kind].learn(seconds)
+        job.ended = True
+        self._logging.pop(job, None)
+        progress = self._reports.pop(job, None)
+        if job.releasing:
+            # Its thread has returned before anybody learnt that it was handed back.
+            self.ended = [e for e in self.ended if e.claim is not job.claim]
+        self._note(Ended(job.claim, outcome, started_at, self._clock(), progress, lines_of(job)))
+        self._log(job, outcome, seconds)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        """The slot is free. A claim whose coroutine ended without an Outcome gets one here: none may stay behind."""
+        job = self._tasks.pop(task)
+        slots = self._slots[job.claim.kind]
+        slots.running -= 1
+        self.jobs_done += 1
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        # A coroutine that cancels its own task and awaits no more ends well and cancelled at once.
+        if error is not None and not job.ended:
+            now = self._clock()
+            self._note(Ended(job.claim, self._executor.ending_of(job, error), now, now))
+        # Here and now: the worker may be waiting for the database.
+        self._fill(job.claim.kind)
+        self._on_change()
+
+    def _log(self, job: RunningJob, outcome: Outcome, seconds: float) -> None:
+        is_failure = outcome.failure is not None and outcome.ending in (Ending.FAILED, Ending.RETRYING)
+        if not is_failure and not log.isEnabledFor(logging.INFO):
+            return
+        # The record belongs to the job, whose context the executor has taken away by now.
+        set_running(job)
+        if is_failure:
+            _log_failure(job.claim, outcome, seconds)
+        else:
+            level = logging.INFO if self.is_debug() else logging.DEBUG
+            log.log(level, "%s %s after %.3f s", job.claim, outcome.ending, seconds)
+
+    def is_debug(self) -> bool:
+        """Whether to log every step; looked at when used, since ``app.debug`` may be set late."""
+        app = self._find_app()
+        return self._config.is_debug(bool(app and app.debug))
+
+    # -- collecting -------------------------------------------------------------------------------------------------
+
+    def take_ended(self) -> list[Ended]:
+        """What ended; the worker records it, or puts it back."""
+        ended, self.ended = self.ended, []
+        return ended
+
+    def put_back(self, ended: list[Ended]) -> None:
+        """The database did not take these."""
+        self.ended[:0] = ended
+
+    def take_reports(self) -> list[tuple[Claim, Progress]]:
+        """What running jobs told of their progress."""
+        reports, self._reports = self._reports, {}
+        return [(job.claim, progress) for job, progress in reports.items()]
+
+    def take_lines(self) -> list[tuple[Claim, str]]:
+        """What running jobs have logged so far, of those whose lines are to be stored by now."""
+        return self._logging.take(self._loop.time())
+
+    def _report(self, job: RunningJob, progress: Progress) -> None:
+        """From any thread: one assignment, which the interpreter does not cut in two."""
+        is_first = not self.reporting
+        self._reports[job] = progress
+        if is_first:
+            self._tell_loop()
+
+    def _note_line(self, job: RunningJob) -> None:
+        """From any thread, as above."""
+        if job not in self._logging:
+            is_first = not self.reporting
+            self._logging[job] = True
+            if is_first:
+                self._tell_loop()
+
+    def _tell_loop(self) -> None:
+        # It may sleep. It may have ended, too, where a thread outlives it.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._on_change)
+
+    def _note(self, ended: Ended) -> None:
+        if not self.ended:
+            self.ended_since = self._loop.time()
+        self.ended.append(ended)
+
+    # -- what others say --------------------------------------------------------------------------------------------
+
+    def cancel(self, requests: list[tuple[int, int]]) -> None:
+        """These jobs, (id, claim), were asked to stop."""
+        asked = set(requests)
+        for task, job in list(self._tasks.items()):
+            if (job.claim.id, job.claim.claim) in asked and not job.cancelled:
+                job.cancelled = True
+                if job.claim.kind == "async":
+                    task.cancel()
+
+    def lose(self) -> None:
+        """The worker was declared dead: whatever runs here is somebody else's now."""
+        for task, job in list(self._tasks.items()):
+            job.lost = True
+            if job.claim.kind == "async":
+                task.cancel()
+        for slots in self._slots.values():
+            slots.waiting.clear()
+
+    def release(self, claims: Iterable[Claim]) -> None:
+        """Hand claims back."""
+        now = self._clock()
+        for claim in claims:
+            self._note(Ended(claim, Outcome(Ending.RELEASED), now, now))
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def give_back_waiting(self) -> None:
+        """Hand back all that has not begun."""
+        for slots in self._slots.values():
+            self._give_back(slots)
+
+    def _give_back(self, slots: Slots) -> None:
+        """Jobs that were claimed ahead and that others could start sooner: claim none ahead for a while."""
+        slots.claim_none_ahead()
+        self.release(slots.waiting)
+        slots.waiting.clear()
+
+    async def wait_for_one(self, hurry: asyncio.Event, timeout: float) -> None:
+        """Wait until a job ends, *hurry* is set or the time is over."""
+        hurried = self._loop.create_task(hurry.wait())
+        await asyncio.wait({*self._tasks, hurried}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
+    async def hand_back(self, *, may_abandon: bool) -> None:
+        """Cancel coroutines; they end as released. Sync jobs run on: see :meth:`abandon`, if that is allowed.
+
+        What does not end keeps its claim until the process does; then another worker takes it over.
+        """
+        for task, job in list(self._tasks.items()):
+            job.releasing = True
+            if job.claim.kind == "async":
+                task.cancel()
+        coroutines = [task for task, job in self._tasks.items() if job.claim.kind == "async"]
+        if coroutines:
+            await asyncio.wait(coroutines, timeout=CANCEL_GRACE)
+        for job in self._tasks.values():
+            if may_abandon and job.claim.kind == "sync":
+                log.warning("%s did not end in time and goes back to its queue", job.claim)
+            else:
+                log.warning("%s did not end in time; it is run again when this process has ended", job.claim)
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether a sync job runs."""
+        return any(job.claim.kind == "sync" for job in self._tasks.values())
+
+    def interrupt(self) -> None:
+        """Give up the sync jobs that must not be run again: the process ends, and their threads with it."""
+        for job in self._leave_threads(at_most_once=True):
+            now = self._clock()
+            self._note(Ended(job.claim, Outcome(Ending.FAILED, failure=INTERRUPTED), now, now))
+
+    def abandon(self) -> None:
+        """Hand back the other sync jobs, whose threads run on: the process must end before anybody can begin them."""
+        self.release(job.claim for job in self._leave_threads(at_most_once=False))
+
+    def _leave_threads(self, *, at_most_once: bool) -> list[RunningJob]:
+        left = {
+            task: job
+            for task, job in self._tasks.items()
+            if job.claim.kind == "sync" and bool(job.claim.at_most_once) is at_most_once
+        }
+        for task in left:
+            task.remove_done_callback(self._on_done)
+            del self._tasks[task]
+        self._abandoned += left
+        return list(left.values())
+
+    def close(self) -> None:
+        """Let idle threads end; a busy one ends with its job or with the process."""
+        self._executor.close()
+
+
+def _log_failure(claim: Claim, outcome: Outcome, seconds: float) -> None:
+    """A final failure is an error, so that Sentry and mail handlers see it; a try that will be repeated a warning."""
+    failure = outcome.failure
+    assert failure is not None
+    level = logging.ERROR if outcome.ending is Ending.FAILED else logging.WARNING
+    again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
+    words = f"{failure.type}: {failure.message[:200]}"
+    # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
+    is_long = len(failure.traceback) > MAX_LOGGED
+    text = f"\n{failure.traceback}" if is_long else ""
+    error = None if is_long else outcome.exception
+    log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)

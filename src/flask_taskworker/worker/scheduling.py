@@ -1,0 +1,173 @@
+"""Firing schedules: needs no leader. Each fire time becomes a job at most once, however many workers look.
+
+A due schedule fires by compare-and-set of its ``next_at`` and the INSERT of its jobs, which are unique by (schedule,
+fire time), in one transaction; those that are due together share it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from ..client.rows import new_uid
+from ..core.clock import MILLISECOND, from_ms, to_ms
+from ..core.loggers import get_logger
+from ..core.rows import JobRecord, NewJob
+from ..core.tasks import Task, TaskRegistry
+from ..core.triggers import Trigger, due, trigger_from_text
+from ..errors import NotDecodable
+from ..store.sql import to_duration_ms
+from ..store.work import DueSchedule, Firing, WorkerStore
+
+log = get_logger("schedules")
+
+SEEN_INTERVAL_MS = 3_600_000
+_PAUSE = 1.0
+_LOOK_AT = 100
+_BATCH_SIZE = 100_000
+_ROW_SIZE = 400
+"""Characters: what one transaction may move, and a row of it beside arguments. Others get at the write lock then."""
+_DECIDE_TIME = 0.02
+"""Seconds that go into the fire times of one batch: those of a cron expression after a long downtime take long."""
+
+
+class Scheduler:
+    """The schedules that one worker may fire: those of the tasks it knows. For the worker's loop only."""
+
+    def __init__(self, registry: TaskRegistry, clock: Callable[[], int]) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._declared_version = -1
+        self._next_seen = 0
+        self._unreadable: set[str] = set()
+        self._lost: set[tuple[str, int]] = set()
+        self._immovable: set[tuple[str, int]] = set()
+        self.pause = 0.0
+        """Seconds to wait before the next look at due schedules: more than 0 while one is due that cannot fire."""
+        self.may_fire = "[]"
+        """The declared schedules and the known tasks, as the JSON list that statements take."""
+
+    async def declare(self, work: WorkerStore) -> None:
+        """Put the schedules that code declares into the store, if tasks were added since the last time."""
+        version = self._registry.version
+        if version != self._declared_version:
+            declared = [schedule for task in self._registry for schedule in task.declared_schedules()]
+            for name in await work.declare_schedules(declared, from_ms):
+                log.error(
+                    "schedule %r is not stored: another of that name was made at run time; "
+                    "task_worker.unschedule(%r) ends that one",
+                    name,
+                    name,
+                )
+            names = [f"code:{schedule.name}" for schedule in declared]
+            self.may_fire = json.dumps(names + [f"runtime:{task.name}" for task in self._registry])
+            self._declared_version = version
+
+    async def fire_due(self, work: WorkerStore) -> list[tuple[str, JobRecord]]:
+        """Fire a batch of what is due. Returns the jobs that this worker made, with the names of their schedules."""
+        self.pause = 0.0
+        number = _LOOK_AT
+        page = await work.due_schedules(self.may_fire, number)
+        while not (firings := self._batch(page)) and len(page) == number:
+            # None of so many can fire: those behind them must not wait for that.
+            number *= 10
+            page = await work.due_schedules(self.may_fire, number)
+        if firings:
+            return self._told(firings, await work.fire(firings))
+        self.pause = _PAUSE if page else 0.0
+        return []
+
+    def _batch(self, page: Sequence[DueSchedule]) -> list[Firing]:
+        """What to do about the first of these, as many as make a short transaction. The others are still due then."""
+        now = self._clock()
+        until = time.monotonic() + _DECIDE_TIME
+        firings: list[Firing] = []
+        size = 0
+        for schedule in page:
+            if (firing := self._firing(schedule, now)) is None:
+                continue
+            firings.append(firing)
+            size += _ROW_SIZE + sum(_ROW_SIZE + len(job.args) for job in firing.jobs)
+            if size > _BATCH_SIZE or time.monotonic() > until:
+                break
+        return firings
+
+    def _firing(self, schedule: DueSchedule, now: int) -> Firing | None:
+        task = self._registry.get(schedule.task)
+        if task is None:
+            # Older code has declared it since: say again what it is.
+            self._declared_version = -1
+            return None
+        try:
+            if (schedule.name, schedule.next_at) in self._immovable:
+                raise NotDecodable("The stored name cannot be read.")
+            return _decided(task, schedule, now)
+        except Exception as error:  # noqa: BLE001 - cron and zone arithmetic on what the store says; harms this one alone
+            self._report(schedule, error)
+            return None
+
+    def _report(self, schedule: DueSchedule, error: Exception) -> None:
+        if schedule.name not in self._unreadable:
+            is_bug = not isinstance(error, NotDecodable | OverflowError)
+            log.error("schedule %r cannot fire: %s", schedule.name, error, exc_info=error if is_bug else None)
+            self._unreadable.add(schedule.name)
+
+    def _told(self, firings: Sequence[Firing], made: Mapping[str, list[JobRecord]]) -> list[tuple[str, JobRecord]]:
+        # Who was faster has moved it before we look again: what is due as before then, and not to be moved, never is.
+        lost = {(f.schedule.name, f.schedule.next_at) for f in firings if f.schedule.name not in made}
+        self._immovable |= lost & self._lost
+        self._lost = lost
+        for firing in firings:
+            left_out = len(firing.jobs) - len(made.get(firing.schedule.name, firing.jobs))
+            if left_out:
+                log.info(
+                    "schedule %r: %s of %s jobs left out, an earlier one is unfinished",
+                    firing.schedule.name,
+                    left_out,
+                    len(firing.jobs),
+                )
+        return [(name, job) for name, jobs in made.items() for job in jobs]
+
+    async def keep_up(self, work: WorkerStore) -> None:
+        """Once an hour, note which schedules code still declares."""
+        now = self._clock()
+        if now >= self._next_seen:
+            self._next_seen = now + SEEN_INTERVAL_MS
+            await work.see_schedules([s.name for task in self._registry for s in task.declared_schedules()])
+
+
+def _decided(task: Task[..., object, object], schedule: DueSchedule, now: int) -> Firing:
+    """What is to be done about a due schedule. Raises NotDecodable where its trigger cannot be read."""
+    trigger = trigger_from_text(schedule.trigger)
+    times = due(trigger, from_ms(schedule.next_at), from_ms(now))
+    if times.missed:
+        log.warning("schedule %r missed %s fire times (misfire=%r)", schedule.name, times.missed, trigger.misfire)
+    return Firing(
+        schedule=schedule,
+        next_at=None if times.next_at is None else to_ms(times.next_at),
+        jobs=[_job(task, schedule, to_ms(fire_at), trigger, now) for fire_at in times.fires],
+        overlap=trigger.overlap == "allow",
+    )
+
+
+def _job(task: Task[..., object, object], schedule: DueSchedule, fire_at: int, trigger: Trigger, now: int) -> NewJob:
+    # Jitter moves the start, never the fire time: that must be the same in all processes.
+    late = random.randint(0, trigger.jitter // MILLISECOND)
+    timeout = task.options.timeout
+    return NewJob(
+        uid=new_uid(now),
+        task=task.name,
+        queue=task.options.queue,
+        kind=task.kind,
+        priority=task.options.priority,
+        run_at=fire_at + late if fire_at + late > now else 0,
+        args=schedule.args,
+        max_attempts=task.max_attempts,
+        timeout=None if timeout is None else to_duration_ms(timeout),
+        created_at=now,
+        schedule=schedule.name,
+        fire_at=fire_at,
+        at_most_once=int(task.options.at_most_once),
+    )

@@ -1,0 +1,170 @@
+"""What user code on the worker's event loop may do: it harms its own job, and never other jobs for long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flask_taskworker import BackgroundTaskWorker, JobState, current_job
+from flask_taskworker.store.sql import Store
+from tests.support.waiting import wait, wait_for
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.05)
+    monkeypatch.setattr("flask_taskworker.worker.watchdog.TURN", 0.05)
+    monkeypatch.setattr("flask_taskworker.worker.watchdog.BLOCKED_AFTER", 0.1)
+    monkeypatch.setattr("flask_taskworker.worker.watchdog.LOST_AFTER", 1.0)
+    monkeypatch.setattr("flask_taskworker.extension._REPLACE_AFTER", 0.05)
+
+
+def critical(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.levelno == logging.CRITICAL and words in r.getMessage()]
+
+
+def test_job_that_stops_the_event_loop_stops_nothing_else(
+    task_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = threading.Event()
+
+    @task_worker.task
+    async def innocent() -> str:
+        while not waiting.is_set():
+            await asyncio.sleep(0.01)
+        return "unharmed"
+
+    @task_worker.task
+    async def old_style() -> str:
+        asyncio.get_running_loop().stop()
+        return "stopped"
+
+    before = innocent.enqueue()
+    wait_for(lambda: before.refresh().state is JobState.RUNNING)
+    (worker,) = store.workers()
+    assert old_style.enqueue().result(timeout=20) == "stopped"
+    waiting.set()
+    assert before.result(timeout=20) == "unharmed"
+    assert innocent.enqueue().result(timeout=20) == "unharmed"
+    assert [w.id for w in store.workers()] == [worker.id]
+    assert critical(caplog, "a job has stopped the event loop")
+
+
+def test_job_that_cancels_all_tasks_does_not_cancel_the_worker(task_worker: BackgroundTaskWorker, store: Store) -> None:
+    @task_worker.task
+    async def cancel_all() -> str:
+        for _ in range(3):
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0.01)
+        return "done"
+
+    threaded = task_worker.task(name="threaded")(lambda: "in a thread")
+    assert threaded.enqueue().result(timeout=20) == "in a thread"
+    (worker,) = store.workers()
+    assert cancel_all.enqueue().result(timeout=20) == "done"
+    assert threaded.enqueue().result(timeout=20) == "in a thread"
+    assert [(w.id, w.state) for w in store.workers()] == [(worker.id, "alive")]
+    task_worker.stop()
+    assert store.workers() == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_jobs_of_a_loop_that_ended_for_good_are_run_by_the_next_one(
+    task_worker: BackgroundTaskWorker, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    @task_worker.task
+    async def close_descriptors() -> str:
+        if current_job.claim == 1:
+            asyncio.get_running_loop()._selector.close()  # type: ignore[attr-defined]
+        return "again"
+
+    assert close_descriptors.enqueue().result(timeout=20) == "again"
+    assert rows("SELECT claim, crashes FROM taskworker_job") == [(2, 1)]
+    assert critical(caplog, "the event loop cannot go on")
+    task_worker.stop()
+
+
+@pytest.mark.usefixtures("quick")
+def test_jobs_of_a_loop_that_is_blocked_for_good_are_run_by_the_next_one(
+    task_worker: BackgroundTaskWorker, store: Store, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    release, returned = threading.Event(), threading.Event()
+
+    @task_worker.task(name="shop.blocks")
+    async def blocks() -> str:
+        if current_job.claim == 1:
+            wait(release)
+            returned.set()
+            return "late"
+        return "again"
+
+    @task_worker.task
+    async def beside() -> str:
+        if current_job.claim == 1:
+            await asyncio.get_running_loop().create_future()
+        return "again"
+
+    waits = beside.enqueue()
+    wait_for(lambda: waits.refresh().state is JobState.RUNNING)
+    job = blocks.enqueue()
+    assert job.result(timeout=20) == "again"
+    assert waits.result(timeout=20) == "again"
+    assert critical(caplog, "is blocked by job")
+    assert sorted(w.state for w in store.workers()) == ["alive", "dead"]
+    release.set()
+    wait_for(returned.is_set)
+    wait_for(lambda: len([t for t in threading.enumerate() if t.name == "taskworker-loop"]) == 1)
+    assert rows("SELECT state, claim, crashes FROM taskworker_job ORDER BY id")[:2] == [("succeeded", 2, 1)] * 2
+    assert sorted(w.state for w in store.workers()) == ["alive", "dead"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_loop_that_stands_at_a_breakpoint_is_not_given_up(
+    task_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+    debugger: dict[str, Any] = {"__name__": "bdb", "wait": wait}
+    exec("def interaction(release):\n    wait(release)", debugger)
+
+    @task_worker.task
+    async def debugged() -> str:
+        debugger["interaction"](release)
+        return f"claim {current_job.claim}"
+
+    job = debugged.enqueue()
+    wait_for(lambda: "the event loop has not turned for" in caplog.text)
+    (worker,) = store.workers()
+    wait_for(lambda: store.workers()[0].beat > worker.beat + 30)
+    release.set()
+    assert job.result(timeout=20) == "claim 1"
+
+
+def test_waiting_claims_do_not_begin_after_a_gap_of_a_lease(
+    idle_worker: BackgroundTaskWorker, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a freeze: whether the jobs are still this worker's, only the next beat can tell."""
+    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.05)
+    now = [0.0]
+    monkeypatch.setattr("flask_taskworker.worker.liveness._now", lambda: now[0])
+    held = threading.Event()
+    idle_worker.start()
+    idle_worker.task(name="first")(lambda: 1).enqueue().result(timeout=20)
+    # The database is held, so that no beat gets through, and time goes on.
+    (worker,) = idle_worker.workers()
+    beat = worker._registration._heartbeat._beat  # type: ignore[union-attr]
+    monkeypatch.setattr(worker._registration._heartbeat, "_beat", lambda: held.wait(20) and beat())
+    now[0] = 1000.0
+    wait_for(lambda: not worker._registration.is_current)
+    job = idle_worker.task(name="second")(lambda: 2).enqueue()
+    assert job.refresh().state is JobState.READY
+    assert rows("SELECT claim FROM taskworker_job ORDER BY id")[-1] == (0,)
+    held.set()
+    assert job.result(timeout=20) == 2

@@ -1,0 +1,170 @@
+"""Fixtures of the tests in this process: an app on a database of its own, and its worker.
+
+A test runs on SQLite; those in tests/behaviour, and those marked ``both_databases``, run on PostgreSQL as well.
+One that is about the file itself takes ``database``, or the mark ``sqlite_only``, and runs on SQLite alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_taskworker import BackgroundTaskWorker
+from flask_taskworker.store.sql import Store
+from tests.support.postgres import a_schema, run_sql
+
+BEHAVIOUR = Path(__file__).parents[2] / "tests/behaviour"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test each database in turn: those in tests/behaviour, and those marked both_databases."""
+    marked = metafunc.definition.get_closest_marker
+    both = BEHAVIOUR in metafunc.definition.path.parents or marked("both_databases")
+    file_only = "database" in metafunc.fixturenames or marked("sqlite_only")
+    if "driver" in metafunc.fixturenames and both and not file_only:
+        metafunc.parametrize("driver", ["sqlite", "postgresql"])
+
+
+@pytest.fixture
+def driver() -> str:
+    """The kind of database that the test's apps are on."""
+    return "sqlite"
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Flask]]:
+    """A factory of Flask apps, each with an instance folder, and so a task database, of its own in tmp_path.
+
+    Keyword arguments are configuration values.
+    """
+    numbers = count(1)
+
+    def new_app(**config: Any) -> Flask:
+        number = next(numbers)
+        app = Flask(f"app{number}", instance_path=str(tmp_path / f"instance{number}"), root_path=str(tmp_path))
+        app.config.update(config)
+        return app
+
+    if driver == "sqlite":
+        # No test cuts the power: waiting for the disk a dozen times a test would only take time.
+        yield lambda **config: new_app(**{"TASKER_DURABILITY": "normal"} | config)
+        return
+    if request.node.get_closest_marker("no_tables_yet"):
+        a_place = functools.partial(a_schema, request.getfixturevalue("postgres"))
+    else:
+        a_place = request.getfixturevalue("schema_pool").schema
+    made: weakref.WeakSet[Flask] = weakref.WeakSet()
+    with ExitStack() as schemas:
+
+        def make(**config: Any) -> Flask:
+            if "TASKER_DATABASE_URI" not in config:
+                config["TASKER_DATABASE_URI"] = schemas.enter_context(a_place())
+            app = new_app(TASKER_DRIVER="postgresql", **config)
+            made.add(app)
+            return app
+
+        yield make
+        for app in made:
+            if "taskworker" in app.extensions:
+                app.extensions["taskworker"].client.close()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask]) -> Flask:
+    return make_app()
+
+
+@pytest.fixture
+def make_worker() -> Iterator[Callable[..., BackgroundTaskWorker]]:
+    """A factory of task workers, started or not, that are stopped after the test."""
+    made: list[BackgroundTaskWorker] = []
+
+    def make(*apps: Flask, start: bool = True) -> BackgroundTaskWorker:
+        task_worker = BackgroundTaskWorker()
+        made.append(task_worker)
+        for app in apps:
+            task_worker.init_app(app)
+        if start:
+            task_worker.start()
+        return task_worker
+
+    yield make
+    for task_worker in made:
+        task_worker.stop(timeout=2)
+
+
+@pytest.fixture
+def task_worker(app: Flask, make_worker: Callable[..., BackgroundTaskWorker]) -> BackgroundTaskWorker:
+    """The app's worker, started."""
+    return make_worker(app)
+
+
+@pytest.fixture
+def idle_worker(app: Flask, make_worker: Callable[..., BackgroundTaskWorker]) -> BackgroundTaskWorker:
+    """The app's worker, not started; a test may start it."""
+    return make_worker(app, start=False)
+
+
+@pytest.fixture
+def store(app: Flask) -> Store:
+    """The app's rows; needs task_worker or idle_worker."""
+    found: Store = app.extensions["taskworker"].store
+    return found
+
+
+@pytest.fixture
+def database(app: Flask) -> Path:
+    """The app's database file; needs task_worker or idle_worker."""
+    return Path(app.extensions["taskworker"].config.database_uri.database)
+
+
+class _Alarms(logging.Handler):
+    """What the package logs only when it is broken itself."""
+
+    WORDS = ("this should not happen", "could not go on", "never retrieved", "was destroyed")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if any(word in text for word in self.WORDS):
+            self.heard.append(text)
+
+
+@pytest.fixture(autouse=True)
+def alarms() -> Iterator[list[str]]:
+    """Fails a test during which a worker met an error that it does not know, unless the test clears this list."""
+    alarms = _Alarms()
+    loggers = [logging.getLogger(name) for name in ("flask_taskworker", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(alarms)
+    yield alarms.heard
+    for logger in loggers:
+        logger.removeHandler(alarms)
+    assert not alarms.heard
+
+
+@pytest.fixture
+def rows(app: Flask) -> Callable[..., list[tuple[Any, ...]]]:
+    """Run SQL on the app's database behind the package's back; parameters are written ``?``."""
+
+    def run(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        url = app.extensions["taskworker"].config.database_uri
+        if url.get_backend_name() == "postgresql":
+            return run_sql(url.render_as_string(hide_password=False), sql.replace("?", "%s"), parameters)
+        with closing(sqlite3.connect(url.database, timeout=20, isolation_level=None)) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    return run

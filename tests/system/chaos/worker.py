@@ -1,0 +1,192 @@
+"""What the processes of these tests run: an app whose tasks leave evidence that outlives the process.
+
+The same module makes the app of the test's own process, which enqueues and looks, and starts no worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flask import Flask
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, insert
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+from flask_taskworker import BlockingTaskWorker, Every, current_job
+from flask_taskworker.core.tasks import Task
+from flask_taskworker.extension import TaskWorker
+from flask_taskworker.worker import liveness
+from tests.system.chaos.journal import executed
+
+metadata = MetaData()
+effect = Table("effect", metadata, Column("x", Integer, nullable=False))
+"""What atomic jobs write, in the jobs' own database."""
+
+
+class Place(NamedTuple):
+    """Where a test happens, in words that reach another process."""
+
+    folder: str
+    url: str
+    config: dict[str, Any] = {}  # noqa: RUF012 - read only
+    ticks: bool = False
+    """Whether the app has a schedule that fires each second."""
+    knobs: dict[str, float] = {}  # noqa: RUF012 - read only
+    """Constants of ``liveness`` to set in the workers: a shorter beat, a shorter lease."""
+
+
+class Shop:
+    """The app and its tasks."""
+
+    def __init__(self, place: Place, kind: type[TaskWorker] = BlockingTaskWorker) -> None:
+        self.place = place
+        self.task_worker = kind()
+        backend = make_url(place.url).get_backend_name()
+        self.app = Flask("shop", instance_path=place.folder, root_path=place.folder)
+        self.app.config.update(TASKER_DRIVER=backend, TASKER_DATABASE_URI=place.url, **place.config)
+        self.task_worker.init_app(self.app)
+        self.engine = engine_of(place.url)
+        self.session = scoped_session(sessionmaker(self.engine))
+        self.app.teardown_appcontext(lambda _: self.session.remove())
+        self._declare()
+
+    def _declare(self) -> None:
+        task = self.task_worker.task
+
+        @task(name="shop.note")
+        async def note(x: int) -> None:
+            record(self.place.folder, "note", x)
+
+        @task(name="shop.work")
+        def work(x: int, seconds: float) -> None:
+            record(self.place.folder, "begin", x)
+            time.sleep(seconds * random.random())
+            record(self.place.folder, "end", x)
+
+        @task(name="shop.add", atomic=self.session)
+        def add(x: int, seconds: float) -> None:
+            time.sleep(seconds * random.random())
+            self.session.execute(insert(effect).values(x=x))
+            time.sleep(seconds * random.random())
+
+        @task(name="shop.tick", schedule=Every(seconds=1, misfire="all", overlap="allow") if self.place.ticks else None)
+        async def tick() -> None:
+            assert current_job.fire_at is not None
+            with executed(self.place.folder):
+                record(self.place.folder, "tick", int(current_job.fire_at.timestamp()))
+
+        @task(name="shop.pulse")
+        async def pulse(seconds: float) -> None:
+            with executed(self.place.folder):
+                await asyncio.sleep(seconds)
+
+        @task(name="shop.grind")
+        def grind(seconds: float) -> None:
+            with executed(self.place.folder):
+                time.sleep(seconds)
+
+        @task(name="shop.pill")
+        def pill() -> None:
+            with executed(self.place.folder):
+                os.kill(os.getpid(), 9)
+                time.sleep(60)
+
+        @task(name="shop.hold")
+        async def hold(text: str) -> None:
+            with executed(self.place.folder):
+                assert text
+
+        self.hold: Task[..., Any, Any] = hold
+        self.pulse: Task[..., Any, Any] = pulse
+        self.grind: Task[..., Any, Any] = grind
+        self.pill: Task[..., Any, Any] = pill
+        self.note: Task[..., Any, Any] = note
+        self.work: Task[..., Any, Any] = work
+        self.add: Task[..., Any, Any] = add
+
+    @property
+    def store(self) -> Any:
+        return self.app.extensions["taskworker"].store
+
+    def close(self) -> None:
+        self.app.extensions["taskworker"].client.close()
+        self.engine.dispose()
+
+
+def engine_of(url: str) -> Engine:
+    """An engine as the documentation recommends it: SQLite takes its lock when a transaction begins."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(parsed.set(drivername="postgresql+psycopg"))
+    engine = create_engine(parsed, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def record(folder: str, what: str, x: int) -> None:
+    """One line of evidence: a single append, so that lines of different processes never mix."""
+    descriptor = os.open(Path(folder, what), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, f"{x} {os.getpid()} {time.time()}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+class Line(NamedTuple):
+    """A line of evidence."""
+
+    x: int
+    pid: int
+    at: float
+
+
+def evidence(folder: str | Path, what: str) -> list[Line]:
+    """What the processes have recorded so far."""
+    try:
+        text = Path(folder, what).read_text()
+    except FileNotFoundError:
+        return []
+    return [Line(int(x), int(pid), float(at)) for x, pid, at in (line.split() for line in text.splitlines())]
+
+
+def serve(place: Place, log: str) -> None:
+    """The life of a worker process: until SIGTERM."""
+    log_to(log)
+    for name, value in place.knobs.items():
+        setattr(liveness, name, value)
+    Shop(place).task_worker.start()
+
+
+def prepare(place: Place, log: str, gate: str) -> None:
+    """Open the database for the first time, together with others, and say which one it is."""
+    log_to(log)
+    shop = Shop(place)
+    Path(place.folder, f"ready-{os.getpid()}").touch()
+    while not Path(gate).exists():
+        time.sleep(0.0005)
+    Path(f"{log}.id").write_text(shop.store.store_id())
+    shop.close()
+
+
+def log_to(path: str) -> None:
+    """Have this process log to that file, whatever it prints included."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s", force=True
+    )

@@ -1,0 +1,146 @@
+"""What the overview reads in one statement each, and every page of the dashboard, on each database."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_taskworker import BackgroundTaskWorker, Every, Mail
+from flask_taskworker.dashboard import create_dashboard
+from flask_taskworker.dashboard.blueprint import ROUTES
+from flask_taskworker.ops import overview as module
+from flask_taskworker.ops.browse import Browser
+from flask_taskworker.ops.health import Snapshot
+from flask_taskworker.ops.operations import Operations
+from flask_taskworker.ops.overview import ended, glance, latest_failures
+from flask_taskworker.ops.rows import add_up
+from flask_taskworker.store.sql import MAX_ID, Store
+from tests.support.stored import Rows, store_jobs
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.both_databases, pytest.mark.usefixtures("idle_worker")]
+
+
+def test_a_glance_sees_what_a_snapshot_sees(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
+    @idle_worker.task
+    def tick() -> None: ...
+
+    store.driver.prepare()
+    nothing = glance(store)
+    assert (nothing.workers, nothing.queues, nothing.schedules, nothing.next_due, nothing.has_jobs) == (
+        (),
+        (),
+        (),
+        None,
+        False,
+    )
+    tick.schedule(Every(hours=1), name='the "hour"')
+    store_jobs(
+        rows,
+        *({"queue": "a", "created_at": 300}, {"queue": "b\\'", "created_at": 200}, {"solo": 1}),
+        *({"state": "scheduled", "run_at": 70}, {"state": "running"}, {"state": "failed"}),
+    )
+    rows("INSERT INTO taskworker_queue (name, paused) VALUES ('a', 1), ('b', 0)")
+    seen, snapshot = glance(store), Snapshot.take(store)
+    assert seen.workers == snapshot.workers
+    assert seen.queues == snapshot.queues
+    assert seen.schedules == snapshot.schedules
+    assert seen.next_due == snapshot.next_due == 70
+    assert (seen.ready, seen.scheduled) == (snapshot.counts.ready, snapshot.counts.scheduled) == (3, 1)
+    assert (seen.has_jobs, seen.paused) == (True, {"a"})
+
+
+def test_a_glance_sees_workers(idle_worker: BackgroundTaskWorker, store: Store) -> None:
+    idle_worker.start()
+    (worker,) = wait_for(lambda: glance(store).workers)
+    assert worker.state == "alive"
+    assert json.loads(worker.info)
+
+
+def test_the_latest_failures_come_by_cause(store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.driver.prepare()
+
+    def failed(group: str | None, at: int, **more: Any) -> dict[str, Any]:
+        return {"state": "failed", "failure_group": group, "finished_at": at, "error": "e" * 3_000, **more}
+
+    ids = store_jobs(
+        rows,
+        failed("a", 10),
+        failed("a", 60),
+        failed("b", 70),
+        failed(None, 55),
+        failed("c", 20),
+        failed("b", 90, hidden=1),
+    )
+    lines = latest_failures(store, 50, 10)
+    assert [(line.group, line.number, line.first_at, line.last_at, line.id) for line in lines] == [
+        ("b", 1, 70, 70, ids[2]),
+        ("a", 1, 10, 60, ids[1]),
+        (None, 1, 55, 55, ids[3]),
+    ]
+    assert len(lines[0].error or "") == 2_000
+    assert len(latest_failures(store, 50, 2)) == 2
+    monkeypatch.setattr(module, "FAILURES", 3)
+    assert [line.group for line in latest_failures(store, 0, 10)] == ["b", None, "c"]
+
+
+def test_what_ended_is_added_up_by_slice(idle_worker: BackgroundTaskWorker, store: Store) -> None:
+    @idle_worker.task
+    def add() -> None: ...
+
+    jobs = add.enqueue_many([()] * 3)
+    idle_worker.start()
+    wait_for(lambda: all(job.refresh().state.finished for job in jobs))
+    idle_worker.stop(timeout=5)
+    (slice_,) = ended(store, 0, step=MAX_ID, span=60)
+    assert slice_[1:] == (3, 0, 0)
+    assert ended(store, store.clock() + 1, step=60_000, span=3600) == []
+    figures = Browser(store).figures(0, step=MAX_ID)
+    total = add_up([*figures, *figures])
+    assert total is not None
+    assert (total.succeeded, sum(total.run), total.longest_ms) == (6, 6, figures[0].longest_ms)
+    assert add_up([]) is None
+
+
+def test_some_jobs_are_acted_on_and_noted(
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    store.driver.prepare()
+    ids = store_jobs(rows, {"state": "failed"}, {"state": "failed"}, {})
+    operations = Operations(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana")
+    assert operations.act_on_some("retry", ids) == 2
+    assert operations.act_on_some("cancel", ids[:1], "state:failed") == 1
+    notes = Browser(store).audit()
+    assert [(n.action, n.target, n.number) for n in notes] == [
+        ("cancel", "state:failed", 1),
+        ("retry", f"jobs {', '.join(map(str, ids))}", 2),
+    ]
+
+
+def test_every_page_is_there_on_each_database(app: Flask, idle_worker: BackgroundTaskWorker, rows: Rows) -> None:
+    @idle_worker.task(schedule=Every(hours=1), queue="work")
+    def tick() -> None:
+        raise ValueError("no")
+
+    app.config["MAIL_DEFAULT_SENDER"] = "us@x.org"
+    Mail(app)
+    app.register_blueprint(create_dashboard(idle_worker, access=lambda: True), url_prefix="/tasks")
+    job = tick.enqueue()
+    idle_worker.start()
+    wait_for(lambda: job.refresh().state.finished)
+    idle_worker.stop(timeout=5)
+    client = app.test_client()
+    for route in ROUTES:
+        if "GET" in route.methods and not route.endpoint.startswith(("mail_", "schedule")):
+            address = f"/tasks{route.rule.replace('<int:job_id>', str(job.id))}"
+            assert client.get(address).status_code == 200, address
+    for text in ("state:failed", "state:ready", "task:*tick args.x:1", "after:-1h", "hidden:yes", "group:x"):
+        assert client.get("/tasks/jobs", query_string={"filter": text}).status_code == 200
+    own = {"Origin": "http://localhost"}
+    form = {"action": "retry", "scope": "all", "filter": "state:failed"}
+    assert client.post("/tasks/jobs/confirm", data=form, headers=own).status_code == 200
+    assert client.post("/tasks/jobs/bulk", data=form, headers=own).status_code == 303
+    assert job.refresh().state == "ready"
