@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,8 @@ from ..client.client import Client
 from ..core.current_job import RunningJob, running_job
 from ..core.rows import Claim, Ending, JobRecord, Outcome
 from ..errors import AppError, TaskWorkerError
+from ..ops.health import SILENT_MS
+from ..store.sql import WorkerRow
 from ..store.work import Ended, Peek, WorkerStore
 from ..worker.bounds import Bounds
 from ..worker.executor import Executor
@@ -317,6 +321,18 @@ class Bench:
         finally:
             self._lock.release()
 
+    def other_workers(self) -> list[WorkerRow]:
+        """The living workers of this database that neither this process nor a test's live worker has started."""
+        # A frozen clock says nothing about them.
+        now = time.time_ns() // 1_000_000
+        return [
+            worker
+            for worker in self.state.store.workers()
+            if worker.state in ("alive", "draining")
+            and now - worker.beat_at <= SILENT_MS
+            and worker.pid not in (os.getpid(), *live_processes)
+        ]
+
     def _refuse_company(self) -> None:
         if running_job() is not None:
             raise RuntimeError("A job cannot run the worker that runs it. Enqueue, and let the test run the jobs.")
@@ -374,5 +390,8 @@ class Bench:
         finally:
             store.clock = before
 
+
+live_processes: set[int] = set()
+"""Those of live workers that this process has started."""
 
 _benches: WeakKeyDictionary[Flask, Bench] = WeakKeyDictionary()

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from flask import Flask
 
+from ..client.origin import read_origin
 from ..core.clock import require_aware, to_ms
 from ..core.codec import Codec
 from ..core.current_job import running_job
@@ -22,7 +23,8 @@ from ..core.jobs import Job
 from ..core.rows import Ending, JobRecord, JobState
 from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
-from ..signals import job_enqueued
+from ..ops.health import name_of
+from ..signals import job_enqueued, schedule_fired
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
@@ -32,6 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_JOBS = 1000
+_OWN_DATABASE = "TASKER_DATABASE_URI = 'sqlite:///' + str(tmp_path / 'taskworker.db')."
 _ANYTHING: Any = object()
 _NONE: Any = None
 
@@ -66,7 +69,8 @@ class Jobs:
     own and finished in the database; one at a time. Nothing else may run the app's worker meanwhile. Safe from any
     thread, inside a request, an app context or a coroutine.
 
-    ``begun``: epoch milliseconds. Unfinished jobs that are older belong to somebody else; the worker is not run then.
+    ``begun``: epoch milliseconds. With it the database must belong to the tests: neither older unfinished jobs nor
+    a living worker of another process may be in it, or the worker is not run.
     """
 
     def __init__(self, app: Flask, *, begun: int | None = None) -> None:
@@ -75,7 +79,14 @@ class Jobs:
         self._store = self._bench.state.store
         self._registry = self._bench.state.registry
         self._since = self._newest()
+        self._begun = begun
         self._foreign = [] if begun is None else self._read(job_statements.unfinished_before(), moment=begun)
+        self._own: set[int] = set()
+        for signal in (job_enqueued, schedule_fired):
+            signal.connect(self._on_own, sender=app)
+
+    def _on_own(self, app: Flask, job: Job[Any], **_: object) -> None:
+        self._own.add(job.id)
 
     # -- what was enqueued ------------------------------------------------------------------------------------------
 
@@ -169,7 +180,7 @@ class Jobs:
     def _after(self, number: int, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
         name = task if task is None or isinstance(task, str) else _checked(task).name
         rows = self._read(job_statements.jobs_after(), number=number)
-        return [self._job(JobRecord._make(row[:-1]), row[-1]) for row in rows if name in (None, row[2])]
+        return [self._job(JobRecord._make(row[:-2]), row[-2]) for row in rows if name in (None, row[2])]
 
     def _job(self, record: JobRecord, args: str) -> EnqueuedJob:
         task = self._registry.get(record.task)
@@ -264,14 +275,26 @@ class Jobs:
             raise TaskWorkerError(
                 f"The database {self._store.driver.key} holds unfinished jobs that are older than this test run: "
                 f"{jobs}. Give tests a database of their own: "
-                "TASKER_DATABASE_URI = 'sqlite:///' + str(tmp_path / 'taskworker.db')."
+                f"{_OWN_DATABASE}"
+            )
+        if self._begun is not None and (others := self._bench.other_workers()):
+            names = ", ".join(f"{worker.id} ({name_of(worker)})" for worker in others)
+            raise TaskWorkerError(
+                f"Workers of other processes use the database {self._store.driver.key}: {names}. Tests would run, and "
+                f"cancel, the jobs of an application. Give tests a database of their own: {_OWN_DATABASE}"
             )
 
     def clear(self) -> None:
-        """Cancel the jobs that are unfinished, so that the next test does not find them."""
-        for job in self.enqueued():
-            if not job.state.finished:
-                self._store.cancel(job.id)
+        """Cancel the unfinished jobs that this process has enqueued, so that the next test does not find them.
+
+        Jobs that these have enqueued in another process are cancelled too; whatever else is in the database stays.
+        """
+        for *row, _, origin in self._read(job_statements.jobs_after(), number=self._since):
+            record = JobRecord._make(row)
+            if record.id in self._own or read_origin(origin).get("job") in self._own:
+                self._own.add(record.id)
+                if not JobState(record.state).finished:
+                    self._store.cancel(record.id)
 
     # -- faults -----------------------------------------------------------------------------------------------------
 

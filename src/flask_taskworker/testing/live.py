@@ -19,7 +19,7 @@ from ..core.clock import as_seconds
 from ..errors import AppError, NotSupported, TaskWorkerError
 from ..worker.runner import Runner
 from ..worker.worker import Worker
-from .drive import Bench
+from .drive import Bench, live_processes
 
 if TYPE_CHECKING:
     from ..state import AppState
@@ -126,6 +126,7 @@ class LiveWorker:
             _serve(self._state, reader)
         os.close(reader)
         self.pid = pid
+        live_processes.add(pid)
 
     def _end_process(self, number: signal.Signals) -> None:
         pid, self.pid = self.pid, None

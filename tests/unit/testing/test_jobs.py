@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sqlite3
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +26,8 @@ from flask_taskworker import (
     TaskWorkerError,
     current_job,
 )
+from flask_taskworker.client.rows import new_jobs
+from flask_taskworker.core.tasks import EnqueueOptions
 from flask_taskworker.errors import ArgumentsError, StoreError
 from flask_taskworker.signals import worker_stopped
 from flask_taskworker.testing import Jobs, LiveWorker, Outbox, TaskClock
@@ -343,6 +348,38 @@ def test_jobs_of_somebody_else_are_not_run(app: Flask, add: Task[..., Any, Any],
         jobs.drain()
     assert ran == []
     assert Jobs(app, begun=int(created_at.timestamp() * 1000) - 1000).drain().succeeded == 1
+
+
+def test_clearing_cancels_only_jobs_that_these_tests_enqueued(app: Flask, add: Task[..., Any, Any]) -> None:
+    jobs = Jobs(app)
+    store = app.extensions["taskworker"].store
+    ours = add.enqueue(1)
+    by_another_process = new_jobs(add, ["[[1], {}]"], EnqueueOptions(), store.clock(), None)
+    inside_ours = new_jobs(add, ["[[1], {}]"], EnqueueOptions(), store.clock(), json.dumps({"job": ours.id}))
+    theirs, inside = (store.add(rows)[0].id for rows in (by_another_process, inside_ours))
+    jobs.clear()
+    assert store.record(theirs).state == "ready"
+    assert store.record(inside).state == "cancelled"
+    assert ours.refresh().state is JobState.CANCELLED
+
+
+def test_nothing_is_run_beside_the_worker_of_a_running_application(
+    app: Flask, add: Task[..., Any, Any], ran: list[Any]
+) -> None:
+    jobs = Jobs(app, begun=0)
+    add.enqueue(1)
+    state = app.extensions["taskworker"]
+    values = {"now": int(time.time() * 1000), "pid": os.getppid()}
+    state.store.driver.write(
+        "INSERT INTO taskworker_worker (id, host, pid, state, started_at, beat_at, info) "
+        "VALUES ('theirs', 'h', :pid, 'alive', :now, :now, '{}')",
+        values,
+    )
+    with pytest.raises(TaskWorkerError, match=r"theirs \(h:\d+\).*Give tests a database of their own"):
+        jobs.drain()
+    assert ran == []
+    state.store.driver.write("UPDATE taskworker_worker SET state = 'left' WHERE id = 'theirs'", {})
+    assert jobs.drain().succeeded == 1
 
 
 @pytest.mark.sqlite_only

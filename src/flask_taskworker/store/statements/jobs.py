@@ -153,8 +153,8 @@ def newest_job() -> str:
 
 
 def jobs_after() -> str:
-    """The jobs with numbers above ``:number``, with their arguments, oldest first. For tests: it reads them all."""
-    return f"SELECT {RECORD}, args FROM taskworker_job WHERE id > :number ORDER BY id"
+    """The jobs with numbers above ``:number``, with arguments and origin, oldest first. For tests: it reads all."""
+    return f"SELECT {RECORD}, args, origin FROM taskworker_job WHERE id > :number ORDER BY id"
 
 
 def unfinished_before() -> str:
