@@ -24,7 +24,7 @@ from ..worker.probes import Health, Probes, WorkersHealth
 from ..worker.role import WorkerRole
 from .group import FAILED, CreatingCommand, Period, app_state, complete_queue, known_queues, tell
 from .log_output import set_up_log
-from .reloader import reload, tell_sources
+from .reloader import reload
 from .stacks import print_on_signal
 from .supervisor import HEALTH, NUMBER, Supervisor, available_cpus, hold_lifeline, own_command
 from .text import pairs, plural, safe
@@ -99,7 +99,12 @@ class Address(click.ParamType):  # type: ignore[type-arg]
     metavar="TEMPLATE",
     help="What people shall call this worker; {host}, {pid} and {number} (of --workers) are filled in.",
 )
-@click.option("--reload", "reloads", is_flag=True, help="For development: start anew whenever the code changes.")
+@click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="For development: restart when a Python file changes. Needs the extra reload.",
+)
 @click.option(
     "--health-port",
     "address",
@@ -111,7 +116,7 @@ class Address(click.ParamType):  # type: ignore[type-arg]
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
-    help="Write each second into this file how the worker is: see python -m flask_taskworker.health --help.",
+    help="Write the worker's health into this file each second, for a probe that reads it.",
 )
 @click.option(
     "--metrics-port",
@@ -146,7 +151,6 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
     set_up_log(app, form=form, verbose=options["verbose"], quiet=options["quiet"], with_process=workers > 1)
     if options["reloads"] and not is_child:
         _reload(state, workers)
-    tell_sources()
     if is_child and workers > 1:
         file = os.environ.pop(HEALTH, None)
         with Probes(WorkersHealth(state.workers), file=Path(file) if file else None):
@@ -171,7 +175,7 @@ def _reload(state: AppState, workers: int) -> NoReturn:
     if workers > 1:
         raise click.UsageError("--reload is for one process. Leave out --workers.")
     state.client.close()
-    sys.exit(reload(own_command()))
+    sys.exit(reload())
 
 
 def _supervise(app: Flask, state: AppState, bounds: Bounds, options: dict[str, Any]) -> NoReturn:

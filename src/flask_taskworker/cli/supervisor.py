@@ -57,7 +57,7 @@ _NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(slots=True, eq=False)
-class _Slot:
+class Slot:
     """One of the workers, through all its processes."""
 
     number: int
@@ -89,15 +89,15 @@ class Supervisor:
         self._environment = {name: value for name, value in environment.items() if name not in _NOT_FOR_CHILDREN}
         self._folder: Path | None = None
         self._ends = ends
-        self._slots = [_Slot(number) for number in range(1, count + 1)]
-        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._stopping = False
+        self.slots = [Slot(number) for number in range(1, count + 1)]
+        self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.is_stopping = False
         self._code = 0
 
     def write_health_to(self, folder: Path) -> FilesHealth:
         """Have each worker write into *folder* how it is; the health of them all."""
         self._folder = folder
-        return FilesHealth(self._health_files, lambda: self._stopping)
+        return FilesHealth(self._health_files, lambda: self.is_stopping)
 
     def _health_files(self) -> list[Path]:
         """Those of the workers that have had the time to write one."""
@@ -105,11 +105,11 @@ class Supervisor:
         assert self._folder is not None
         return [
             self._folder / str(slot.number)
-            for slot in self._slots
+            for slot in self.slots
             if slot.process is not None and (self._has_written(slot) or now - slot.started_at > STEADY)
         ]
 
-    def _has_written(self, slot: _Slot) -> bool:
+    def _has_written(self, slot: Slot) -> bool:
         assert self._folder is not None
         return (self._folder / str(slot.number)).exists()
 
@@ -118,11 +118,11 @@ class Supervisor:
         read_end, self._write_end = os.pipe()
         self._lifeline = read_end
         # Only a note: it is acted on between two other events.
-        handlers = listen(lambda number: self._events.put(lambda: self._pass_on(number)))
+        handlers = listen(lambda number: self.events.put(lambda: self._pass_on(number)))
         try:
-            for slot in self._slots:
-                self._start(slot)
-            while any(slot.process is not None or slot.start_at is not None for slot in self._slots):
+            for slot in self.slots:
+                self.start(slot)
+            while any(slot.process is not None or slot.start_at is not None for slot in self.slots):
                 self._take_event()
         finally:
             for number, handler in handlers.items():
@@ -132,18 +132,19 @@ class Supervisor:
         return self._code
 
     def _take_event(self) -> None:
-        due = [slot.start_at for slot in self._slots if slot.start_at is not None]
+        due = [slot.start_at for slot in self.slots if slot.start_at is not None]
         pause = max(0.0, min(due) - time.monotonic()) if due else LOOK
         try:
-            event = self._events.get(timeout=min(pause, LOOK))
+            event = self.events.get(timeout=min(pause, LOOK))
         except queue.Empty:
-            self._start_due()
+            self.on_quiet()
         else:
             event()
 
     # -- starting ---------------------------------------------------------------------------------------------------
 
-    def _start(self, slot: _Slot) -> None:
+    def start(self, slot: Slot) -> None:
+        """Start a process of this worker."""
         slot.start_at = None
         slot.started_at = time.monotonic()
         told = {NUMBER: str(slot.number)}
@@ -152,26 +153,28 @@ class Supervisor:
             (self._folder / str(slot.number)).unlink(missing_ok=True)
             told[HEALTH] = str(self._folder / str(slot.number))
         slot.process = start_child(self._command, {**self._environment, **told}, self._lifeline)
-        log.info("worker %s of %s is process %s", slot.number, len(self._slots), slot.process.pid)
+        log.info("worker %s of %s is process %s", slot.number, len(self.slots), slot.process.pid)
         name = f"taskworker-watch-{slot.process.pid}"
         threading.Thread(target=self._watch, args=(slot, slot.process), name=name, daemon=True).start()
 
-    def _watch(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
+    def _watch(self, slot: Slot, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
-        self._events.put(lambda: self._on_end(slot, code))
+        self.events.put(lambda: self.on_end(slot, code))
 
-    def _start_due(self) -> None:
+    def on_quiet(self) -> None:
+        """Nothing has happened for a while: start what is due."""
         now = time.monotonic()
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.start_at is not None and slot.start_at <= now:
-                self._start(slot)
+                self.start(slot)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
-    def _on_end(self, slot: _Slot, code: int) -> None:
+    def on_end(self, slot: Slot, code: int) -> None:
+        """A process of this worker has ended."""
         assert slot.process is not None
         pid, slot.process = slot.process.pid, None
-        if self._stopping:
+        if self.is_stopping:
             # One that had not begun to listen ends of the signal itself.
             self._code = self._code or int(code not in (0, -signal.SIGTERM))
         elif code in _HOPELESS:
@@ -183,7 +186,7 @@ class Supervisor:
         else:
             self._plan(slot, pid, code)
 
-    def _plan(self, slot: _Slot, pid: int, code: int) -> None:
+    def _plan(self, slot: Slot, pid: int, code: int) -> None:
         """Start it again: at once where it ended in order after a while, else after a pause that grows."""
         lived = time.monotonic() - slot.started_at
         if lived >= STEADY or (code == 0 and lived >= SHORTEST_PAUSE):
@@ -200,12 +203,12 @@ class Supervisor:
     def _pass_on(self, number: signal.Signals) -> None:
         """To every worker. SIGINT goes on as SIGTERM, which means the same to them, also while they still start."""
         if number.name in NOTED:
-            for slot in self._slots:
+            for slot in self.slots:
                 if slot.process is not None:
                     slot.process.send_signal(number)
             return
-        self._stopping = True
-        for slot in self._slots:
+        self.is_stopping = True
+        for slot in self.slots:
             slot.start_at = None
             if slot.process is not None:
                 slot.process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from flask import Flask
 from sqlalchemy.engine import URL
@@ -34,7 +34,6 @@ from ..store.migrations import newest
 from ..store.sql import ScheduleRow
 from .browse import Browser
 from .health import LATE_MS, Snapshot, name_of
-from .sqlalchemy_engines import Beginning, beginning_of, engines_on, names_file
 
 if TYPE_CHECKING:
     from ..state import AppState
@@ -100,7 +99,7 @@ def findings(app: Flask, *, smtp: bool = True, timeout: float = 3.0) -> list[Fin
     found = [*_guarded(_platform, state)]
     schema = list(_guarded(_schema, state))
     found += schema
-    found += [f for check in _FILE_CHECKS for f in _guarded(partial(check, app), state)]
+    found += [f for check in _FILE_CHECKS for f in _guarded(check, state)]
     if all(finding.level == "ok" for finding in schema):
         found += [f for check in _STORE_CHECKS for f in _guarded(check, state)]
     if smtp:
@@ -154,7 +153,7 @@ def _path(state: AppState) -> Path | None:
     return Path(path) if state.config.driver == "sqlite" and path and Path(path).exists() else None
 
 
-def _sqlite_version(_: Flask, state: AppState) -> Iterator[Finding]:
+def _sqlite_version(state: AppState) -> Iterator[Finding]:
     if state.config.driver != "sqlite":
         return
     version = sqlite3.sqlite_version
@@ -168,7 +167,7 @@ def _sqlite_version(_: Flask, state: AppState) -> Iterator[Finding]:
     )
 
 
-def _journal(_: Flask, state: AppState) -> Iterator[Finding]:
+def _journal(state: AppState) -> Iterator[Finding]:
     path = _path(state)
     if path is None:
         return
@@ -191,7 +190,7 @@ def _journal(_: Flask, state: AppState) -> Iterator[Finding]:
         yield _ok(f"The journal mode is wal; {path} has {_megabytes(path.stat().st_size)}, its log {_megabytes(size)}.")
 
 
-def _modes(_: Flask, state: AppState) -> Iterator[Finding]:
+def _modes(state: AppState) -> Iterator[Finding]:
     path = _path(state)
     if path is None or os.name == "nt":
         return
@@ -228,7 +227,7 @@ def _open_files(path: Path) -> Iterator[Finding]:
         )
 
 
-def _space(_: Flask, state: AppState) -> Iterator[Finding]:
+def _space(state: AppState) -> Iterator[Finding]:
     path = _path(state)
     if path is None:
         return
@@ -242,7 +241,7 @@ def _space(_: Flask, state: AppState) -> Iterator[Finding]:
         yield _ok(f"There are {_megabytes(free)} free beside the database.")
 
 
-def _file_system(_: Flask, state: AppState) -> Iterator[Finding]:
+def _file_system(state: AppState) -> Iterator[Finding]:
     path = _path(state)
     if path is None or not _MOUNTS.exists():
         return
@@ -270,45 +269,11 @@ def file_system_of(path: Path, mounts: str) -> str | None:
     return kind
 
 
-_OWN_FILE = (
-    "Write at the end of a view and commit at once, in transactions that begin with BEGIN IMMEDIATE, as the "
-    "documentation shows under Transactions. Where no task is atomic, better leave out TASKER_DATABASE_URI, so "
-    "that jobs get a file of their own."
-)
-
-
-def _shared(app: Flask, state: AppState) -> Iterator[Finding]:
-    """The application's own SQLite file is a bad place for a queue, unless its transactions take their turn."""
-    path = _path(state)
-    if path is None or not names_file(app, path):
-        return
-    text = f"The application keeps its own tables in {path} too"
-    beginnings = {name: beginning_of(engine) for name, engine in engines_on(app, path).items()}
-    named = {how: [name for name, its in beginnings.items() if its == how] for how in get_args(Beginning)}
-    right, known = named["immediate"], [name for name, how in beginnings.items() if how is not None]
-    if right and len(right) == len(beginnings):
-        yield _ok(f"{text}; its transactions begin with BEGIN IMMEDIATE.")
-    elif right:
-        others = ", ".join(name for name in beginnings if name not in right)
-        words = f"{text}. Transactions of {', '.join(right)} begin with BEGIN IMMEDIATE. Let what goes through "
-        yield _ok(f"{words}{others} only read.")
-    elif not known:
-        yield Finding(level="ok", text=f"{text}. How its transactions begin cannot be seen from here.", fix=_OWN_FILE)
-    elif named["deferred"]:
-        yield _warning(
-            f"{text}. A view that is slow between a write and its commit then holds up every worker.", _OWN_FILE
-        )
-    else:
-        yield _warning(
-            f"{text}, and each of its statements is committed by itself, whatever session it is in.", _OWN_FILE
-        )
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-_FILE_CHECKS = (_sqlite_version, _journal, _modes, _space, _file_system, _shared)
+_FILE_CHECKS = (_sqlite_version, _journal, _modes, _space, _file_system)
 
 
 # -- what lies in it ---------------------------------------------------------------------------------------------------

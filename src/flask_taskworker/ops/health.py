@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
-from ..core.words import counted, spoken
-
-if __name__ == "__main__":
-    # A probe, started every few seconds: what follows costs more than it does. See test_probe_is_quick.
-    from flask_taskworker.health import main
-
-    sys.exit(main(sys.argv[1:]))
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from ..core.words import counted, spoken
 from ..store.sql import Counts, QueueRow, ScheduleRow, Store, WorkerRow
 from .browse import Browser
 

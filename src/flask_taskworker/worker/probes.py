@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -20,7 +21,6 @@ from socketserver import TCPServer
 from typing import Protocol, Self
 
 from ..core.loggers import get_logger
-from ..health import read_health, words_of
 from .worker import Worker
 
 log = get_logger("worker")
@@ -33,6 +33,26 @@ STILL_MS = 30_000
 
 STALE = 15.0
 """Seconds: the file of a process that is older tells that it stands still."""
+
+
+def words_of(not_live: str | None, not_ready: str | None) -> str:
+    """What a health file says: a line on each, "ok" or what is wrong."""
+    return f"live: {not_live or 'ok'}\nready: {not_ready or 'ok'}\n"
+
+
+def read_health(path: Path, max_age: float, *, needs_ready: bool) -> str | None:
+    """What is wrong with the process that writes the file; None where all is well."""
+    try:
+        age = time.time() - path.stat().st_mtime
+        answers = dict(line.split(": ", 1) for line in path.read_text(errors="replace").splitlines() if ": " in line)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if age > max_age:
+        return f"{path} was written {age:.0f} s ago: the worker hangs or has ended"
+    for name in ("live", "ready") if needs_ready else ("live",):
+        if answers.get(name) != "ok":
+            return f"not {name}: {answers.get(name, 'the file does not say')}"
+    return None
 
 
 class Health(Protocol):
@@ -86,14 +106,14 @@ class FilesHealth:
 
     def not_live(self) -> str | None:
         """One that stands still is enough: nobody else restarts it."""
-        answers = (read_health(str(path), STALE, needs_ready=False) for path in self._paths())
+        answers = (read_health(path, STALE, needs_ready=False) for path in self._paths())
         return next((answer for answer in answers if answer is not None), None)
 
     def not_ready(self) -> str | None:
         """One that takes jobs is enough."""
         if self.is_stopping():
             return "it stops"
-        answers = [read_health(str(path), STALE, needs_ready=True) for path in self._paths()]
+        answers = [read_health(path, STALE, needs_ready=True) for path in self._paths()]
         return None if None in answers else next(iter(answers), "no worker has started")
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from flask import Flask
 
 from flask_taskworker import Every, JobState
-from flask_taskworker.cli.reloader import Watcher, snapshot
+from flask_taskworker.cli.reloader import own_folders
 from flask_taskworker.cli.stacks import stack_of
 from flask_taskworker.ops.health import Snapshot, info_of
 from tests.support.cli_shop import Shop
@@ -175,53 +175,21 @@ def test_sigusr1_writes_the_running_jobs_into_the_log(processes: ProcessShop, wo
 # -- --reload ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("watches", [True, False], ids=["watchfiles", "polling"])
-def test_watcher_tells_changed_new_and_gone_files(tmp_path: Path, watches: bool) -> None:
-    if watches:
-        pytest.importorskip("watchfiles")
-    old, sources = tmp_path / "old.py", tmp_path / "sources"
-    old.write_text("")
-    told: list[list[str]] = []
-    heard = threading.Event()
-
-    def on_change(names: Sequence[str]) -> None:
-        # The sources of this very project may change meanwhile.
-        if ours := [Path(name).name for name in names if name.startswith(str(tmp_path))]:
-            told.append(ours)
-            heard.set()
-
-    watcher = Watcher(sources, on_change)
-    if not watches:
-        watcher._watch = None
-    watcher.start()
-    try:
-        sources.write_text(json.dumps({str(old): old.stat().st_mtime_ns}))
-        deadline = time.monotonic() + 20
-        while str(old) not in watcher._seen:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert told == []
-        (tmp_path / "new").write_text("x")
-        for act in (
-            lambda: os.utime(old, (1, 1)),
-            # At once: a file that is made, and then written to, may be told of twice.
-            lambda: (tmp_path / "new").rename(tmp_path / "new.py"),
-            lambda: (tmp_path / "new.py").unlink(),
-        ):
-            heard.clear()
-            act()
-            assert heard.wait(20)
-    finally:
-        watcher.stop()
-    assert told == [["old.py"], ["new.py"], ["new.py"]]
+def test_the_applications_own_folders_are_watched(tmp_path: Path) -> None:
+    (tmp_path / "shop" / "parts").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    names = ("shop/a.py", "shop/parts/b.py", "other/c.py", "gone/d.py")
+    files = [json.__file__, pytest.__file__, *(str(tmp_path / name) for name in names)]
+    assert own_folders(files) == [str(tmp_path / "other"), str(tmp_path / "shop")]
 
 
-def test_snapshot_has_python_files_beside_the_applications_own(tmp_path: Path) -> None:
-    for name in ("a.py", "b.py", "c.txt"):
-        (tmp_path / name).write_text("")
-    assert {Path(name).name for name in snapshot([str(tmp_path / "a.py")])} == {"a.py", "b.py"}
-    assert [name for name in snapshot([json.__file__]) if not name.endswith("json/__init__.py")] == []
+def test_reload_without_watchfiles_names_the_extra(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    answer = shop("run", "--reload")
+    assert (answer.code, answer.err) == (
+        1,
+        "Error: --reload needs watchfiles: pip install 'Flask-TaskWorker[reload]'\n",
+    )
 
 
 def test_reload_is_for_one_process(shop: Shop) -> None:
@@ -238,7 +206,7 @@ def test_reload_runs_new_code_and_a_syntax_error_waits_for_the_next_change(proce
     assert process.stderr is not None
     assert processes.enqueue("add", 1, 2).result(timeout=30) == 3
     module.write_text(source.replace("return x + y", "return x * y"))
-    read_until(process.stderr, "changed: the worker starts anew")
+    read_until(process.stderr, "changed: restarting the worker")
     assert until_result(processes, 2) == 2
     module.write_text(source + "\ndef broken(:\n")
     read_until(process.stderr, "it starts again when a file changes")
