@@ -377,3 +377,17 @@ def test_worker_makes_no_room_for_a_suspect_of_a_queue_that_it_does_not_serve(
     wait_for(store.schedules, "the worker has looked, and has seen the suspect")
     task_worker.task(name="work")(lambda: None).enqueue().result(timeout=20)
     release.set()
+
+
+def test_suspect_that_survived_a_try_runs_beside_others_again(
+    task_worker: BackgroundTaskWorker, rows: Callable[..., Any]
+) -> None:
+    @task_worker.task(name="suspect", retry=Retry(5, base=3600))
+    def suspect() -> None:
+        raise ValueError("not this time")
+
+    job = suspect.using(delay=3600).enqueue()
+    rows("UPDATE taskworker_job SET solo = 1, crashes = 2, solo_crashes = 1, state = 'ready', run_at = 0")
+    task_worker.state().client.wake()
+    wait_for(lambda: job.refresh().attempt == 2)
+    assert rows("SELECT solo, solo_crashes, crashes, state FROM taskworker_job") == [(0, 0, 2, "scheduled")]

@@ -247,6 +247,7 @@ class WorkerStore:
             int(again),
             run_at if again else claim.run_at,
             outcome.ending.failures,
+            int(outcome.ending is not Ending.RELEASED),
             outcome.result,
             outcome.failure.to_text() if outcome.failure else None,
             outcome.failure.kind if outcome.failure else None,

@@ -442,7 +442,8 @@ class Worker:
         now, stuck = self._loop.time(), self._running_jobs.overdue
         busy = self._running_jobs.busy or stuck
         self._quarantine.update(now, busy=busy, stuck=stuck)
-        if self._quarantine.ready(busy=busy) and self._registration.is_current:
+        may_claim = self._registration.is_current
+        if may_claim and self._quarantine.ready(now, busy=busy, others=self._queue_view.has_ready):
             taken += await self._claim_suspect()
         for kind, names in self._queue_view.ready.items():
             while names and (room := self._room(kind)) > 0:

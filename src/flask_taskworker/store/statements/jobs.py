@@ -322,6 +322,7 @@ FINISH_COLUMNS: dict[str, ColumnType] = {
     "again": "integer",
     "new_run_at": "integer",
     "failed": "integer",
+    "survived": "integer",
     "new_result": "text",
     "new_error": "text",
     "new_kind": "text",
@@ -336,9 +337,11 @@ def finish(dialect: Dialect) -> str:
     """Record endings, fenced by the claim number. A job that shall run again but was asked to stop is cancelled.
 
     A late ending of a claim that was rescued, but that nobody has claimed since, still counts: it saves a duplicate.
+    A job that had to run alone and has survived a try need not any more; its next crash makes it a suspect again.
     """
     return (
         "UPDATE taskworker_job SET "
+        "solo = solo * (1 - e.survived), solo_crashes = solo_crashes * (1 - e.survived), "
         "state = CASE WHEN e.again = 1 AND cancel_requested = 1 THEN 'cancelled' ELSE e.new_state END, "
         "worker_id = NULL, run_at = e.new_run_at, failures = failures + e.failed, result = e.new_result, "
         "error = e.new_error, failure_kind = e.new_kind, failure_group = e.new_group, "
