@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cli_help import helps
 
 PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
@@ -27,3 +35,19 @@ python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+
+
+class CliHelp(SphinxDirective):
+    """``{cli-help} COMMAND``: the help of a command."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        text = helps()[self.arguments[0]]
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.add_directive("cli-help", CliHelp)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sqlite3
 import subprocess
@@ -26,7 +25,6 @@ from flask_taskworker.core.words import spoken
 from flask_taskworker.store.statements import jobs as job_statements
 from tests.support.cli_shop import Shop
 
-DOCS = Path(__file__).parents[3] / "docs"
 MINUTE = 60_000
 
 
@@ -467,19 +465,6 @@ def test_app_with_a_worker_and_mail_imports_no_commands() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout.split() == ["[]", "0", "0", "0"]
-
-
-def test_page_has_the_help_of_every_command() -> None:
-    spec = importlib.util.spec_from_file_location("make_cli", DOCS / "make_cli.py")
-    assert spec is not None
-    assert spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    page = (DOCS / "cli.md").read_text()
-    # Words, not lines: how click breaks lines differs from version to version.
-    assert page.split() == maker.filled(page).split(), "run: python docs/make_cli.py"
-    known = [command for command in maker.helps() if command != "flask mail"]
-    assert [command for command in known if f"<!-- help: {command} -->" not in page] == []
 
 
 @pytest.mark.parametrize(
