@@ -222,6 +222,27 @@ def test_help_lists_every_option(make_app: Callable[..., Flask]) -> None:
     )
 
 
+def answers() -> list[tuple[str, str]]:
+    """Path and name of each answer in the list of questions that newcomers ask."""
+    return re.findall(r"^\| Where [^|]+\? \| `([\w/]+\.py)` `(\w+)` \|$", documentation("design.md"), re.MULTILINE)
+
+
+def test_questions_of_newcomers_are_answered_by_paths_that_exist() -> None:
+    assert len(answers()) == 20
+    none_of(f"{path} {name}" for path, name in answers() if name not in defined_in(SOURCE / path))
+
+
+def defined_in(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text())) if path.exists() else ()
+    return {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_design_names_every_room() -> None:
+    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    named = set(re.findall(r"`(\w+)/?`", documentation("design.md").partition("## Where is")[0]))
+    assert rooms - {"__init__"} <= named
+
+
 # --- The checks themselves ----------------------------------------------------------------------------------------
 
 PAGE = """\
