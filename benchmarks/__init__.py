@@ -1,1 +1,1 @@
-"""Benchmarks: ``python3 dev.py bench [NAME…]``. Each module has a ``main()`` that measures, prints and returns rows."""
+"""Benchmarks: ``tox -e bench -- [NAME…]``. Each module has a ``main()`` that measures, prints and returns rows."""

@@ -20,7 +20,7 @@ RESULTS = Path("build/bench")
 
 def main() -> None:
     """Run what the command line names."""
-    parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tox -e bench --", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all")
     names = parser.parse_args().names or NAMES
     if unknown := sorted(set(names) - set(NAMES)):

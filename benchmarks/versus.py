@@ -89,7 +89,7 @@ ON_POSTGRES: dict[What, int] = {
 }
 
 NEWER = {"ours, PostgreSQL, newer Python", "oban", "oban, tuned"}
-"""Measured in a second environment, whose interpreter's path ``dev.py`` leaves in this variable."""
+"""Measured in a second environment, whose interpreter's path tox leaves in this variable."""
 NEWER_PYTHON = "BENCH_NEWER_PYTHON"
 
 
@@ -139,7 +139,7 @@ def reason(name: str) -> str:
     """Why a peer cannot be measured here, or nothing."""
     python = python_of(name)
     if python is None:
-        return "they need Python 3.12 or newer. Install one where dev.py finds it: on PATH, or by pyenv."
+        return "they need Python 3.12 or newer, in the environment that `tox -e bench-newer` makes."
     package = find(name).package
     return f"{package} is not installed." if package and package not in installed(python) else ""
 
@@ -158,7 +158,8 @@ def python_of(name: str) -> str | None:
     """The interpreter for a peer, if there is one."""
     if name not in NEWER:
         return sys.executable
-    return os.environ.get(NEWER_PYTHON) or (sys.executable if sys.version_info >= (3, 12) else None)
+    newer = os.environ.get(NEWER_PYTHON, "")
+    return newer if Path(newer).is_file() else sys.executable if sys.version_info >= (3, 12) else None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Takes the pictures of the dashboard for the documentation: ``python3 dev.py pictures [NAME...] [--to DIR]``.
+"""Takes the pictures of the dashboard for the documentation: ``tox -e pictures -- [NAME...] [--to DIR]``.
 
 An hour of the demo goes by in a minute: its jobs are real, and so is how long they took, but the clock of the store is
 set back, and comes a minute nearer to the present with each round of work. Chance is seeded.

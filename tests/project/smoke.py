@@ -1,4 +1,4 @@
-"""Run by `dev.py wheel` in an environment that holds nothing but the wheel and what it depends on."""
+"""Run by `tox -e wheel` in an environment that holds nothing but the wheel and what it depends on."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FAILED = 1
 
 def main() -> int:
     """Run what the command line names."""
-    parser = argparse.ArgumentParser(prog="dev.py chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tox -e chaos --", description=__doc__)
     names = ", ".join(matrix.ROWS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows, by name or number; default: all. {names}")
     parser.add_argument("--database", choices=(SQLITE, POSTGRESQL, "both"), default="both")

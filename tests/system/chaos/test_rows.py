@@ -1,4 +1,4 @@
-"""The rows of the fault matrix in their short forms; ``python3 dev.py chaos`` runs the long ones."""
+"""The rows of the fault matrix in their short forms; ``tox -e chaos`` runs the long ones."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ QUICK = {
     "test_process_ends_soon_after_its_main_thread",
     "test_jobs_that_run_when_the_main_thread_ends_may_end_too",
 }
-"""What stands for the others in ``dev.py test``; the rest runs with ``dev.py slow`` and ``check``."""
+"""What stands for the others in ``dev.py test``; `tox -e slow` runs the rest."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

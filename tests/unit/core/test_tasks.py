@@ -307,7 +307,7 @@ def test_several_schedules_are_numbered_from_the_second_on(task_worker: Backgrou
 @pytest.mark.slow
 def test_types_follow_the_function() -> None:
     """``tests/project/typing/api.py`` says what a type checker must accept and what it must refuse."""
-    pytest.importorskip("mypy", reason="mypy is not installed here; `dev.py check` runs it")
+    pytest.importorskip("mypy", reason="mypy is not installed here; the main environment has it")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "tests/project/typing/api.py"]
     environment = {"MYPYPATH": str(SOURCES), "PATH": "/usr/bin:/bin"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=55, check=False)
