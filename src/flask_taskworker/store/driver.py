@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..core.rows import NewJob
+from ..errors import StoreError
 from .statements.jobs import Dialect
 
 T = TypeVar("T")
@@ -18,6 +19,14 @@ Parameters = Mapping[str, Any]
 Run = Callable[[str, Parameters], list[Row]]
 Ready = Collection[tuple[str, str]]
 """Queues with ready jobs, and of which kind these are."""
+
+
+class RowRefused(StoreError):
+    """The database refuses a value in the statement, and will refuse it again: too large, or of no legal form."""
+
+
+class RowLocked(StoreError):
+    """Another session holds the lock of a row in the statement for too long."""
 
 
 class Other(NamedTuple):

@@ -6,13 +6,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..core.failures import group_of
-from ..core.rows import Claim, Ending, JobRecord, NewJob, Outcome, Progress
+from ..core.loggers import get_logger
+from ..core.rows import Claim, Ending, Failure, JobRecord, NewJob, Outcome, Progress
 from ..core.tasks import DeclaredSchedule
-from .driver import Run
+from ..errors import StoreError
+from .driver import RowLocked, RowRefused, Run
 from .fitting import hashes_in, text_in
 from .links import LoopLink
 from .rollups import Tally
@@ -21,7 +24,9 @@ from .statements import jobs as job_statements
 from .statements import mails as mail_statements
 from .statements import operations as operation_statements
 from .statements import workers as worker_statements
-from .statements.jobs import Dialect, batch_of
+from .statements.jobs import Dialect, batch_of, in_pieces
+
+log = get_logger("store")
 
 PRUNE_BATCH = 250
 """Small, so that others get at the write lock between two batches."""
@@ -73,6 +78,14 @@ class Firing:
     """Whether to make them although an earlier job of the schedule is unfinished."""
 
 
+class Fired(NamedTuple):
+    """What came of firing schedules, by their names."""
+
+    made: dict[str, list[JobRecord]]
+    refused: dict[str, StoreError]
+    """What the database refuses, and will refuse again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """One execution that is over: what the store must learn."""
@@ -84,6 +97,17 @@ class Ended:
     progress: Progress | None = None
     lines: str | None = None
     """What it has logged, as JSON."""
+
+
+class Recorded(NamedTuple):
+    """What came of recording endings."""
+
+    states: dict[int, str]
+    """The state of each job that took its ending; the others were fenced."""
+    ended: list[Ended]
+    """The endings as they are stored: what the database refused has become a failure."""
+    later: list[Ended]
+    """Those whose rows another session has locked: they are to be recorded later."""
 
 
 class WorkerStore:
@@ -98,8 +122,9 @@ class WorkerStore:
         self._claim_suspect = job_statements.claim_suspect(dialect)
         self._confirm = job_statements.confirm_claims(dialect)
         self._promote = job_statements.promote(dialect)
-        self._finish_succeeded = job_statements.finish_succeeded(dialect)
-        self._finish = job_statements.finish(dialect)
+        self._finish_succeeded = [job_statements.finish_succeeded(dialect, skip_locked=skip) for skip in (False, True)]
+        self._finish = [job_statements.finish(dialect, skip_locked=skip) for skip in (False, True)]
+        self._unrecorded = job_statements.unrecorded(dialect)
         self._recorded = job_statements.recorded(dialect)
         self._add_attempts = job_statements.add_attempts(dialect)
         self._report_progress = job_statements.report_progress(dialect)
@@ -175,61 +200,103 @@ class WorkerStore:
 
     # -- finishing --------------------------------------------------------------------------------------------------
 
-    async def finish(self, worker_id: str, ended: Sequence[Ended]) -> dict[int, str]:
-        """Record endings. Returns the state of each job that took its ending; the others were fenced."""
-        states: dict[int, str] = {}
-        plain: list[Ended] = []
-        special: list[Ended] = []
-        for e in ended:
-            if e.outcome.recorded:
-                states[e.claim.id] = e.outcome.ending.value
-            else:
-                (plain if _is_plain(e) else special).append(e)
-        if plain:
-            states.update(await self._record_plain(plain))
-        if special:
-            states.update(await self._record_special(worker_id, special))
-        if told := [(e.claim, e.progress) for e in ended if e.progress is not None and e.outcome.recorded]:
-            await self.report_progress(told)
-        return states
+    async def finish(self, worker_id: str, ended: Sequence[Ended]) -> Recorded:
+        """Record endings, in pieces of a few megabytes. What the database refuses of one becomes a failure."""
+        book = Recorded({e.claim.id: e.outcome.ending.value for e in ended if e.outcome.recorded}, list(ended), [])
+        waiting = [e for e in ended if not e.outcome.recorded]
+        if plain := [e for e in waiting if _is_plain(e)]:
+            await self._record_plain(plain, book)
+        special = [(e, self._finish_row(e)) for e in waiting if not _is_plain(e)]
+        for piece in in_pieces(special, lambda pair: _size(pair[1])):
+            try:
+                await self._record_special(worker_id, piece, book)
+            except RowRefused:
+                for pair in piece:
+                    await self._record_alone(worker_id, pair, book)
+        if reports := [(e.claim, e.progress) for e in ended if e.progress is not None and e.outcome.recorded]:
+            await self.report_progress(reports)
+        return book
 
     async def recorded(self, ended: Sequence[Ended]) -> dict[int, str]:
-        """Which of these endings are stored already, although nobody told us so: the answer was lost."""
+        """Which of these endings are stored already, although the answer that said so was lost."""
         batch = batch_of([(e.claim.id, e.claim.claim, e.outcome.ending.state.value) for e in ended])
         return _states(await self._link.read(self._recorded, {"batch": batch}))
 
-    async def _record_plain(self, ended: Sequence[Ended]) -> dict[int, str]:
+    async def _record_plain(self, ended: Sequence[Ended], book: Recorded) -> None:
         now = ended[-1].ended_at
-        claims = {e.claim.id: e.claim.claim for e in ended}
-        if len(claims) < len(ended):
-            # Two tries of one job: the later one counts.
-            claims = {e.claim.id: e.claim.claim for e in sorted(ended, key=lambda e: e.claim.claim)}
+        # Of two tries of one job the later one counts.
+        claims = {e.claim.id: e.claim.claim for e in sorted(ended, key=lambda e: e.claim.claim)}
         parameters = {"batch": batch_of(claims), "now": now, "expires_at": now + self._keep_succeeded}
-        rows = await self._link.write(self._finish_succeeded, parameters)
-        return dict.fromkeys((row[0] for row in rows), Ending.SUCCEEDED.value)
+        for skip_locked, sql in enumerate(self._finish_succeeded):
+            try:
+                rows = await self._link.write(sql, parameters)
+            except RowLocked:
+                if skip_locked:
+                    raise
+                continue
+            book.states.update(dict.fromkeys((row[0] for row in rows), Ending.SUCCEEDED.value))
+            if skip_locked:
+                await self._note_locked(ended, book)
+            return
 
-    async def _record_special(self, worker_id: str, ended: Sequence[Ended]) -> dict[int, str]:
-        batch = batch_of([self._finish_row(e) for e in ended])
-        attempts = [e for e in ended if e.outcome.failure is not None]
-        if not attempts:
-            return _states(await self._link.write(self._finish, {"batch": batch}))
+    async def _record_special(
+        self, worker_id: str, piece: Sequence[tuple[Ended, tuple[object, ...]]], book: Recorded
+    ) -> None:
+        batch = batch_of([row for _, row in piece])
+        needs_attempts = any(e.outcome.failure for e, _ in piece)
+        for skip_locked, sql in enumerate(self._finish):
+            try:
+                if needs_attempts:
+                    states = await self._link.transaction(partial(self._end, worker_id, sql, batch, piece))
+                else:
+                    states = _states(await self._link.write(sql, {"batch": batch}))
+            except RowLocked:
+                if skip_locked:
+                    raise
+                continue
+            book.states.update(states)
+            if skip_locked:
+                await self._note_locked([e for e, _ in piece], book)
+            return
 
-        def body(run: Run) -> dict[int, str]:
-            states = _states(run(self._finish, {"batch": batch}))
-            rows = [_attempt_row(worker_id, e) for e in attempts if e.claim.id in states]
-            run(self._add_attempts, {"batch": batch_of(rows)})
-            return states
+    def _end(
+        self, worker_id: str, sql: str, batch: str, piece: Iterable[tuple[Ended, object]], run: Run
+    ) -> dict[int, str]:
+        states = _states(run(sql, {"batch": batch}))
+        attempts = [_attempt_row(worker_id, e) for e, _ in piece if e.outcome.failure and e.claim.id in states]
+        if attempts:
+            run(self._add_attempts, {"batch": batch_of(attempts)})
+        return states
 
-        return await self._link.transaction(body)
+    async def _record_alone(self, worker_id: str, pair: tuple[Ended, tuple[object, ...]], book: Recorded) -> None:
+        """Record an ending by itself; what is refused of it is left out, and the job has failed."""
+        try:
+            return await self._record_special(worker_id, [pair], book)
+        except RowRefused as error:
+            refused = _refused(pair[0], error)
+            log.error("the ending of %s cannot be stored, so the job has failed: %s", refused.claim, error)  # noqa: TRY400
+        book.ended[book.ended.index(pair[0])] = refused
+        try:
+            await self._record_special(worker_id, [(refused, self._finish_row(refused))], book)
+        except RowRefused as error:
+            log.critical("%s stays running, since nothing of its ending can be stored: %s", refused.claim, error)
+
+    async def _note_locked(self, ended: Sequence[Ended], book: Recorded) -> None:
+        """Put aside the endings whose rows another session has locked; the other missing ones were fenced."""
+        missing = {e.claim.id: e for e in ended if e.claim.id not in book.states}
+        batch = batch_of([(e.claim.id, e.claim.claim) for e in missing.values()])
+        later = {row[0] for row in await self._link.read(self._unrecorded, {"batch": batch})}
+        book.later.extend(e for e in missing.values() if e.claim.id in later)
+        book.ended[:] = [e for e in book.ended if e not in book.later]
 
     async def hand_back(self, worker_id: str, ended: Sequence[Ended]) -> None:
         """Record the last endings, those of jobs that go back among them, and deregister, all in one transaction."""
-        told = [e for e in ended if not e.outcome.recorded]
+        piece = [(e, self._finish_row(e)) for e in ended if not e.outcome.recorded]
+        batch = batch_of([row for _, row in piece])
+        skip_locked = self._finish[-1]
 
         def body(run: Run) -> None:
-            states = _states(run(self._finish, {"batch": batch_of([self._finish_row(e) for e in told])}))
-            attempts = [e for e in told if e.outcome.failure is not None and e.claim.id in states]
-            run(self._add_attempts, {"batch": batch_of([_attempt_row(worker_id, e) for e in attempts])})
+            self._end(worker_id, skip_locked, batch, piece, run)
             run(worker_statements.remove_worker(), {"id": worker_id})
 
         await self._link.transaction(body)
@@ -263,49 +330,84 @@ class WorkerStore:
         return self._keep_failed if outcome.ending is Ending.FAILED else self._keep_succeeded
 
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
-        """Write what jobs tell of themselves."""
-        batch = batch_of([(claim.id, claim.claim, progress.to_text()) for claim, progress in reports])
-        await self._link.write(self._report_progress, {"batch": batch}, durable=False)
+        """Write the progress that jobs report."""
+        rows = [(claim.id, claim.claim, progress.to_text()) for claim, progress in reports]
+        await self._write_rows(self._report_progress, rows)
+
+    async def _write_rows(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """A statement over a batch, cheaply; a row that the database refuses is logged and left out."""
+        for piece in in_pieces(rows, _size):
+            try:
+                await self._link.write(sql, {"batch": batch_of(piece)}, durable=False)
+            except RowRefused as error:
+                if len(rows) == 1:
+                    log.error("not stored of job %s: %s", rows[0][0], error)  # noqa: TRY400
+                    return
+                for row in piece:
+                    await self._write_rows(sql, [row])
 
     # -- schedules --------------------------------------------------------------------------------------------------
 
-    async def declare_schedules(self, schedules: Iterable[DeclaredSchedule], now: Callable[[int], Any]) -> list[str]:
+    async def declare_schedules(
+        self, schedules: Iterable[DeclaredSchedule], now: Callable[[int], Any]
+    ) -> dict[str, StoreError | None]:
         """Store the schedules that code declares. *now* turns the clock's milliseconds into a moment.
 
-        Returns the names that belong to schedules made at run time: those are not stored.
+        Returns those that are not stored, by name: with the error where the database refuses one, without where the
+        name belongs to a schedule made at run time. Raises RowLocked where another session has one locked.
         """
         ms = self._store.clock()
         # In one order in all processes: each waits for the rows of the other, and never both.
         ordered = sorted(schedules, key=lambda schedule: schedule.name)
         rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in ordered]
 
-        def body(run: Run) -> list[str]:
-            return [row["name"] for row in rows if not run(job_statements.declare_schedule(), row)]
+        def declare(some: Sequence[dict[str, Any]], run: Run) -> dict[str, StoreError | None]:
+            return {row["name"]: None for row in some if not run(job_statements.declare_schedule(), row)}
 
-        return await self._link.transaction(body) if rows else []
+        if not rows:
+            return {}
+        try:
+            return await self._link.transaction(partial(declare, rows))
+        except RowRefused:
+            missing: dict[str, StoreError | None] = {}
+            for row in rows:
+                try:
+                    missing |= await self._link.transaction(partial(declare, [row]))
+                except RowRefused as error:
+                    missing[row["name"]] = error
+            return missing
 
     async def due_schedules(self, may_fire: str, number: int) -> list[DueSchedule]:
         """Up to *number* of the schedules of *may_fire* whose time has come, most overdue first."""
         parameters = {"may_fire": may_fire, "now": self._store.clock(), "number": number}
         return [_due(row) for row in await self._link.read(self._due_schedules, parameters)]
 
-    async def fire(self, firings: Sequence[Firing]) -> dict[str, list[JobRecord]]:
-        """Move schedules on and make their jobs, in one transaction. Returns the jobs made, by the schedule's name.
+    async def fire(self, firings: Sequence[Firing]) -> Fired:
+        """Move schedules on and make their jobs, in one transaction; a schedule that is refused is left out.
 
         A schedule that another worker was faster to move is not in the answer. Without *overlap* a job is left out
         while an earlier one of its schedule is unfinished.
         """
+        try:
+            return Fired(await self._link.transaction(partial(self._fire, firings)), {})
+        except RowRefused as error:
+            if len(firings) == 1:
+                return Fired({}, {firings[0].schedule.name: error})
+        fired = Fired({}, {})
+        for firing in firings:
+            made, refused = await self.fire([firing])
+            fired.made.update(made)
+            fired.refused.update(refused)
+        return fired
+
+    def _fire(self, firings: Sequence[Firing], run: Run) -> dict[str, list[JobRecord]]:
         steps = batch_of([(f.schedule.name, f.schedule.next_at, f.next_at, _last_at(f)) for f in firings])
-
-        def body(run: Run) -> dict[str, list[JobRecord]]:
-            moved = {row[0] for row in run(self._advance_schedules, {"batch": steps})}
-            mine = [f for f in firings if f.schedule.name in moved]
-            made = self._make_jobs(run, mine)
-            if ended := [f.schedule.name for f in mine if f.next_at is None]:
-                run(self._remove_ended_schedules, {"names": json.dumps(ended)})
-            return {f.schedule.name: made.get(f.schedule.name, []) for f in mine}
-
-        return await self._link.transaction(body)
+        moved = {row[0] for row in run(self._advance_schedules, {"batch": steps})}
+        mine = [f for f in firings if f.schedule.name in moved]
+        made = self._make_jobs(run, mine)
+        if ended := [f.schedule.name for f in mine if f.next_at is None]:
+            run(self._remove_ended_schedules, {"names": json.dumps(ended)})
+        return {f.schedule.name: made.get(f.schedule.name, []) for f in mine}
 
     def _make_jobs(self, run: Run, firings: Sequence[Firing]) -> dict[str | None, list[JobRecord]]:
         jobs = {job.uid: job for f in firings for job in f.jobs}
@@ -350,8 +452,7 @@ class WorkerStore:
 
     async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
         """Store what tries have logged: for each its lines so far, as JSON; of a job those of the last tries."""
-        batch = batch_of([(claim.id, claim.claim, text) for claim, text in lines])
-        await self._link.write(self._add_lines, {"batch": batch}, durable=False)
+        await self._write_rows(self._add_lines, [(claim.id, claim.claim, text) for claim, text in lines])
         old = [(c.id, c.claim - KEEP_TRIES) for c, _ in lines if c.claim > KEEP_TRIES]
         if old:
             await self._link.write(self._remove_lines, {"batch": batch_of(old)}, durable=False)
@@ -377,6 +478,19 @@ def prune_mails(dialect: Dialect, run: Run, parameters: Mapping[str, Any]) -> in
             run(mail_statements.release_blobs(dialect), {"batch": batch_of(list(released.items()))})
             run(mail_statements.remove_unused_blobs(dialect), {"hashes": json.dumps(list(released))})
     return len(gone)
+
+
+def _refused(ended: Ended, error: StoreError) -> Ended:
+    """The ending of a job of whose outcome the database refuses something."""
+    message = ascii(str(error)).strip("'\"")[:500]
+    failure = Failure(kind="result", type="RowRefused", message=message)
+    outcome = Outcome(Ending.FAILED, failure=failure, keep=ended.outcome.keep)
+    return Ended(ended.claim, outcome, ended.started_at, ended.ended_at)
+
+
+def _size(row: Sequence[object]) -> int:
+    """How many characters a row takes in a batch, about."""
+    return 100 + sum(len(value) for value in row if isinstance(value, str))
 
 
 def _is_plain(ended: Ended) -> bool:

@@ -19,6 +19,8 @@ log = get_logger("jobs")
 FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""
 FLUSH_AT = 64
+LOCKED_INTERVAL = 0.5
+"""An ending whose row another session has locked is tried again after so many seconds."""
 
 
 class OutcomeWriter:
@@ -42,17 +44,20 @@ class OutcomeWriter:
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._in_doubt = False
+        self._look_at_locked = 0.0
 
     async def flush(self, worker_id: str, *, at_once: bool = False) -> None:
         """Record what ended, in one statement; unless *at_once*, a few endings wait a moment for company.
 
         What the database does not take is kept for the next time. Raises StoreError.
         """
+        if at_once or self._loop.time() >= self._look_at_locked:
+            self._running_jobs.retry_locked()
         if not self._running_jobs.ended or not (at_once or self._is_time()):
             return
         ended = self._running_jobs.take_ended()
         try:
-            states = await self._work.finish(worker_id, ended)
+            states, ended, later = await self._work.finish(worker_id, ended)
             if self._in_doubt:
                 # The database took them, and its answer was lost.
                 states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
@@ -61,6 +66,9 @@ class OutcomeWriter:
             self._running_jobs.put_back(ended)
             raise
         self._in_doubt = False
+        if later:
+            self._running_jobs.locked += later
+            self._look_at_locked = self._loop.time() + LOCKED_INTERVAL
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
             self._queue_view.must_look = True

@@ -252,7 +252,8 @@ class Heartbeat:
             "interrupted": INTERRUPTED.to_text(),
         }
         rescued: list[JobRecord] = []
-        for sql in (worker_statements.sweep("dead"), worker_statements.sweep("left")):
+        dialect = self._store.driver.dialect
+        for sql in (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left")):
             rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
         for job in rescued:
             level = logging.ERROR if job.state == Ending.FAILED else logging.WARNING

@@ -68,6 +68,8 @@ class RunningJobs:
         self._loop = asyncio.get_running_loop()
         self.ended: list[Ended] = []
         """What ended and is not recorded yet, oldest first."""
+        self.locked: list[Ended] = []
+        """What ended and waits for another session that has its row locked."""
         self.ended_since = 0.0
         """When the oldest of them ended, on the loop's clock."""
         self.jobs_done = 0
@@ -100,7 +102,7 @@ class RunningJobs:
 
     def claims(self) -> set[tuple[int, int]]:
         """(id, claim) of all that is in hand."""
-        in_hand = [e.claim for e in self.ended]
+        in_hand = [e.claim for e in (*self.ended, *self.locked)]
         in_hand += [job.claim for job in self._tasks.values()]
         in_hand += [claim for slots in self._slots.values() for claim in slots.waiting]
         return {(claim.id, claim.claim) for claim in in_hand}
@@ -216,6 +218,10 @@ class RunningJobs:
     def put_back(self, ended: list[Ended]) -> None:
         """The database did not take these."""
         self.ended[:0] = ended
+
+    def retry_locked(self) -> None:
+        """Try to record again what waits for another session's lock."""
+        self.ended[:0], self.locked = self.locked, []
 
     def take_reports(self) -> list[tuple[Claim, Progress]]:
         """What running jobs told of their progress."""

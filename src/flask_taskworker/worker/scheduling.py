@@ -17,7 +17,8 @@ from ..core.loggers import get_logger
 from ..core.rows import JobRecord, NewJob
 from ..core.tasks import Task, TaskRegistry
 from ..core.triggers import Trigger, due, trigger_from_text
-from ..errors import NotDecodable
+from ..errors import NotDecodable, StoreError
+from ..store.driver import RowLocked
 from ..store.sql import to_duration_ms
 from ..store.work import DueSchedule, Firing, WorkerStore
 
@@ -25,6 +26,7 @@ log = get_logger("schedules")
 
 SEEN_INTERVAL_MS = 3_600_000
 _PAUSE = 1.0
+_LOCKED_PAUSE = 0.25
 _LOOK_AT = 100
 _BATCH_SIZE = 100_000
 _ROW_SIZE = 400
@@ -42,8 +44,7 @@ class Scheduler:
         self._declared_version = -1
         self._next_seen = 0
         self._unreadable: set[str] = set()
-        self._lost: set[tuple[str, int]] = set()
-        self._immovable: set[tuple[str, int]] = set()
+        self._refused: set[tuple[str, int]] = set()
         self.pause = 0.0
         """Seconds to wait before the next look at due schedules: more than 0 while one is due that cannot fire."""
         self.may_fire = "[]"
@@ -54,13 +55,17 @@ class Scheduler:
         version = self._registry.version
         if version != self._declared_version:
             declared = [schedule for task in self._registry for schedule in task.declared_schedules()]
-            for name in await work.declare_schedules(declared, from_ms):
-                log.error(
-                    "schedule %r is not stored: another of that name was made at run time; "
-                    "task_worker.unschedule(%r) ends that one",
-                    name,
-                    name,
+            try:
+                missing = await work.declare_schedules(declared, from_ms)
+            except RowLocked as error:
+                # Other jobs must not wait for that. With the next look it is tried again.
+                log.warning("the schedules in code are not stored yet: %s", error)
+                return
+            for name, refusal in missing.items():
+                reason = refusal or (
+                    f"another of that name was made at run time; task_worker.unschedule({name!r}) ends that one"
                 )
+                log.error("schedule %r is not stored: %s", name, reason)
             names = [f"code:{schedule.name}" for schedule in declared]
             self.may_fire = json.dumps(names + [f"runtime:{task.name}" for task in self._registry])
             self._declared_version = version
@@ -75,7 +80,15 @@ class Scheduler:
             number *= 10
             page = await work.due_schedules(self.may_fire, number)
         if firings:
-            return self._told(firings, await work.fire(firings))
+            made, refused = await work.fire(firings)
+            for firing in firings:
+                if (refusal := refused.get(firing.schedule.name)) is not None:
+                    self._report(firing.schedule, refusal)
+                    self._refused.add((firing.schedule.name, firing.schedule.next_at))
+            if not made:
+                # They are another worker's now, or another session has them locked.
+                self.pause = _LOCKED_PAUSE
+            return self._told(firings, made)
         self.pause = _PAUSE if page else 0.0
         return []
 
@@ -100,9 +113,9 @@ class Scheduler:
             # Older code has declared it since: say again what it is.
             self._declared_version = -1
             return None
+        if (schedule.name, schedule.next_at) in self._refused:
+            return None
         try:
-            if (schedule.name, schedule.next_at) in self._immovable:
-                raise NotDecodable("The stored name cannot be read.")
             return _decided(task, schedule, now)
         except Exception as error:  # noqa: BLE001 - cron and zone arithmetic on what the store says; harms this one alone
             self._report(schedule, error)
@@ -110,15 +123,11 @@ class Scheduler:
 
     def _report(self, schedule: DueSchedule, error: Exception) -> None:
         if schedule.name not in self._unreadable:
-            is_bug = not isinstance(error, NotDecodable | OverflowError)
+            is_bug = not isinstance(error, NotDecodable | OverflowError | StoreError)
             log.error("schedule %r cannot fire: %s", schedule.name, error, exc_info=error if is_bug else None)
             self._unreadable.add(schedule.name)
 
     def _told(self, firings: Sequence[Firing], made: Mapping[str, list[JobRecord]]) -> list[tuple[str, JobRecord]]:
-        # Who was faster has moved it before we look again: what is due as before then, and not to be moved, never is.
-        lost = {(f.schedule.name, f.schedule.next_at) for f in firings if f.schedule.name not in made}
-        self._immovable |= lost & self._lost
-        self._lost = lost
         for firing in firings:
             left_out = len(firing.jobs) - len(made.get(firing.schedule.name, firing.jobs))
             if left_out:

@@ -31,7 +31,7 @@ from ..store.sql import Store
 from ..store.work import WorkerStore
 from .bounds import NO_BOUNDS, Bounds, BoundsWatch
 from .executor import Executor
-from .finishing import FLUSH_DELAY, OutcomeWriter
+from .finishing import FLUSH_DELAY, LOCKED_INTERVAL, OutcomeWriter
 from .launch import is_reloader_parent
 from .liveness import News, package_version, resident_mb
 from .quarantine import Quarantine
@@ -47,6 +47,8 @@ from .upkeep import Upkeep
 log = get_logger("worker")
 
 CATCH_UP_INTERVAL = 0.05
+SHORT_PAUSE = 0.02
+"""Seconds until the next look after one that found something due and could do nothing about it."""
 LONGEST_BACK_OFF = 5.0
 LAST_WORDS = 1.0
 """Receivers of signals have so long at the end. Seconds."""
@@ -384,6 +386,8 @@ class Worker:
         """How long what is pending in this process may wait."""
         if self._running_jobs.ended:
             yield FLUSH_DELAY
+        if self._running_jobs.locked:
+            yield LOCKED_INTERVAL
         yield from self._upkeep.delays()
         if self._signals.is_behind:
             yield CATCH_UP_INTERVAL
@@ -406,9 +410,9 @@ class Worker:
         if not self._is_due(queue_view.next_due) and not self._is_due(queue_view.next_fire):
             return 0
         made_ready = await self._act_on_time()
-        if self._scheduler.pause and not made_ready:
-            # What cannot fire would be found due at once, again and again.
-            self._next_look = self._loop.time() + self._scheduler.pause
+        if not made_ready:
+            # What cannot fire, or is locked by another session, would be found due at once, again and again.
+            self._next_look = self._loop.time() + max(self._scheduler.pause, SHORT_PAUSE)
             queue_view.forget_due(self._store.clock())
             return 0
         # What is due next is looked for after the claim: these jobs are late already.

@@ -79,7 +79,7 @@ class Bench:
 
     def finish(self, claim: Claim, outcome: Outcome, **fields: Any) -> dict[int, str]:
         ended = Ended(claim, outcome, self.now, self.now, **fields)
-        return self.do(lambda work: work.finish("w", [ended]))
+        return self.do(lambda work: work.finish("w", [ended])).states
 
     def claimed(self, **fields: Any) -> Claim:
         """A job that the worker w has claimed."""
@@ -261,7 +261,8 @@ def test_of_two_endings_of_one_job_that_come_together_the_later_claim_counts(ben
     bench.finish(old, Outcome(Ending.RELEASED))
     (new,) = bench.claim()
     both = [Ended(claim, SUCCESS, bench.now, bench.now) for claim in (old, new)]
-    assert bench.do(lambda work: work.finish("w", both if late_first else both[::-1])) == {new.id: "succeeded"}
+    recorded = bench.do(lambda work: work.finish("w", both if late_first else both[::-1]))
+    assert recorded.states == {new.id: "succeeded"}
     assert bench.record(new.id).state == "succeeded"
 
 
@@ -357,7 +358,7 @@ def test_batch_of_endings_says_which_counted(bench: Bench) -> None:
     lost = claims[0]._replace(claim=7)
     outcomes = [SUCCESS, SUCCESS, WITH_RESULT, OUTCOMES["failure"], OUTCOMES["retry"], OUTCOMES["release"]]
     ended = [Ended(claim, o, NOW, NOW) for claim, o in zip([lost, *claims[1:]], outcomes, strict=True)]
-    states = bench.do(lambda work: work.finish("w", ended))
+    states = bench.do(lambda work: work.finish("w", ended)).states
     assert states == {
         claims[1].id: "succeeded",
         claims[2].id: "succeeded",
@@ -526,7 +527,7 @@ def test_schedule_is_fired_by_the_one_who_moves_it_on(bench: Bench) -> None:
     def fire(fire_at: int) -> Any:
         job = bench.new(schedule="s", fire_at=fire_at)
         firing = Firing(schedule=due, next_at=NOW + 100, jobs=[job], overlap=True)
-        return bench.do(lambda work: work.fire([firing]))
+        return bench.do(lambda work: work.fire([firing])).made
 
     assert [job.fire_at for job in fire(NOW)["s"]] == [NOW]
     assert fire(NOW + 1) == {}
@@ -697,7 +698,7 @@ def hot() -> dict[str, str]:
         "cancel_requests": worker_statements.cancel_requests(),
         "held_jobs": worker_statements.held_jobs(),
         "held_by_the_dead": worker_statements.held_by_the_dead(),
-        "sweep": worker_statements.sweep("dead"),
+        "sweep": worker_statements.sweep(d, "dead"),
         "workers": worker_statements.workers(),
     }
 

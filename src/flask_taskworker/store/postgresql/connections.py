@@ -22,12 +22,19 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL
 
 from ...errors import ConfigError, ConnectionLost, NotSupported, StoreError
-from ..driver import Parameters, Row, Run
+from ..driver import Parameters, Row, RowLocked, RowRefused, Run
 
 T = TypeVar("T")
 
 _PREPARE_AFTER = 5
 """A statement that one connection has run so often is prepared."""
+
+
+# A plan made while a table was small is kept, and scans it when it is large; planning anew costs less than a claim.
+# A row that another session has locked must not hold up a worker's other rows.
+_WORKER_SETTINGS = (
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('lock_timeout', '100ms', false)"
+)
 
 
 class Server:
@@ -46,6 +53,12 @@ class Server:
         """A connection in autocommit mode. Raises StoreError."""
         with self._connecting():
             return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold)
+
+    def set_up(self, connection: psycopg.Connection[Any]) -> None:
+        """Make the connection one of a worker's. Behind a pooler in transaction mode there is nothing to set."""
+        if self._prepare_threshold is not None:
+            with translated():
+                fetch(connection, _WORKER_SETTINGS, {})
 
     async def open_async(self) -> psycopg.AsyncConnection[Any]:
         """A connection in autocommit mode for the running loop. Raises StoreError."""
@@ -180,14 +193,25 @@ class translated:
         return None
 
     def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, UnicodeError):
+            raise RowRefused(f"PostgreSQL refuses a value: {error}.") from error
         if not isinstance(error, psycopg.Error):
             return
         words, state = in_words(error), error.sqlstate or ""
         if isinstance(error, psycopg.OperationalError) and _is_lost(error.sqlstate, words):
             raise ConnectionLost(f"PostgreSQL: {words}. The connection was lost; try again.") from error
+        if isinstance(error, psycopg.DataError) or state[:2] in _REFUSALS:
+            raise RowRefused(f"PostgreSQL refuses a value: {words}.") from error
+        if state in _LOCKED:
+            raise RowLocked(f"PostgreSQL: {words}. {_REMEDIES[state[:2]]}") from error
         remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "See the server's log."
         raise StoreError(f"PostgreSQL: {words}. {remedy}") from error
 
+
+_REFUSALS = frozenset({"22", "23", "54"})
+"""Classes of SQLSTATE: data exceptions, violated constraints, limits of the server."""
+_LOCKED = frozenset({"55P03", "40P01", "40001"})
+"""A lock was not to be had in time, or this transaction had to give way to another."""
 
 # None: libpq noticed the loss itself. 57P01 to 57P03: the server shuts down, crashed, or starts.
 _LOST = frozenset({None, "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
@@ -204,6 +228,7 @@ _POOLER = "Where a pooler says so: its pool_mode must be session or transaction,
 _REMEDIES = {
     "25": "The server is read-only, perhaps a standby: give TASKER_DATABASE_URI the primary's address.",
     "40": "Another transaction was in the way: try again.",
+    "55": "Another session holds a lock on a row: find it in pg_locks.",
     "42501": "Give this user the right to use the tables, and to create them or let another do so: flask tasks db sql",
     "42P01": _TABLES,
     "42703": _TABLES,
@@ -211,7 +236,6 @@ _REMEDIES = {
     "53": "The server is out of disk space, memory or connections: free some.",
     "08P01": _POOLER,
     "57014": "Raise statement_timeout for this user, or find what was in the way.",
-    "55P03": "Raise lock_timeout for this user, or find what was in the way.",
 }
 
 
@@ -305,6 +329,7 @@ class PostgresqlLink:
         """The connection, a new one after a loss. Raises StoreError."""
         if self._connection is None or self._connection.closed:
             self._connection = self._server.open()
+            self._server.set_up(self._connection)
             self.sessions += 1
         return self._connection
 

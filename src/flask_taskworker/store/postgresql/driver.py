@@ -24,7 +24,7 @@ from ...errors import ConnectionLost, NotSupported, StoreError
 from ..driver import Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
-from ..statements.jobs import POSTGRESQL, batch_of
+from ..statements.jobs import POSTGRESQL, batch_of, in_pieces
 from .connections import PostgresqlLink, Server, fetch, has_ended, translated
 from .presence import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 
@@ -110,12 +110,21 @@ class PostgresqlDriver:
             return body(functools.partial(fetch, connection))
 
     def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
-        """Insert many jobs in one statement and return their ids in order; a repeat finds what the first one stored."""
-        batch = batch_of([(*job, job.state) for job in jobs])
-        rows = self.write(job_statements.add_jobs(POSTGRESQL), {"batch": batch})
-        if len(rows) < len(jobs):
-            rows = self.read(job_statements.jobs_by_uid(POSTGRESQL), {"batch": batch_of([(job.uid,) for job in jobs])})
-        ids = {uid: job_id for job_id, uid in rows}
+        """Insert many jobs in one transaction and return their ids in order; a repeat finds what the first stored."""
+        ids: dict[str, int] = {}
+        parts = list(in_pieces(jobs, lambda job: len(job.args)))
+        batches = [batch_of([(*job, job.state) for job in part]) for part in parts]
+        sql = job_statements.add_jobs(POSTGRESQL)
+
+        def body(run: Run) -> None:
+            for batch in batches:
+                ids.update({uid: job_id for job_id, uid in run(sql, {"batch": batch})})
+
+        body(self.write) if len(parts) == 1 else self.transaction(body)
+        if len(ids) < len(jobs):
+            for part in parts:
+                known = {"batch": batch_of([(job.uid,) for job in part])}
+                ids.update({uid: job_id for job_id, uid in self.read(job_statements.jobs_by_uid(POSTGRESQL), known)})
         return [ids[job.uid] for job in jobs]
 
     def upkeep(self) -> None:

@@ -26,10 +26,10 @@ from sqlalchemy.pool import QueuePool
 
 from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
-from ..driver import Parameters, Ready, Row, Run
+from ..driver import Parameters, Ready, Row, RowRefused, Run
 from ..holder import holder_in_words
 from ..migrations import found_version, is_ready, prepare_schema, store_id_in
-from ..statements.jobs import SQLITE, add_alike, batch_of, last_number
+from ..statements.jobs import SQLITE, add_alike, batch_of, in_pieces, last_number
 from .commits import Patience, PooledConnection, SharedCommit, Transaction, patiently, plainly
 from .forks import Connection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
@@ -43,9 +43,6 @@ OLDEST = (3, 35, 0)
 
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A write-ahead log above this size is copied back into the database."""
-
-PIECE_CHARACTERS = 2_000_000
-"""Of arguments, of about which a statement for many jobs consists at most."""
 
 CHECKPOINT_PATIENCE = 0.5
 """Seconds to wait for the write lock: a checkpoint can be put off."""
@@ -399,15 +396,7 @@ class SqliteLink:
 def pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
     """In order, and each of jobs that differ in uid and arguments only, and of no more than a few megabytes."""
     for _, alike in itertools.groupby(jobs, key=_all_but_uid_and_args):
-        piece: list[NewJob] = []
-        size = 0
-        for job in alike:
-            if size > PIECE_CHARACTERS:
-                yield piece
-                piece, size = [], 0
-            piece.append(job)
-            size += len(job.args)
-        yield piece
+        yield from in_pieces(alike, lambda job: len(job.args))
 
 
 def _all_but_uid_and_args(job: NewJob) -> tuple[object, ...]:
@@ -496,6 +485,8 @@ class translated:
         return None
 
     def __exit__(self, exception_type: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, _REFUSALS):
+            raise RowRefused(f"SQLite at {self._path} refuses a value: {error}.") from error
         if isinstance(error, sqlite3.Error):
             if self._guard is not None:
                 self._guard.note(error)
@@ -507,6 +498,8 @@ class translated:
             )
             raise StoreError(f"{self._path}: {error.strerror or error}. {remedy}") from error
 
+
+_REFUSALS = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, OverflowError, UnicodeError)
 
 _CHECK_PATH = "Check that the path in TASKER_DATABASE_URI exists and that this user may write there."
 

@@ -9,13 +9,14 @@ its RETURNING says who won.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ...core.rows import Claim, JobRecord, NewJob
 from ..schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
 
+T = TypeVar("T")
 ColumnType = Literal["integer", "text"]
 
 
@@ -55,6 +56,31 @@ class Dialect:
         if self.name == "sqlite":
             return f"{column} IN ({select})"
         return f"{column} = ANY(ARRAY({select} FOR UPDATE SKIP LOCKED))"
+
+    def unlocked(self, ids: str) -> str:
+        """A condition: of the jobs whose ids are selected by *ids*, those that no other session has locked."""
+        if self.name == "sqlite":
+            return "true"
+        chosen = f"SELECT id FROM taskworker_job WHERE id = ANY(ARRAY({ids})) ORDER BY id FOR UPDATE SKIP LOCKED"
+        return f"taskworker_job.id = ANY(ARRAY({chosen}))"
+
+
+PIECE_CHARACTERS = 2_000_000
+"""A statement for many rows is cut in pieces of about this size: both databases refuse a text that is far larger."""
+
+
+def in_pieces(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """*items* in order, in pieces of about :data:`PIECE_CHARACTERS`; *size* says how many characters one takes."""
+    piece: list[T] = []
+    total = 0
+    for item in items:
+        if total > PIECE_CHARACTERS:
+            yield piece
+            piece, total = [], 0
+        piece.append(item)
+        total += size(item)
+    if piece:
+        yield piece
 
 
 def batch_of(rows: Sequence[Sequence[Any]] | Mapping[int, int]) -> str:
@@ -306,12 +332,17 @@ def promote(dialect: Dialect) -> str:
     return f"UPDATE taskworker_job SET state = 'ready' WHERE {due} AND state = 'scheduled' RETURNING queue, kind"
 
 
-def finish_succeeded(dialect: Dialect) -> str:
-    """Record the commonest ending: jobs that returned None at their first try."""
+def finish_succeeded(dialect: Dialect, *, skip_locked: bool = False) -> str:
+    """Record the commonest ending: jobs that returned None at their first try.
+
+    *skip_locked*: rows that another session has locked are left out. It costs time, so it is the second try.
+    """
+    batch = dialect.pairs("id", "claim")
+    past_locks = f" AND {dialect.unlocked(f'SELECT id FROM {batch} AS b')}" if skip_locked else ""
     return (
         "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, finished_at = :now, expires_at = :expires_at "
-        f"FROM {dialect.pairs('id', 'claim')} AS e WHERE taskworker_job.id = e.id "
-        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id"
+        f"FROM {batch} AS e WHERE taskworker_job.id = e.id "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{past_locks} RETURNING taskworker_job.id"
     )
 
 
@@ -333,12 +364,15 @@ FINISH_COLUMNS: dict[str, ColumnType] = {
 }
 
 
-def finish(dialect: Dialect) -> str:
-    """Record endings, fenced by the claim number. A job that shall run again but was asked to stop is cancelled.
+def finish(dialect: Dialect, *, skip_locked: bool = False) -> str:
+    """Record endings, fenced by the claim number. A job that is to run again but was asked to stop is cancelled.
 
-    A late ending of a claim that was rescued, but that nobody has claimed since, still counts: it saves a duplicate.
-    A job that had to run alone and has survived a try need not any more; its next crash makes it a suspect again.
+    A late ending of a claim that was rescued, but not claimed since, still counts: it saves a duplicate. A job that
+    had to run alone and has survived a try need not any more; its next crash makes it a suspect again.
+    *skip_locked*: as in :func:`finish_succeeded`.
     """
+    batch = dialect.batch(FINISH_COLUMNS)
+    past_locks = f" AND {dialect.unlocked(f'SELECT id FROM {batch} AS b')}" if skip_locked else ""
     return (
         "UPDATE taskworker_job SET "
         "solo = solo * (1 - e.survived), solo_crashes = solo_crashes * (1 - e.survived), "
@@ -348,11 +382,21 @@ def finish(dialect: Dialect) -> str:
         "progress = COALESCE(e.new_progress, progress), "
         "finished_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.ended_at END, "
         "expires_at = CASE WHEN e.again = 1 AND cancel_requested = 0 THEN NULL ELSE e.new_expires_at END "
-        f"FROM {dialect.batch(FINISH_COLUMNS)} AS e WHERE taskworker_job.id = e.id "
+        f"FROM {batch} AS e WHERE taskworker_job.id = e.id "
         # Said twice, where the first answer was lost, it counts one failure.
         "AND (e.failed = 0 OR NOT EXISTS (SELECT 1 FROM taskworker_attempt AS a WHERE a.job_id = e.id "
         "AND a.claim = e.claim)) "
-        f"AND taskworker_job.claim = e.claim AND {UNFINISHED} RETURNING taskworker_job.id, taskworker_job.state"
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{past_locks} "
+        "RETURNING taskworker_job.id, taskworker_job.state"
+    )
+
+
+def unrecorded(dialect: Dialect) -> str:
+    """Which endings of a batch can still be recorded: their claims are neither fenced nor ended."""
+    batch = dialect.batch({"id": "integer", "claim": "integer"})
+    return (
+        f"SELECT e.id FROM {batch} AS e JOIN taskworker_job AS j ON j.id = e.id AND j.claim = e.claim "
+        f"AND j.{UNFINISHED}"
     )
 
 
@@ -399,14 +443,15 @@ def add_attempts(dialect: Dialect) -> str:
 
 
 def report_progress(dialect: Dialect) -> str:
-    """Write what jobs tell of themselves, fenced by the claim number.
+    """Write the progress that jobs report, fenced by the claim number; not of rows that another session has locked.
 
-    An atomic job may have succeeded meanwhile, in a transaction of its own, and this is the last that it told.
+    An atomic job may have succeeded meanwhile, in a transaction of its own, and this is its last report.
     """
-    columns: dict[str, ColumnType] = {"id": "integer", "claim": "integer", "new_progress": "text"}
+    batch = dialect.batch({"id": "integer", "claim": "integer", "new_progress": "text"})
     return (
-        f"UPDATE taskworker_job SET progress = e.new_progress FROM {dialect.batch(columns)} AS e "
-        f"WHERE taskworker_job.id = e.id AND taskworker_job.claim = e.claim AND state IN ('running', 'succeeded')"
+        f"UPDATE taskworker_job SET progress = e.new_progress FROM {batch} AS e WHERE taskworker_job.id = e.id "
+        f"AND taskworker_job.claim = e.claim AND state IN ('running', 'succeeded') "
+        f"AND {dialect.unlocked(f'SELECT id FROM {batch} AS b')}"
     )
 
 
@@ -498,15 +543,15 @@ def _may_fire(dialect: Dialect) -> str:
 
 
 def _in_order(dialect: Dialect, names: str) -> str:
-    """A condition under which PostgreSQL locks the schedules that *names* selects in the order of their names.
+    """A condition under which PostgreSQL locks the schedules that *names* selects, in the order of their names.
 
-    All who change several do so, so that no two wait for each other. SQLite has one writer at a time.
+    What another session has locked is left out. SQLite has one writer at a time.
     """
     if dialect.name == "sqlite":
         return ""
     return (
         f" AND name = ANY(ARRAY(SELECT name FROM taskworker_schedule WHERE name = ANY(ARRAY({names})) "
-        'ORDER BY name COLLATE "C" FOR UPDATE))'
+        'ORDER BY name COLLATE "C" FOR UPDATE SKIP LOCKED))'
     )
 
 

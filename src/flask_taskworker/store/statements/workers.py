@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .jobs import RECORD
+from .jobs import RECORD, Dialect
 
 SOLO_AFTER = 2
 """A job during which so many processes died runs alone from then on."""
@@ -98,7 +98,7 @@ def held_by_the_dead() -> str:
     )
 
 
-def sweep(state: Literal["dead", "left"]) -> str:
+def sweep(dialect: Dialect, state: Literal["dead", "left"]) -> str:
     """End the claims of all workers in that state. Of a worker that left in order no crash is counted.
 
     A job that was asked to stop is cancelled. One that must not run twice is failed, and so is one that has killed
@@ -112,6 +112,8 @@ def sweep(state: Literal["dead", "left"]) -> str:
     seconds = "CASE WHEN crashes = 0 THEN 0 WHEN crashes > 9 THEN 3600000 ELSE (2000 << (crashes + 1)) END"
     kinds = ("'interrupted'", ends, "'crashed'", "failure_kind")
     waits = "crashes > 0" if crash else "1 = 0"
+    dead = f"SELECT id FROM taskworker_worker WHERE state = '{state}'"
+    held = f"SELECT id FROM taskworker_job WHERE state = 'running' AND worker_id IN ({dead})"
     return (
         "UPDATE taskworker_job SET worker_id = NULL, "
         f"state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN {ends} THEN 'failed' "
@@ -125,8 +127,7 @@ def sweep(state: Literal["dead", "left"]) -> str:
         f"expires_at = CASE WHEN {ends} THEN {kept} ELSE NULL END, "
         f"crashes = crashes + {crash}, solo_crashes = solo_crashes + {crash} * solo, "
         f"solo = CASE WHEN crashes + {crash} >= {SOLO_AFTER} THEN 1 ELSE solo END "
-        f"WHERE state = 'running' AND worker_id IN (SELECT id FROM taskworker_worker WHERE state = '{state}') "
-        f"RETURNING {RECORD}"
+        f"WHERE {dialect.among('id', held)} RETURNING {RECORD}"
     )
 
 
