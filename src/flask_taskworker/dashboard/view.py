@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from flask import Flask, Response, current_app, request, url_for
@@ -28,6 +29,8 @@ from .redact import covers
 
 if TYPE_CHECKING:
     from ..state import AppState
+
+T = TypeVar("T")
 
 MAX_WORDS = 1_000
 """Characters of an argument in an address or a form."""
@@ -138,6 +141,12 @@ class View:
         if not text.isascii() or not text.isdecimal() or len(text) > 19 or not least <= int(text) <= most:
             self.refuse(f"{name} is {text!r:.80}. Allowed: a whole number from {least} to {most}.")
         return int(text)
+
+    def part(self, rows: Sequence[T], most: int) -> tuple[Sequence[T], dict[str, int]]:
+        """The rows of the page that the argument ``page`` names, and what its template needs to lead to the others."""
+        pages = max(1, math.ceil(len(rows) / most))
+        page = min(self.number("page") or 1, pages)
+        return rows[(page - 1) * most : page * most], {"page": page, "pages": pages, "total": len(rows)}
 
     def refuse(self, message: str) -> NoReturn:
         """Answer 400 with these words."""

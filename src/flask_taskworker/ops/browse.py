@@ -283,10 +283,11 @@ class Browser:
         """Every schedule."""
         return self._store.schedules()
 
-    def schedule_runs(self, limit: int = 30) -> dict[str, list[ScheduleRun]]:
-        """The last jobs of each schedule, newest first."""
+    def schedule_runs(self, names: Sequence[str], limit: int = 30) -> dict[str, list[ScheduleRun]]:
+        """The last jobs of each of these schedules, newest first."""
         runs: dict[str, list[ScheduleRun]] = {}
-        for row in self._read(statements.schedule_runs(), {"limit": limit}):
+        sql = statements.schedule_runs(self._dialect)
+        for row in self._read(sql, {"limit": limit, "names": json.dumps(list(names))}):
             run = fitted(ScheduleRun, row)
             runs.setdefault(run.schedule, []).append(run)
         return runs

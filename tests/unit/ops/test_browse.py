@@ -580,7 +580,7 @@ def test_the_last_runs_of_each_schedule_are_told(
         tick.schedule(Every(hours=1), name=name)
     runs = ({"schedule": name, "fire_at": i, "state": "succeeded"} for i in range(4) for name in ("one", "two", "gone"))
     store_jobs(rows, *runs, {"schedule": "one", "fire_at": 99, "started_at": 100})
-    found = browser.schedule_runs(3)
+    found = browser.schedule_runs(["one", "two"], 3)
     assert [run.fire_at for run in found["one"]] == [99, 3, 2]
     assert (found["one"][0].state, found["one"][0].started_at) == ("ready", 100)
     assert [run.fire_at for run in found["two"]] == [3, 2, 1]

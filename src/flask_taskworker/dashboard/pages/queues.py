@@ -19,6 +19,7 @@ from ..filtering import filter_text
 from ..routes import Route
 from ..view import View
 
+PER_PAGE = 50
 _BADGES = {
     "ok": ("ok", "ok"),
     "idle": ("scheduled", "no worker yet"),
@@ -32,8 +33,9 @@ def page(view: View) -> Response:
     """Every queue that code names, that has jobs, that worked in the last hour, or that is paused."""
     queues = view.browser.queues(also=_named(view))
     workers = [worker for worker in view.browser.workers() if takes_jobs(worker, view.now)]
-    rows = [_row(queue, workers, view.now) for queue in queues]
-    return view.page("queues.html", {"queues": rows, "counted_up_to": MOST}, title="Queues")
+    shown, pages = view.part(queues, PER_PAGE)
+    rows = [_row(queue, workers, view.now) for queue in shown]
+    return view.page("queues.html", {"queues": rows, "counted_up_to": MOST, **pages}, title="Queues")
 
 
 def _named(view: View) -> list[str]:
@@ -110,7 +112,7 @@ def _known(view: View) -> str:
 
 
 ROUTES = (
-    Route("/queues", "queues", page),
+    Route("/queues", "queues", page, arguments=("page",)),
     Route("/queues/pause", "pause_queue", pause, methods=("POST",), permission="pause"),
     Route("/queues/resume", "resume_queue", resume, methods=("POST",), permission="pause"),
 )

@@ -19,6 +19,7 @@ from .. import words
 from ..routes import Route
 from ..view import View
 
+PER_PAGE = 25
 RUNS = 30
 FIRES = 10
 _NOT_STORED = ""
@@ -37,13 +38,22 @@ _ORDER = ("odd", "late", "failing", "running", "up", "new", "paused", "ended")
 
 
 def page(view: View) -> Response:
-    """Every schedule, what calls for attention first."""
-    runs = view.browser.schedule_runs(RUNS)
+    """A page of the schedules, what calls for attention first."""
+    find = view.argument("find")
     stored = view.browser.schedules()
     schedules = [*stored, *_not_stored(view, {schedule.name for schedule in stored})]
-    rows = [_row(view, schedule, runs.get(schedule.name, [])) for schedule in schedules]
+    found = [schedule for schedule in schedules if find.lower() in f"{schedule.name} {schedule.task}".lower()]
+    found.sort(key=lambda schedule: _place(schedule, view.now))
+    shown, pages = view.part(found, PER_PAGE)
+    runs = view.browser.schedule_runs([schedule.name for schedule in shown], RUNS)
+    rows = [_row(view, schedule, runs.get(schedule.name, [])) for schedule in shown]
     rows.sort(key=lambda row: (_ORDER.index(row["state"]), row["next_at"] or 0, row["name"]))
-    return view.page("schedules.html", {"schedules": rows, "kept": RUNS}, title="Schedules")
+    return view.page("schedules.html", {"schedules": rows, "kept": RUNS, "find": find, **pages}, title="Schedules")
+
+
+def _place(schedule: ScheduleRow, now: int) -> tuple[int, int, str]:
+    """Where a schedule comes in the list, as far as its own row says."""
+    return (_ORDER.index(state_of(schedule, (), now)), schedule.next_at or 0, schedule.name)
 
 
 def _not_stored(view: View, stored: Container[str]) -> Iterator[ScheduleRow]:
@@ -62,7 +72,7 @@ def one(view: View) -> Response:
     schedule = next((schedule for schedule in view.browser.schedules() if schedule.name == name), None)
     if schedule is None:
         raise NotFound(f"There is no schedule {name!r:.200}.")
-    row = _row(view, schedule, view.browser.schedule_runs(RUNS).get(name, []))
+    row = _row(view, schedule, view.browser.schedule_runs([name], RUNS).get(name, []))
     return view.page("schedule.html", {**row, "fires": _fires(schedule, view.now)}, title=f"Schedule {name}")
 
 
@@ -149,17 +159,15 @@ def _chart(runs: Sequence[ScheduleRun]) -> Markup:
         return Markup("")
     took = [_run(run)["took_ms"] or 0 for run in reversed(runs)]
     longest = max(took) or 1
-    bars = Markup("").join(
-        Markup('<rect class="{}" x="{}" y="{:.1f}" width="3" height="{:.1f}"/>').format(
-            _COLOURS.get(run.state, "cancelled"), i * 4, 16 - height, height
-        )
-        for i, run in enumerate(reversed(runs))
-        if (height := 16 if run.state == "failed" else 4 + 12 * took[i] / longest)
-    )
+    paths: dict[str, str] = {}
+    for i, run in enumerate(reversed(runs)):
+        height = 16 if run.state == "failed" else 4 + 12 * took[i] / longest
+        colour = _COLOURS.get(run.state, "cancelled")
+        paths[colour] = paths.get(colour, "") + f"M{i * 4} 16v-{height:.1f}h3V16z"
+    bars = Markup("").join(Markup('<path class="{}" d="{}"/>').format(*path) for path in paths.items())
     told = ", ".join(f"{run.state} {words.took(_run(run)['took_ms'])}".removesuffix(" –") for run in reversed(runs))
     return Markup(
-        '<svg class="spark" viewBox="0 0 {w} 16" preserveAspectRatio="none" role="img" aria-label="{t}"><title>{t}'
-        "</title>{b}</svg>"
+        '<svg class="spark" viewBox="0 0 {w} 16" preserveAspectRatio="none" role="img"><title>{t}</title>{b}</svg>'
     ).format(w=RUNS * 4, t=f"The last runs, oldest first: {told}", b=bars)
 
 
@@ -220,7 +228,7 @@ def _asked() -> str:
 
 
 ROUTES = (
-    Route("/schedules", "schedules", page),
+    Route("/schedules", "schedules", page, arguments=("find", "page")),
     Route("/schedule", "schedule", one, arguments=("name",)),
     Route("/schedules/run", "run_schedule", run, methods=("POST",), permission="run"),
     Route("/schedules/pause", "pause_schedule", pause, methods=("POST",), permission="pause"),

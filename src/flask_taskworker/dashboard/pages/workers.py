@@ -14,6 +14,7 @@ from .. import words
 from ..routes import Route
 from ..view import View
 
+PER_PAGE = 50
 _RUNNING = 200
 """Running jobs that the page looks at."""
 _SHOWN = 10
@@ -36,7 +37,8 @@ def page(view: View) -> Response:
         by_worker.setdefault(job.record.worker_id, []).append(job)
     rows = [_row(worker, by_worker.get(worker.id, []), view.now) for worker in view.browser.workers()]
     rows.sort(key=lambda row: (_ORDER.index(row["state"]), row["started_at"]))
-    return view.page("workers.html", {"workers": rows}, title="Workers")
+    shown, pages = view.part(rows, PER_PAGE)
+    return view.page("workers.html", {"workers": shown, **pages}, title="Workers")
 
 
 def _row(worker: WorkerRow, jobs: Sequence[JobRow], now: int) -> dict[str, Any]:
@@ -89,4 +91,4 @@ def _number(values: Any, name: str) -> int | float | None:
     return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
-ROUTES = (Route("/workers", "workers", page),)
+ROUTES = (Route("/workers", "workers", page, arguments=("page",)),)

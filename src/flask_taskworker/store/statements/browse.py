@@ -317,13 +317,14 @@ def running_and_paused() -> str:
     )
 
 
-def schedule_runs() -> str:
-    """The last ``:limit`` jobs of each schedule, newest first."""
+def schedule_runs(dialect: Dialect) -> str:
+    """The last ``:limit`` jobs of each schedule in ``:names``, newest first."""
     run = ", ".join(f"j.{name}" for name in _RUN)
     return (
         # CROSS, so that SQLite begins with the schedules: else it looks at all jobs of all of them.
         f"SELECT {run} FROM taskworker_schedule AS s CROSS JOIN taskworker_job AS j "
-        "WHERE j.schedule = s.name AND j.schedule IS NOT NULL AND j.fire_at IN (SELECT fire_at FROM taskworker_job "
+        f"WHERE s.name IN {dialect.names('names')} AND j.schedule = s.name AND j.schedule IS NOT NULL "
+        "AND j.fire_at IN (SELECT fire_at FROM taskworker_job "
         "WHERE schedule IS NOT NULL AND schedule = s.name ORDER BY fire_at DESC LIMIT :limit) "
         "ORDER BY j.schedule, j.fire_at DESC"
     )
