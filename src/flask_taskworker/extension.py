@@ -125,9 +125,15 @@ class TaskWorker:
     def state(self) -> AppState:
         """The state of the app that is meant: the current one, else the only one. Raises AppError."""
         if has_app_context():
-            state = self._states.get(current_app._get_current_object())  # type: ignore[attr-defined]
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+            state = self._states.get(app)
             if state is not None:
                 return state
+            if getattr(app.extensions.get(KEY), "registry", None) is self.registry:
+                raise AppError(
+                    f"A later app {app.import_name!r} with the same database has replaced this one, so its jobs would "
+                    "run in that app. Use the later app, or give each app its own TASKER_DATABASE_URI."
+                )
         states = self._living()
         if len(states) == 1:
             return states[0]

@@ -211,6 +211,15 @@ def test_unique_key_belongs_to_its_task(add: Task[..., Any, Any], idle_worker: B
     assert add.using(unique="k").enqueue(1) != other.using(unique="k").enqueue(1)
 
 
+def test_unique_key_and_task_name_do_not_run_into_each_other(idle_worker: BackgroundTaskWorker) -> None:
+    pairs = [("a", "b:c"), ("a:b", "c"), ("a:b:c", ":"), ("a\\", "b:c"), ("a\\:b", "c")]
+    jobs = []
+    for name, key in pairs:
+        task = idle_worker.task(name=name)(lambda: None)
+        jobs += [task.using(unique=key).enqueue(), task.using(unique=key).enqueue()]
+    assert len(set(jobs)) == len(pairs)
+
+
 def test_unique_key_stays_taken_while_the_job_waits_for_a_retry(
     add: Task[..., Any, Any], store: Store, rows: Rows
 ) -> None:
@@ -619,9 +628,8 @@ def test_factory_that_is_called_again_replaces_its_app(
     assert add.enqueue(2).result(timeout=20) == 2
     with second.app_context():
         assert add.enqueue(3).result(timeout=20) == 3
-    with first.app_context():
-        assert add.enqueue(4).result(timeout=20) == 4
-    del first
+    with first.app_context(), pytest.raises(AppError, match="A later app 'factory' .* has replaced this one"):
+        add.enqueue(4)
 
 
 def test_factory_with_a_worker_of_its_own_replaces_its_app(

@@ -439,7 +439,7 @@ def test_every_ending_ends_its_own_job_and_the_worker_goes_on(
         assert words in failed.exception_message, name
         assert failed.job_id == jobs[name].id
         if failure_kind == "exception":
-            assert failed.traceback.startswith("Traceback (most recent call last):"), name
+            assert "Traceback (most recent call last):" in failed.traceback.split("\n")[0], name
             assert __file__ in failed.traceback, name
         jobs[name].refresh()
         assert (jobs[name].state, jobs[name].attempt) == (JobState.FAILED, 1), name

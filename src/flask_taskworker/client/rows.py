@@ -44,10 +44,16 @@ def new_job(
         max_attempts=task.max_attempts,
         timeout=None if timeout is None else to_duration_ms(timeout),
         created_at=now,
-        unique_key=None if options.unique is None else f"{task.name}:{options.unique}",
+        unique_key=None if options.unique is None else unique_key(task.name, options.unique),
         at_most_once=int(task.options.at_most_once),
         origin=origin,
     )
+
+
+def unique_key(task: str, key: str) -> str:
+    """What is unique among unfinished jobs: the task and the key, which stay apart where the task has a colon too."""
+    escaped = task.replace("\\", "\\\\").replace(":", "\\:")
+    return f"{escaped}:{key}"
 
 
 def _run_at(options: EnqueueOptions, now: int) -> int:

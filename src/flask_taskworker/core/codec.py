@@ -19,15 +19,17 @@ import math
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from ..errors import DeclarationError, NotDecodable, NotEncodable
-from .hints import hints_of, init_fields, is_registrable, named_types, type_name
+from .hints import hints_of, is_registrable, named_types, type_name
 
 MAX_BYTES = 1_048_576
 """The most bytes of UTF-8 that one call's arguments, or one result, may take as JSON."""
@@ -37,6 +39,9 @@ MAX_DEPTH = 100
 
 MAX_DIGITS = 4300
 """The most digits that an int may have: what Python itself is willing to read by default."""
+
+MAX_EQUAL_HASHES = 100
+"""The most members of a set, or keys of a dict, that may have the same hash: ints can be chosen so."""
 
 TAG = "$"
 EMPTY_CALL = "[[],{}]"
@@ -59,6 +64,7 @@ class Codec:
         self._by_type: dict[type, str] = {}
         # Weakly: a factory that is called again leaves its functions, and with them its last app, to be collected.
         self._unread: list[Callable[[], Any]] = []
+        self._unresolved: dict[str, None] = {}
         # Reentrant: evaluating a hint may run code that declares a task.
         self._lock = threading.RLock()
 
@@ -97,23 +103,41 @@ class Codec:
     def _read_hints(self) -> None:
         """Resolve what has been given so far; classes found on the way join the list while it is walked."""
         with self._lock:
-            unresolved = []
+            again = []
+            self._unresolved.clear()
             while self._unread:
                 find_owner = self._unread.pop()
                 owner = find_owner()
                 if owner is None:
                     continue
-                hints, complete = hints_of(owner)
+                hints, unresolved = hints_of(owner)
                 for cls in named_types(hints):
                     self._add(cls)
-                if not complete:
-                    unresolved.append(find_owner)
-            self._unread = unresolved
+                if unresolved:
+                    again.append(find_owner)
+                    self._unresolved |= dict.fromkeys(f"{owner.__qualname__}({name})" for name in unresolved)
+            self._unread = again
 
     def _name_of(self, cls: type) -> str | None:
         if cls not in self._by_type and is_registrable(cls):
             self._read_hints()
         return self._by_type.get(cls)
+
+    def _unknown(self, cls: type) -> str:
+        """Why a value of *cls* is refused, and the remedy."""
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        if is_registrable(cls):
+            remedy = "Annotate the task's parameter with it, or register the class."
+            if self._unresolved:
+                hints = ", ".join(list(self._unresolved)[:3])
+                remedy = (
+                    f"The annotation of {hints} cannot be resolved, perhaps because its name is imported under "
+                    "TYPE_CHECKING. Import the name at run time, or register the class: task_worker.register_type(…)."
+                )
+            return f"is a {name}, which is not registered. {remedy}"
+        base = next((base.__name__ for base in cls.__mro__ if base in _PACKERS), None)
+        remedy = f"Convert it with {base}(…)" if base else "Pass a plain value, for example an id"
+        return f"is a {name}, which cannot be stored as JSON. {remedy}, or make it a dataclass and register that."
 
     def _type_of(self, name: str) -> type | None:
         if name not in self._by_name:
@@ -137,7 +161,7 @@ class Codec:
                 text = _dump_plain([args, kwargs])
                 if text is not None:
                     return text
-        return _dump(_Packer(self._name_of).call(args, kwargs), "The arguments of this call take")
+        return _dump(_Packer(self._name_of, self._unknown).call(args, kwargs), "The arguments of this call take")
 
     def encode(self, value: Any) -> str:
         """One value as JSON. Raises NotEncodable with the place of the value, its type and a remedy."""
@@ -145,7 +169,7 @@ class Codec:
             text = _dump_plain(value)
             if text is not None:
                 return text
-        return _dump(_Packer(self._name_of).value(value), "This value takes")
+        return _dump(_Packer(self._name_of, self._unknown).value(value), "This value takes")
 
     # ---- in ----
 
@@ -220,8 +244,9 @@ class _Refused(Exception):
 class _Packer:
     """Turns values into what JSON can say, and refuses what would not come back equal."""
 
-    def __init__(self, name_of: Callable[[type], str | None]) -> None:
+    def __init__(self, name_of: Callable[[type], str | None], unknown: Callable[[type], str]) -> None:
         self._name_of = name_of
+        self._unknown = unknown
 
     def value(self, value: Any) -> Any:
         """*value* packed; its place is called "value" in messages."""
@@ -287,6 +312,10 @@ class _Packer:
 
     def _pack_set(self, value: set[Any] | frozenset[Any], depth: int) -> dict[str, Any]:
         _check_depth(depth + 1)
+        try:
+            _check_hashes(list(value))
+        except ValueError as error:
+            raise _Refused(f"could not be read again: {error}. Pass a list.") from None
         members = [self._child(one, depth + 2, " member %s", one) for one in value]
         return {TAG: type(value).__name__, "v": members}
 
@@ -333,7 +362,7 @@ class _Packer:
         cls = type(value)
         name = self._name_of(cls)
         if name is None:
-            raise _Refused(_unknown_type(cls))
+            raise _Refused(self._unknown(cls))
         if isinstance(value, enum.Flag):
             return _leaf("flag", self._pack_int(value.value, depth), depth) | {"t": name}
         if isinstance(value, enum.Enum):
@@ -343,15 +372,34 @@ class _Packer:
         return {TAG: "dataclass", "t": name, "v": self._pack_fields(value, depth + 1)}
 
     def _pack_fields(self, value: Any, depth: int) -> dict[str, Any]:
+        """All fields, for what comes back is put together from them: the constructor does not run again."""
         _check_depth(depth)
-        cls: type = type(value)
-        names = init_fields(cls)
-        if names is None:
-            raise _Refused(
-                f"is a {type_name(type(value))}, whose constructor wants more than its fields. "
-                "Give its InitVar or extra parameter a default, or pass plain values."
-            )
-        return {name: self._child(getattr(value, name), depth + 1, f".{name}%s", None) for name in names}
+        names = [field.name for field in dataclasses.fields(value)]
+        _check_state(value, names)
+        # A field that the constructor leaves out may not be set yet.
+        present = [name for name in names if hasattr(value, name)]
+        return {name: self._child(getattr(value, name), depth + 1, f".{name}%s", None) for name in present}
+
+
+def _check_state(value: Any, names: Sequence[str]) -> None:
+    """Refuse a dataclass that is more than its fields: the rest would not arrive."""
+    cls = type(value)
+    state = object.__getstate__(value)  # what __dict__ and __slots__ hold, whatever the class says
+    parts = state if isinstance(state, tuple) else (state,)
+    held = {name for part in parts if part for name in part}
+    if "_sa_instance_state" in held:
+        raise _Refused(
+            f"is a row of the table of {type_name(cls)}, which would be inserted again. Pass its primary key."
+        )
+    base = next(base for base in cls.__mro__ if "__new__" in vars(base))
+    if base is not object:
+        raise _Refused(f"is a {type_name(cls)}, built by {base.__name__}.__new__. Pass plain values.")
+    others = sorted(name for name in held - set(names) if not isinstance(getattr(cls, name, None), cached_property))
+    if others:
+        raise _Refused(
+            f"is a {type_name(cls)} with the attribute {others[0]!r}, which is not one of its fields and would be "
+            f"lost. Declare it as {others[0]}: … = field(init=False), or pass plain values."
+        )
 
 
 _PACKERS: dict[type, Callable[[_Packer, Any, int], Any]] = {
@@ -403,15 +451,6 @@ def _zone_and_fold(value: datetime | time) -> dict[str, Any]:
 def _shown(key: object) -> str:
     # A user's __repr__ may raise.
     return "" if key is None else repr(key)[:80] if type(key) in _PLAIN else f"<{type(key).__name__}>"
-
-
-def _unknown_type(cls: type) -> str:
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    if is_registrable(cls):
-        return f"is a {name}, which is not registered. Annotate the task's parameter with it, or register the class."
-    base = next((base.__name__ for base in cls.__mro__ if base in _PACKERS), None)
-    remedy = f"Convert it with {base}(…)" if base else "Pass a plain value, for example an id"
-    return f"is a {name}, which cannot be stored as JSON. {remedy}, or make it a dataclass and register that."
 
 
 # ---- text in ----
@@ -506,32 +545,50 @@ class _Unpacker:
                 "Annotate a task's parameter with it, or register the class; it must have the name that it had then."
             )
         if kind == "dataclass" and dataclasses.is_dataclass(cls):
-            return _built(cls, self._fields(cls, inner))
+            return self._dataclass(cls, inner)
         if kind == "enum" and issubclass(cls, enum.Enum) and type(inner) is str:
             return cls.__members__[inner]
         if kind == "flag" and issubclass(cls, enum.Flag) and type(inner) is int:
             return cls(inner)
         raise ValueError(f"{name} is no {kind}, or its value is none")
 
-    def _fields(self, cls: type, inner: Any) -> dict[str, Any]:
-        known = init_fields(cls) or ()
-        if type(inner) is not dict or not inner.keys() <= set(known):
+    def _dataclass(self, cls: type, inner: Any) -> Any:
+        """An instance with the stored fields. Those that were added to the class since then have their defaults."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if type(inner) is not dict or not inner.keys() <= fields.keys():
             names = ", ".join(inner)[:200] if type(inner) is dict else f"those of a {type(inner).__name__}"
             raise ValueError(f"{names} are not the fields of {type_name(cls)}")
-        return {name: self._unpack(one) for name, one in inner.items()}
+        built: Any = object.__new__(cls)
+        for name, field in fields.items():
+            if name in inner:
+                object.__setattr__(built, name, self._unpack(inner[name]))
+            elif field.default is not dataclasses.MISSING:
+                object.__setattr__(built, name, field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                object.__setattr__(built, name, field.default_factory())
+            elif field.init:
+                raise NotDecodable(f"A stored {type_name(cls)} cannot be built: its field {name} is missing.")
+        return built
 
     def _members(self, inner: Any) -> list[Any]:
         return [self._unpack(one) for one in _checked(inner, list)]
 
+    def _distinct(self, inner: Any) -> list[Any]:
+        members = self._members(inner)
+        _check_hashes(members)
+        return members
+
     def _dict(self, inner: Any) -> dict[Any, Any]:
         pairs = (_checked(pair, list) for pair in _checked(inner, list))
-        return {self._unpack(key): self._unpack(one) for key, one in pairs}
+        items = [(self._unpack(key), self._unpack(one)) for key, one in pairs]
+        _check_hashes([key for key, _ in items])
+        return dict(items)
 
 
 _UNPACKERS: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "tuple": lambda unpacker, inner: tuple(unpacker._members(inner)),
-    "set": lambda unpacker, inner: set(unpacker._members(inner)),
-    "frozenset": lambda unpacker, inner: frozenset(unpacker._members(inner)),
+    "set": lambda unpacker, inner: set(unpacker._distinct(inner)),
+    "frozenset": lambda unpacker, inner: frozenset(unpacker._distinct(inner)),
     "dict": _Unpacker._dict,
     "date": lambda _, inner: date.fromisoformat(_checked(inner, str)),
     "timedelta": lambda _, inner: _timedelta(*(_checked(part, int) for part in _checked(inner, list))),
@@ -539,6 +596,12 @@ _UNPACKERS: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "uuid": lambda _, inner: UUID(_checked(inner, str)),
     "bytes": lambda _, inner: base64.b64decode(_checked(inner, str), validate=True),
 }
+
+
+def _check_hashes(members: Sequence[Any]) -> None:
+    """Refuse members that were chosen to collide: each is compared with all before it, on the event loop."""
+    if len(members) > MAX_EQUAL_HASHES and max(Counter(map(hash, members)).values()) > MAX_EQUAL_HASHES:
+        raise ValueError(f"more than {MAX_EQUAL_HASHES} members of a set or dict have the same hash")
 
 
 def _timedelta(days: int, seconds: int, microseconds: int) -> timedelta:
@@ -568,13 +631,3 @@ def _unzoned(kind: str, wall: str, tz: Any = None, fold: Any = 0) -> datetime | 
     if fold not in (0, 1) or type(fold) is not int:
         raise ValueError(f"{fold!r:.80} is no fold")
     return value.replace(tzinfo=zone, fold=fold)
-
-
-def _built(cls: type, fields: dict[str, Any]) -> Any:
-    try:
-        return cls(**fields)
-    # The class is the user's: its constructor may raise anything about values of an older version.
-    except Exception as error:
-        raise NotDecodable(
-            f"A stored {type_name(cls)} cannot be built: {type(error).__name__}: {str(error)[:200]}"
-        ) from error

@@ -10,9 +10,13 @@ import logging
 import sys
 import types
 import typing
-from collections.abc import Iterator
-from pathlib import PurePath
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 14):
+    import annotationlib
 
 log = logging.getLogger("flask_taskworker")
 
@@ -22,16 +26,53 @@ def type_name(cls: type) -> str:
     return f"{importable_name(cls.__module__)}.{cls.__qualname__}"
 
 
-def importable_name(module: str) -> str:
-    """The name under which another process imports *module*: for ``__main__`` its spec's, else its file's stem."""
-    if module != "__main__":
-        return module
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
+def importable_name(module: str, namespace: Mapping[str, Any] | None = None) -> str:
+    """The name under which another process imports *module*, however this one has loaded it.
+
+    That differs for a script (``python src/shop/app.py``), a child that multiprocessing spawned, and a file that a
+    server loads under a name of its own (uWSGI's wsgi-file, mod_wsgi). As in ``flask --app``, the folders above a file
+    belong to its name as far as they hold an ``__init__.py``. *namespace*: the module's; looked up by default.
+    """
+    if namespace is None:
+        namespace = vars(sys.modules[module]) if module in sys.modules else {}
+    spec, file = namespace.get("__spec__"), namespace.get("__file__")
+    is_main = module in ("__main__", "__mp_main__")
+    if is_main and spec is not None:
         return str(spec.name).removesuffix(".__main__")
-    file = getattr(main, "__file__", None)
-    return PurePath(file).stem if file else module
+    if not isinstance(file, str) or "." in module or (not is_main and _is_found(module, file)):
+        return module
+    return _name_by_file(file)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_found(module: str, file: str) -> bool:
+    """Whether an import of *module* finds this file, or one that cannot be told."""
+    for finder in sys.meta_path:
+        with suppress(Exception):  # a finder is foreign code
+            spec = finder.find_spec(module, None)
+            if spec is not None:
+                return spec.origin is None or Path(spec.origin).resolve() == Path(file).resolve()
+    return False
+
+
+@functools.lru_cache(maxsize=256)
+def _name_by_file(file: str) -> str:
+    path = Path(file).resolve()
+    parts = [path.stem] if path.stem not in ("__init__", "__main__") else []
+    for folder in path.parents:
+        if not (folder / "__init__.py").exists():
+            break
+        parts.insert(0, folder.name)
+    return ".".join(parts) or path.stem
+
+
+def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -> inspect.Signature:
+    """The signature. Its annotations need not be resolvable: a name for type checkers only is left as it is."""
+    if sys.version_info >= (3, 14):
+        return inspect.signature(
+            function, follow_wrapped=follow_wrapped, annotation_format=annotationlib.Format.FORWARDREF
+        )
+    return inspect.signature(function, follow_wrapped=follow_wrapped)
 
 
 def is_registrable(cls: object) -> bool:
@@ -39,22 +80,10 @@ def is_registrable(cls: object) -> bool:
     return isinstance(cls, type) and (dataclasses.is_dataclass(cls) or issubclass(cls, enum.Enum))
 
 
-@functools.lru_cache(maxsize=1024)
-def init_fields(cls: type) -> tuple[str, ...] | None:
-    """The fields that the constructor takes; None if it demands something that is no field."""
-    names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for parameter in inspect.signature(cls).parameters.values():
-        required = parameter.default is parameter.empty and parameter.kind not in variadic
-        if required and parameter.name not in names:
-            return None
-    return names
-
-
-def hints_of(owner: Any) -> tuple[list[Any], bool]:
-    """The hints of a function or of a class's fields that can be resolved now, and whether that is all of them."""
+def hints_of(owner: Any) -> tuple[list[Any], list[str]]:
+    """The hints of a function or of a class's fields that can be resolved now, and the names of the others."""
     hints: list[Any] = []
-    complete = True
+    unresolved = []
     for holder in owner.__mro__ if isinstance(owner, type) else (owner,):
         for name, hint in _annotations(holder).items():
             try:
@@ -62,15 +91,16 @@ def hints_of(owner: Any) -> tuple[list[Any], bool]:
             # Evaluating a hint runs the user's code; a name that is not defined yet is only the most common failure.
             except Exception as error:  # noqa: BLE001
                 log.debug("the hint %r of %r cannot be resolved yet: %s", name, holder, error)
-                complete = False
-    return hints, complete
+                unresolved.append(name)
+    return hints, unresolved
 
 
 def _annotations(holder: Any) -> dict[str, Any]:
+    if sys.version_info >= (3, 14):
+        return annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
     # A class without annotations would show those of its base.
-    found = (
-        vars(holder).get("__annotations__") if isinstance(holder, type) else getattr(holder, "__annotations__", None)
-    )
+    names = vars(holder) if isinstance(holder, type) else {"__annotations__": getattr(holder, "__annotations__", None)}
+    found = names.get("__annotations__")
     return found if isinstance(found, dict) else {}
 
 

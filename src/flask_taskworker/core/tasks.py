@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import CellType
+from types import CellType, FrameType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
 from .clock import as_timedelta, require_aware
 from .codec import Codec
-from .hints import importable_name
+from .hints import importable_name, signature_of
 from .jobs import Job
 from .retry import Retry
 from .rows import Claim, Kind, Outcome
@@ -30,6 +30,7 @@ R = TypeVar("R")
 Returned = TypeVar("Returned")
 
 _SEQUENCES = (tuple, list)
+_PACKAGE = f"{__package__}."
 MAX_NAME = 200
 MAX_PRIORITY = 2**31 - 1
 
@@ -167,11 +168,15 @@ class Task(Generic[P, R, Returned]):
         self.options = options
         self.kind: Kind = "async" if inspect.iscoroutinefunction(function) else "sync"
         self.place = _place(function)
-        self.signature = inspect.signature(function)
+        self.signature = signature_of(function)
+        """As the function is written; a decorator around it may take other arguments."""
         self.client = find_client
         self._codec = codec
-        self._positional = _positional_range(self.signature)
+        self._called = signature_of(function, follow_wrapped=False)
+        self._positional = _positional_range(self._called)
         self._plain: Call[P, R] = Call(self, EnqueueOptions())
+        self.replaced = False
+        """Another closure of the same function has the name now: a job would run that one."""
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -251,6 +256,8 @@ class Task(Generic[P, R, Returned]):
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check the arguments against the signature and encode them."""
+        if self.replaced:
+            raise TaskExists(_two_closures(self))
         lowest, highest = self._positional
         if kwargs or not lowest <= len(args) <= highest:
             self._bind(args, kwargs)
@@ -258,9 +265,9 @@ class Task(Generic[P, R, Returned]):
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
-            self.signature.bind(*args, **kwargs)
+            self._called.bind(*args, **kwargs)
         except TypeError as error:
-            raise ArgumentsError(f"{self.name}{self.signature} cannot be called so: {error}.") from None
+            raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.") from None
 
     def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
@@ -323,6 +330,8 @@ class TaskRegistry:
     ) -> Task[P, Any, Returned]:
         """Make a task of *function*. The same place declared again replaces the task."""
         _check_function(function)
+        if name is None and function.__name__ == "<lambda>":
+            raise DeclarationError("A lambda has no name that another process could find. Use def, or give it name=….")
         if options.atomic is not None and inspect.iscoroutinefunction(function):
             raise DeclarationError(f"{function.__qualname__} is async, and atomic=… takes sync tasks only. Use def.")
         if name is not None:
@@ -339,11 +348,18 @@ class TaskRegistry:
 
     def _refuse_another(self, task: Task[..., Any, Any]) -> None:
         known = self.get(task.name)
-        if known is not None and known.place != task.place:
+        if known is None:
+            return
+        if known.place != task.place:
             raise TaskExists(
                 f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
                 "another. Give one of them name=…, or use functools.wraps in the decorator around them."
             )
+        if _is_other_closure(known.function, task.function):
+            if _is_in_a_variable(known):
+                raise TaskExists(_two_closures(task))
+            # An app factory that is called again. Whatever still enqueues the earlier task is refused then.
+            known.replaced = True
 
     def get(self, name: str) -> Task[..., Any, Any] | None:
         """The task of that name, or None."""
@@ -485,7 +501,7 @@ def task_name(function: Callable[..., Any]) -> str:
 
     So ``python app.py``, ``python -m app`` and ``flask --app app tasks run`` agree.
     """
-    return f"{importable_name(function.__module__)}.{function.__qualname__}"
+    return f"{importable_name(function.__module__, getattr(function, '__globals__', None))}.{function.__qualname__}"
 
 
 def _check_function(function: object) -> None:
@@ -496,6 +512,16 @@ def _check_function(function: object) -> None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise DeclarationError(
             f"{function.__qualname__} is a generator, which would not run. Return a value instead of yielding."
+        )
+    owner = function.__qualname__.rpartition(".")[0]
+    if (
+        owner
+        and not owner.endswith("<locals>")
+        and next(iter(signature_of(function).parameters), "") in ("self", "cls")
+    ):
+        raise DeclarationError(
+            f"{function.__qualname__} is a method, and a job has no object to call it on. Make it a function of the "
+            "module that takes plain values, or a @staticmethod above @task_worker.task."
         )
 
 
@@ -508,6 +534,43 @@ def _place(function: Callable[..., Any]) -> str:
     cells = [cell.cell_contents for cell in inner.__closure__ or () if _has_contents(cell)]
     outer = sorted(_line(value) for value in cells if inspect.isfunction(value) and value is not inner)
     return ", with ".join([_line(inner), *outer])
+
+
+def _two_closures(task: Task[..., Any, Any]) -> str:
+    return (
+        f"Two tasks would have the name {task.name!r}: closures of one function at {task.place}, of which a worker "
+        "could run only the latest. Give each a name of its own with name=…, or pass what differs as an argument."
+    )
+
+
+def _is_other_closure(known: Any, new: Any, depth: int = 5) -> bool:
+    """Whether two functions of the same code would do different things: for what they close over, or their defaults.
+
+    A function that was made by running its module again has another code object: it takes the earlier one's place.
+    """
+    if known.__code__ is not new.__code__:
+        return False
+    cells = [[c.cell_contents if _has_contents(c) else None for c in f.__closure__ or ()] for f in (known, new)]
+    defaults = [[*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()] for f in (known, new)]
+    return any(
+        one is not other
+        and (
+            not (inspect.isfunction(one) and inspect.isfunction(other) and depth and one.__code__ is other.__code__)
+            or _is_other_closure(one, other, depth - 1)
+        )
+        for one, other in [*zip(*cells, strict=True), *zip(*defaults, strict=True)]
+    )
+
+
+def _is_in_a_variable(task: Task[..., Any, Any]) -> bool:
+    """Whether a running function, or a module that one belongs to, has *task* in a variable: it is in use then."""
+    frame: FrameType | None = sys._getframe()
+    variables: list[Any] = list(task.function.__globals__.values())
+    while frame is not None:
+        if not frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+            variables += [*frame.f_locals.values(), *frame.f_globals.values()]
+        frame = frame.f_back
+    return any(value is task for value in variables)
 
 
 def _has_contents(cell: CellType) -> bool:

@@ -238,7 +238,7 @@ def test_call_passes_queue_priority_and_time_on(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["z=1"], "cannot be called so: missing a required argument: 'x'"),
+        (["z=1"], ": missing a required argument: 'x'"),
         (["x"], "'x' is not KEY=VALUE. Positional arguments go into --args '[…]'."),
         (["=1"], "'=1' is not KEY=VALUE"),
         (["x=1", "x=2"], "The argument 'x' is given twice."),
@@ -247,7 +247,7 @@ def test_call_passes_queue_priority_and_time_on(shop: Shop) -> None:
         (["--args", "{}"], "--args is '{}'. Give an array"),
         (["--args", "[1]", "--json", '{"x": 2}'], "multiple values for argument 'x'"),
         (["x=1", "--in", "soon"], "'soon' is not a period. Give seconds, or for example 30s"),
-        (["z=1", "--now"], "cannot be called so: missing a required argument: 'x'"),
+        (["z=1", "--now"], ": missing a required argument: 'x'"),
         (["x=1", "--in", "99999w"], "'99999w' is out of range"),
         (["x=1", "--in", "1s", "--at", "2199-01-01T00:00:00Z"], "Give either --in or --at, not both."),
         (["x=1", "--at", "2199-01-01"], "has no offset from UTC. Add one, such as 2199-01-01T00:00:00Z."),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from flask_taskworker import BackgroundTaskWorker, Cron, Every, Retry
+from flask_taskworker.core.hints import importable_name
 from flask_taskworker.errors import ArgumentsError, DeclarationError, NotEncodable, TaskExists, TaskNotFound
 
 pytestmark = pytest.mark.both_databases
@@ -176,6 +177,136 @@ def test_two_workers_have_their_own_tasks(task_worker: BackgroundTaskWorker) -> 
     assert other.registry.find("work").function is twice
 
 
+def scaled(task_worker: BackgroundTaskWorker, factor: int, **options: Any) -> Any:
+    @task_worker.task(**options)
+    def scale(x: int) -> int:
+        return x * factor
+
+    return scale
+
+
+def test_two_closures_of_one_function_in_use_are_refused(task_worker: BackgroundTaskWorker) -> None:
+    double = scaled(task_worker, 2)
+    with pytest.raises(TaskExists, match="closures of one function .* a name of its own with name=…"):
+        scaled(task_worker, 3)
+    assert task_worker.registry.find(double.name) is double
+    assert scaled(task_worker, 3, name="triple")(2) == 6
+
+
+def test_closures_behind_a_decorator_are_told_apart(task_worker: BackgroundTaskWorker) -> None:
+    def times(factor: int) -> Any:
+        def decorate(function: Any) -> Any:
+            @functools.wraps(function)
+            def wrapper(x: int) -> int:
+                return factor * function(x)
+
+            return wrapper
+
+        return decorate
+
+    def same(x: int) -> int:
+        return x
+
+    first = task_worker.task(times(2)(same))
+    second = task_worker.task(times(2)(same))
+    assert task_worker.registry.find(first.name) is second
+    with pytest.raises(TaskExists, match="closures of one function"):
+        task_worker.task(times(3)(same))
+
+
+def test_defaults_tell_functions_of_one_factory_apart(task_worker: BackgroundTaskWorker) -> None:
+    def make(factor: int) -> Any:
+        @task_worker.task
+        def scale(x: int, factor: int = factor) -> int:
+            return x * factor
+
+        return scale
+
+    kept = make(2)
+    with pytest.raises(TaskExists):
+        make(3)
+    assert task_worker.registry.find(kept.name) is kept
+
+
+def test_a_replaced_closure_refuses_to_enqueue(task_worker: BackgroundTaskWorker) -> None:
+    """As where an app factory is called again: its earlier app may be gone, or may not."""
+    holders = [[scaled(task_worker, factor)] for factor in (2, 3)]
+    with pytest.raises(TaskExists, match="closures of one function"):
+        holders[0][0].encode((1,), {})
+    assert holders[1][0].encode((1,), {}) == "[[1],{}]"
+
+
+def test_module_that_is_loaded_again_takes_the_place_of_its_closures(
+    task_worker: BackgroundTaskWorker, tmp_path: Path
+) -> None:
+    source = "def make(factor):\n    def scale(x):\n        return x * factor\n    return scale\n"
+    namespaces: list[dict[str, Any]] = [{"__name__": "shop"}, {"__name__": "shop"}]
+    for namespace in namespaces:
+        exec(compile(source, str(tmp_path / "shop.py"), "exec"), namespace)
+        namespace["task"] = task_worker.task(namespace["make"](2))
+    assert len(task_worker.registry) == 1
+
+
+def test_signature_is_that_of_the_decorator_around_the_function(task_worker: BackgroundTaskWorker) -> None:
+    def with_session(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function("session", *args, **kwargs)
+
+        return wrapper
+
+    @task_worker.task
+    @with_session
+    def rename(session: str, user_id: int, name: str) -> str:
+        return f"{session} {user_id} {name}"
+
+    assert rename.encode((1, "Ana"), {}) == '[[1,"Ana"],{}]'
+    assert rename(1, "Ana") == "session 1 Ana"
+
+
+# -- loaded under another name -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "name"),
+    [
+        ("shop.py", "uwsgi_file_shop", "shop"),
+        ("shop.wsgi", "_mod_wsgi_0b8e4b5a7f", "shop"),
+        ("shop.py", "__mp_main__", "shop"),
+        ("market/stall.py", "__main__", "market.stall"),
+        ("market/stall.py", "uwsgi_file__srv_market_stall", "market.stall"),
+        ("market/__init__.py", "__main__", "market"),
+        ("shop.py", "shop", "shop"),
+        ("bare/stall.py", "__main__", "stall"),
+    ],
+)
+def test_name_is_importable_whoever_has_loaded_the_module(tmp_path: Path, file: str, module: str, name: str) -> None:
+    (tmp_path / "market").mkdir()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "market" / "__init__.py").write_text("")
+    (tmp_path / file).write_text("")
+    assert importable_name(module, {"__file__": str(tmp_path / file), "__spec__": None}) == name
+
+
+def test_child_that_multiprocessing_spawned_has_the_names_of_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "market").mkdir()
+    (tmp_path / "market" / "__init__.py").write_text("")
+    (tmp_path / "market" / "stall.py").write_text(
+        "import multiprocessing\n"
+        "from flask_taskworker import BackgroundTaskWorker\n"
+        "task_worker = BackgroundTaskWorker()\n"
+        "@task_worker.task\n"
+        "def work() -> None: ...\n"
+        "def tell(queue):\n    queue.put(work.name)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    queue = context.Queue()\n"
+        "    context.Process(target=tell, args=(queue,)).start()\n"
+        "    print(work.name, queue.get(timeout=60))\n"
+    )
+    assert start(tmp_path, "market/stall.py").communicate(timeout=60)[0].split() == ["market.stall.work"] * 2
+
+
 # -- what is no task ---------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +322,31 @@ class Doer:
     def __call__(self) -> None: ...
 
     def do(self) -> None: ...
+
+    @classmethod
+    def make(cls) -> None: ...
+
+
+@pytest.mark.parametrize("function", [Doer.do, Doer.make])
+def test_method_is_refused_where_it_is_declared(task_worker: BackgroundTaskWorker, function: Any) -> None:
+    with pytest.raises(DeclarationError, match="is a method, and a job has no object to call it on"):
+        task_worker.task(getattr(function, "__func__", function))
+
+
+def test_static_method_is_a_task(task_worker: BackgroundTaskWorker) -> None:
+    class Tools:
+        @staticmethod
+        @task_worker.task
+        def send(to: str) -> str:
+            return f"sent {to}"
+
+    assert Tools.send("bo") == Tools().send("bo") == "sent bo"
+
+
+def test_lambda_needs_a_name(task_worker: BackgroundTaskWorker) -> None:
+    with pytest.raises(DeclarationError, match="A lambda has no name"):
+        task_worker.task(lambda: None)
+    assert task_worker.task(name="nothing")(lambda: None).name == "nothing"
 
 
 @pytest.mark.parametrize("function", [generate, agenerate])
@@ -278,7 +434,7 @@ def test_unknown_option_is_refused(task_worker: BackgroundTaskWorker) -> None:
 
 
 def test_schedule_arguments_are_checked_at_once(task_worker: BackgroundTaskWorker) -> None:
-    with pytest.raises(ArgumentsError, match="cannot be called so: missing a required argument: 'x'"):
+    with pytest.raises(ArgumentsError, match=": missing a required argument: 'x'"):
         declare(task_worker, schedule=Every(hours=1))
     with pytest.raises(NotEncodable, match=r"args\[0\]"):
         declare(task_worker, schedule=Every(hours=1), schedule_args=(object(),))

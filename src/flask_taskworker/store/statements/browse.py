@@ -90,8 +90,8 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
         if getattr(chosen, name) is not None:
             parts.append(f"{column} = :{name}")
     if chosen.unique is not None:
-        # Stored with the task before it.
-        parts.append("unique_key = task || ':' || :unique")
+        # Stored with the task before it: see client.rows.unique_key.
+        parts.append(r"unique_key = replace(replace(task, '\', '\\'), ':', '\:') || ':' || :unique")
     if chosen.parent is not None:
         parts.append(_CHILD)
     if chosen.attempts is not None:
