@@ -87,7 +87,7 @@ class TaskWorkerConfig:
     """Where the dashboard is mounted, for example "/tasks"; None mounts none. Defaults to None."""
 
     dashboard_user: str | None
-    """Who may log in to a dashboard that has no access callback. Defaults to None: nobody."""
+    """Who may log in to a dashboard without an access callback. Defaults to None: no one."""
 
     dashboard_password: str | None = field(repr=False)
     """The password of dashboard_user. Defaults to None."""
@@ -110,7 +110,7 @@ class TaskWorkerConfig:
 
     @classmethod
     def unknown_keys(cls, config: Mapping[str, Any]) -> dict[str, str | None]:
-        """The keys ``TASKER_…`` of *config* that mean nothing, each with the key that was probably meant."""
+        """The keys ``TASKER_…`` of *config* that are unknown, each with the key that was probably meant."""
         known = [f"TASKER_{name.upper()}" for name in cls.__dataclass_fields__]
         unknown = sorted(key for key in config if key.startswith("TASKER_") and key not in known)
         return {key: next(iter(get_close_matches(key, known, n=1, cutoff=0.8)), None) for key in unknown}
@@ -128,11 +128,11 @@ class TaskWorkerConfig:
             concurrency=_count(config, "TASKER_CONCURRENCY", 100),
             threads=_count(config, "TASKER_THREADS", min(32, (os.cpu_count() or 1) + 4)),
             queues=_names(config, "TASKER_QUEUES"),
-            lock_timeout=_seconds(config, "TASKER_LOCK_TIMEOUT", 30.0, minimum=0.0),
-            shutdown_timeout=_seconds(config, "TASKER_SHUTDOWN_TIMEOUT", 25.0, minimum=0.0),
+            lock_timeout=_seconds(config, "TASKER_LOCK_TIMEOUT", 30.0),
+            shutdown_timeout=_seconds(config, "TASKER_SHUTDOWN_TIMEOUT", 25.0),
             durability=cast(Durability, _choice(config, "TASKER_DURABILITY", "full", ("full", "normal"))),
-            keep_succeeded=_period(config, "TASKER_KEEP_SUCCEEDED", timedelta(days=1)),
-            keep_failed=_period(config, "TASKER_KEEP_FAILED", timedelta(days=14)),
+            keep_succeeded=timedelta(seconds=_seconds(config, "TASKER_KEEP_SUCCEEDED", 86_400.0)),
+            keep_failed=timedelta(seconds=_seconds(config, "TASKER_KEEP_FAILED", 14 * 86_400.0)),
             listen=_flag(config, "TASKER_LISTEN", default=True),
             job_log_level=_log_level(config, "TASKER_JOB_LOG_LEVEL", logging.INFO),
             dashboard_url=_mount_point(config, "TASKER_DASHBOARD_URL"),
@@ -169,16 +169,12 @@ def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[st
     return cast(str, value)
 
 
-def _seconds(config: Mapping[str, Any], key: str, default: float, *, minimum: float) -> float:
+def _seconds(config: Mapping[str, Any], key: str, default: float, *, minimum: float = 0.0) -> float:
     value = config.get(key, default)
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not minimum <= seconds <= MAX_SECONDS:
         raise ConfigError.of(key, value, f"a number of seconds, at least {minimum:g} and at most 100 years")
     return float(seconds)
-
-
-def _period(config: Mapping[str, Any], key: str, default: timedelta) -> timedelta:
-    return timedelta(seconds=_seconds(config, key, default.total_seconds(), minimum=0.0))
 
 
 def _count(config: Mapping[str, Any], key: str, default: int) -> int:
@@ -224,6 +220,13 @@ def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
+_IN_PASSWORDS = "In a password write @ as %40, / as %2F, : as %3A and % as %25."
+_EXAMPLES: dict[Driver, str] = {
+    "sqlite": "Example: sqlite:////var/lib/app/taskworker.db.",
+    "postgresql": f"Example: postgresql://user:password@host:5432/database. {_IN_PASSWORDS}",
+}
+
+
 def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
     key = "TASKER_DATABASE_URI"
     if value is None:
@@ -234,52 +237,42 @@ def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:
         return URL.create("sqlite", database=str((instance_path / "taskworker.db").resolve()))
     if not isinstance(value, str | URL):
         raise ConfigError(f"{key} must be an SQLAlchemy URL as a string, not a value of type {type(value).__name__}.")
-    url = _parsed(key, value, driver)
+    url = None
+    with suppress(ArgumentError, ValueError):
+        url = make_url(value)
+    if url is None:
+        # The text may hold a password: neither this error nor one behind it repeats it.
+        raise ConfigError(f"{key} is not an SQLAlchemy URL. {_EXAMPLES[driver]}")
+    if url.drivername == "postgres":
+        # The old name, which hosting services still give out.
+        url = url.set(drivername="postgresql")
     if url.get_backend_name() != driver:
         raise ConfigError(
             f"{key} is a {url.get_backend_name()!r} URL but TASKER_DRIVER is {driver!r}. "
             "Set TASKER_DRIVER to match the URL."
         )
-    return _sqlite_file(key, url, instance_path) if driver == "sqlite" else _postgresql_server(url)
-
-
-def _postgresql_server(url: URL) -> URL:
-    """A password among the parameters goes where it is hidden when the URL is shown."""
+    if driver == "sqlite":
+        return _sqlite_file(key, url, instance_path)
     if "@" in (url.host or ""):
         # The rest of a password would be shown as part of the host.
-        raise ConfigError(f"TASKER_DATABASE_URI has more than one @ before its host. {_IN_PASSWORDS}")
+        raise ConfigError(f"{key} has more than one @ before its host. {_IN_PASSWORDS}")
     password = url.query.get("password")
-    if not isinstance(password, str):
-        return url
-    return url.difference_update_query(["password"]).set(password=password)
-
-
-_IN_PASSWORDS = "In a password write @ as %40, / as %2F, : as %3A and % as %25."
-_EXAMPLES: dict[Driver, str] = {
-    "sqlite": "Example: sqlite:////var/lib/app/taskworker.db.",
-    "postgresql": f"Example: postgresql://user:password@host:5432/database. {_IN_PASSWORDS}",
-}
-
-
-def _parsed(key: str, value: str | URL, driver: Driver) -> URL:
-    with suppress(ArgumentError, ValueError):
-        url = make_url(value)
-        # The old name, which hosting services still give out.
-        return url.set(drivername="postgresql") if url.drivername == "postgres" else url
-    # The text may hold a password: neither this error nor one behind it repeats it. See test_no_error_repeats_the_uri.
-    raise ConfigError(f"{key} is not an SQLAlchemy URL. {_EXAMPLES[driver]}")
+    if isinstance(password, str):
+        # Where it is hidden when the URL is shown.
+        url = url.difference_update_query(["password"]).set(password=password)
+    return url
 
 
 def _sqlite_file(key: str, url: URL, instance_path: Path) -> URL:
-    in_memory = url.database == ":memory:" or url.query.get("mode") == "memory"
-    if not url.database or in_memory or "mode=memory" in url.database:
+    database = url.database or ""
+    if not database or database == ":memory:" or "mode=memory" in database or url.query.get("mode") == "memory":
         raise ConfigError(
             f"{key} names an in-memory database, which no other thread or process could see and no restart would "
             "survive. Use a file; in tests one in a temporary folder, for example sqlite:////tmp/test/taskworker.db."
         )
-    if "\0" in url.database:
+    if "\0" in database:
         raise ConfigError(f"{key} holds a NUL character, which no file name can.")
-    if url.database.startswith("file:"):
+    if database.startswith("file:"):
         raise ConfigError(
             f"{key} uses SQLite's file: form. Give a plain path, for example sqlite:////var/lib/app/taskworker.db."
         )
@@ -288,4 +281,4 @@ def _sqlite_file(key: str, url: URL, instance_path: Path) -> URL:
             f"{key} has parameters ({', '.join(sorted(url.query))}), which would be ignored. Leave them out; how long "
             "to wait for SQLite's lock is TASKER_LOCK_TIMEOUT."
         )
-    return URL.create("sqlite", database=str((instance_path / url.database).resolve()))
+    return URL.create("sqlite", database=str((instance_path / database).resolve()))
