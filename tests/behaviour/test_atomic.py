@@ -29,6 +29,7 @@ from flask_taskworker import (
 from flask_taskworker.errors import DeclarationError
 from flask_taskworker.signals import job_succeeded
 from flask_taskworker.store.sql import Store
+from tests.support.apps import task_worker_of
 from tests.support.doors import begin_immediately, engine_of, with_psycopg
 from tests.support.waiting import wait, wait_for
 
@@ -59,8 +60,7 @@ def db(app: Flask, make_worker: Callable[..., BackgroundTaskWorker], request: An
 
 @pytest.fixture
 def task_worker(db: SQLAlchemy, app: Flask) -> BackgroundTaskWorker:
-    found: BackgroundTaskWorker = app.extensions["taskworker"].task_worker
-    return found
+    return task_worker_of(app)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from flask import Flask, current_app
 
 from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker
 from flask_taskworker.core.config import TaskWorkerConfig
+from tests.support.apps import task_worker_of
 
 SOURCES = Path(__file__).parents[2] / "src"
 
@@ -40,7 +41,7 @@ def test_construction_with_and_without_the_app(
         task_worker.init_app(app)
     else:
         task_worker = kind(app)
-    assert app.extensions["taskworker"].task_worker is task_worker
+    assert task_worker_of(app) is task_worker
     assert not hasattr(task_worker, "app")
     assert task_worker.task(lambda: None).enqueue().id == 1
 

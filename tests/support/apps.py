@@ -79,6 +79,12 @@ def make_app(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Ite
                 app.extensions["taskworker"].client.close()
 
 
+def task_worker_of(app: Flask) -> BackgroundTaskWorker:
+    """The TaskWorker that *app* is registered with."""
+    found: BackgroundTaskWorker = app.extensions["taskworker"].run.__self__
+    return found
+
+
 @pytest.fixture
 def app(make_app: Callable[..., Flask]) -> Flask:
     return make_app()

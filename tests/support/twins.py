@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Flask
 
-from flask_taskworker import extension
+from flask_taskworker import state
 
 
 def twin_of(app: Flask, **config: Any) -> Flask:
@@ -14,7 +14,7 @@ def twin_of(app: Flask, **config: Any) -> Flask:
     twin = Flask("twin", instance_path=app.instance_path, root_path=app.root_path)
     twin.config.update({key: value for key, value in app.config.items() if key.startswith("TASKER_")} | config)
     # The guard against two apps on one database within a process looks here.
-    extension._databases.pop(app.extensions["taskworker"].store.driver.key, None)
+    state._databases.pop(app.extensions["taskworker"].store.driver.key, None)
     # Task workers hold their apps weakly.
     app.extensions.setdefault("twins", []).append(twin)
     return twin

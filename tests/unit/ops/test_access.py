@@ -19,6 +19,7 @@ from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.dashboard.blueprint import ROUTES
 from flask_taskworker.errors import ArgumentsError, ConfigError
 from flask_taskworker.ops.access import PERMISSIONS
+from tests.support.apps import task_worker_of
 from tests.support.dashboard_lab import OWN, Lab
 from tests.support.stored import store_jobs
 
@@ -43,7 +44,7 @@ def mounted(app: Flask, **options: Any) -> Flask:
 def cancel_a_job(app: Flask, **request: Any) -> None:
     def add() -> None: ...
 
-    job = app.extensions["taskworker"].task_worker.task(add).enqueue()
+    job = task_worker_of(app).task(add).enqueue()
     headers = {**OWN, **request.pop("headers", {})}
     answer = app.test_client().post(f"/tasks/jobs/{job.id}/act", data={"action": "cancel"}, headers=headers, **request)
     assert answer.status_code == 303

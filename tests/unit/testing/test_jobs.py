@@ -263,7 +263,7 @@ def test_job_that_enqueues_itself_for_ever_is_found_out(
 ) -> None:
     @task_worker.task
     def again() -> None:
-        app.extensions["taskworker"].task_worker.registry.find(current_job.task).enqueue()
+        app.extensions["taskworker"].registry.find(current_job.task).enqueue()
 
     again.enqueue()
     with pytest.raises(TaskWorkerError, match=r"More than 5 jobs have run: .*again 6 times"):

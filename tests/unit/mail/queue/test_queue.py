@@ -38,6 +38,7 @@ from flask_taskworker.mail import (
 )
 from flask_taskworker.mail.queue import delivery
 from flask_taskworker.mail.queue.queue import DELIVER
+from tests.support.apps import task_worker_of
 from tests.support.smtp_server import Drop, Session, Silence, Slow, SMTPServer, wait_until
 
 Serve = Callable[..., SMTPServer]
@@ -364,7 +365,7 @@ def test_once_is_held_after_a_crash_at_the_dot(serve: Serve, make_queue: MakeQue
     job = mail.send_later(letter(), once=True)
     # What a process leaves behind that dies between the dot and its reply.
     rows(mail, "UPDATE taskworker_mail SET phase = 'dot'")
-    mail.app.extensions["taskworker"].task_worker.start()
+    task_worker_of(mail.app).start()
     with pytest.raises(JobFailed, match="nobody knows") as caught:
         job.result(30)
     assert caught.value.kind == "unknown"
@@ -419,7 +420,7 @@ def test_mail_whose_end_was_not_noted_is_not_sent_again(serve: Serve, make_queue
     # What a process leaves behind that dies between the record of the recipients and that of the mail.
     rows(mail, "UPDATE taskworker_recipient SET ending = 'accepted' WHERE address = 'a@x.org'")
     rows(mail, "UPDATE taskworker_recipient SET ending = 'rejected', code = 550 WHERE address = 'nobody@x.org'")
-    mail.app.extensions["taskworker"].task_worker.start()
+    task_worker_of(mail.app).start()
     assert job.result(30) == {"nobody@x.org": "rejected 550"}
     assert server.sessions == []
     assert rows(mail, "SELECT finished_at IS NULL FROM taskworker_mail") == [(0,)]
@@ -484,7 +485,7 @@ def test_server_that_says_nothing_holds_up_no_other_job(
     monkeypatch.setattr(delivery, "_LONGEST_SPREAD_S", 0.1)
     server = serve(greeting=Silence())
     mail = make_queue(server, start=False, MAIL_TIMEOUT=30, TASKER_CONCURRENCY=4)
-    task_worker = mail.app.extensions["taskworker"].task_worker
+    task_worker = task_worker_of(mail.app)
 
     @task_worker.task(name="other")
     async def other() -> int:
@@ -563,7 +564,7 @@ class ConnectionRefusedForTest(delivery.MailError):
 def test_worker_uses_connections_of_its_own_loop_for_tasks_too(serve: Serve, make_queue: MakeQueue) -> None:
     server = serve()
     mail = make_queue(server, start=False, MAIL_POOL_SIZE=1)
-    task_worker = mail.app.extensions["taskworker"].task_worker
+    task_worker = task_worker_of(mail.app)
 
     @task_worker.task(name="direct")
     async def direct() -> int:
@@ -593,7 +594,7 @@ def test_dispatched_is_told_where_the_mail_is_sent(serve: Serve, make_queue: Mak
     message = letter("a@x.org", subject="Gr\u00fc\u00dfe", body="t\u00e4xt", html="<b>\u00fc</b>")
     job = mail.send_later(message)
     assert heard == []
-    mail.app.extensions["taskworker"].task_worker.start()
+    task_worker_of(mail.app).start()
     job.result(30)
     email_dispatched.disconnect(receiver)
     (told,) = heard
@@ -612,7 +613,7 @@ def test_app_without_mail_keeps_the_mail(make_queue: MakeQueue, caplog: pytest.L
     mail = make_queue(start=False)
     job = mail.send_later(letter())
     del mail.app.extensions["mail"]
-    mail.app.extensions["taskworker"].task_worker.start()
+    task_worker_of(mail.app).start()
     wait_until(lambda: job.refresh().state is JobState.SCHEDULED)
     assert "Call Mail(app) where the worker runs too" in caplog.text
 
@@ -625,7 +626,7 @@ def test_job_of_a_mail_is_found_by_its_number(make_queue: MakeQueue) -> None:
         mail.get_job(str(job.id))  # type: ignore[arg-type]
     assert list(mail.get_job(job.id).recipients) == ["to@example.com"]
 
-    @mail.app.extensions["taskworker"].task_worker.task(name="other")
+    @task_worker_of(mail.app).task(name="other")
     def other() -> None: ...
 
     with pytest.raises(JobNotFound, match="not of a mail"):
@@ -637,7 +638,7 @@ def test_mail_that_is_on_its_way_at_the_end_of_the_worker_is_not_sent_again(
 ) -> None:
     server = serve(script=lambda session, verb, line: Slow(0.3) if verb == "." else None)
     mail = make_queue(server)
-    task_worker = mail.app.extensions["taskworker"].task_worker
+    task_worker = task_worker_of(mail.app)
     job = mail.send_later(letter())
     wait_until(lambda: any("DATA" in session.verbs for session in server.sessions))
     task_worker.stop(0)
@@ -659,7 +660,7 @@ def test_messages_wait_while_those_before_them_cannot_be_recorded(serve: Serve, 
                 lock.execute("BEGIN IMMEDIATE")
 
         server.script = lock_at_the_first_message
-        mail.app.extensions["taskworker"].task_worker.start()
+        task_worker_of(mail.app).start()
         # Two are taken, and the next two are begun.
         wait_until(lambda: sum(session.verbs.count("DATA") for session in server.sessions) == 4)
         mail.send(letter("meanwhile@x.org"))

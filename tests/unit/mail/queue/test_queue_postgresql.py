@@ -13,6 +13,7 @@ from flask_taskworker.errors import JobFailed
 from flask_taskworker.mail import Attachment, Mail, Message
 from flask_taskworker.mail.queue import delivery
 from flask_taskworker.store.work import WorkerStore
+from tests.support.apps import task_worker_of
 from tests.support.smtp_server import Session, SMTPServer
 
 
@@ -79,10 +80,10 @@ def test_mail_is_queued_sent_recorded_and_pruned(mail: Mail, server: SMTPServer)
 
 def test_once_is_held_and_sent_again_by_a_person(mail: Mail, server: SMTPServer) -> None:
     state = mail.app.extensions["taskworker"]
-    state.task_worker.stop(30)
+    task_worker_of(mail.app).stop(30)
     job = mail.send_later(Message("hi", ["a@x.org"], "x"), once=True)
     state.store.driver.write("UPDATE taskworker_mail SET phase = 'dot'", {})
-    state.task_worker.start()
+    task_worker_of(mail.app).start()
     with pytest.raises(JobFailed) as caught:
         job.result(30)
     assert caught.value.kind == "unknown"

@@ -19,6 +19,7 @@ from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.errors import ConfigError, NotAccepted, NotSupported, SchemaError, StoreError
 from flask_taskworker.store.postgresql import driver as postgresql_driver
 from flask_taskworker.store.schema import VERSION
+from tests.support.apps import task_worker_of
 from tests.support.postgres import LOCKED_USER, OVERRIDE, a_database, a_schema, run_sql, with_options
 
 SECRET = "hunter2%40"
@@ -40,7 +41,7 @@ def make_worker(make_app: Callable[..., Flask]) -> Iterator[MakeWorker]:
     yield make
     for app in apps:
         if state := app.extensions.get("taskworker"):
-            state.task_worker.stop()
+            task_worker_of(app).stop()
             state.client.close()
 
 
