@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +22,7 @@ log = logging.getLogger("flask_taskworker.mail")
 Backend = Literal["smtp", "console", "file", "memory"]
 BACKENDS = ("smtp", "console", "file", "memory")
 
+_HOST = re.compile(r"[^\s/@\\\x00-\x1f]{1,255}")
 _LOOKS_FALSE = frozenset({"false", "no", "off", "0"})
 
 
@@ -78,6 +81,12 @@ class MailConfig:
     ssl_context: Any = field(repr=False)
     """An ssl.SSLContext to use as it is, instead of the two keys before. Defaults to None."""
 
+    local_hostname: str | None
+    """Our name in EHLO, such as "web1.example.org" or "[192.0.2.1]". Defaults to this machine's."""
+
+    pipelining: bool
+    """Send several commands at once where the server offers it. Defaults to True."""
+
     redirect_to: tuple[str, ...]
     """Send every mail to these addresses instead of its own, for development. Defaults to None."""
 
@@ -106,13 +115,15 @@ class MailConfig:
     def from_mapping(cls, config: Mapping[str, Any], *, debug: bool | int = False, testing: bool = False) -> MailConfig:
         """Read the ``MAIL_*`` keys of *config*; *debug* and *testing* are the app's."""
         get = config.get
+        if get("MAIL_USE_TLS") and get("MAIL_USE_SSL"):
+            raise ConfigError("MAIL_USE_TLS (STARTTLS) and MAIL_USE_SSL exclude each other. Set one of them.")
         return cls(
-            server=str(get("MAIL_SERVER") or "127.0.0.1"),
+            server=_host(config, "MAIL_SERVER") or "127.0.0.1",
             port=_number(config, "MAIL_PORT", 25, maximum=65535) or 25,
             use_tls=_truth(config, "MAIL_USE_TLS", False),
             use_ssl=_truth(config, "MAIL_USE_SSL", False),
-            username=get("MAIL_USERNAME"),
-            password=get("MAIL_PASSWORD"),
+            username=_secret(config, "MAIL_USERNAME"),
+            password=_secret(config, "MAIL_PASSWORD"),
             default_sender=get("MAIL_DEFAULT_SENDER"),
             debug=_number(config, "MAIL_DEBUG", int(debug)) or 0,
             max_emails=_number(config, "MAIL_MAX_EMAILS", None),
@@ -122,8 +133,10 @@ class MailConfig:
             timeout=_seconds(config, "MAIL_TIMEOUT", 30.0),
             data_timeout=_seconds(config, "MAIL_DATA_TIMEOUT", 600.0),
             tls_verify=_flag(config, "MAIL_TLS_VERIFY", True),
-            cafile=_text(config, "MAIL_CAFILE"),
-            ssl_context=get("MAIL_SSL_CONTEXT"),
+            cafile=_cafile(config),
+            ssl_context=_ssl_context(config),
+            local_hostname=_host(config, "MAIL_LOCAL_HOSTNAME"),
+            pipelining=_flag(config, "MAIL_PIPELINING", True),
             redirect_to=_addresses(config, "MAIL_REDIRECT_TO"),
             backend=_backend(config),
             file_path=_text(config, "MAIL_FILE_PATH"),
@@ -178,6 +191,45 @@ def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 def _text(config: Mapping[str, Any], key: str) -> str | None:
     value = config.get(key)
     return None if value is None else str(value)
+
+
+def _host(config: Mapping[str, Any], key: str) -> str | None:
+    """A host's name or address. Resolving it is left to the moment when it is needed."""
+    value = config.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and _HOST.fullmatch(value):
+        labels = value.rstrip(".").split(".")
+        if ":" in value or all(0 < len(label.encode("utf-8", "replace")) < 64 for label in labels):
+            return value
+    raise ConfigError.of(key, value, "a host's name or address, without scheme, port and blanks")
+
+
+def _secret(config: Mapping[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        # The value is not shown: it may be the password.
+        raise ConfigError(f"{key} is of type {type(value).__name__}. Give a string, or None.")
+    return value
+
+
+def _cafile(config: Mapping[str, Any]) -> str | None:
+    path = _text(config, "MAIL_CAFILE")
+    if path is not None:
+        try:
+            ssl.create_default_context(cafile=path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"MAIL_CAFILE = {path!r} cannot be used: {error}. Give a file of certificates in PEM."
+            ) from error
+    return path
+
+
+def _ssl_context(config: Mapping[str, Any]) -> ssl.SSLContext | None:
+    value = config.get("MAIL_SSL_CONTEXT")
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise ConfigError.of("MAIL_SSL_CONTEXT", value, "an ssl.SSLContext")
+    return value
 
 
 def _addresses(config: Mapping[str, Any], key: str) -> tuple[str, ...]:

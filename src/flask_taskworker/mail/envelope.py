@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.header import Header
 from enum import StrEnum
 from functools import lru_cache
@@ -20,12 +20,14 @@ from .compose.mime import Written, check_written, crlf, is_folded, write
 from .errors import (
     BadAddressError,
     BadHeaderError,
+    DeliveryUnknown,
     MailError,
     MessageTooLarge,
     MissingRecipients,
     MissingSender,
     RecipientsRefused,
     ReplyError,
+    ServerDisconnected,
 )
 
 MAX_RECIPIENTS = 10_000
@@ -55,10 +57,14 @@ class Reply:
     """Three digits, or -1 where the server said nothing."""
 
     text: str
+    decided: Ending | None = field(default=None, repr=False)
+    """What became of the recipient, where the code does not say it."""
 
     @property
     def ending(self) -> Ending:
-        """What the code means for the recipient."""
+        """What became of the recipient."""
+        if self.decided is not None:
+            return self.decided
         if 200 <= self.code < 300:
             return Ending.ACCEPTED
         return Ending.REJECTED if 500 <= self.code < 600 else Ending.DEFERRED
@@ -327,42 +333,35 @@ def _class_overrides(cls: Hashable, method: str) -> bool:
 _KNOWN_MODULES = frozenset({"flask_taskworker.mail.message", "flask_mail"})
 
 
-def without_rejected(envelope: Envelope, refused: Mapping[str, Reply]) -> tuple[Envelope, dict[str, Reply]]:
-    """What is left to send after a try that broke off, and who needs not be tried again.
+def reply_to(error: MailError) -> Reply:
+    """What *error* means for each recipient of whom it says nothing else."""
+    match error:
+        case DeliveryUnknown():
+            return Reply(-1, str(error), Ending.UNKNOWN)
+        case ReplyError() if not error.of_transport:
+            return Reply(error.smtp_code, error.text)
+        case ServerDisconnected():
+            return Reply(error.code, error.text or str(error), Ending.DEFERRED)
+        case RecipientsRefused():
+            return Reply(-1, str(error))
+    return Reply(-1, str(error), Ending.DEFERRED if error.of_transport else Ending.REJECTED)
 
-    Raises RecipientsRefused when nobody is left.
-    """
-    rejected = {address: reply for address, reply in refused.items() if reply.ending is Ending.REJECTED}
-    if not rejected:
-        return envelope, rejected
-    left = tuple(address for address in envelope.recipients if address not in rejected)
-    if not left:
-        raise RecipientsRefused({address: (reply.code, reply.text) for address, reply in rejected.items()})
-    return replace(envelope, recipients=left), rejected
 
-
-def result_of(envelope: Envelope, refused: Mapping[str, Reply], message: Any = None) -> SendResult:
-    """The result of a mail that the server took for everybody but *refused*."""
-    return SendResult(
-        message_id=envelope.message_id,
-        accepted=tuple(address for address in envelope.recipients if address not in refused),
-        refused=dict(refused),
-        message=message,
-    )
+def replies_in(error: MailError) -> dict[str, Reply]:
+    """What the server said to each recipient before or with *error*."""
+    replies = dict(error.refused)
+    if isinstance(error, RecipientsRefused):
+        for address, (code, text) in error.recipients.items():
+            replies[address] = Reply(code, text.decode("utf-8", "replace"))
+    return replies
 
 
 def failed_result(envelope: Envelope, error: MailError, message: Any = None) -> SendResult:
     """The result of a mail that *error* kept from being sent."""
-    refused: dict[str, Reply] = dict(error.refused)
-    if isinstance(error, RecipientsRefused):
-        refused |= {address: Reply(code, _text(text)) for address, (code, text) in error.recipients.items()}
-    elif isinstance(error, ReplyError) and not error.of_transport:
-        refused = {**dict.fromkeys(envelope.recipients, Reply(error.smtp_code, error.text)), **refused}
+    refused = replies_in(error)
+    if isinstance(error, ReplyError) and not error.of_transport:
+        refused = {**dict.fromkeys(envelope.recipients, reply_to(error)), **refused}
     return SendResult(message_id=envelope.message_id, refused=refused, error=error, message=message)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
 
 
 def checked_addresses(addresses: Iterable[Any], field_name: str) -> tuple[str, ...]:
@@ -383,7 +382,7 @@ __all__ = [
     "checked_addresses",
     "failed_result",
     "prepare",
-    "result_of",
-    "without_rejected",
+    "replies_in",
+    "reply_to",
     "writes_itself",
 ]

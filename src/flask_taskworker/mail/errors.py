@@ -21,6 +21,7 @@
     ├── DataRefused                             smtplib.SMTPDataError
     └── ServerDisconnected                      smtplib.SMTPServerDisconnected: the dialogue broke off
         ├── ServerTimeout (TimeoutError)        no reply in MAIL_TIMEOUT
+        ├── OutOfStep                           a reply that cannot be that to its command
         └── DeliveryUnknown                     it broke off between the final dot and its reply
 
 Each class that stands for an SMTP event is also the class of the same event in :mod:`smtplib` and in aiosmtplib, so
@@ -165,6 +166,8 @@ class RecipientsRefused(MailError, aiosmtplib.SMTPRecipientsRefused, smtplib.SMT
         self.recipients: Any = {
             address: (code, text.encode("utf-8", "surrogateescape")) for address, (code, text) in refused.items()
         }
+        self.left: tuple[str, ...] = ()
+        """Recipients that were not asked for, since the server takes no more in one mail."""
         self.args = (self.recipients,)
 
 
@@ -182,12 +185,18 @@ class ServerDisconnected(MailError, aiosmtplib.SMTPServerDisconnected, smtplib.S
         farewell = f"The mail server said {code} {text} and closed the connection." if text else None
         super().__init__(message or farewell)
         self.code, self.text = code, text
-        self.replies: list[Any] = []
-        """What the server said before, in order."""
 
 
 class ServerTimeout(ServerDisconnected, aiosmtplib.SMTPReadTimeoutError):
     """The mail server did not answer within MAIL_TIMEOUT, so the message was not sent."""
+
+
+class OutOfStep(ServerDisconnected):
+    """The mail server's replies no longer fit the commands, so the connection was closed and the message not sent."""
+
+    def __init__(self, command: str = "", code: int = -1, text: str = "") -> None:
+        shown = f" It said {code} {text} to {command!r:.100}." if command else ""
+        super().__init__(f"{inspect.cleandoc(type(self).__doc__ or '')}{shown}", code, text)
 
 
 class DeliveryUnknown(ServerDisconnected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
@@ -23,14 +24,25 @@ from ..core.mail_config import MailConfig
 from ..core.tasks import EnqueueOptions
 from ..errors import AppError
 from .compose.fields import sanitize_address, sanitize_addresses
-from .envelope import Prepared, Reply, SendResult, not_a_message, prepare, result_of
+from .envelope import Prepared, SendResult, not_a_message, prepare
 from .errors import BadHeaderError, MailError
 from .message import Defaults, Message, use_defaults
 from .queue.delivery import is_workers_loop, join_loop
 from .queue.queue import QUEUE, MailJob, MailQueue, QueueOptions, SuppressedMails
 from .signals import dispatched, email_dispatched, foreign_module
-from .smtp.bulk import CHUNK, BulkRun, Numbered, aeach, each
-from .smtp.hosts import Host, KeptHost, PooledHost, SMTPHost, aside, local_host, refused_replies, server_of
+from .smtp.bulk import CHUNK, BulkSending, Numbered, aeach, each
+from .smtp.connection import Receipt
+from .smtp.hosts import (
+    Host,
+    MailHost,
+    MemoryHost,
+    SMTPHost,
+    foreign_receipt,
+    is_suppressed,
+    local_host,
+    result_of,
+    server_of,
+)
 from .smtp.pool import pool_for
 from .smtp.portal import portal
 
@@ -60,7 +72,7 @@ class Connection:
         self._is_worn = False
 
     def __enter__(self) -> Self:
-        self.host = None if self.mail.suppress else self.configure_host()
+        self.host = None if self._is_suppressed else self.configure_host()
         self.num_emails = 0
         return self
 
@@ -73,7 +85,7 @@ class Connection:
     async def __aenter__(self) -> Self:
         if is_workers_loop(self._find_app()):
             join_loop()
-        if self.mail.suppress:
+        if self._is_suppressed:
             self.host = None
         else:
             await self._aconfigure()
@@ -83,10 +95,10 @@ class Connection:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(self.host, SMTPHost) and not self._is_worn:
+        if isinstance(self.host, MailHost) and not self._is_worn:
             await self.host.aquit()
         elif self.host is not None and not self._is_worn:
-            await aside(self._quit)
+            await asyncio.to_thread(self._quit)
 
     def configure_host(self) -> Host:
         """Connect to the mail host. Raises what :mod:`smtplib` and the system would: see ``mail.errors``."""
@@ -106,42 +118,39 @@ class Connection:
         prepared = self._prepare(message, envelope_from)
         if self._is_worn:
             self.host, self._is_worn = self.configure_host(), False
-        refused = {} if self.host is None else refused_replies(self.host.sendmail(*_five(prepared, message)))
-        self._after_send()
-        self._last_result = _announced(app, message, result_of(prepared.envelope, refused, message))
-        return self._last_result
+        if self.host is None or isinstance(self.host, MailHost):
+            receipt = (self.host or MemoryHost()).send(prepared.envelope)
+        else:
+            receipt = foreign_receipt(prepared.envelope, self.host.sendmail(*_five(prepared, message)))
+        return self._sent(app, message, prepared, receipt)
 
     async def asend(self, message: Any, envelope_from: Any = None) -> SendResult:
         """:meth:`send`, without blocking the event loop."""
         app = self._find_app()
         if _is_large(message):
-            prepared = await aside(self._prepare, message, envelope_from)
+            prepared = await asyncio.to_thread(self._prepare, message, envelope_from)
         else:
             prepared = self._prepare(message, envelope_from)
         if self._is_worn:
             await self._aconfigure()
-        refused = await self._ahand_over(prepared, message)
-        self._after_send()
-        return _announced(app, message, result_of(prepared.envelope, refused, message))
+        if self.host is None or isinstance(self.host, MailHost):
+            receipt = await (self.host or MemoryHost()).asend(prepared.envelope)
+        else:
+            returned = await asyncio.to_thread(self.host.sendmail, *_five(prepared, message))
+            receipt = foreign_receipt(prepared.envelope, returned)
+        return self._sent(app, message, prepared, receipt)
 
     def send_message(self, *args: Any, **kwargs: Any) -> SendResult:
         """``send(Message(…))``."""
         return self.send(Message(*args, **kwargs))
 
-    async def _ahand_over(self, prepared: Prepared, message: Any) -> dict[str, Reply]:
-        if isinstance(self.host, SMTPHost):
-            return dict(await self.host.asend(prepared.envelope))
-        if self.host is None:
-            return {}
-        return refused_replies(await aside(self.host.sendmail, *_five(prepared, message)))
-
     async def _aconfigure(self) -> None:
         if type(self).configure_host is not Connection.configure_host:
-            self.host = await aside(self.configure_host)
+            self.host = await asyncio.to_thread(self.configure_host)
         else:
-            self.host = self._make_host()
-            if isinstance(self.host, SMTPHost):
-                await self.host.aopen()
+            host = self._make_host()
+            await host.aopen()
+            self.host = host
         self._is_worn = False
 
     def _prepare(self, message: Any, envelope_from: Any) -> Prepared:
@@ -167,7 +176,7 @@ class Connection:
             raise AppError("Mail is sent for an app, and none is current. Push its context: with app.app_context(): …")
         return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
-    def _after_send(self) -> None:
+    def _sent(self, app: Flask, message: Any, prepared: Prepared, receipt: Receipt) -> SendResult:
         self.num_emails += 1
         if self.num_emails == self.mail.max_emails:
             self.num_emails = 0
@@ -175,6 +184,12 @@ class Connection:
             if self.host is not None and not self._is_pooled:
                 self._is_worn = True
                 self._quit()
+        self._last_result = _announced(app, message, result_of(prepared.envelope, receipt, message))
+        return self._last_result
+
+    @property
+    def _is_suppressed(self) -> bool:
+        return is_suppressed(self.mail, self._app or (current_app if has_app_context() else None))
 
     def _quit(self) -> None:
         try:
@@ -182,12 +197,12 @@ class Connection:
         except (MailError, OSError) as error:
             log.debug("the mail host did not say goodbye: %s", error)
 
-    def _make_host(self) -> Host:
+    def _make_host(self) -> MailHost:
         state = self.mail
-        if (local := local_host(state, self._find_app())) is not None:
-            return local
-        server = server_of(state)
-        return PooledHost(server, state.config.pool_size, state.max_emails) if self._is_pooled else KeptHost(server)
+        pool_size = state.config.pool_size if self._is_pooled else None
+        return local_host(state, self._find_app()) or SMTPHost(
+            server_of(state), pool_size=pool_size, max_mails=state.max_emails
+        )
 
 
 def _five(prepared: Prepared, message: Any) -> tuple[Any, ...]:
@@ -301,7 +316,7 @@ class _MailMixin:
         batch = _Batch(self._connect_for_one())
         if not batch.is_bulk:
             async for message in aeach(messages):
-                for result in await aside(batch.send_one, message):
+                for result in await asyncio.to_thread(batch.send_one, message):
                     yield result
             return
         if is_workers_loop(batch.app):
@@ -348,7 +363,7 @@ class _MailMixin:
         """:meth:`send_later`, without blocking the event loop. ``session`` may be an AsyncSession."""
         session = options.get("session")
         if session is None:
-            return cast(MailJob, await aside(partial(self.send_later, message, **options)))
+            return cast(MailJob, await asyncio.to_thread(partial(self.send_later, message, **options)))
         if is_async(session):
             return cast(
                 MailJob, await session.run_sync(lambda inner: self.send_later(message, **{**options, "session": inner}))
@@ -380,7 +395,7 @@ class _MailMixin:
         connection = self.connect()
         app, state = connection._find_app(), connection.mail
         mails = [(message, connection._prepare(message, None)) for message in each(messages)]
-        if state.suppress:
+        if is_suppressed(state, app):
             return _recorded(app, mails, options.enqueue)
         return MailQueue(app, state.config).put(mails, options) if mails else []
 
@@ -426,13 +441,13 @@ class _Batch:
         self._flushed_at = time.monotonic()
         self._chunk_size = 1
         own_host = type(connection).configure_host is Connection.configure_host
-        self.is_bulk = own_host and state.config.backend == "smtp" and not state.suppress
+        self.is_bulk = own_host and state.config.backend == "smtp" and not connection._is_suppressed
 
-    async def begin(self) -> BulkRun:
+    async def begin(self) -> BulkSending:
         """Make the run, on the loop that it will stay on."""
         state = self._connection.mail
         pool = pool_for(server_of(state), state.config.pool_size, state.max_emails)
-        return BulkRun(pool, state.config.pool_size)
+        return BulkSending(pool, state.config.pool_size)
 
     def add(self, message: Any) -> bool:
         """Prepare *message*; whether it is time to hand the chunk over."""
@@ -440,7 +455,7 @@ class _Batch:
         self._count += 1
         try:
             prepared = self._connection._prepare(message, None)
-        except (MailError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001 — a subclass of Message may raise anything
             self._results[number] = _unsendable(message, error)
             return False
         self._chunk.append(Numbered(number, message, prepared.envelope))

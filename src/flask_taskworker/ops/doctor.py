@@ -28,7 +28,8 @@ from ..core.triggers import trigger_from_text
 from ..core.words import counted, spoken
 from ..errors import NotDecodable, NotSupported, SchemaError, StoreError
 from ..mail.errors import MailError
-from ..mail.smtp.connection import Server, SMTPConnection
+from ..mail.server import Server
+from ..mail.smtp.connection import SMTPConnection
 from ..mail.smtp.hosts import server_of
 from ..store.migrations import newest
 from ..store.sql import ScheduleRow

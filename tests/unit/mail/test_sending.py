@@ -27,20 +27,18 @@ from flask_taskworker.mail.errors import (
     ServerDisconnected,
     ServerTimeout,
 )
-from flask_taskworker.mail.smtp import connection, pipelining, pool
+from flask_taskworker.mail.smtp import connection, pool
 from tests.support.smtp_server import EXTENSIONS, Drop, Session, Silence, SMTPServer, wait_until
 
 Serve = Callable[..., SMTPServer]
 MakeMail = Callable[..., Mail]
 
-DIALOGUES = ["pipelining", "one by one", "plain aiosmtplib"]
+DIALOGUES = ["pipelining", "one by one"]
 
 
 @pytest.fixture(params=DIALOGUES)
-def serve_each(request: pytest.FixtureRequest, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Serve:
+def serve_each(request: pytest.FixtureRequest, serve: Serve) -> Serve:
     """A server for each of the ways in which we talk to one."""
-    if request.param == "plain aiosmtplib":
-        monkeypatch.setattr(pipelining, "POSSIBLE", False)
     extensions = EXTENSIONS if request.param == "pipelining" else EXTENSIONS[1:]
     return lambda **options: serve(**{"extensions": extensions, **options})
 
@@ -263,8 +261,7 @@ def test_server_that_always_drops_raises_what_it_said(verb: str, serve_each: Ser
         make_mail(server).send(message())
     assert isinstance(caught.value, ServerDisconnected)
     assert not isinstance(caught.value, DeliveryUnknown)
-    if pipelining.POSSIBLE:
-        assert (caught.value.code, caught.value.text) == (421, "4.3.2 shutting down")
+    assert (caught.value.code, caught.value.text) == (421, "4.3.2 shutting down")
     assert len(server.sessions) == 3
     assert server.mails == []
 

@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from email import message_from_bytes, policy
 from typing import Any
@@ -27,12 +27,10 @@ from ...core.tasks import TaskOptions, TaskRegistry
 from ...errors import SnoozeJob, StoreError
 from ...signals import email_failed
 from ...store.sql import Store, to_duration_ms
-from ..envelope import Ending, Envelope
+from ..envelope import Ending, Envelope, Reply
 from ..errors import (
     AuthenticationFailed,
-    ConnectError,
     DeliveryUnknown,
-    HeloRefused,
     MailError,
     RecipientsRefused,
     ServerDisconnected,
@@ -40,20 +38,21 @@ from ..errors import (
 )
 from ..message import Message
 from ..signals import dispatched, email_dispatched
-from ..smtp.connection import Receipt, Server, SMTPConnection
-from ..smtp.hosts import Host, local_host, server_of
-from ..smtp.lanes import Lanes, Parcel
-from ..smtp.pool import Opener, Pool, close_pools, pool_for
+from ..smtp.connection import Receipt, SMTPConnection
+from ..smtp.hosts import MailHost, local_host, server_of
+from ..smtp.lanes import Delivery, SmtpSender
+from ..smtp.pool import Pool, close_pools, pool_for
 from ..smtp.portal import portal
 from .queue import DELIVER, QUEUE, MailQueue
-from .stored import MailRoom, Settlement, StoredMail, Verdict, verdicts
+from .reading import text_of
+from .stored import MailStore, StoredMail, verdicts
 
 log = logging.getLogger("flask_taskworker.mail")
 
 FIRST_PARKING_S = 0.25
 LONGEST_PARKING_S = 50.0
 LOGIN_PARKING_S = 60.0
-"""A wrong password does not mend itself, and servers lock accounts out: at most one login a minute."""
+"""Retrying a rejected login only risks a lockout: at most one login a minute."""
 
 PATIENCE_S = 1.0
 """When opening a connection takes longer, mails do not wait for it in the slots of other jobs."""
@@ -64,7 +63,7 @@ _SPREAD = 0.1
 _LONGEST_SPREAD_S = 5.0
 _LOADED_PER_CONNECTION = 16
 _MOST_LOADED = 96
-_TOO_MANY_RECIPIENTS = 452
+_MOST_TEXT = 10 * 1024 * 1024
 _LAST_WORD_S = 5.0
 """How long a mail that is on its way may hold up the shutdown: its server may have taken it."""
 
@@ -87,7 +86,7 @@ async def deliver(mail_id: str) -> dict[str, str] | None:
     if "mail" not in app.extensions:
         log.error("a queued mail waits: the app %r has no Mail. Call Mail(app) where the worker runs too.", app.name)
         raise SnoozeJob(60)
-    return await _postman(app).deliver(app, mail_id)
+    return await _delivery_of(app).deliver(app, mail_id)
 
 
 def register_mail(registry: TaskRegistry) -> None:
@@ -106,120 +105,10 @@ class Parked(MailError):
         self.delay = delay
 
 
-class Ticket:
-    """Who waits for a queued mail that is in the lanes."""
-
-    __slots__ = ("answer", "closed", "counted", "outcome")
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[Receipt | MailError] = asyncio.get_running_loop().create_future()
-        self.outcome: Receipt | MailError | None = None
-        self.counted = self.closed = False
-        """Whether it counts among the unrecorded, and whether nobody waits for it any more."""
-
-    def tell(self, outcome: Receipt | MailError) -> None:
-        """The mail has come to its end."""
-        self.outcome = outcome
-        if not self.answer.done():
-            self.answer.set_result(outcome)
-
-
-class Dispatch(Lanes):
-    """Sends queued mails over the pool's connections, and says how each went.
-
-    A mail that the server has taken, and of which that is not recorded, would be sent again if the process died now.
-    So there are never more of them than connections: further messages wait, also where the database is slow.
-    """
-
-    def __init__(self, pool: Pool, size: int, opener: Opener) -> None:
-        super().__init__(pool, size, opener)
-        self._room = asyncio.Semaphore(size)
-
-    @property
-    def is_held_up(self) -> bool:
-        """Whether there is room for no other message until something is recorded."""
-        return self._room.locked()
-
-    @asynccontextmanager
-    async def sending(self, envelope: Envelope) -> AsyncIterator[Receipt | MailError]:
-        """One mail: how it went, which is to be recorded within the block."""
-        ticket = Ticket()
-        try:
-            yield await self._send(Parcel(ticket, envelope))
-        finally:
-            ticket.closed = True
-            self._uncount(ticket)
-
-    async def before_message(self, parcel: Parcel) -> None:
-        """Wait until it may be sent without a record of those before it."""
-        ticket: Ticket = parcel.owner
-        if not ticket.counted:
-            await self._room.acquire()
-            ticket.counted = True
-            if ticket.closed:
-                self._uncount(ticket)
-
-    def _uncount(self, ticket: Ticket) -> None:
-        if ticket.counted:
-            ticket.counted = False
-            self._room.release()
-
-    async def _send(self, parcel: Parcel) -> Receipt | MailError:
-        """Cancelled while it is on its way, it first waits a little for the server's word."""
-        ticket: Ticket = parcel.owner
-        self.add((parcel,))
-        try:
-            return await ticket.answer
-        except asyncio.CancelledError:
-            if parcel in self._waiting:
-                self._waiting.remove(parcel)
-                raise
-            raise Withdrawn(await self._last_word(ticket)) from None
-
-    def dismiss(self) -> None:
-        """Send the mails away that wait for a connection: they come again."""
-        while self._waiting:
-            self.end(self._waiting.popleft(), _put_off())
-
-    async def _last_word(self, ticket: Ticket) -> Receipt | MailError:
-        if ticket.outcome is None:
-            # The first future was cancelled with the job.
-            ticket.answer = asyncio.get_running_loop().create_future()
-            await asyncio.wait({ticket.answer}, timeout=_LAST_WORD_S)
-        return ticket.outcome if ticket.outcome is not None else DeliveryUnknown()
-
-    def on_take(self, parcel: Parcel) -> None:
-        """Nothing."""
-
-    def on_lane_end(self, error: BaseException | None) -> None:
-        """A fault of ours has been told to who waits for the mail; here it is told to us."""
-        if error is not None and not isinstance(error, asyncio.CancelledError):
-            log.error("this should not happen; please report it", exc_info=error)
-
-    def on_end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
-        """Answer."""
-        ticket: Ticket = parcel.owner
-        ticket.tell(outcome)
-
-
-def _tried(parked: Parked) -> ServerDisconnected:
-    """What became of a mail that was parked after a try had broken off in which recipients were rejected: that is to
-    be recorded, or they would be asked for again. Raises *parked* where nothing was learnt."""
-    if not parked.refused:
-        raise parked
-    error = ServerDisconnected()
-    error.refused = parked.refused
-    return error
-
-
-def _put_off() -> Parked:
-    return Parked(SLOW_PARKING_S + random.uniform(0, _LONGEST_SPREAD_S))
-
-
 class Withdrawn(asyncio.CancelledError):
     """The job was cancelled while its mail was on its way, and the mail went as ``outcome`` says."""
 
-    def __init__(self, outcome: Receipt | MailError) -> None:
+    def __init__(self, outcome: Receipt | Exception) -> None:
         super().__init__()
         self.outcome = outcome
 
@@ -240,12 +129,13 @@ class Transport:
         if left > 0:
             raise Parked(left + random.uniform(0, min(self._pause, _LONGEST_SPREAD_S)))
         if self._slow:
-            raise _put_off()
+            raise put_off()
 
-    async def open(self, server: Server) -> SMTPConnection:
+    async def open(self, pool: Pool) -> SMTPConnection:
         """Open a connection, one at a time: after a failure the others need not find out for themselves.
 
-        Raises Parked where the server cannot be reached, or does not let us in.
+        Raises Parked where the server cannot be reached, or does not let us in; what it said where it only refused
+        one connection more than it allows.
         """
         async with self._opening:
             self.check()
@@ -253,31 +143,33 @@ class Transport:
             patience = PATIENCE_S / 10 if self._pause else PATIENCE_S
             slow = asyncio.get_running_loop().call_later(patience, self._note_slow)
             try:
-                return await self._open(server)
+                return await self._open(pool)
             finally:
                 slow.cancel()
                 self._slow = False
 
-    async def _open(self, server: Server) -> SMTPConnection:
+    async def _open(self, pool: Pool) -> SMTPConnection:
         for last in (False, False, True):
             try:
-                connection = await SMTPConnection.open(server)
+                return await SMTPConnection.open(pool.server)
             except MailError as error:
+                if pool.is_served or pool.ask_others_to_yield():
+                    raise
                 # A server that took the connection and dropped it is there, and may be luckier at once.
                 if last or not isinstance(error, ServerDisconnected) or isinstance(error, ServerTimeout):
-                    self._park(error)
+                    self.park(error)
                     self.check()
                     raise
-            else:
-                self._is_back()
-                return connection
         raise AssertionError("unreachable")
 
     def _note_slow(self) -> None:
         self._slow = True
         self._on_slow()
 
-    def _park(self, error: MailError) -> None:
+    def park(self, error: MailError) -> None:
+        """Leave the server alone for a while, which grows from time to time."""
+        if self._parked_until > _loop_time():
+            return
         if not self._pause:
             # The one alarm of this outage.
             log.error("queued mail waits, and none is lost: %s", error)
@@ -287,34 +179,50 @@ class Transport:
         self._parked_until = _loop_time() + self._pause
         log.info("the mail server is tried again in %.0f s", self._pause)
 
-    def _is_back(self) -> None:
+    def note_success(self) -> None:
+        """It has looked at a mail."""
         if self._pause:
             log.warning("the mail server is back; queued mail goes out again")
         self._pause = self._parked_until = 0.0
+
+
+def put_off() -> Parked:
+    """For mails that wait while a connection is opened slowly: they come again."""
+    return Parked(SLOW_PARKING_S + random.uniform(0, _LONGEST_SPREAD_S))
 
 
 def _loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
-# ---------------------------------------------------------------- the postman
+# ---------------------------------------------------------------- one app's mails
 
 
-class Postman:
+class MailDelivery:
     """Delivers the queued mails of one app, on one loop."""
 
     def __init__(self, app: Flask) -> None:
         config = app.extensions["mail"].config
         self._store: Store = app.extensions["taskworker"].client.store
-        self.room = MailRoom(self._store, self._expects_company)
+        self.mails = MailStore(self._store, self._expects_company)
         self._transport = Transport(self._dismiss)
-        self._dispatch: Dispatch | None = None
+        self._sender: SmtpSender | None = None
         self._under_way = 0
-        # Whoever has loaded a mail holds its bytes: so no more of them than can soon be sent.
+        # A mail that the server has taken, and of which that is not recorded, would be sent again if the process died
+        # now. So there are never more of them than connections: further messages wait, also where the database is slow.
+        self._unrecorded = asyncio.Semaphore(config.pool_size)
+        # A loaded mail holds its bytes: so no more of them than can soon be sent.
         self._loaded = asyncio.Semaphore(min(config.pool_size * _LOADED_PER_CONNECTION, _MOST_LOADED))
 
     def _expects_company(self) -> bool:
-        return self._under_way > 1 and not (self._dispatch is not None and self._dispatch.is_held_up)
+        return self._under_way > 1 and not self._unrecorded.locked()
+
+    def _dismiss(self) -> None:
+        line = self._sender.line if self._sender is not None else ()
+        while line:
+            delivery = line.popleft()
+            delivery.fail(put_off())
+            delivery.end()
 
     async def deliver(self, app: Flask, mail_id: str) -> dict[str, str] | None:
         """One try of one mail, and what follows from it."""
@@ -344,31 +252,43 @@ class Postman:
                 await self._note(app, mail, verdicts(_left(mail), withdrawn.outcome))
                 raise
             await _announce(app, before, mail)
-            go_on = mail.finished_at is None and _may_go_on_at_once(news)
+            # The server took some recipients, and wants the others in another mail.
+            is_partial = any(reply.ending is Ending.ACCEPTED for reply in news.values()) and len(news) < len(
+                before.open
+            )
+            go_on = mail.finished_at is None and is_partial
         return mail
 
-    async def _note(self, app: Flask, mail: StoredMail, news: Mapping[str, Verdict]) -> StoredMail:
+    async def _note(self, app: Flask, mail: StoredMail, news: Mapping[str, Reply]) -> StoredMail:
+        """Record what a try came to; until the database takes it: what was sent would be sent again."""
         now = self._store.clock()
         config = app.extensions["mail"].config
         mail = mail.after(news, now, lambda: _again_at(config, mail.tries, now))
-        await self._record(mail.settlement(news, to_duration_ms(config.keep)))
-        return mail
+        pause = 0.1
+        while True:
+            try:
+                await self.mails.settle(mail.settlement(news, to_duration_ms(config.keep)))
+                return mail
+            except StoreError as error:
+                log.warning("a sent mail could not be recorded; next try in %.1f s: %s", pause, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
 
     async def _load(self, app: Flask, mail_id: str) -> StoredMail:
         try:
-            mail = await self.room.load(mail_id)
+            mail = await self.mails.load(mail_id)
             if not _is_asked_for_again(mail):
                 return mail
             now, config = self._store.clock(), app.extensions["mail"].config
             give_up_at = now + to_duration_ms(config.expires)
-            await self.room.reopen(mail_id, give_up_at, give_up_at + to_duration_ms(config.keep))
-            return await self.room.load(mail_id)
+            await self.mails.reopen(mail_id, give_up_at, give_up_at + to_duration_ms(config.keep))
+            return await self.mails.load(mail_id)
         except StoreError as error:
             log.warning("a queued mail waits: %s", error)
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
 
     @asynccontextmanager
-    async def _try(self, app: Flask, mail: StoredMail) -> AsyncIterator[dict[str, Verdict]]:
+    async def _try(self, app: Flask, mail: StoredMail) -> AsyncIterator[dict[str, Reply]]:
         """What became of one try, which is to be recorded within the block."""
         envelope = _left(mail)
         state = app.extensions["mail"]
@@ -377,66 +297,100 @@ class Postman:
         elif mail.phase == "dot":
             yield verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
         elif (host := local_host(state, app)) is not None:
-            yield await _give_to(host, envelope)
+            yield verdicts(envelope, await _give_to(host, envelope))
         else:
             # Since this mail was let in, the server may have fallen silent.
             self._transport.check()
-            dispatch = self._dispatch_for(state)
-            once = self._sending_once(dispatch.pool, mail.id, envelope) if mail.once else None
-            async with once or dispatch.sending(envelope) as outcome:
-                yield verdicts(envelope, _tried(outcome) if isinstance(outcome, Parked) else outcome)
+            async with self._sending(state, mail, envelope) as outcome:
+                yield verdicts(envelope, self._tried(outcome))
+
+    def _tried(self, outcome: Receipt | Exception) -> Receipt | MailError:
+        """What is to be recorded of a try. Raises Parked where the server was not reached and nothing was learnt."""
+        if isinstance(outcome, MailError) and (outcome.of_transport or isinstance(outcome, Parked)):
+            if not isinstance(outcome, Parked):
+                self._transport.park(outcome)
+            if outcome.refused:
+                # Recipients who were rejected before would be asked for again.
+                error = ServerDisconnected(str(outcome))
+                error.refused = outcome.refused
+                return error
+            if isinstance(outcome, Parked):
+                raise outcome
+            self._transport.check()
+            raise put_off()
+        if not isinstance(outcome, Receipt | MailError):
+            raise outcome
+        if isinstance(outcome, Receipt) or not isinstance(outcome, ServerDisconnected):
+            self._transport.note_success()
+        return outcome
 
     @asynccontextmanager
-    async def _sending_once(self, pool: Pool, mail_id: str, envelope: Envelope) -> AsyncIterator[Receipt | MailError]:
+    async def _sending(self, state: Any, mail: StoredMail, envelope: Envelope) -> AsyncIterator[Receipt | Exception]:
+        """One transaction: how it went, which is to be recorded within the block."""
+        sender = self._sender_for(state)
+        ended = asyncio.Event()
+        is_counted = is_over = False
+
+        async def before_dot() -> None:
+            nonlocal is_counted
+            if not is_counted:
+                await self._unrecorded.acquire()
+                is_counted = not is_over
+                if is_over:
+                    self._unrecorded.release()
+            if mail.once:
+                await self._enter_dot(mail.id)
+
+        delivery = Delivery(envelope, before_dot=before_dot, on_end=lambda _: ended.set(), is_stepwise=True)
+        sender.add((delivery,))
         try:
-            outcome: Receipt | MailError = await pool.deliver(
-                envelope, lambda: self._enter_dot(mail_id), lambda: self._transport.open(pool.server)
-            )
-        except MailError as error:
-            outcome = error
-        yield outcome
+            try:
+                await ended.wait()
+            except asyncio.CancelledError:
+                if delivery in sender.line:
+                    sender.line.remove(delivery)
+                    raise
+                # It is on its way: the server's word is worth a moment.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _LAST_WORD_S)
+                raise Withdrawn(delivery.outcome or DeliveryUnknown()) from None
+            assert delivery.outcome is not None
+            yield delivery.outcome
+        finally:
+            is_over = True
+            if is_counted:
+                is_counted = False
+                self._unrecorded.release()
 
-    def _dispatch_for(self, state: Any) -> Dispatch:
-        """The lanes to the server that the settings name; new ones when they were changed."""
+    def _sender_for(self, state: Any) -> SmtpSender:
+        """The connections to the server that the settings name; new ones when they were changed."""
         server = server_of(state)
-        if self._dispatch is None or self._dispatch.pool.server is not server:
+        if self._sender is None or self._sender.pool.server is not server:
             pool = pool_for(server, state.config.pool_size, state.max_emails)
-            self._dispatch = Dispatch(pool, state.config.pool_size, lambda: self._transport.open(server))
-        return self._dispatch
-
-    def _dismiss(self) -> None:
-        if self._dispatch is not None:
-            self._dispatch.dismiss()
+            self._sender = SmtpSender(
+                pool, state.config.pool_size, lambda: self._transport.open(pool), on_idle=_log_crash
+            )
+        return self._sender
 
     async def _enter_dot(self, mail_id: str) -> None:
         """Before the message of a mail that must not go out twice. Raises SnoozeJob where it may have gone already."""
         try:
-            entered = await self.room.enter_dot(mail_id)
+            entered = await self.mails.enter_dot(mail_id)
         except StoreError as error:
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
         if not entered:
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S)
 
-    async def _record(self, settlement: Settlement) -> None:
-        """What was sent must be known, or it would be sent again: so until the database takes it."""
-        pause = 0.1
-        while True:
-            try:
-                return await self.room.settle(settlement)
-            except StoreError as error:
-                log.warning("a sent mail could not be recorded; next try in %.1f s: %s", pause, error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+
+def _log_crash(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, asyncio.CancelledError):
+        log.error("this should not happen; please report it", exc_info=error)
 
 
 def _left(mail: StoredMail) -> Envelope:
     """What is still to be sent of *mail*."""
-    open_recipients = mail.open
-    return (
-        mail.envelope
-        if open_recipients == mail.envelope.recipients
-        else replace(mail.envelope, recipients=open_recipients)
-    )
+    left = mail.open
+    return mail.envelope if left == mail.envelope.recipients else replace(mail.envelope, recipients=left)
 
 
 def _again_at(config: MailConfig, tries: int, now: int) -> int:
@@ -445,20 +399,14 @@ def _again_at(config: MailConfig, tries: int, now: int) -> int:
     return now + int(delay * 1000)
 
 
-def _may_go_on_at_once(news: Mapping[str, Verdict]) -> bool:
-    """The server took some recipients, and wants the others in another mail."""
-    accepted = any(verdict.ending is Ending.ACCEPTED for verdict in news.values())
-    return accepted and any(verdict.code == _TOO_MANY_RECIPIENTS for verdict in news.values())
-
-
 def _is_asked_for_again(mail: StoredMail) -> bool:
-    """Whether the job of a mail that ended in vain was put back into its queue by a person, not by a crash.
+    """Whether the job of a mail that reached no recipient was put back into its queue by a person, not by a crash.
 
     Never for a mail that must not go out twice: there only MailJob.retry() says so clearly enough.
     """
     job = running_job()
-    in_vain = mail.finished_at is not None and not mail.once and not mail.is_accepted_by_anybody
-    return in_vain and job is not None and not job.claim.crashes and not job.claim.failures
+    has_failed = mail.finished_at is not None and not mail.once and not mail.is_accepted_by_anybody
+    return has_failed and job is not None and not job.claim.crashes and not job.claim.failures
 
 
 def _ended(mail: StoredMail) -> dict[str, str] | None:
@@ -472,21 +420,11 @@ def _ended(mail: StoredMail) -> dict[str, str] | None:
     return mail.refused
 
 
-async def _give_to(host: Host, envelope: Envelope) -> dict[str, Verdict]:
-    arguments = (
-        envelope.sender or "<>",
-        list(envelope.recipients),
-        envelope.data,
-        envelope.mail_options,
-        envelope.rcpt_options,
-    )
+async def _give_to(host: MailHost, envelope: Envelope) -> Receipt | MailError:
     try:
-        await asyncio.to_thread(host.sendmail, *arguments)
-    except (ConnectError, HeloRefused, AuthenticationFailed) as error:
-        raise Parked(FIRST_PARKING_S) from error
+        return await host.asend(envelope)
     except MailError as error:
-        return verdicts(envelope, error)
-    return dict.fromkeys(envelope.recipients, Verdict(Ending.ACCEPTED, 250, ""))
+        return error
 
 
 # ---------------------------------------------------------------- signals
@@ -516,7 +454,7 @@ class SentMessage(Message):
 
 
 def _content(part: Any) -> str | None:
-    return None if part is None else str(part.get_content())
+    return None if part is None else text_of(part, _MOST_TEXT)
 
 
 async def _announce(app: Flask, before: StoredMail, after: StoredMail) -> None:
@@ -532,7 +470,12 @@ async def _announce(app: Flask, before: StoredMail, after: StoredMail) -> None:
     def tell() -> None:
         with app.app_context():
             if sent:
-                dispatched(app, SentMessage(after.envelope))
+                try:
+                    message = SentMessage(after.envelope)
+                except Exception:
+                    log.exception("mail %s was sent; receivers of email_dispatched get none of it", after.id)
+                else:
+                    dispatched(app, message)
             if failed and job is not None:
                 queued = MailQueue(app, app.extensions["mail"].config).job(job.claim.id)
                 recipients = {s.address: s for s in after.recipients if s.ending is not Ending.ACCEPTED}
@@ -543,24 +486,24 @@ async def _announce(app: Flask, before: StoredMail, after: StoredMail) -> None:
 
 # ---------------------------------------------------------------- the worker's loop
 
-_postmen: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Flask, Postman]] = WeakKeyDictionary()
+_deliveries: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Flask, MailDelivery]] = WeakKeyDictionary()
 
 
-def _postman(app: Flask) -> Postman:
+def _delivery_of(app: Flask) -> MailDelivery:
     loop = asyncio.get_running_loop()
     join_loop()
-    postmen = _postmen[loop]
-    if app not in postmen:
-        postmen[app] = Postman(app)
-    return postmen[app]
+    deliveries = _deliveries[loop]
+    if app not in deliveries:
+        deliveries[app] = MailDelivery(app)
+    return deliveries[app]
 
 
 def join_loop() -> None:
     """Let mail that is sent on the running loop, a worker's, use connections of its own, closed when it ends."""
     loop = asyncio.get_running_loop()
-    if loop in _postmen:
+    if loop in _deliveries:
         return
-    _postmen[loop] = WeakKeyDictionary()
+    _deliveries[loop] = WeakKeyDictionary()
     portal.adopt(loop)
     # The name tells the worker that no job has left this task behind.
     keeper = loop.create_task(_keep_house(), name="taskworker-mail")
@@ -582,6 +525,6 @@ async def _keep_house() -> None:
     try:
         await asyncio.Event().wait()
     finally:
-        for postman in _postmen.pop(loop, {}).values():
-            postman.room.close()
+        for delivery in _deliveries.pop(loop, {}).values():
+            delivery.mails.close()
         await close_pools()

@@ -73,11 +73,11 @@ class Letter:
         """Read the bytes of a mail; of each of its texts the first *most* characters."""
         parts = list(islice(_leaves(_parsed(data)), MAX_PARTS))
         bodies = {part.get_content_subtype(): part for part in reversed(parts) if _is_body(part)}
-        html = _text(bodies["html"], most) if "html" in bodies else None
+        html = text_of(bodies["html"], most) if "html" in bodies else None
         attached = [part for part in parts if part not in bodies.values()]
         return cls(
             headers=headers_of(data),
-            text=_text(bodies["plain"], most) if "plain" in bodies else None,
+            text=text_of(bodies["plain"], most) if "plain" in bodies else None,
             html=html and _with_pictures(html, attached),
             attachments=tuple(_enclosed(part) for part in attached),
         )
@@ -203,7 +203,8 @@ def _octets(part: _Part) -> bytes:
     return found if isinstance(found, bytes) else b""
 
 
-def _text(part: _Part, most: int) -> str:
+def text_of(part: _Part, most: int) -> str:
+    """The first *most* characters of a part, whatever charset it claims."""
     octets = _octets(part)[: most * 4]
     try:
         text = octets.decode(part.get_content_charset("utf-8"), "replace")

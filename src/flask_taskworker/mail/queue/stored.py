@@ -18,8 +18,8 @@ from ...store.fitting import moment_in, shown
 from ...store.sql import Store
 from ...store.statements import mails as mail_statements
 from ...store.statements.jobs import Dialect, batch_of
-from ..envelope import Ending, Envelope, Reply
-from ..errors import DeliveryUnknown, MailError, RecipientsRefused, ReplyError, ServerDisconnected
+from ..envelope import Ending, Envelope, Reply, replies_in, reply_to
+from ..errors import MailError
 from ..smtp.connection import Receipt
 from .queue import RecipientState, blobs_in, joined, load_recipients
 
@@ -31,44 +31,15 @@ _TOLD = (StoreError, NotDecodable)
 """Answers that are raised where the question was asked."""
 
 
-class Verdict(NamedTuple):
-    """What one try came to for one recipient."""
-
-    ending: Ending
-    code: int
-    text: str
-
-
-def verdicts(envelope: Envelope, outcome: Receipt | MailError) -> dict[str, Verdict]:
-    """What a try came to for each recipient of *envelope*."""
-    replies: Mapping[str, Reply] = outcome.refused
-    match outcome:
-        case Receipt():
-            rest = _verdict(outcome.reply)
-        case RecipientsRefused():
-            said = {address: Reply(code, _text(text)) for address, (code, text) in outcome.recipients.items()}
-            replies = {**outcome.refused, **said}
-            rest = Verdict(Ending.DEFERRED, -1, str(outcome))
-        case ReplyError():
-            rest = _verdict(Reply(outcome.smtp_code, outcome.text))
-        case DeliveryUnknown():
-            rest = Verdict(Ending.UNKNOWN, -1, str(outcome))
-        case ServerDisconnected():
-            rest = Verdict(Ending.DEFERRED, outcome.code, outcome.text or str(outcome))
-        case _:
-            rest = Verdict(Ending.REJECTED, -1, str(outcome))
-    if not replies:
-        return dict.fromkeys(envelope.recipients, rest)
-    known = {address: _verdict(reply) for address, reply in replies.items()}
+def verdicts(envelope: Envelope, outcome: Receipt | Exception) -> dict[str, Reply]:
+    """What a try came to for each recipient of *envelope*, but for those whom the server wants in another mail."""
+    if isinstance(outcome, Receipt):
+        accepted = dict.fromkeys(outcome.accepted, outcome.reply)
+        known = {**accepted, **outcome.refused}
+        return {address: known[address] for address in envelope.recipients if address in known}
+    error = outcome if isinstance(outcome, MailError) else MailError(str(outcome))
+    known, rest = replies_in(error), reply_to(error)
     return {address: known.get(address, rest) for address in envelope.recipients}
-
-
-def _verdict(reply: Reply) -> Verdict:
-    return Verdict(reply.ending, reply.code, reply.text)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +74,10 @@ class StoredMail:
         """Whether at least one recipient was accepted."""
         return any(state.ending is Ending.ACCEPTED for state in self.recipients)
 
-    def after(self, news: Mapping[str, Verdict], now: int, again_at: Callable[[], int]) -> StoredMail:
+    def after(self, news: Mapping[str, Reply], now: int, again_at: Callable[[], int]) -> StoredMail:
         """The mail after a try that came to *news*: open recipients are tried again, or given up if it is late."""
         is_late = now >= self.give_up_at
-        states = [self._with_verdict(state, news.get(state.address)) for state in self.recipients]
+        states = [self._with_reply(state, news.get(state.address)) for state in self.recipients]
         is_open = any(map(self._is_open, states))
         next_try = min(again_at(), self.give_up_at) if is_open else 0
         if is_open:
@@ -124,11 +95,10 @@ class StoredMail:
         )
 
     @staticmethod
-    def _with_verdict(state: RecipientState, verdict: Verdict | None) -> RecipientState:
-        if verdict is None:
+    def _with_reply(state: RecipientState, reply: Reply | None) -> RecipientState:
+        if reply is None:
             return state
-        ending, code, text = verdict
-        return RecipientState(address=state.address, ending=ending, code=code, text=text)
+        return RecipientState(address=state.address, ending=reply.ending, code=reply.code, text=reply.text)
 
     def _left_open(self, state: RecipientState, next_try: int, is_late: bool) -> RecipientState:
         if not self._is_open(state):
@@ -140,7 +110,7 @@ class StoredMail:
         text = f"given up after MAIL_EXPIRES; the last reply was: {state.text}"
         return replace(state, ending=Ending.REJECTED, text=text)
 
-    def settlement(self, news: Mapping[str, Verdict], keep_ms: int) -> Settlement:
+    def settlement(self, news: Mapping[str, Reply], keep_ms: int) -> Settlement:
         """What the store must learn of the try."""
         changed = [state for state in self.recipients if state.address in news]
         expires_at = None if self.finished_at is None else self.finished_at + keep_ms
@@ -157,7 +127,7 @@ class Settlement(NamedTuple):
     recipients: Sequence[RecipientState]
 
 
-class MailRoom:
+class MailStore:
     """Queued mails as one worker's loop sees them. What many jobs ask for at once goes to the database in one hop."""
 
     def __init__(self, store: Store, is_busy: Callable[[], bool]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from typing import Any, NamedTuple
 
 from ...errors import ArgumentsError
-from ..envelope import Envelope, SendResult, failed_result, result_of
+from ..envelope import Envelope, SendResult, failed_result
 from ..errors import MailError
 from .connection import Receipt
-from .lanes import Lanes, Parcel
+from .hosts import result_of
+from .lanes import Delivery, SmtpSender
 from .pool import Pool
 
 CHUNK = 64
@@ -49,7 +50,7 @@ async def aeach(messages: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[A
             yield message
 
 
-class BulkRun(Lanes):
+class BulkSending:
     """One bulk sending, on the pool's loop: feed it with :meth:`step`, end it with :meth:`finish`.
 
     A mail that cannot be sent ends with a result that holds its error. Where the server cannot be reached for the
@@ -57,7 +58,7 @@ class BulkRun(Lanes):
     """
 
     def __init__(self, pool: Pool, size: int) -> None:
-        super().__init__(pool, size)
+        self._sender = SmtpSender(pool, size, on_take=self._on_take, on_idle=self._on_idle)
         self._ended: list[Numbered] = []
         self._crash: BaseException | None = None
         self._changed = asyncio.Event()
@@ -67,23 +68,25 @@ class BulkRun(Lanes):
 
     async def step(self, mails: Sequence[Numbered]) -> list[Numbered]:
         """Take *mails*, wait until there is room for as many again, and return what ended in the meantime."""
+        deliveries = [
+            Delivery(mail.envelope, owner=mail, on_end=self._on_end) for mail in mails if mail.envelope is not None
+        ]
         if self._broken is not None and self._any_sent:
-            for mail in mails:
-                self._fail(mail, self._broken)
+            self._fail(deliveries, self._broken)
         else:
-            self.add([Parcel(mail, mail.envelope) for mail in mails if mail.envelope is not None])
-        await self._until(lambda: len(self._waiting) <= CHUNK // 2)
+            self._sender.add(deliveries)
+        await self._until(lambda: len(self._sender.line) <= CHUNK // 2)
         return self._take_ended()
 
     async def finish(self) -> list[Numbered]:
         """Wait for the rest and return it."""
-        await self._until(lambda: not self.busy)
+        await self._until(lambda: not self._sender.lanes)
         return self._take_ended()
 
     async def stop(self) -> list[Numbered]:
         """Forget what has not begun, let what has begun come to its end, and return it. Never raises."""
-        self._waiting.clear()
-        await self._until(lambda: not self.busy)
+        self._sender.line.clear()
+        await self._until(lambda: not self._sender.lanes)
         ended, self._ended = self._ended, []
         return ended
 
@@ -96,51 +99,41 @@ class BulkRun(Lanes):
         if self._crash is not None:
             raise self._crash
         if self._broken is not None and not self._any_sent:
-            self._waiting.clear()
+            self._sender.line.clear()
             raise self._broken
         ended, self._ended = self._ended, []
         return ended
 
-    async def before_message(self, parcel: Parcel) -> None:
-        """Nothing is recorded, so nothing is waited for."""
-
-    def on_take(self, parcel: Parcel) -> None:
-        """Tell the feeder when there is room again."""
-        if len(self._waiting) == CHUNK // 2:
+    def _on_take(self) -> None:
+        if len(self._sender.line) == CHUNK // 2:
             self._changed.set()
 
-    def on_lane_end(self, error: BaseException | None) -> None:
-        """Tell the feeder."""
+    def _on_idle(self, error: BaseException | None) -> None:
         self._crash = self._crash or error
         self._changed.set()
 
-    def on_end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
-        """Note the result."""
-        mail: Numbered = parcel.owner
-        if isinstance(outcome, MailError):
-            self._fail(mail, outcome)
-            self._count(outcome)
+    def _on_end(self, delivery: Delivery) -> None:
+        outcome, mail = delivery.outcome, delivery.owner
+        if isinstance(outcome, Receipt):
+            self._failed_connects, self._any_sent = 0, True
+            result = result_of(mail.envelope, outcome, mail.message)
+            self._ended.append(mail._replace(envelope=None, result=result))
             return
-        assert mail.envelope is not None
-        self._failed_connects, self._any_sent = 0, True
-        result = result_of(mail.envelope, outcome.refused, mail.message)
-        self._ended.append(mail._replace(envelope=None, result=result))
-
-    def _fail(self, mail: Numbered, error: MailError) -> None:
-        assert mail.envelope is not None
-        self._ended.append(mail._replace(envelope=None, result=failed_result(mail.envelope, error, mail.message)))
-
-    def _count(self, error: MailError) -> None:
-        if not error.of_transport:
+        assert isinstance(outcome, MailError)
+        self._fail([delivery], outcome)
+        if not outcome.of_transport:
             self._any_sent = True
             return
         self._failed_connects += 1
         if not self._any_sent or self._failed_connects >= _GIVE_UP_AFTER:
-            self._break_off(error)
+            # The server is away: the mails that wait, and those that follow, end with its error.
+            self._broken = outcome
+            if self._any_sent:
+                self._fail(self._sender.line, outcome)
+                self._sender.line.clear()
+            self._changed.set()
 
-    def _break_off(self, error: MailError) -> None:
-        """The server is away: the mails that wait, and those that follow, end with its error."""
-        self._broken = error
-        while self._waiting and self._any_sent:
-            self._fail(self._waiting.popleft().owner, error)
-        self._changed.set()
+    def _fail(self, deliveries: Iterable[Delivery], error: MailError) -> None:
+        for delivery in deliveries:
+            mail = delivery.owner
+            self._ended.append(mail._replace(envelope=None, result=failed_result(mail.envelope, error, mail.message)))

@@ -4,128 +4,80 @@ Everything here is a coroutine and stays on the loop on which the connection was
 there from threads without one. A mail goes out in two round trips where the server offers PIPELINING (``RSET`` where
 needed, ``MAIL``, all ``RCPT``, ``DATA``; then the message), else command by command.
 
-A connection whose replies are not all paired with their commands, after a time-out, a cancellation, an unasked line
-or a drop, is closed and never used again.
+A mail counts as accepted by the reply to its final dot alone. A connection whose replies are not all paired with their
+commands, after a time-out, a cancellation, an unasked line, a drop or a reply of the wrong class, is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
+import contextlib
 import logging
-import re
-import socket
-import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import aiosmtplib
 from aiosmtplib.response import SMTPResponse
 
-from ...errors import ConfigError
 from ..compose.mime import to_seven_bit, wire_form
 from ..envelope import Envelope, Reply
-from ..errors import (
-    AuthenticationFailed,
-    CertificateError,
-    ConnectError,
-    ConnectionRefused,
-    ConnectTimeout,
-    DataRefused,
-    DeliveryUnknown,
-    HeloRefused,
-    HostNotFound,
-    MailError,
-    NotOffered,
-    RecipientsRefused,
-    SenderRefused,
-    ServerDisconnected,
-    ServerTimeout,
+from ..errors import DataRefused, DeliveryUnknown, MailError, NotOffered, OutOfStep, ServerDisconnected, ServerTimeout
+from ..opening import abort, connect
+from ..server import Server, facts_of
+from ..transaction import (
+    CLOSING,
+    DATA,
+    RSET,
+    TOGETHER,
+    Command,
+    NotTried,
+    Transaction,
+    flights,
+    is_protocol_error,
+    reply_of,
 )
-from . import pipelining
 from .pipelining import DialogueBroken, PipeliningProtocol, PipeliningSMTP
 
 log = logging.getLogger("flask_taskworker.mail")
 
 _QUIT_S = 1.0
 _RSET_AFTER_S = 1.0
-_GO_AHEAD = 354
-_CLOSING = 421
 
-E = TypeVar("E", bound=MailError)
 BeforeDot = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """How to reach the mail server and who we are there."""
-
-    hostname: str
-    port: int
-    use_tls: bool = False
-    """Require STARTTLS."""
-
-    use_ssl: bool = False
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    timeout: float = 30.0
-    data_timeout: float = 600.0
-    verify: bool = True
-    cafile: str | None = None
-    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
-    trace: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.hostname} port {self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What the server said to a mail that it took for at least one recipient."""
 
+    accepted: Sequence[str]
     refused: Mapping[str, Reply]
     reply: Reply
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A mail whose sender and recipients the server has taken, and whose message it waits for."""
-
-    envelope: Envelope
-    data: bytes
-    refused: Mapping[str, Reply]
+    left: Sequence[str] = ()
+    """Who is to be sent the mail in another transaction: the server took no more recipients in this one."""
 
 
 class SMTPConnection:
-    """A connection to one server: :meth:`open` it, :meth:`deliver` mails one after the other, :meth:`quit`."""
+    """A connection to one server: :meth:`open` it, :meth:`begin` and :meth:`conclude` mails, :meth:`quit`."""
 
-    def __init__(self, server: Server, client: aiosmtplib.SMTP) -> None:
+    def __init__(self, server: Server, client: PipeliningSMTP, protocol: PipeliningProtocol) -> None:
         self.server = server
+        self.facts = facts_of(server)
         self.mails = 0
         self._client = client
-        self._offers: frozenset[str] = frozenset()
+        self._protocol = protocol
+        self._offers = frozenset(client.esmtp_extensions)
         self._reset_first = False
         self._used_at = 0.0
 
     @classmethod
     async def open(cls, server: Server) -> SMTPConnection:
-        """Connect, start TLS and log in as *server* says. Raises ConnectError and its kinds, NotOffered,
-        HeloRefused or AuthenticationFailed."""
-        self = cls(server, await _client(server))
-        try:
-            await self._guarded(self._client.connect(), "connect to", _connect_error)
-            await self._guarded(self._greet(), "greet", _dialogue_error)
-            if server.username and server.password:
-                await self._log_in()
-        except BaseException as error:
-            self.abort()
-            if isinstance(error, MailError):
-                error.of_transport = True
-            raise
-        self._offers = frozenset(self._client.esmtp_extensions)
+        """Connect, start TLS and log in. Raises as :func:`.opening.connect`."""
+        client = await connect(server)
+        if not isinstance(client.protocol, PipeliningProtocol):
+            raise ServerDisconnected
+        self = cls(server, client, client.protocol)
         loop = asyncio.get_running_loop()
         self._used_at = loop.time()
         _connections.setdefault(loop, set()).add(self)
@@ -147,10 +99,10 @@ class SMTPConnection:
         return self._used_at
 
     async def deliver(self, envelope: Envelope, before_dot: BeforeDot | None = None) -> Receipt:
-        """Hand *envelope* to the server.
+        """Hand *envelope* to the server, in one transaction.
 
         ``before_dot`` is awaited when recipients were accepted, before the message is sent. Raises SenderRefused,
-        RecipientsRefused or DataRefused, after which the connection can be used; ServerDisconnected or ServerTimeout
+        RecipientsRefused or DataRefused, after which the connection can be used; ServerDisconnected and its kinds
         where nothing was sent; DeliveryUnknown where the message was sent and the reply did not come.
         """
         opened = await self.begin(envelope)
@@ -165,71 +117,132 @@ class SMTPConnection:
             raise receipt
         return receipt
 
-    @property
-    def can_overlap(self) -> bool:
-        """Whether the next mail may be begun together with the message of the one before."""
-        return "pipelining" in self._offers and isinstance(self._client.protocol, PipeliningProtocol)
+    def can_overlap(self, envelope: Envelope | None = None) -> bool:
+        """Whether that mail may be begun together with the message of the one before; without one, any."""
+        most = min(TOGETHER, self.facts.most_recipients or TOGETHER)
+        fits = envelope is None or len(envelope.recipients) <= most
+        return self._pipelines and fits and self.facts.may_overlap
 
-    async def begin(self, envelope: Envelope) -> Opened:
+    @property
+    def _pipelines(self) -> bool:
+        return self.server.pipelining and "pipelining" in self._offers and self.facts.may_pipeline
+
+    async def begin(self, envelope: Envelope) -> Transaction:
         """MAIL, RCPT and DATA. Raises as :meth:`deliver`, but never DeliveryUnknown."""
-        commands, data = self._commands(envelope)
-        first = 0
+        transaction, groups = self._plan(envelope, together=self._pipelines)
         if self._reset_first or asyncio.get_running_loop().time() - self._used_at > _RSET_AFTER_S:
-            commands.insert(0, b"RSET\r\n")
-            first = 1
+            groups = [[RSET, *groups[0]], *groups[1:]] if self._pipelines else [[RSET], *groups]
         self._reset_first = True
-        replies: list[SMTPResponse] = []
         try:
-            replies = await self._converse(commands)
-            if first and not _is_ok(replies[0]):
-                self.abort()  # the last mail's envelope may still be open
-                raise ServerDisconnected(None, replies[0].code, replies[0].message)
-            return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies[first:]))
-        except ServerDisconnected as error:
-            raise _with(_refused_before(envelope, (replies or error.replies)[first:]), error) from None
+            await self._ask_all(transaction, groups)
+            error = transaction.error()
+        except ServerDisconnected as broken:
+            error = transaction.broken_off(broken)
+        if error is None:
+            return transaction
+        is_over = isinstance(error, ServerDisconnected)
+        if is_over or self._is_worn(transaction):
+            self.abort()
+        if self.mails and not isinstance(error, ServerTimeout) and (is_over or self._is_worn(transaction)):
+            # The server has had enough of the connection, not of this mail.
+            raise transaction.broken_off(NotTried(str(error)))
+        raise error
+
+    async def _ask_all(self, transaction: Transaction, groups: Sequence[list[Command]]) -> None:
+        """Send the groups, as long as it makes sense. Raises ServerDisconnected and its kinds."""
+        try:
+            for group in groups:
+                if transaction.is_useless or (group == [DATA] and not transaction.accepted):
+                    break
+                if not transaction.is_full:
+                    await self._ask(transaction, group)
+                elif group[-1] is DATA:
+                    await self._ask(transaction, [DATA])
+        except ServerDisconnected:
+            if transaction.go_ahead is None and len(transaction.accepted) >= TOGETHER:
+                self.facts.limit_recipients(len(transaction.accepted))  # it may have had enough of them
+            raise
+        if transaction.is_full:
+            self.facts.limit_recipients(len(transaction.accepted))
+        if transaction.needs_lone_dot:
+            with contextlib.suppress(_Incomplete):
+                await self._exchange(b".\r\n", 1)
 
     async def conclude(
-        self, opened: Opened, following: Envelope | None = None
-    ) -> tuple[Receipt | MailError, Opened | MailError | None]:
+        self, opened: Transaction, following: Envelope | None = None
+    ) -> tuple[Receipt | MailError, Transaction | MailError | None]:
         """The message of *opened*, and in the same round trip the beginning of *following*: how both went.
 
         The errors are returned, since one mail's may come with the other's success. Only the first can be
-        DeliveryUnknown: *following* has no message yet. Give one only if :attr:`can_overlap`.
+        DeliveryUnknown: *following* has no message yet. It ends with NotTried where what came back may not be meant
+        for it. Give one only if :meth:`can_overlap`.
         """
-        try:
-            commands, data = self._commands(following) if following is not None else ([], b"")
-        except MailError as error:
-            receipt, _ = await self.conclude(opened)
-            return receipt, error
+        begun: Transaction | None = None
+        commands: list[Command] = []
+        if following is not None:
+            try:
+                begun, (commands,) = self._plan(following, together=True)
+            except MailError as error:
+                receipt, _ = await self.conclude(opened)
+                return receipt, error
         if not self.is_usable:
-            return _with(opened.refused, ServerDisconnected()), ServerDisconnected() if following is not None else None
-        replies = await self._send_message(wire_form(opened.data), commands)
-        receipt = self._concluded(opened, replies[:1])
-        if following is None:
-            return receipt, None
-        return receipt, await self._begun(following, data, replies[1:], len(commands))
+            return opened.broken_off(ServerDisconnected()), None if begun is None else NotTried()
+        is_unsent = False
+        try:
+            replies = await self._protocol.exchange(
+                b"".join(command.line for command in commands),
+                1 + len(commands),
+                self.server.timeout,
+                message=wire_form(opened.data),
+                message_timeout=self.server.data_timeout,
+            )
+        except DialogueBroken as broken:
+            self.abort()
+            replies, is_unsent = broken.certain(1 + len(commands)), broken.is_unsent
+            if broken.timed_out and len(replies) == 1 and commands:
+                self.facts.stop_overlapping()
+        outcome = None if begun is None else self._ridden(begun, commands, replies[1:])
+        if isinstance(outcome, OutOfStep):
+            return opened.broken_off(DeliveryUnknown()), NotTried()  # which of them the first reply was is unknown
+        if not replies and is_unsent:
+            return opened.broken_off(ServerDisconnected()), outcome
+        return self._concluded(opened, replies), outcome
 
-    def _concluded(self, opened: Opened, replies: list[SMTPResponse]) -> Receipt | MailError:
-        if not replies:
-            return _with(opened.refused, DeliveryUnknown())
+    def _concluded(self, opened: Transaction, replies: Sequence[SMTPResponse]) -> Receipt | MailError:
+        reply = reply_of(replies[0]) if replies else None
+        if reply is None or reply.code // 100 not in (2, 4, 5):
+            self.abort()
+            return opened.broken_off(DeliveryUnknown())
         self.mails += 1
         self._used_at = asyncio.get_running_loop().time()
-        self._reset_first = not _is_ok(replies[0])
-        if self._reset_first:
-            return _with(opened.refused, DataRefused(replies[0].code, replies[0].message))
-        return Receipt(refused=opened.refused, reply=_reply(replies[0]))
+        if reply.code >= 400:
+            self._reset_first = True
+            return opened.broken_off(DataRefused(reply.code, reply.text))
+        self._reset_first = False
+        return Receipt(accepted=opened.accepted, refused=opened.refused, reply=reply, left=opened.left)
 
-    async def _begun(
-        self, envelope: Envelope, data: bytes, replies: list[SMTPResponse], count: int
-    ) -> Opened | MailError:
-        self._reset_first = True
+    def _ridden(
+        self, begun: Transaction, commands: Sequence[Command], replies: Sequence[SMTPResponse]
+    ) -> Transaction | MailError:
+        """What became of a mail that was begun behind a message; NotTried unless the replies are about itself."""
+        farewell = any(reply.code == CLOSING for reply in replies)
+        if farewell or len(replies) < len(commands):
+            self.abort()
+            return NotTried()
         try:
-            self._check_complete(replies, count)
-            return Opened(envelope=envelope, data=data, refused=await self._judge(envelope, replies))
-        except ServerDisconnected as error:
-            return _with(_refused_before(envelope, replies), error)
-        except MailError as error:
+            for command, response in zip(commands, replies, strict=True):
+                begun.note(command, response)
+        except OutOfStep as error:
+            self.abort()
             return error
+        self._reset_first = True
+        if begun.was_tried() and not begun.needs_lone_dot:
+            return begun.error() or begun
+        if any(map(is_protocol_error, (begun.sender, begun.go_ahead, *begun.refused.values()))):
+            self.facts.stop_overlapping()
+        if begun.go_ahead is not None and begun.go_ahead.code < 400:
+            self.abort()  # it waits for a message
+        return NotTried()
 
     async def quit(self) -> None:
         """Say goodbye and close; never raises, and takes a second at most."""
@@ -243,18 +256,17 @@ class SMTPConnection:
 
     def abort(self) -> None:
         """Close at once, without goodbye."""
-        if isinstance(self._client.protocol, PipeliningProtocol):
-            self._client.protocol.abort()
+        self._protocol.abort()
         self._close()
 
     def _close(self) -> None:
-        self._client.close()
+        abort(self._client)
         _connections.get(asyncio.get_running_loop(), set()).discard(self)
 
     # ------------------------------------------------------------ one mail
 
-    def _commands(self, envelope: Envelope) -> tuple[list[bytes], bytes]:
-        """MAIL, RCPT…, DATA, each with its line end, and the message as this server can take it."""
+    def _plan(self, envelope: Envelope, *, together: bool) -> tuple[Transaction, list[list[Command]]]:
+        """The message as this server can take it, and MAIL, RCPT… and DATA in groups."""
         data, options = envelope.data, list(envelope.mail_options)
         utf8 = envelope.needs_smtputf8 or not data[: data.find(b"\r\n\r\n")].isascii()
         if utf8 and "smtputf8" not in self._offers:
@@ -268,256 +280,71 @@ class SMTPConnection:
             _add_option(options, "SMTPUTF8")
         if "size" in self._offers:
             _add_option(options, f"SIZE={len(data)}")
-        mail = " ".join([f"MAIL FROM:<{envelope.sender}>", *options])
+        line = " ".join([f"MAIL FROM:<{envelope.sender}>", *options])
+        mail = Command(f"{line}\r\n".encode(), "MAIL")
         rcpt_options = "".join(f" {option}" for option in envelope.rcpt_options)
-        lines = [mail, *(f"RCPT TO:<{address}>{rcpt_options}" for address in envelope.recipients), "DATA"]
-        return [f"{line}\r\n".encode() for line in lines], data
+        recipients = [
+            Command(f"RCPT TO:<{address}>{rcpt_options}\r\n".encode(), "RCPT", address)
+            for address in envelope.recipients[: self.facts.most_recipients]
+        ]
+        return Transaction(envelope, data), flights(envelope, mail, recipients, together=together)
 
-    async def _converse(self, commands: list[bytes]) -> list[SMTPResponse]:
-        if self.can_overlap:
-            return await self._exchange(b"".join(commands), len(commands))
-        return await self._in_lock_step(commands)
-
-    async def _in_lock_step(self, commands: list[bytes]) -> list[SMTPResponse]:
-        """One command at a time, and none after one that has made the rest useless."""
-        replies: list[SMTPResponse] = []
-        accepted = False
-        for command in commands:
-            if command == b"DATA\r\n" and not accepted:
-                replies.append(SMTPResponse(503, "no valid recipients"))
-                break
-            try:
-                replies += await self._exchange(command, 1)
-            except ServerDisconnected as error:
-                error.replies = [*replies, *error.replies]
-                raise
-            if command.startswith((b"RSET", b"MAIL")) and not _is_ok(replies[-1]):
-                return [*replies, *[SMTPResponse(503, "no sender")] * (len(commands) - len(replies))]
-            accepted = accepted or (command.startswith(b"RCPT") and _is_ok(replies[-1]))
-        return replies
-
-    async def _judge(self, envelope: Envelope, replies: list[SMTPResponse]) -> dict[str, Reply]:
-        """The refused recipients, if at least one was accepted and the server waits for the message."""
-        sender, *recipients, data = replies
-        refused = _refused(envelope, recipients)
-        nobody = not _is_ok(sender) or len(refused) == len(recipients)
-        if nobody and data.code == _GO_AHEAD:
-            await self._exchange(b".\r\n", 1)  # a pipelined DATA was let through for nobody; RFC 2920, 3.1
-        if not _is_ok(sender):
-            raise SenderRefused(sender.code, sender.message, envelope.sender)
-        if nobody:
-            raise RecipientsRefused({address: (reply.code, reply.text) for address, reply in refused.items()})
-        if data.code != _GO_AHEAD:
-            raise _with(refused, DataRefused(data.code, data.message))
-        return refused
-
-    async def _exchange(self, data: bytes, count: int) -> list[SMTPResponse]:
-        """Send what is not the message. Raises ServerDisconnected or ServerTimeout: nothing was delivered."""
-        timed_out = False
+    async def _ask(self, transaction: Transaction, group: Sequence[Command]) -> None:
         try:
-            replies = await self._talk(data, count, self.server.timeout)
-        except DialogueBroken as broken:
-            replies, timed_out = broken.certain(count), broken.timed_out
-        self._check_complete(replies, count, timed_out=timed_out)
-        return replies
-
-    def _check_complete(self, replies: list[SMTPResponse], count: int, *, timed_out: bool = False) -> None:
-        farewell = next((reply for reply in replies if reply.code == _CLOSING), None)
-        if farewell is None and len(replies) == count:
-            return
-        self.abort()
-        kind = ServerTimeout if timed_out else ServerDisconnected
-        error = kind() if farewell is None else ServerDisconnected(None, farewell.code, farewell.message)
-        error.replies = replies
-        raise error
-
-    async def _send_message(self, data: bytes, commands: list[bytes]) -> list[SMTPResponse]:
-        """Send a message, and *commands* behind it; as many replies as came, none if it is unknown how it went."""
-        count = 1 + len(commands)
+            replies = await self._exchange(b"".join(command.line for command in group), len(group))
+        except _Incomplete as incomplete:
+            # What was said before the end is worth keeping, as far as it fits.
+            with contextlib.suppress(OutOfStep):
+                for command, response in zip(group, incomplete.replies, strict=False):
+                    if response.code != CLOSING:
+                        transaction.note(command, response)
+            raise incomplete.error from None
         try:
-            return await self._talk(data + b"".join(commands), count, self.server.timeout, self.server.data_timeout)
-        except DialogueBroken as broken:
-            self.abort()
-            return broken.certain(count)
-
-    async def _talk(
-        self, data: bytes, count: int, timeout: float, first_timeout: float | None = None
-    ) -> list[SMTPResponse]:
-        protocol = self._client.protocol
-        if isinstance(protocol, PipeliningProtocol):
-            return await protocol.exchange(data, count, timeout, first_timeout)
-        if protocol is None:
-            raise DialogueBroken([])
-        try:
-            protocol.write(data)
-            return [await protocol.read_response(first_timeout or timeout)]
-        except aiosmtplib.SMTPTimeoutError:
-            raise DialogueBroken([], timed_out=True) from None
-        except (aiosmtplib.SMTPException, OSError):
-            raise DialogueBroken([]) from None
-        except asyncio.CancelledError:
+            for command, response in zip(group, replies, strict=True):
+                transaction.note(command, response)
+        except OutOfStep:
             self.abort()
             raise
 
-    # ------------------------------------------------------------ opening
-
-    async def _greet(self) -> None:
-        if self._client.is_ehlo_or_helo_needed:
-            try:
-                await self._client.ehlo()
-            except aiosmtplib.SMTPHeloError:
-                await self._client.helo()
-
-    async def _log_in(self) -> None:
-        server = self.server
-        if self._client.get_transport_info("sslcontext") is None and not _is_loopback(server.hostname):
-            log.warning("logging in to %s without TLS: anybody on the way can read the password", server)
-        login = self._client.login(server.username or "", server.password or "")
-        await self._guarded(login, "log in to", _dialogue_error)
-
-    async def _guarded(
-        self, work: Awaitable[object], act: str, translate: Callable[[Exception, Server, str], MailError]
-    ) -> None:
-        failure = None
+    async def _exchange(self, data: bytes, count: int) -> list[SMTPResponse]:
+        """Send commands. Raises _Incomplete: nothing was delivered."""
+        is_lost = timed_out = False
         try:
-            await work
-        except (aiosmtplib.SMTPException, OSError, ssl.SSLError, ValueError) as error:
-            failure = translate(error, self.server, act)
-        # Raised here, without the cause: the frames of its traceback hold the password.
-        if failure is not None:
-            raise failure
+            replies = await self._protocol.exchange(data, count, self.server.timeout)
+        except DialogueBroken as broken:
+            replies, timed_out = broken.certain(count), broken.timed_out
+            is_lost = timed_out and len(replies) == 1 < count
+        farewell = next((reply_of(reply) for reply in replies if reply.code == CLOSING), None)
+        if farewell is None and len(replies) == count:
+            return replies
+        self.abort()
+        if is_lost:
+            self.facts.stop_pipelining()
+            log.warning("%s lost commands that were sent together; it gets them one by one for a while", self.server)
+        error = ServerTimeout() if timed_out and not is_lost else ServerDisconnected()
+        if farewell is not None:
+            error = ServerDisconnected(None, farewell.code, farewell.text)
+        raise _Incomplete(error, replies)
+
+    def _is_worn(self, transaction: Transaction) -> bool:
+        """Whether the server takes no more mails on this connection, and perhaps on another."""
+        sender = transaction.sender
+        return self.mails > 0 and sender is not None and (400 <= sender.code < 500 or is_protocol_error(sender))
+
+
+class _Incomplete(Exception):
+    """The dialogue ended before every command was answered; ``replies`` came before."""
+
+    def __init__(self, error: ServerDisconnected, replies: Sequence[SMTPResponse]) -> None:
+        super().__init__()
+        self.error = error
+        self.replies = replies
 
 
 def _add_option(options: list[str], option: str) -> None:
     keyword = option.partition("=")[0].upper()
     if not any(given.upper().partition("=")[0] == keyword for given in options):
         options.append(option)
-
-
-def _is_ok(reply: SMTPResponse) -> bool:
-    return 200 <= reply.code < 300
-
-
-def _refused(envelope: Envelope, replies: Sequence[SMTPResponse]) -> dict[str, Reply]:
-    """The recipients that were refused, as far as there are replies."""
-    pairs = zip(envelope.recipients, replies, strict=False)
-    return {address: _reply(reply) for address, reply in pairs if not _is_ok(reply)}
-
-
-def _refused_before(envelope: Envelope, replies: Sequence[SMTPResponse]) -> dict[str, Reply]:
-    """The recipients that were refused before the dialogue broke off; without a sender a refusal means nothing."""
-    return _refused(envelope, replies[1:]) if replies and _is_ok(replies[0]) else {}
-
-
-def _with(refused: Mapping[str, Reply], error: E) -> E:
-    error.refused = refused
-    return error
-
-
-def _reply(reply: SMTPResponse) -> Reply:
-    return Reply(reply.code, reply.message)
-
-
-def _is_loopback(hostname: str) -> bool:
-    try:
-        return ipaddress.ip_address(hostname).is_loopback
-    except ValueError:
-        return hostname == "localhost"
-
-
-# ---------------------------------------------------------------- opening: parts and errors
-
-_contexts: dict[Server, ssl.SSLContext] = {}
-_own_name: str | None = None
-
-
-async def _client(server: Server) -> aiosmtplib.SMTP:
-    if server.use_tls and server.use_ssl:
-        raise ConfigError("MAIL_USE_TLS (STARTTLS) and MAIL_USE_SSL exclude each other. Set one of them.")
-    options: dict[str, Any] = {
-        "hostname": server.hostname,
-        "port": server.port,
-        "timeout": server.timeout,
-        "use_tls": server.use_ssl,
-        # Never None: aiosmtplib would then start TLS by itself, and fail for a self-signed server nobody asked about.
-        "start_tls": server.use_tls,
-        "local_hostname": await _local_hostname(),
-        "tls_context": await _tls_context(server) if server.use_tls or server.use_ssl else None,
-    }
-    return PipeliningSMTP(trace=server.trace, **options) if pipelining.POSSIBLE else aiosmtplib.SMTP(**options)
-
-
-async def _tls_context(server: Server) -> ssl.SSLContext:
-    if server.ssl_context is not None:
-        return server.ssl_context
-    if server not in _contexts:
-        _contexts[server] = await asyncio.to_thread(_make_context, server)  # reads the system's certificates
-    return _contexts[server]
-
-
-def _make_context(server: Server) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=server.cafile)
-    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-    if not server.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-async def _local_hostname() -> str:
-    """This machine's name for EHLO; asked for once, since DNS may take its time."""
-    global _own_name
-    if _own_name is None:
-        name = await asyncio.to_thread(socket.getfqdn)
-        _own_name = name if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name) else "[127.0.0.1]"
-    return _own_name
-
-
-def _connect_error(error: Exception, server: Server, act: str) -> MailError:
-    cause = error.__cause__ or error
-    shown = f"Cannot {act} {server}: {cause}."
-    if isinstance(error, aiosmtplib.SMTPResponseException):
-        return ConnectError(
-            f"{server} refused the connection: {error.code} {error.message}.", error.code, error.message
-        )
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return CertificateError(f"{shown} {CertificateError.__doc__}")
-    if isinstance(error, TimeoutError):
-        return ConnectTimeout(f"{server} did not answer within {server.timeout:g} s (MAIL_TIMEOUT).")
-    if isinstance(cause, socket.gaierror):
-        return _with_errno(HostNotFound(shown), cause)
-    if isinstance(cause, OSError) and _is_refused(cause):
-        return _with_errno(ConnectionRefused(f"{shown} {ConnectionRefused.__doc__}"), cause)
-    if isinstance(error, aiosmtplib.SMTPConnectError | OSError):
-        return ConnectError(shown)
-    return _dialogue_error(error, server, act)
-
-
-def _is_refused(error: OSError) -> bool:
-    # asyncio joins the errors of several addresses into one without a number.
-    return error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error)
-
-
-def _with_errno(error: ConnectError, cause: OSError) -> ConnectError:
-    error.errno, error.strerror = cause.errno or errno.ECONNREFUSED, cause.strerror
-    return error
-
-
-def _dialogue_error(error: Exception, server: Server, act: str) -> MailError:
-    match error:
-        case aiosmtplib.SMTPAuthenticationError():
-            return AuthenticationFailed(
-                error.code, error.message, f"{server} refused to log us in: {error.code} {error.message}."
-            )
-        case aiosmtplib.SMTPHeloError():
-            return HeloRefused(error.code, error.message)
-        case aiosmtplib.SMTPResponseException():
-            return ConnectError(f"Cannot {act} {server}: {error.code} {error.message}.", error.code, error.message)
-        case aiosmtplib.SMTPTimeoutError():
-            return ServerTimeout(f"{server} did not answer within {server.timeout:g} s (MAIL_TIMEOUT).")
-        case aiosmtplib.SMTPServerDisconnected() | OSError():
-            return ServerDisconnected(f"{server} closed the connection before it let us in.")
-    return NotOffered(f"Cannot {act} {server}: {error}")
 
 
 # ---------------------------------------------------------------- the end

@@ -1,12 +1,13 @@
-"""What a Connection hands its mails to: an SMTP server, the console, a folder or a list.
+"""What a Connection hands its mails to: an SMTP server, the console, a folder, a list, or nothing.
 
-Each has smtplib's ``sendmail`` and ``quit``, because that is what users put in their place, and look at in tests.
-``sendmail`` returns the refused recipients and raises where nobody was accepted.
+Ours take a whole envelope. They have smtplib's ``sendmail`` and ``quit`` too, because that is what users put in their
+place, and look at in tests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -20,10 +21,11 @@ from flask import Flask
 
 from ..compose.fields import parse_mailbox
 from ..compose.mime import crlf
-from ..envelope import Envelope, Reply
-from ..errors import DeliveryUnknown, ServerDisconnected, ServerTimeout
-from .connection import Receipt, Server, SMTPConnection
-from .pool import pool_for
+from ..envelope import Envelope, Reply, SendResult
+from ..server import Server
+from .connection import Receipt
+from .lanes import Delivery, deliver
+from .pool import Pool, pool_for
 from .portal import portal
 
 Refused = Mapping[str, tuple[int, bytes]]
@@ -47,19 +49,16 @@ class Host(Protocol):
         """End."""
 
 
-class SMTPHost(ABC):
-    """A mail server, over one kept connection or a pool's. Usable from any thread, and with ``asend`` from any loop."""
+class MailHost(ABC):
+    """One of our own hosts. Usable from any thread, and with the methods that begin with "a" from any loop."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    @abstractmethod
+    def send(self, envelope: Envelope) -> Receipt:
+        """Hand a mail over. Raises MailError where no recipient was accepted."""
 
-    def open(self) -> None:
-        """Connect. Raises ConnectError and its kinds, NotOffered, HeloRefused or AuthenticationFailed."""
-        portal.run(self._open())
-
-    async def aopen(self) -> None:
-        """:meth:`open`, without blocking the loop."""
-        await portal.arun(self._open())
+    async def asend(self, envelope: Envelope) -> Receipt:
+        """:meth:`send`, without blocking the loop."""
+        return await asyncio.to_thread(self.send, envelope)
 
     def sendmail(
         self,
@@ -69,106 +68,95 @@ class SMTPHost(ABC):
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
     ) -> Refused:
-        """As smtplib's: addresses may have names; returns the refused ones, raises if nobody was accepted."""
-        envelope = envelope_of(from_addr, to_addrs, msg, mail_options, rcpt_options)
-        return _as_smtplib(portal.run(self._deliver(envelope)))
+        """As smtplib's: addresses may have names; returns the refused ones, raises if none was accepted."""
+        receipt = self.send(envelope_of(from_addr, to_addrs, msg, mail_options, rcpt_options))
+        return {address: (reply.code, reply.text.encode()) for address, reply in receipt.refused.items()}
 
-    async def asend(self, envelope: Envelope) -> Mapping[str, Reply]:
-        """Hand a prepared mail over and return the refused recipients."""
-        return (await portal.arun(self._deliver(envelope))).refused
+    async def aopen(self) -> None:
+        """Connect, where there is something to connect to."""
+        return
 
     def quit(self) -> None:
-        """Say goodbye. Never raises."""
-        portal.run(self._quit())
+        """End. Never raises."""
+        return
 
     async def aquit(self) -> None:
         """:meth:`quit`, without blocking the loop."""
-        await portal.arun(self._quit())
-
-    @abstractmethod
-    async def _open(self) -> None: ...
-
-    @abstractmethod
-    async def _deliver(self, envelope: Envelope) -> Receipt: ...
-
-    @abstractmethod
-    async def _quit(self) -> None: ...
+        self.quit()
 
 
-class PooledHost(SMTPHost):
-    """For single mails: takes any of the pool's connections for each."""
+class SMTPHost(MailHost):
+    """A mail server: over the loop's shared pool for single mails, or over one connection that is kept until quit."""
 
-    def __init__(self, server: Server, size: int, max_mails: int | None) -> None:
-        super().__init__(server)
-        self._size = size
+    def __init__(self, server: Server, *, pool_size: int | None = None, max_mails: int | None = None) -> None:
+        self._server = server
+        self._pool_size = pool_size
         self._max_mails = max_mails
+        self._kept: Pool | None = None
 
     def open(self) -> None:
-        """Nothing: the pool connects when it must."""
+        """Connect, unless the pool does so when it must. Raises ConnectError and its kinds, NotOffered, HeloRefused or
+        AuthenticationFailed."""
+        if self._pool_size is None:
+            portal.run(self._open())
+
+    async def aopen(self) -> None:
+        """:meth:`open`, without blocking the loop."""
+        if self._pool_size is None:
+            await portal.arun(self._open())
+
+    def send(self, envelope: Envelope) -> Receipt:
+        """Hand a mail over."""
+        return portal.run(self._send(envelope))
+
+    async def asend(self, envelope: Envelope) -> Receipt:
+        """:meth:`send`, without blocking the loop."""
+        return await portal.arun(self._send(envelope))
 
     def quit(self) -> None:
-        """Nothing: the connection is kept for the next mail."""
+        """Say goodbye, unless the pool keeps the connection for the next mail."""
+        if self._kept is not None:
+            portal.run(self._kept.close())
+
+    async def aquit(self) -> None:
+        """:meth:`quit`, without blocking the loop."""
+        if self._kept is not None:
+            await portal.arun(self._kept.close())
 
     async def _open(self) -> None:
-        pass
+        pool = self._pool()
+        connection = await pool.acquire()
+        assert connection is not None
+        pool.release(connection)
 
-    async def _deliver(self, envelope: Envelope) -> Receipt:
-        return await pool_for(self._server, self._size, self._max_mails).deliver(envelope)
+    async def _send(self, envelope: Envelope) -> Receipt:
+        return await deliver(self._pool(), Delivery(envelope))
 
-    async def _quit(self) -> None:
-        pass
-
-
-class KeptHost(SMTPHost):
-    """For ``with mail.connect()``: one connection, opened at once, made anew if the server hangs up between mails."""
-
-    _connection: SMTPConnection | None = None
-
-    async def _open(self) -> None:
-        self._connection = await SMTPConnection.open(self._server)
-
-    async def _deliver(self, envelope: Envelope) -> Receipt:
-        for last in (False, True):
-            if self._connection is None or not self._connection.is_usable:
-                await self._open()
-            assert self._connection is not None
-            try:
-                return await self._connection.deliver(envelope)
-            except (DeliveryUnknown, ServerTimeout):
-                raise
-            except ServerDisconnected:
-                if last:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _quit(self) -> None:
-        if self._connection is not None:
-            await self._connection.quit()
+    def _pool(self) -> Pool:
+        if self._pool_size is not None:
+            return pool_for(self._server, self._pool_size, self._max_mails)
+        if self._kept is None:
+            self._kept = Pool(self._server, 1, math.inf)
+        return self._kept
 
 
-class ConsoleHost:
+class ConsoleHost(MailHost):
     """Prints mails, for development."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
 
-    def sendmail(
-        self, from_addr: str, to_addrs: Sequence[str], msg: bytes, mail_options: Any = (), rcpt_options: Any = ()
-    ) -> Refused:
+    def send(self, envelope: Envelope) -> Receipt:
         """Print it."""
-        envelope = envelope_of(from_addr, to_addrs, msg, mail_options, rcpt_options)
         text = envelope.data.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
         head = f"MAIL FROM <{envelope.sender}> TO {', '.join(envelope.recipients)}"
         stream = self._stream or sys.stdout
         stream.write(f"{head}\n{'-' * 72}\n{text}\n{'-' * 72}\n")
         stream.flush()
-        return {}
-
-    def quit(self) -> None:
-        """Nothing to end."""
+        return receipt_of(envelope)
 
 
-class FileHost:
+class FileHost(MailHost):
     """Writes each mail to an .eml file of its own, for development."""
 
     _numbers = count(1)
@@ -176,56 +164,50 @@ class FileHost:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def sendmail(
-        self, from_addr: str, to_addrs: Sequence[str], msg: bytes, mail_options: Any = (), rcpt_options: Any = ()
-    ) -> Refused:
+    def send(self, envelope: Envelope) -> Receipt:
         """Write it. Mails hold reset links and the like: the file is for its owner alone."""
-        envelope = envelope_of(from_addr, to_addrs, msg, mail_options, rcpt_options)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}-{next(self._numbers)}.eml"
         file.touch(mode=0o600, exist_ok=False)
         head = f"X-Envelope-From: <{envelope.sender}>\r\nX-Envelope-To: {', '.join(envelope.recipients)}\r\n"
         file.write_bytes(head.encode() + envelope.data)
-        return {}
-
-    def quit(self) -> None:
-        """Nothing to end."""
+        return receipt_of(envelope)
 
 
-class MemoryHost:
-    """Puts mails into a list, for tests that want to see the bytes."""
+class MemoryHost(MailHost):
+    """Puts mails into a list, for tests that want to see the bytes; without a list it suppresses them."""
 
-    def __init__(self, outbox: list[Envelope]) -> None:
+    def __init__(self, outbox: list[Envelope] | None = None) -> None:
         self._outbox = outbox
 
-    def sendmail(
-        self, from_addr: str, to_addrs: Sequence[str], msg: bytes, mail_options: Any = (), rcpt_options: Any = ()
-    ) -> Refused:
+    def send(self, envelope: Envelope) -> Receipt:
         """Keep it."""
-        self._outbox.append(envelope_of(from_addr, to_addrs, msg, mail_options, rcpt_options))
-        return {}
-
-    def quit(self) -> None:
-        """Nothing to end."""
+        if self._outbox is not None:
+            self._outbox.append(envelope)
+        return receipt_of(envelope)
 
 
-class NullHost:
-    """Takes mails and does nothing: for apps that suppress them."""
-
-    def sendmail(
-        self, from_addr: str, to_addrs: Sequence[str], msg: bytes, mail_options: Any = (), rcpt_options: Any = ()
-    ) -> Refused:
-        """Nobody is refused."""
-        return {}
-
-    def quit(self) -> None:
-        """Nothing to end."""
+def receipt_of(envelope: Envelope, refused: Mapping[str, Reply] | None = None) -> Receipt:
+    """The receipt of a mail that was accepted for everyone but *refused*."""
+    refused = refused or {}
+    accepted = tuple(address for address in envelope.recipients if address not in refused)
+    return Receipt(accepted=accepted, refused=refused, reply=Reply(250, ""))
 
 
-def local_host(state: Any, app: Flask) -> Host | None:
+def result_of(envelope: Envelope, receipt: Receipt, message: Any = None) -> SendResult:
+    """The result of a mail that was accepted for at least one recipient."""
+    return SendResult(
+        message_id=envelope.message_id,
+        accepted=tuple(address for address in envelope.recipients if address not in receipt.refused),
+        refused=dict(receipt.refused),
+        message=message,
+    )
+
+
+def local_host(state: Any, app: Flask) -> MailHost | None:
     """Where mails go instead of a server, as the app's mail settings say; None for a server."""
-    if state.suppress:
-        return NullHost()
+    if is_suppressed(state, app):
+        return MemoryHost()
     match state.config.backend:
         case "console":
             return ConsoleHost()
@@ -236,12 +218,22 @@ def local_host(state: Any, app: Flask) -> Host | None:
     return None
 
 
+def is_suppressed(state: Any, app: Flask | None) -> bool:
+    """Whether mail is recorded instead of sent: as the state says, or TESTING or MAIL_SUPPRESS_SEND since the start."""
+    if state.suppress or app is None:
+        return bool(state.suppress)
+    asked = app.config.get("MAIL_SUPPRESS_SEND")
+    wanted_now = app.testing if asked is None else bool(asked)
+    return wanted_now and not state.config.suppress
+
+
 _servers: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Server]] = WeakKeyDictionary()
 
 
 def server_of(state: Any) -> Server:
     """The server as the attributes of *state* say now; they may be changed. The same object while they stay."""
-    now = (state.server, state.port, state.use_tls, state.use_ssl, state.username, state.password, state.debug)
+    account = (state.server, state.port, state.username, state.password)
+    now = (*account, state.use_tls, state.use_ssl, state.debug, id(state.config))
     known = _servers.get(state)
     if known is not None and known[0] == now:
         return known[1]
@@ -258,6 +250,8 @@ def server_of(state: Any) -> Server:
         verify=config.tls_verify,
         cafile=config.cafile,
         ssl_context=config.ssl_context,
+        local_hostname=config.local_hostname,
+        pipelining=config.pipelining,
         trace=bool(state.debug),
     )
     _servers[state] = now, server
@@ -278,25 +272,10 @@ def envelope_of(
     )
 
 
-def _as_smtplib(receipt: Receipt) -> Refused:
-    return {
-        address: (reply.code, reply.text.encode("utf-8", "surrogateescape"))
-        for address, reply in receipt.refused.items()
-    }
-
-
-def refused_replies(returned: object) -> dict[str, Reply]:
-    """The refused recipients out of what any host's ``sendmail`` returned: ours, smtplib's or a test's."""
-    if not isinstance(returned, Mapping):
-        return {}
+def foreign_receipt(envelope: Envelope, returned: object) -> Receipt:
+    """What any other host's ``sendmail`` returned: smtplib's refused recipients, or a test's."""
     refused = {}
-    for address, reply in returned.items():
-        code, text = reply
+    for address, (code, text) in returned.items() if isinstance(returned, Mapping) else ():
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
         refused[parse_mailbox(address).address] = Reply(int(code), text)
-    return refused
-
-
-async def aside(function: Any, *args: Any) -> Any:
-    """Call a blocking host without blocking the loop."""
-    return await asyncio.to_thread(function, *args)
+    return receipt_of(envelope, refused)

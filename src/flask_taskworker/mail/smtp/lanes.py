@@ -1,65 +1,163 @@
-"""Several connections of one pool sending side by side, each the next mail together with the message before."""
+"""Sending mails over the connections of a pool: one at a time, or many side by side, each with the message before."""
 
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
-from ..envelope import Envelope, Reply, without_rejected
+from ..envelope import Ending, Envelope, Reply, replies_in, reply_to
 from ..errors import DeliveryUnknown, MailError, RecipientsRefused, ServerDisconnected, ServerTimeout
-from .connection import Opened, Receipt, SMTPConnection
+from ..transaction import NotTried, Transaction
+from .connection import BeforeDot, Receipt, SMTPConnection
 from .pool import Opener, Pool
+
+log = logging.getLogger("flask_taskworker.mail")
 
 _TRIES = 3
 
 
-class Parcel(NamedTuple):
-    """A mail in a lane, and whose it is."""
+class Delivery:
+    """One mail on its way: what is left to send of it, and what is decided. Ends with a Receipt or an error."""
 
-    owner: Any
-    envelope: Envelope
-    tries: int = 1
-    refused: Mapping[str, Reply] = MappingProxyType({})
-    """Who was rejected in a try that broke off, and is not asked for again."""
+    def __init__(
+        self,
+        envelope: Envelope,
+        *,
+        before_dot: BeforeDot | None = None,
+        on_end: Callable[[Delivery], object] | None = None,
+        is_stepwise: bool = False,
+        owner: Any = None,
+    ) -> None:
+        self.envelope = envelope
+        self.before_dot = before_dot
+        """Awaited before the message is sent, also before that of a further transaction."""
+
+        self.owner = owner
+        self.may_ride = True
+        self.outcome: Receipt | Exception | None = None
+        self._on_end = on_end
+        self._is_stepwise = is_stepwise
+        self._tries = 0
+        self._accepted: list[str] = []
+        self._refused: dict[str, Reply] = {}
+
+    def note(self, outcome: Receipt | MailError) -> bool:
+        """Take what a try came to; whether the mail is to be sent again, to those who are left."""
+        match outcome:
+            case NotTried():
+                self.may_ride = False
+                return self._try_again(outcome, counts=False)
+            case Receipt():
+                self._accepted += outcome.accepted
+                self._refused |= outcome.refused
+                if outcome.left and not self._is_stepwise:
+                    return self._go_on(outcome.left)
+                self.outcome = replace(outcome, accepted=tuple(self._accepted), refused=self._refused)
+                return False
+            case RecipientsRefused(left=left) if left:
+                self._refused |= replies_in(outcome)
+                return self._go_on(left)
+            case ServerDisconnected() if not isinstance(outcome, DeliveryUnknown | ServerTimeout):
+                return self._try_again(outcome)
+        self.fail(outcome)
+        return False
+
+    def _go_on(self, left: Iterable[str]) -> bool:
+        self.envelope = replace(self.envelope, recipients=tuple(left))
+        self._tries = 0
+        return True
+
+    def _try_again(self, error: ServerDisconnected, *, counts: bool = True) -> bool:
+        """After a drop before the message: who was rejected is not asked for again."""
+        rejected = {address: reply for address, reply in error.refused.items() if reply.ending is Ending.REJECTED}
+        self._refused |= rejected
+        left = tuple(address for address in self.envelope.recipients if address not in rejected)
+        self._tries += counts
+        if not left:
+            self.fail(RecipientsRefused({address: (reply.code, reply.text) for address, reply in rejected.items()}))
+        elif counts and self._tries == _TRIES:
+            self.fail(error)
+        else:
+            self.envelope = replace(self.envelope, recipients=left)
+            return True
+        return False
+
+    def fail(self, error: Exception) -> None:
+        """End with *error*; for those who are left only, where others were accepted before."""
+        if not isinstance(error, MailError):
+            self.outcome = error
+        elif self._accepted:
+            known = replies_in(error)
+            rest = {address: known.get(address, reply_to(error)) for address in self.envelope.recipients}
+            reply = Reply(250, "")
+            self.outcome = Receipt(accepted=tuple(self._accepted), refused={**self._refused, **rest}, reply=reply)
+        else:
+            error.refused = {**self._refused, **error.refused}
+            self.outcome = error
+
+    def end(self) -> None:
+        """Say that there is an outcome."""
+        if self._on_end is not None:
+            self._on_end(self)
 
 
-class Lanes(ABC):
-    """Sends parcels over up to *size* connections. For one loop. A subclass says what becomes of each."""
+async def deliver(pool: Pool, delivery: Delivery, opener: Opener | None = None) -> Receipt:
+    """Send one mail, over any connection of *pool*. Raises what became of it where it reached no recipient."""
+    is_over = False
+    while not is_over:
+        try:
+            connection = await pool.acquire(opener)
+        except MailError as error:
+            delivery.fail(error)
+            break
+        assert connection is not None
+        try:
+            is_over = not delivery.note(await connection.deliver(delivery.envelope, delivery.before_dot))
+        except MailError as error:
+            is_over = not delivery.note(error)
+        finally:
+            pool.release(connection)
+    if isinstance(delivery.outcome, Receipt):
+        return delivery.outcome
+    assert delivery.outcome is not None
+    raise delivery.outcome
 
-    def __init__(self, pool: Pool, size: int, opener: Opener | None = None) -> None:
+
+class SmtpSender:
+    """Sends deliveries over up to *size* connections of a pool, each begun with the message of the one before."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        size: int,
+        opener: Opener | None = None,
+        *,
+        on_take: Callable[[], None] = lambda: None,
+        on_idle: Callable[[BaseException | None], None] = lambda error: None,
+    ) -> None:
         self.pool = pool
+        self.line: deque[Delivery] = deque()
+        """What has not been begun."""
+
+        self.lanes = 0
+        """How many connections are in use or being opened."""
+
         self._size = size
         self._opener = opener
-        self._waiting: deque[Parcel] = deque()
+        self._on_take = on_take
+        self._on_idle = on_idle
+        self._serving = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.busy = 0
-        """How many lanes are open."""
 
-    @abstractmethod
-    def on_end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
-        """A parcel was taken by the server, or failed."""
-
-    @abstractmethod
-    async def before_message(self, parcel: Parcel) -> None:
-        """Hold a parcel's message back until it may be sent."""
-
-    @abstractmethod
-    def on_take(self, parcel: Parcel) -> None:
-        """A parcel has left the line."""
-
-    @abstractmethod
-    def on_lane_end(self, error: BaseException | None) -> None:
-        """A lane was closed: there was nothing to do, or *error* should not have happened."""
-
-    def add(self, parcels: Iterable[Parcel]) -> None:
-        """Put parcels into the line."""
-        self._waiting.extend(parcels)
-        for _ in range(min(self._size - self.busy, len(self._waiting))):
-            self.busy += 1
+    def add(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries into the line."""
+        self.line.extend(deliveries)
+        for _ in range(min(self._size - self.lanes, len(self.line))):
+            self.lanes += 1
             lane = asyncio.get_running_loop().create_task(self._lane(), name="taskworker-mail-lane")
             self._tasks.add(lane)
             lane.add_done_callback(self._forget)
@@ -67,109 +165,117 @@ class Lanes(ABC):
     def _forget(self, lane: asyncio.Task[None]) -> None:
         self._tasks.discard(lane)
         if not lane.cancelled():
-            lane.exception()  # looked at, so that asyncio does not complain; on_lane_end has it
+            lane.exception()  # looked at, so that asyncio does not complain; on_idle has it
 
     async def _lane(self) -> None:
         crash = None
         try:
-            while self._waiting:
-                await self._take_turn()
+            while self.line and await self._take_turn():
+                pass
         except BaseException as error:
             crash = error
             raise
         finally:
             # Not in the callback: add() in between would count on a lane that takes no more.
-            self.busy -= 1
-            self.on_lane_end(crash)
+            self.lanes -= 1
+            self._on_idle(crash)
 
-    async def _take_turn(self) -> None:
-        """Send over one connection, until it is worn out, breaks, or somebody else waits for it."""
+    async def _take_turn(self) -> bool:
+        """Send over one connection, until it is worn out, breaks, or is wanted elsewhere; False to close the lane."""
         try:
-            connection = await self.pool.acquire(self._opener)
+            connection = await self.pool.acquire(self._opener, may_wait=lambda: not self._serving)
         except MailError as error:
-            if self._waiting:
-                self.end(self._take(), error)
-            return
+            if self.line:
+                delivery = self._take()
+                delivery.fail(error)
+                delivery.end()
+            return True
+        if connection is None:
+            return False  # the other lanes have all that the server allows
+        self._serving += 1
         try:
             await self._use(connection)
         finally:
+            self._serving -= 1
             self.pool.release(connection)
+        return True
 
     async def _use(self, connection: SMTPConnection) -> None:
-        on_its_way: tuple[Parcel, Opened] | None = None
-        following: Parcel | None = None
+        on_its_way: tuple[Delivery, Transaction] | None = None
+        following: Delivery | None = None
         is_first = True
         try:
             while on_its_way is not None or connection.is_usable:
                 following = self._following(connection, on_its_way is not None, is_first)
                 is_first = False
                 if on_its_way is not None:
-                    parcel, opened = on_its_way
-                    await self.before_message(parcel)
+                    delivery, opened = on_its_way
+                    if not await _is_let_through(delivery):
+                        connection.abort()  # the server waits for a message that will not come
+                        self._put_back(following)
+                        return
                     ended, begun = await connection.conclude(opened, following.envelope if following else None)
-                    self._settle(parcel, ended)
+                    self._settle(delivery, ended)
                 elif following is not None:
-                    begun = await _begin(connection, following)
+                    begun = await _begin(connection, following.envelope)
                 else:
                     return
-                on_its_way = self._opened(following, begun)
+                on_its_way = None
+                if isinstance(begun, Transaction):
+                    assert following is not None
+                    on_its_way = following, begun
+                elif begun is not None and following is not None:
+                    self._settle(following, begun)
         except BaseException:
-            # Cancelled, or a fault of ours: nobody may be left waiting for what was in hand.
+            # Cancelled, or a fault of ours: what was in hand must come to an end.
             connection.abort()
+            self._put_back(following if on_its_way is None or following is not on_its_way[0] else None)
             if on_its_way is not None:
-                self.end(on_its_way[0], _merged(DeliveryUnknown(), on_its_way[1].refused))
-            if following is not None and (on_its_way is None or following is not on_its_way[0]):
-                self.end(following, ServerDisconnected())
+                on_its_way[0].fail(on_its_way[1].broken_off(DeliveryUnknown()))
+                on_its_way[0].end()
             raise
 
-    def _following(self, connection: SMTPConnection, is_one_on_its_way: bool, is_first: bool) -> Parcel | None:
-        if not self._waiting or connection.mails + is_one_on_its_way >= self.pool.max_mails:
+    def _following(self, connection: SMTPConnection, is_one_on_its_way: bool, is_first: bool) -> Delivery | None:
+        if not self.line or connection.mails + is_one_on_its_way >= self.pool.max_mails:
             return None
         if self.pool.is_wanted and not is_first:
             return None  # others wait for a connection: one mail a turn
-        return self._take() if connection.can_overlap or not is_one_on_its_way else None
-
-    def _take(self) -> Parcel:
-        parcel = self._waiting.popleft()
-        self.on_take(parcel)
-        return parcel
-
-    def _opened(self, parcel: Parcel | None, begun: Opened | MailError | None) -> tuple[Parcel, Opened] | None:
-        if parcel is None or begun is None:
+        following = self.line[0]
+        if is_one_on_its_way and not (following.may_ride and connection.can_overlap(following.envelope)):
             return None
-        if isinstance(begun, Opened):
-            return parcel, begun
-        self._settle(parcel, begun)
-        return None
+        return self._take()
 
-    def _settle(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
-        never_again = isinstance(outcome, DeliveryUnknown | ServerTimeout) or parcel.tries >= _TRIES
-        if not isinstance(outcome, ServerDisconnected) or never_again:
-            self.end(parcel, outcome)
-            return
-        try:
-            envelope, rejected = without_rejected(parcel.envelope, outcome.refused)
-        except RecipientsRefused as error:
-            self.end(parcel, error)
+    def _take(self) -> Delivery:
+        delivery = self.line.popleft()
+        self._on_take()
+        return delivery
+
+    def _put_back(self, delivery: Delivery | None) -> None:
+        if delivery is not None:
+            self.line.appendleft(delivery)
+
+    def _settle(self, delivery: Delivery, outcome: Receipt | MailError) -> None:
+        if delivery.note(outcome):
+            self._put_back(delivery)
         else:
-            refused = {**parcel.refused, **rejected}
-            self._waiting.appendleft(parcel._replace(envelope=envelope, refused=refused, tries=parcel.tries + 1))
-
-    def end(self, parcel: Parcel, outcome: Receipt | MailError) -> None:
-        """A parcel has come to its end, with those who were rejected in an earlier try of it."""
-        self.on_end(parcel, _merged(outcome, parcel.refused) if parcel.refused else outcome)
+            delivery.end()
 
 
-def _merged(outcome: Receipt | MailError, refused: Mapping[str, Reply]) -> Receipt | MailError:
-    """*outcome* with those who were rejected in an earlier try."""
-    if isinstance(outcome, Receipt):
-        return Receipt(refused={**refused, **outcome.refused}, reply=outcome.reply)
-    outcome.refused = {**refused, **outcome.refused}
-    return outcome
-
-
-async def _begin(connection: SMTPConnection, parcel: Parcel) -> Opened | MailError:
+async def _begin(connection: SMTPConnection, envelope: Envelope) -> Transaction | MailError:
     try:
-        return await connection.begin(parcel.envelope)
+        return await connection.begin(envelope)
     except MailError as error:
         return error
+
+
+async def _is_let_through(delivery: Delivery) -> bool:
+    """Wait until the message may be sent. False, and the delivery has ended, where that failed."""
+    if delivery.before_dot is None:
+        return True
+    try:
+        await delivery.before_dot()
+    except Exception as error:  # noqa: BLE001 — the delivery's owner gets it
+        delivery.fail(error)
+        delivery.end()
+        return False
+    return True

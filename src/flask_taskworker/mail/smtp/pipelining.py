@@ -2,8 +2,7 @@
 
 aiosmtplib sends one command and waits for one reply. Its protocol class is extended here to send a group; the class
 goes in right after the greeting, with asyncio's own ``transport.set_protocol``, so that connecting, EHLO, STARTTLS,
-AUTH and QUIT stay aiosmtplib's. It leans on a few of its internals: they are looked for at import, and where one is
-missing, :data:`POSSIBLE` is False and mail goes out one command at a time.
+AUTH and QUIT stay aiosmtplib's. It relies on a few of its internals: importing this module fails without them.
 """
 
 from __future__ import annotations
@@ -29,25 +28,21 @@ _METHODS = {
 _ATTRIBUTES = frozenset({"_buffer", "_response_pending", "_response_waiter", "_command_lock"})
 
 
-def _is_possible() -> bool:
-    methods = all(hasattr(owner, name) for owner, names in _METHODS.items() for name in names)
-    return methods and _ATTRIBUTES.issubset(SMTPProtocol.__init__.__code__.co_names)
-
-
-POSSIBLE = _is_possible()
-"""Whether the installed aiosmtplib has what this module leans on."""
-
-if not POSSIBLE:
-    log.warning("aiosmtplib %s is not one that we know: mail goes out one command at a time", aiosmtplib.__version__)
+_missing = [name for owner, names in _METHODS.items() for name in names if not hasattr(owner, name)]
+_missing += sorted(_ATTRIBUTES.difference(SMTPProtocol.__init__.__code__.co_names))
+if _missing:
+    raise ImportError(f"aiosmtplib {aiosmtplib.__version__} lacks {', '.join(_missing)}. Install aiosmtplib>=5.1.3,<6.")
 
 
 class DialogueBroken(Exception):
     """The connection ended, or the replies no longer fit the commands. ``replies`` are those that came before."""
 
-    def __init__(self, replies: list[SMTPResponse], *, timed_out: bool = False) -> None:
+    def __init__(self, replies: list[SMTPResponse], *, timed_out: bool = False, is_unsent: bool = False) -> None:
         super().__init__(replies)
         self.replies = replies
         self.timed_out = timed_out
+        self.is_unsent = is_unsent
+        """Whether the end of the message was never written, so that no server can have accepted it."""
 
     def certain(self, count: int) -> list[SMTPResponse]:
         """The replies that surely belong to their commands: none where more came than the *count* asked for."""
@@ -79,11 +74,11 @@ class PipeliningProtocol(SMTPProtocol):
             self._stray(bytes(old._buffer))
 
     async def exchange(
-        self, data: bytes, count: int, timeout: float, first_timeout: float | None = None
+        self, commands: bytes, count: int, timeout: float, *, message: bytes = b"", message_timeout: float = 0.0
     ) -> list[SMTPResponse]:
-        """Write *data* and return the *count* replies to it, each due *timeout* seconds after the one before.
+        """Write *message* and *commands*, and return the *count* replies, each due *timeout* seconds after the last.
 
-        ``first_timeout`` is for the first, where that one answers a whole message.
+        ``message_timeout`` is for the first reply where it answers a message.
 
         Raises DialogueBroken when they do not come, or others do; the connection is then closed, as it is when the
         caller is cancelled: a late reply would be taken for the next command's.
@@ -95,15 +90,17 @@ class PipeliningProtocol(SMTPProtocol):
             self._group = group
             self._replies, self._missing = [], count
             self._timeout = timeout
-            self._expect_within(first_timeout or timeout)
+            self._expect_within(message_timeout or timeout)
+            is_written = False
             try:
-                await self._write_all(data, first_timeout or timeout)
+                await self._write_all(message, commands, message_timeout)
+                is_written = True
                 return await group
             except (aiosmtplib.SMTPException, OSError):
                 # The server may have refused a large message before all of it was sent, and closed the connection.
                 if group.done() and group.exception() is None:
                     return group.result()
-                raise DialogueBroken(self._replies) from None
+                raise DialogueBroken(self._replies, is_unsent=not is_written) from None
             finally:
                 self._deadline = math.inf
                 self._group = None
@@ -115,14 +112,20 @@ class PipeliningProtocol(SMTPProtocol):
         if self.transport is not None:
             cast(asyncio.Transport, self.transport).abort()
 
-    async def _write_all(self, data: bytes, timeout: float) -> None:
-        if len(data) <= _WRITE_SIZE:
-            self.write(data)
+    async def _write_all(self, message: bytes, commands: bytes, message_timeout: float) -> None:
+        if self._trace:
+            self._log_commands(commands, message)
+        if len(message) <= _WRITE_SIZE:
+            super().write(message + commands)
             return
-        for start in range(0, len(data), _WRITE_SIZE):
-            self.write(data[start : start + _WRITE_SIZE])
+        for start in range(0, len(message), _WRITE_SIZE):
+            if self._replies and self._replies[0].code < 400:
+                self.abort()
+                raise DialogueBroken([], is_unsent=True)  # it cannot accept a message whose end is still here
+            super().write(message[start : start + _WRITE_SIZE])
             await self._drain_helper()
-            self._expect_within(timeout)
+            self._expect_within(message_timeout)
+        super().write(commands)
 
     def _expect_within(self, timeout: float) -> None:
         """Break off in *timeout* seconds, if nothing comes that moves the deadline."""
@@ -227,16 +230,15 @@ class PipeliningProtocol(SMTPProtocol):
         super().connection_lost(exc)
 
     def write(self, data: bytes) -> None:
-        """Write, and log without what proves who we are."""
+        """Write a command of aiosmtplib's, and log it without the credentials."""
         if self._trace:
-            self._log_command(data)
+            self._log_commands(data)
         super().write(data)
 
-    def _log_command(self, data: bytes) -> None:
-        end = data.rfind(b"\r\n.\r\n")
-        if end >= 0:  # the message itself, which may hold a reset link; the next mail's commands may follow
-            wire.debug("send: a message of %d octets", end + 5)
-        for line in data[end + 5 if end >= 0 else 0 :].splitlines():
+    def _log_commands(self, data: bytes, message: bytes = b"") -> None:
+        if message:  # never its content: it may hold a reset link
+            wire.debug("send: a message of %d octets", len(message))
+        for line in data.splitlines():
             hidden = self._secret or line[:4].upper() == b"AUTH"
             wire.debug("send: %s", "AUTH ***" if hidden else line.decode("utf-8", "backslashreplace"))
 

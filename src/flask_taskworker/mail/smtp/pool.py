@@ -1,17 +1,18 @@
-"""A pool of SMTP connections for each event loop."""
+"""A pool of SMTP connections for each event loop, which adapts to how many the server allows."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from weakref import WeakKeyDictionary
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from weakref import WeakKeyDictionary, WeakSet
 
-from ..envelope import Envelope, Reply, without_rejected
-from ..errors import DeliveryUnknown, MailError, ServerDisconnected, ServerTimeout
-from .connection import BeforeDot, Receipt, Server, SMTPConnection, quit_all
+from ..errors import ConnectTimeout, MailError, ServerTimeout
+from ..server import CROWDED_S, Server
+from .connection import SMTPConnection, quit_all
 from .portal import portal
 
 log = logging.getLogger("flask_taskworker.mail")
@@ -22,136 +23,244 @@ IDLE_S = 30.0
 POOLED_MAILS = 100
 """Mails in one pooled connection where MAIL_MAX_EMAILS does not say."""
 
+_POOLS_PER_LOOP = 16
+_ASK_AGAIN_S = 0.05
+
 Opener = Callable[[], Awaitable[SMTPConnection]]
 
 
 class Pool:
-    """Up to *size* kept connections to one server, on one loop. Who waits for one is served in turn."""
+    """Up to *size* kept connections to one server, on one loop. Requests are served in turn.
 
-    def __init__(self, server: Server, size: int, max_mails: int) -> None:
+    A connection that the server refuses while there are others is one too many: the pool makes do with those for a
+    while. An outage is when there is none.
+    """
+
+    def __init__(self, server: Server, size: int, max_mails: float) -> None:
         self.server = server
         self.max_mails = max_mails
-        self._waiters = 0
-        self._free = asyncio.Semaphore(size)
+        self._size = self._allowed = size
+        self._crowded_until = 0.0
+        self._yield_until = 0.0
+        self._lent = self._opening = 0
+        self._waiting: deque[asyncio.Future[SMTPConnection | None]] = deque()
         self._idle: deque[SMTPConnection] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._goodbyes: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        with _lock:
+            _all_pools.add(self)
 
-    async def deliver(
-        self, envelope: Envelope, before_dot: BeforeDot | None = None, opener: Opener | None = None
-    ) -> Receipt:
-        """Deliver through any connection, through another one where it broke before the message was sent.
+    async def acquire(
+        self, opener: Opener | None = None, *, may_wait: Callable[[], bool] = lambda: True
+    ) -> SMTPConnection | None:
+        """A connection for the caller alone, to be given back with :meth:`release`; a new one comes from ``opener``.
 
-        A new connection is made with ``opener`` where it is given. Raises what :meth:`SMTPConnection.open` and
-        :meth:`SMTPConnection.deliver` raise.
+        None where all that the server allows are in use and the caller may not wait. Raises what the opener raises
+        where there is no connection at all.
         """
-        known: dict[str, Reply] = {}
-        for last in (False, False, True):
-            connection = await self._acquire_again(known, opener)
-            try:
-                receipt = await connection.deliver(envelope, before_dot)
-                return replace(receipt, refused={**known, **receipt.refused}) if known else receipt
-            except MailError as error:
-                may_go_on = isinstance(error, ServerDisconnected) and not isinstance(
-                    error, DeliveryUnknown | ServerTimeout
-                )
-                if last or not may_go_on:
-                    error.refused = {**known, **error.refused}
-                    raise
-                log.debug("%s closed the connection before the message (%s); trying another", self.server, error)
-                envelope, rejected = without_rejected(envelope, error.refused)
-                known |= rejected
-            finally:
-                self.release(connection)
-        raise AssertionError("unreachable")
+        deadline = time.monotonic() + self.server.timeout
+        while True:
+            refusal: MailError | None = None
+            if (connection := self._take_idle()) is not None:
+                return connection
+            if self._lent + self._opening < self._room():
+                try:
+                    return await self._open(opener)
+                except MailError as error:
+                    if isinstance(error, ConnectTimeout | ServerTimeout) or not error.of_transport:
+                        raise  # not a word about the number of connections
+                    refusal = error
+                if self._lent:
+                    self._shrink(refusal)
+                elif not self._opening:
+                    if not self.ask_others_to_yield() or time.monotonic() > deadline:
+                        raise refusal
+                    await asyncio.sleep(_ASK_AGAIN_S)
+                    continue
+            if self._lent and not may_wait():
+                return None
+            if (connection := await self._next_change()) is not None:
+                return connection
 
-    async def _acquire_again(self, known: Mapping[str, Reply], opener: Opener | None) -> SMTPConnection:
-        try:
-            return await self.acquire(opener)
-        except MailError as error:
-            error.refused = {**known, **error.refused}
-            raise
-
-    async def acquire(self, opener: Opener | None = None) -> SMTPConnection:
-        """A connection for the caller alone, to be given back with :meth:`release`; a new one comes from ``opener``."""
-        self._waiters += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self._waiters -= 1
-        try:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.is_usable:
-                    return connection
-                connection.abort()
-            return await (opener() if opener is not None else SMTPConnection.open(self.server))
-        except BaseException:
-            self._free.release()
-            raise
+    @property
+    def is_served(self) -> bool:
+        """Whether connections are in use, so that a new one that is refused is only one too many."""
+        return self._lent > 0
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for a connection."""
-        return self._waiters > 0
+        """Whether others wait for a connection."""
+        return bool(self._waiting) or time.monotonic() < self._yield_until
 
     def release(self, connection: SMTPConnection) -> None:
         """Give *connection* back; one that is worn out or broken is closed."""
-        if connection.is_usable and connection.mails < self.max_mails:
+        is_good = connection.is_usable and connection.mails < self.max_mails
+        if is_good and self._waiting:
+            self._hand_over(connection)
+            return
+        self._lent -= 1
+        if is_good and time.monotonic() >= self._yield_until:
             self._idle.append(connection)
             self._watch()
         else:
             self._say_goodbye(connection)
-        self._free.release()
+        self._wake(1)
 
     async def close(self) -> None:
         """Close what is idle."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._idle:
-            self._say_goodbye(self._idle.pop())
+        self._drop_idle()
         if self._goodbyes:
             await asyncio.wait(self._goodbyes)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is in use or kept."""
+        return not (self._lent or self._opening or self._idle or self._waiting)
+
+    # ------------------------------------------------------------ one too many
+
+    def _room(self) -> int:
+        if self._allowed < self._size and time.monotonic() >= self._crowded_until:
+            self._allowed = self._size
+        return self._allowed
+
+    def _shrink(self, refusal: MailError) -> None:
+        if self._allowed > self._lent:
+            log.info("%s allows %d connections now: %s", self.server, self._lent, refusal)
+        self._allowed = max(1, self._lent)
+        self._crowded_until = time.monotonic() + CROWDED_S
+
+    def ask_others_to_yield(self) -> bool:
+        """Ask this process's other pools for the same server to close a connection; whether they have any."""
+        with _lock:
+            others = [pool for pool in _all_pools if pool is not self and pool.server == self.server]
+        others = [pool for pool in others if (pool._lent or pool._idle) and not pool._loop.is_closed()]
+        for pool in others:
+            pool._loop.call_soon_threadsafe(pool._yield)
+        return bool(others)
+
+    def _yield(self) -> None:
+        self._yield_until = time.monotonic() + 4 * _ASK_AGAIN_S
+        self._drop_idle()
+
+    # ------------------------------------------------------------ waiting
+
+    async def _open(self, opener: Opener | None) -> SMTPConnection:
+        self._opening += 1
+        try:
+            connection = await (opener() if opener is not None else SMTPConnection.open(self.server))
+        except BaseException:
+            self._opening -= 1
+            self._wake(len(self._waiting))
+            raise
+        self._opening -= 1
+        self._lent += 1
+        self._allowed = max(self._allowed, self._lent)
+        self._wake(len(self._waiting))
+        return connection
+
+    def _take_idle(self) -> SMTPConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                self._lent += 1
+                return connection
+            connection.abort()
+        return None
+
+    async def _next_change(self) -> SMTPConnection | None:
+        """A connection that was handed over, or None when it is worth looking again."""
+        turn: asyncio.Future[SMTPConnection | None] = self._loop.create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.cancelled() or not turn.done():
+                self._waiting = deque(other for other in self._waiting if other is not turn)
+            elif (connection := turn.result()) is not None:
+                self.release(connection)
+            else:
+                self._wake(1)
+            raise
+
+    def _hand_over(self, connection: SMTPConnection | None) -> bool:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(connection)
+                return True
+        return False
+
+    def _wake(self, count: int) -> None:
+        for _ in range(count):
+            self._hand_over(None)
+
+    # ------------------------------------------------------------ idle ones
+
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._close_idle)
+            self._timer = self._loop.call_later(IDLE_S, self._close_idle)
 
     def _close_idle(self) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         # The left end was given back longest ago.
         while self._idle and (now - self._idle[0].idle_since() >= IDLE_S or not self._idle[0].is_usable):
             self._say_goodbye(self._idle.popleft())
         if self._idle:
             self._watch()
+        else:
+            _forget_unused()
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._say_goodbye(self._idle.pop())
 
     def _say_goodbye(self, connection: SMTPConnection) -> None:
         if not connection.is_usable:
             connection.abort()
             return
-        goodbye = asyncio.get_running_loop().create_task(connection.quit())
+        goodbye = self._loop.create_task(connection.quit())
         self._goodbyes.add(goodbye)
         goodbye.add_done_callback(self._goodbyes.discard)
 
 
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Server, int, int], Pool]] = WeakKeyDictionary()
+_Key = tuple[Server, int, int]
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, OrderedDict[_Key, Pool]] = WeakKeyDictionary()
+_all_pools: WeakSet[Pool] = WeakSet()
+_lock = threading.Lock()
 
 
 def pool_for(server: Server, size: int, max_mails: int | None) -> Pool:
-    """The running loop's pool of *size* connections to *server*, made when it is first asked for."""
-    pools = _pools.setdefault(asyncio.get_running_loop(), {})
+    """The running loop's pool of *size* connections to *server*, made when it is first asked for.
+
+    Of many servers, as with one account a tenant, those used last keep their connections.
+    """
+    pools = _pools.setdefault(asyncio.get_running_loop(), OrderedDict())
     key = (server, size, max_mails or POOLED_MAILS)
     if key not in pools:
         pools[key] = Pool(*key)
+        if len(pools) > _POOLS_PER_LOOP:
+            for pool in list(pools.values())[:-_POOLS_PER_LOOP]:
+                pool._drop_idle()
+            _forget_unused()
+    pools.move_to_end(key)
     return pools[key]
+
+
+def _forget_unused() -> None:
+    pools = _pools.get(asyncio.get_running_loop()) or OrderedDict()
+    for key in [key for key, pool in pools.items() if pool.is_unused][:-1]:
+        del pools[key]
 
 
 async def close_pools() -> None:
     """Close the connections of the running loop, those in use too: for when it ends."""
-    loop = asyncio.get_running_loop()
-    for pool in _pools.pop(loop, {}).values():
+    for pool in list(_pools.pop(asyncio.get_running_loop(), {}).values()):
         await pool.close()
     await quit_all()
 

@@ -550,7 +550,8 @@ def test_parking_grows_to_its_limit() -> None:
     async def pauses() -> list[float]:
         transport, seen = delivery.Transport(), []
         for _ in range(6):
-            transport._park(ConnectionRefusedForTest())
+            transport._parked_until = 0.0
+            transport.park(ConnectionRefusedForTest())
             seen.append(transport._pause)
         return seen
 

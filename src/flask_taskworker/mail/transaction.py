@@ -1,0 +1,177 @@
+"""One mail transaction: which reply answers which command, and what they come to. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+from aiosmtplib.response import SMTPResponse
+
+from .envelope import Envelope, Reply
+from .errors import DataRefused, MailError, OutOfStep, RecipientsRefused, SenderRefused, ServerDisconnected
+
+E = TypeVar("E", bound=MailError)
+
+GO_AHEAD = 354
+CLOSING = 421
+TOGETHER = 100
+"""Recipients that are named before the replies to them are looked at."""
+
+_AUTHENTICATION_REQUIRED = 530
+_TOO_MANY = re.compile(r"[45]\.5\.3\b")
+_STATUS = re.compile(r"[45]\.\d{1,3}\.\d{1,3}\b")
+_UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Command(NamedTuple):
+    """A line to the server, with its end, and for RCPT whose it is."""
+
+    line: bytes
+    verb: str
+    address: str = ""
+
+
+RSET = Command(b"RSET\r\n", "RSET")
+DATA = Command(b"DATA\r\n", "DATA")
+
+
+class NotTried(ServerDisconnected):
+    """The server did not look at the mail: it was begun behind another's message, or on a connection at its end.
+
+    It is to be sent alone, and this was none of its tries.
+    """
+
+
+def reply_of(response: SMTPResponse) -> Reply:
+    """What the server said, in characters that can be stored and shown whatever its encoding was."""
+    text = response.message
+    if not text.isascii():
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return Reply(response.code, _UNREADABLE.sub("\ufffd", text))
+
+
+class Transaction:
+    """A mail from MAIL to DATA. Feed it with :meth:`note`; then :meth:`error` says whether the message may follow."""
+
+    def __init__(self, envelope: Envelope, data: bytes) -> None:
+        self.envelope = envelope
+        self.data = data
+        self.accepted: list[str] = []
+        self.refused: dict[str, Reply] = {}
+        self.sender: Reply | None = None
+        self.go_ahead: Reply | None = None
+        self._reset: Reply | None = None
+        self._too_many: list[str] = []
+        self._asked = 0
+
+    def note(self, command: Command, response: SMTPResponse) -> None:
+        """Take the reply to *command*. Raises OutOfStep for one that cannot be its reply."""
+        reply = reply_of(response)
+        kind = reply.code // 100
+        fits = kind in (4, 5) or (reply.code == GO_AHEAD if command.verb == "DATA" else kind == 2)
+        match command.verb:
+            case "RSET":
+                self._reset = reply
+            case "MAIL":
+                self.sender = reply
+            case "RCPT":
+                fits = fits and not (kind == 2 and self.is_sender_refused)
+                self._note_recipient(command.address, reply)
+            case "DATA":
+                self.go_ahead = reply
+        if not fits:
+            raise OutOfStep(command.line.decode("utf-8", "replace").strip(), reply.code, reply.text)
+
+    def _note_recipient(self, address: str, reply: Reply) -> None:
+        self._asked += 1
+        if 200 <= reply.code < 300:
+            self.accepted.append(address)
+        elif self.accepted and _is_too_many(reply):
+            self._too_many.append(address)
+        else:
+            self.refused[address] = reply
+
+    @property
+    def is_sender_refused(self) -> bool:
+        """Whether MAIL was not accepted."""
+        return self.sender is None or not 200 <= self.sender.code < 300
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether no further command makes sense."""
+        is_refused = self.sender is not None and self.is_sender_refused
+        return is_refused or (self._reset is not None and self._reset.code >= 400)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the server has said that it takes no more recipients."""
+        return bool(self._too_many)
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """Who is to be sent the mail in another transaction."""
+        return (*self._too_many, *self.envelope.recipients[self._asked :])
+
+    @property
+    def needs_lone_dot(self) -> bool:
+        """Whether the server waits for a message that is for no recipient (RFC 2920, 3.1)."""
+        return not self.accepted and self.go_ahead is not None and self.go_ahead.code == GO_AHEAD
+
+    def error(self) -> MailError | None:
+        """Why the message is not to be sent; None if the server waits for it."""
+        if self._reset is not None and self._reset.code >= 400:
+            # The envelope of the mail before may still be open.
+            return self.broken_off(ServerDisconnected(None, self._reset.code, self._reset.text))
+        if self.is_sender_refused:
+            sender = self.sender or Reply(-1, "")
+            refused = SenderRefused(sender.code, sender.text, self.envelope.sender)
+            # "Log in first", "start TLS first": that holds for every mail, and says nothing about this one.
+            refused.of_transport = sender.code == _AUTHENTICATION_REQUIRED
+            return refused
+        if not self.accepted:
+            error = RecipientsRefused({address: (reply.code, reply.text) for address, reply in self.refused.items()})
+            error.left = self.left
+            return error
+        if self.go_ahead is not None and self.go_ahead.code != GO_AHEAD:
+            refusal = DataRefused(self.go_ahead.code, self.go_ahead.text)
+            refusal.refused = self.refused
+            return refusal
+        return None
+
+    def broken_off(self, error: E) -> E:
+        """*error*, which ended the transaction, with the recipients that had been refused before."""
+        error.refused = {} if self.is_sender_refused else dict(self.refused)
+        return error
+
+    def was_tried(self) -> bool:
+        """Whether the replies to a mail that was begun behind a message are about the mail itself."""
+        recipients = list(self.refused.values())
+        if self.is_sender_refused or any(map(is_protocol_error, recipients)):
+            return False
+        return not self.accepted or self.go_ahead is None or self.go_ahead.code == GO_AHEAD
+
+
+def is_protocol_error(reply: Reply | None) -> bool:
+    """Whether the server objects to when or how it was asked, not to the mail."""
+    if reply is None:
+        return False
+    text = reply.text.lower()
+    return reply.code in (500, 502, 503) or text.startswith("5.5.1") or "pipelin" in text or "synchroni" in text
+
+
+def _is_too_many(reply: Reply) -> bool:
+    """RFC 5321, 4.5.3.1.10: 452, and 552 from old servers; with a status it must be that of RFC 3463 for it."""
+    if _STATUS.match(reply.text):
+        return _TOO_MANY.match(reply.text) is not None
+    return reply.code in (452, 552)
+
+
+def flights(envelope: Envelope, mail: Command, recipients: Sequence[Command], *, together: bool) -> list[list[Command]]:
+    """The commands of a transaction in groups, the replies to each of which are looked at before the next."""
+    if not together:
+        return [[command] for command in (mail, *recipients, DATA)]
+    groups = [list(recipients[i : i + TOGETHER]) for i in range(0, len(recipients), TOGETHER)] or [[]]
+    groups[0].insert(0, mail)
+    groups[-1].append(DATA)
+    return groups
