@@ -193,10 +193,13 @@ class SMTPServer:
         if taken.startswith("2") and session.recipients:
             session.mails += 1
             lost = isinstance(reply, Drop) and not reply.say.endswith("\n")
-            recipients = list(session.recipients)
-            self.mails.append(Delivered(str(session.sender), recipients, b"".join(lines), session.options, lost))
+            self.mails.append(self._delivered(session, lines, reply_lost=lost))
         session.sender, session.recipients = None, []
         return await self._answer(writer, reply)
+
+    @staticmethod
+    def _delivered(session: Session, lines: list[bytes], *, reply_lost: bool = False) -> Delivered:
+        return Delivered(str(session.sender), [*session.recipients], b"".join(lines), session.options, reply_lost)
 
     async def _answer(self, writer: asyncio.StreamWriter, reply: Any) -> bool:
         if isinstance(reply, Drop):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -133,8 +132,8 @@ class MailConfig:
             timeout=_seconds(config, "MAIL_TIMEOUT", 30.0),
             data_timeout=_seconds(config, "MAIL_DATA_TIMEOUT", 600.0),
             tls_verify=_flag(config, "MAIL_TLS_VERIFY", True),
-            cafile=_cafile(config),
-            ssl_context=_ssl_context(config),
+            cafile=_text(config, "MAIL_CAFILE"),
+            ssl_context=get("MAIL_SSL_CONTEXT"),
             local_hostname=_host(config, "MAIL_LOCAL_HOSTNAME"),
             pipelining=_flag(config, "MAIL_PIPELINING", True),
             redirect_to=_addresses(config, "MAIL_REDIRECT_TO"),
@@ -210,25 +209,6 @@ def _secret(config: Mapping[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         # The value is not shown: it may be the password.
         raise ConfigError(f"{key} is of type {type(value).__name__}. Give a string, or None.")
-    return value
-
-
-def _cafile(config: Mapping[str, Any]) -> str | None:
-    path = _text(config, "MAIL_CAFILE")
-    if path is not None:
-        try:
-            ssl.create_default_context(cafile=path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"MAIL_CAFILE = {path!r} cannot be used: {error}. Give a file of certificates in PEM."
-            ) from error
-    return path
-
-
-def _ssl_context(config: Mapping[str, Any]) -> ssl.SSLContext | None:
-    value = config.get("MAIL_SSL_CONTEXT")
-    if value is not None and not isinstance(value, ssl.SSLContext):
-        raise ConfigError.of("MAIL_SSL_CONTEXT", value, "an ssl.SSLContext")
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 import warnings
@@ -20,6 +19,7 @@ from ..client.apps import as_app
 from ..client.sessions import CallerTransaction, is_async
 from ..commands import mail_commands
 from ..core.clock import as_timedelta
+from ..core.loggers import get_logger
 from ..core.mail_config import MailConfig
 from ..core.tasks import EnqueueOptions
 from ..errors import AppError
@@ -45,8 +45,9 @@ from .smtp.hosts import (
 )
 from .smtp.pool import pool_for
 from .smtp.portal import portal
+from .smtp.server import check_tls
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 _NOT_CONFIGURED = "The current application was not configured with Flask-Mail. Call Mail(app) or mail.init_app(app)."
 _ASIDE_ABOVE = 256 * 1024
@@ -534,7 +535,9 @@ class Mail(_MailMixin):
 
     def init_mail(self, config: Any, debug: bool | int = False, testing: bool = False) -> _Mail:
         """The settings that *config*, a mapping with ``MAIL_*`` keys, gives. Raises ConfigError."""
-        return _Mail(MailConfig.from_mapping(config, debug=debug, testing=testing))
+        settings = MailConfig.from_mapping(config, debug=debug, testing=testing)
+        check_tls(settings)
+        return _Mail(settings)
 
     def init_app(self, app: Flask) -> _Mail:
         """Read the app's ``MAIL_*`` configuration and register the settings, which are returned, with it.

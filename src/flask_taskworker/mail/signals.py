@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,7 +16,9 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from blinker import NamedSignal, Namespace
 
-log = logging.getLogger("flask_taskworker.mail")
+from ..core.loggers import get_logger
+
+log = get_logger("mail")
 
 Receiver = Callable[..., Any]
 Caller = Callable[[Receiver, Any, Any], Any]

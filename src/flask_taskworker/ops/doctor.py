@@ -28,9 +28,9 @@ from ..core.triggers import trigger_from_text
 from ..core.words import counted, spoken
 from ..errors import NotDecodable, NotSupported, SchemaError, StoreError
 from ..mail.errors import MailError
-from ..mail.server import Server
 from ..mail.smtp.connection import SMTPConnection
 from ..mail.smtp.hosts import server_of
+from ..mail.smtp.server import Server
 from ..store.migrations import newest
 from ..store.sql import ScheduleRow
 from .browse import Browser

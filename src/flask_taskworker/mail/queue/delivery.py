@@ -8,7 +8,6 @@ cannot be reached, or does not let us in, parks the whole :class:`Transport` and
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,6 +21,7 @@ from flask import Flask, current_app
 
 from ...client import signalling
 from ...core.current_job import running_job
+from ...core.loggers import get_logger
 from ...core.mail_config import MailConfig
 from ...core.tasks import TaskOptions, TaskRegistry
 from ...errors import SnoozeJob, StoreError
@@ -40,14 +40,14 @@ from ..message import Message
 from ..signals import dispatched, email_dispatched
 from ..smtp.connection import Receipt, SMTPConnection
 from ..smtp.hosts import MailHost, local_host, server_of
-from ..smtp.lanes import Delivery, SmtpSender
 from ..smtp.pool import Pool, close_pools, pool_for
 from ..smtp.portal import portal
+from ..smtp.sender import Delivery, SmtpSender
 from .queue import DELIVER, QUEUE, MailQueue
 from .reading import text_of
 from .stored import MailStore, StoredMail, verdicts
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 FIRST_PARKING_S = 0.25
 LONGEST_PARKING_S = 50.0

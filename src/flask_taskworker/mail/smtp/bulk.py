@@ -11,8 +11,8 @@ from ..envelope import Envelope, SendResult, failed_result
 from ..errors import MailError
 from .connection import Receipt
 from .hosts import result_of
-from .lanes import Delivery, SmtpSender
 from .pool import Pool
+from .sender import Delivery, SmtpSender
 
 CHUNK = 64
 """Mails handed over at once."""

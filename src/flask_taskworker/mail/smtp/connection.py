@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -20,12 +19,14 @@ from weakref import WeakKeyDictionary
 import aiosmtplib
 from aiosmtplib.response import SMTPResponse
 
+from ...core.loggers import get_logger
 from ..compose.mime import to_seven_bit, wire_form
 from ..envelope import Envelope, Reply
 from ..errors import DataRefused, DeliveryUnknown, MailError, NotOffered, OutOfStep, ServerDisconnected, ServerTimeout
-from ..opening import abort, connect
-from ..server import Server, facts_of
-from ..transaction import (
+from .opening import abort, connect
+from .pipelining import DialogueBroken, PipeliningProtocol, PipeliningSMTP
+from .server import Server, facts_of
+from .transaction import (
     CLOSING,
     DATA,
     RSET,
@@ -37,9 +38,8 @@ from ..transaction import (
     is_protocol_error,
     reply_of,
 )
-from .pipelining import DialogueBroken, PipeliningProtocol, PipeliningSMTP
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 _QUIT_S = 1.0
 _RSET_AFTER_S = 1.0

@@ -22,11 +22,11 @@ from flask import Flask
 from ..compose.fields import parse_mailbox
 from ..compose.mime import crlf
 from ..envelope import Envelope, Reply, SendResult
-from ..server import Server
 from .connection import Receipt
-from .lanes import Delivery, deliver
 from .pool import Pool, pool_for
 from .portal import portal
+from .sender import Delivery, deliver
+from .server import Server
 
 Refused = Mapping[str, tuple[int, bytes]]
 

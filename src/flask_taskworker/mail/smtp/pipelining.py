@@ -16,8 +16,10 @@ import aiosmtplib
 from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
 from aiosmtplib.response import SMTPResponse
 
-log = logging.getLogger("flask_taskworker.mail")
-wire = logging.getLogger("flask_taskworker.mail.wire")
+from ...core.loggers import get_logger
+
+log = get_logger("mail")
+wire = get_logger("mail.wire")
 
 _CLOSING = 421
 _WRITE_SIZE = 256 * 1024
@@ -273,4 +275,4 @@ def _show_wire() -> None:
     if not wire.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        wire.addHandler(handler)
+        wire.logger.addHandler(handler)

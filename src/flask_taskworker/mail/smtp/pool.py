@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from weakref import WeakKeyDictionary, WeakSet
 
+from ...core.loggers import get_logger
 from ..errors import ConnectTimeout, MailError, ServerTimeout
-from ..server import CROWDED_S, Server
 from .connection import SMTPConnection, quit_all
 from .portal import portal
+from .server import CROWDED_S, Server
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 IDLE_S = 30.0
 """Seconds that an unused connection is kept. Servers hang up after some minutes at the earliest."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -17,7 +16,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-log = logging.getLogger("flask_taskworker.mail")
+from ...core.loggers import get_logger
+
+log = get_logger("mail")
 
 T = TypeVar("T")
 

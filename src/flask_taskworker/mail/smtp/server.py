@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeVar
 
+from ...core.mail_config import MailConfig
+from ...errors import ConfigError
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -77,6 +80,19 @@ def make_context(verify: bool, cafile: str | None) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def check_tls(config: MailConfig) -> None:
+    """Raise ConfigError for a MAIL_CAFILE or MAIL_SSL_CONTEXT that no connection could use."""
+    if config.ssl_context is not None and not isinstance(config.ssl_context, ssl.SSLContext):
+        raise ConfigError.of("MAIL_SSL_CONTEXT", config.ssl_context, "an ssl.SSLContext")
+    if config.cafile is not None:
+        try:
+            make_context(config.tls_verify, config.cafile)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"MAIL_CAFILE = {config.cafile!r} cannot be used: {error}. Give a file of certificates in PEM."
+            ) from error
 
 
 _contexts: OrderedDict[tuple[bool, str | None], ssl.SSLContext] = OrderedDict()

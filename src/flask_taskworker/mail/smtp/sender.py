@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from ...core.loggers import get_logger
 from ..envelope import Ending, Envelope, Reply, replies_in, reply_to
 from ..errors import DeliveryUnknown, MailError, RecipientsRefused, ServerDisconnected, ServerTimeout
-from ..transaction import NotTried, Transaction
 from .connection import BeforeDot, Receipt, SMTPConnection
 from .pool import Opener, Pool
+from .transaction import NotTried, Transaction
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 _TRIES = 3
 

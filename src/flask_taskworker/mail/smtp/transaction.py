@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 
 from aiosmtplib.response import SMTPResponse
 
-from .envelope import Envelope, Reply
-from .errors import DataRefused, MailError, OutOfStep, RecipientsRefused, SenderRefused, ServerDisconnected
+from ..envelope import Envelope, Reply
+from ..errors import DataRefused, MailError, OutOfStep, RecipientsRefused, SenderRefused, ServerDisconnected
 
 E = TypeVar("E", bound=MailError)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import socket
 import ssl
 
 import aiosmtplib
 from aiosmtplib.response import SMTPResponse
 
-from .errors import (
+from ...core.loggers import get_logger
+from ..errors import (
     AuthenticationFailed,
     CertificateError,
     ConnectError,
@@ -24,11 +24,11 @@ from .errors import (
     ServerDisconnected,
     ServerTimeout,
 )
+from .pipelining import PipeliningSMTP
 from .server import Server
-from .smtp.pipelining import PipeliningSMTP
 from .transaction import reply_of
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 _IMPLICIT_TLS_PORT = 465
 
