@@ -135,7 +135,6 @@ BAD_PAYLOADS = {
     "deep call": "[[" + "[" * 200 + "]" * 200 + "],{}]",
     "surrogate": r'[["\ud800"],{}]',
     "unknown tag": '[[{"$":"pickle","v":"gASVKA=="}],{}]',
-    "unknown type": '[[{"$":"dataclass","t":"os.system","v":{"command":"true"}}],{}]',
     "bad tag": '[[{"$":"timedelta","v":["a",1,1]}],{}]',
     "bad zone": '[[{"$":"datetime","v":"2030-01-01T00:00:00","tz":"../../etc/passwd"}],{}]',
     "key that is no word": '[[],{"a b":1,"__class__":2,"":3}]',
@@ -163,6 +162,18 @@ def test_payload_that_cannot_be_read_fails_its_job_alone(
         jobs[name].result(timeout=20)
     goes_on(worker)
     assert len(store.workers()) == 1
+
+
+@pytest.mark.parametrize(("age", "state"), [(0, "scheduled"), (3_700_000, "failed")], ids=["new", "old"])
+def test_job_with_a_type_that_only_newer_code_knows_goes_back_to_its_queue_for_an_hour(
+    worker: BackgroundTaskWorker, rows: Rows, age: int, state: str
+) -> None:
+    job = worker.registry.find("work").enqueue()
+    tamper(rows, job, args='[[{"$":"dataclass","t":"os.system","v":{"command":"true"}}],{}]')
+    rows("UPDATE taskworker_job SET created_at = created_at - ?", age)
+    worker.start()
+    wait_for(lambda: job.refresh().state == state)
+    goes_on(worker)
 
 
 @pytest.mark.sqlite_only

@@ -500,3 +500,27 @@ def test_stopping_worker_tells_what_it_waits_for(
     task_worker.start()
     task_worker.stop(20)
     assert "waits for" not in caplog.text
+
+
+def test_job_of_a_worker_without_a_row_is_rescued(idle_worker: BackgroundTaskWorker, rows: Callable[..., Any]) -> None:
+    job = idle_worker.task(name="work")(lambda: "rescued").enqueue()
+    rows("UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = '0f0e'")
+    idle_worker.start()
+    assert job.result(timeout=20) == "rescued"
+
+
+def test_jobs_that_are_due_together_begin_in_the_order_of_their_priorities(
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any]
+) -> None:
+    ran: list[int] = []
+
+    @idle_worker.task
+    async def work(number: int) -> None:
+        ran.append(number)
+
+    work.using(delay=3600, priority=1).enqueue_many([(1,)] * 600)
+    work.using(delay=3600, priority=9).enqueue(9)
+    rows("UPDATE taskworker_job SET run_at = 1 + id")
+    idle_worker.start()
+    wait_for(lambda: 9 in ran)
+    assert ran.index(9) == 0

@@ -591,3 +591,24 @@ def test_jobs_of_schedules_can_be_tried_again(task_worker: BackgroundTaskWorker,
     assert job.retry()
     job.result(timeout=20)
     assert job.refresh().state is JobState.SUCCEEDED
+
+
+def test_schedule_goes_on_after_the_clock_was_a_day_ahead(
+    idle_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bad time server, or a machine that was resumed."""
+    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.05)
+    fired: list[int] = []
+    idle_worker.task(name="tick", schedule=Every(seconds=0.2))(lambda: fired.append(1))
+    clock = Clock(store)
+    idle_worker.start()
+    wait_for(lambda: fired)
+    now, day = store.clock(), 86_400_000
+    clock.put_forward(day)
+    idle_worker.state().client.wake()
+    wait_for(lambda: (store.schedules()[0].last_at or 0) > now + day - 60_000)
+    clock.put_forward(-day)
+    before = len(fired)
+    wait_for(lambda: len(fired) > before + 3)
+    assert "fired while the clock was ahead; its next time is" in caplog.text
+    assert (store.schedules()[0].next_at or 0) < store.clock() + 60_000

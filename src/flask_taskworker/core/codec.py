@@ -56,6 +56,10 @@ _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+\-]+(?:/[A-Za-z0-9_+\-]+)*")
 
 
+class UnknownType(NotDecodable):
+    """A stored value has a type that this version of the code does not know; another version may."""
+
+
 class Codec:
     """Encodes and decodes for one registry of types. Safe to use from any thread."""
 
@@ -540,7 +544,7 @@ class _Unpacker:
     def _registered(self, kind: str, name: str, inner: Any) -> Any:
         cls = self._type_of(name)
         if cls is None:
-            raise NotDecodable(
+            raise UnknownType(
                 f"The stored type {name[:200]!r} is not registered. "
                 "Annotate a task's parameter with it, or register the class; it must have the name that it had then."
             )

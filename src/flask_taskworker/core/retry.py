@@ -19,6 +19,8 @@ ExceptionTypes = type[BaseException] | Iterable[type[BaseException]]
 
 # 2.0 ** 1024 overflows, and the cap has won long before.
 MAX_DOUBLINGS = 64
+MAX_ATTEMPTS = 2**31 - 1
+"""The largest number that both databases hold in the column."""
 _MAX_LEAVES = 1000
 
 
@@ -147,8 +149,10 @@ def _spread(seconds: float, jitter: float, rand: float) -> timedelta:
 
 
 def _attempts(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DeclarationError(f"Retry's max_attempts is {value!r}. Give a whole number; 1 is the first try alone.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ATTEMPTS:
+        raise DeclarationError(
+            f"Retry's max_attempts is {value!r}. Give a whole number from 1, the first try alone, to {MAX_ATTEMPTS}."
+        )
     return value
 
 

@@ -99,6 +99,9 @@ class Snapshot:
                     f"The event loop of worker {name_of(worker)} has not turned for {spoken(int(lag))}. "
                     "Its log names the job that blocks it."
                 )
+            if unable := info.get("unable_schedules"):
+                what = "1 schedule" if unable == 1 else f"{unable} schedules"
+                yield f"Worker {name_of(worker)} cannot fire {what}. Its log names them and says why."
             if isinstance(hung, int) and hung and hung == threads:
                 yield (
                     f"Worker {name_of(worker)} runs no sync jobs: jobs that exceeded their timeout hold all "
@@ -217,6 +220,7 @@ _TOLD: dict[str, Callable[[object], bool]] = {
     "concurrency": _is_count,
     "threads": _is_count,
     "hung_threads": _is_count,
+    "unable_schedules": _is_count,
     "resident_mb": _is_number,
     "loop_lag_ms": _is_number,
 }

@@ -418,6 +418,17 @@ class WorkerStore:
                 made.setdefault(jobs[uid].schedule, []).append(record_of(jobs[uid], job_id))
         return made
 
+    async def schedules_of_the_future(self, may_fire: str, after: int, number: int) -> list[DueSchedule]:
+        """Up to *number* of the schedules of *may_fire* that have fired at a time later than *after*."""
+        sql = job_statements.schedules_of_the_future(self._store.driver.dialect)
+        rows = await self._link.read(sql, {"may_fire": may_fire, "after": after, "number": number})
+        return [_due(row) for row in rows]
+
+    async def move_schedule(self, schedule: DueSchedule, next_at: int | None) -> bool:
+        """Set a schedule's next time; False if another worker has moved it since it was read."""
+        parameters = {"name": schedule.name, "expected": schedule.next_at, "next_at": next_at}
+        return bool(await self._link.write(operation_statements.move_schedule(), parameters))
+
     async def see_schedules(self, names: Sequence[str]) -> None:
         """Note that these schedules are still declared, and delete those that nobody has declared for a week."""
         now = self._store.clock()

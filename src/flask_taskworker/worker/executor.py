@@ -21,6 +21,7 @@ from flask import Flask
 
 from ..client.threads import PoolClosed, end_process
 from ..core.clock import as_timedelta
+from ..core.codec import UnknownType
 from ..core.current_job import RunningJob, set_running
 from ..core.failures import deciding, failure_of, message_of
 from ..core.loggers import get_logger
@@ -43,6 +44,9 @@ log = get_logger("jobs")
 
 ASKED_RETRY = Retry(max_attempts=10)
 """The policy of a task without one that raises RetryJob."""
+
+LONGEST_DEPLOY_MS = 3_600_000
+"""For so long a job with an argument of an unknown type goes back to its queue: newer code may know the type."""
 
 _NOTHING = object()
 _TOO_LONG = "The task did not end within {:g} s."
@@ -99,10 +103,13 @@ class Executor:
             # The app is gone, and its worker about to stop. Another one may have the job at once.
             return _at_once(Outcome(Ending.RELEASED))
         if task is None:
-            return _at_once(_released_unknown(job.claim, self._clock()))
+            reason = "this worker has no task of that name; import the module that declares it"
+            return _at_once(_released_unknown(job.claim, self._clock(), reason))
         try:
             args, kwargs = self._codec.decode_call(job.claim.args)
         except NotDecodable as error:
+            if isinstance(error, UnknownType) and self._clock() - job.claim.created_at < LONGEST_DEPLOY_MS:
+                return _at_once(_released_unknown(job.claim, self._clock(), str(error)))
             return _at_once(_failed(task, error, "payload"))
         run = self._run_async if task.kind == "async" else self._run_sync
         return run(app, task, job, args, kwargs)
@@ -286,14 +293,12 @@ def _end_child(error: BaseException | None) -> NoReturn:
             end_process(1)
 
 
-def _released_unknown(claim: Claim, now: int) -> Outcome:
-    """Back to the queue: another version of the code may know the task.
+def _released_unknown(claim: Claim, now: int, reason: str) -> Outcome:
+    """Back to the queue: another version of the code may know the task, or the types of its arguments.
 
     The older the job, the longer the pause; but slowly, since several workers that do not know it may take it in turn.
     """
-    log.error(
-        "%s goes back to its queue: this worker has no task of that name; import the module that declares it", claim
-    )
+    log.error("%s goes back to its queue: %s", claim, reason)
     age = timedelta(milliseconds=max(0, now - claim.created_at))
     return Outcome(Ending.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
 

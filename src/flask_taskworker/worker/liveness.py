@@ -46,6 +46,12 @@ CLEAN_BEATS = 600
 GIVE_UP_PATIENCE = 5.0
 """Seconds that the last write of a worker that gives up may take."""
 
+ORPHANS_BEATS = 60
+"""Once in so many beats jobs are looked for whose worker has no row."""
+
+CLOCK_STEP = 5.0
+"""The clock was set back where it lost so many seconds from one beat to the next."""
+
 KEEP_DEAD_MS = 3_600_000
 """The row of a dead worker is shown for an hour."""
 
@@ -60,6 +66,8 @@ class News:
     """These jobs, (id, claim), were asked to stop."""
     rescued: Callable[[list[JobRecord]], None]
     """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
+    clock_back: Callable[[], None]
+    """The clock was set back: what was planned by it may be far ahead."""
     reached: Callable[[], None]
     """The database answers again, or is not the same any more: the worker should look for itself."""
 
@@ -85,6 +93,7 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._gives_up = False
         self._beaten_at = _now()
+        self._clock_ahead = store.clock() / 1000 - _now()
         self._seen: dict[str, _Seen] = {}
         self._failing = False
         self._beats = 0
@@ -202,12 +211,23 @@ class Heartbeat:
         requests = [(row[0], row[1]) for row in self._link.read(worker_statements.cancel_requests(), {"id": self._id})]
         if requests:
             self._news.cancel(requests)
+        self._check_clock()
+        if self._beats % ORPHANS_BEATS == 0:
+            self._link.write(worker_statements.add_missing_workers(), {"now": self._store.clock()})
         self._observe()
         self._keep_up()
         self._beats += 1
         if self._beats % CLEAN_BEATS == 0:
             self._link.write(worker_statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
         return True
+
+    def _check_clock(self) -> None:
+        ahead = self._store.clock() / 1000 - _now()
+        lost, self._clock_ahead = self._clock_ahead - ahead, ahead
+        if lost > CLOCK_STEP:
+            words = "the clock went back by %.0f s: jobs that were delayed by the wrong time wait for as long"
+            log.warning(words, lost)
+            self._news.clock_back()
 
     def _keep_up(self) -> None:
         try:

@@ -25,6 +25,8 @@ from ..store.work import DueSchedule, Firing, WorkerStore
 log = get_logger("schedules")
 
 SEEN_INTERVAL_MS = 3_600_000
+CLOCK_TOLERANCE_MS = 60_000
+"""The clocks of two machines may differ by so much without anything being corrected."""
 _PAUSE = 1.0
 _LOCKED_PAUSE = 0.25
 _LOOK_AT = 100
@@ -45,6 +47,9 @@ class Scheduler:
         self._next_seen = 0
         self._unreadable: set[str] = set()
         self._refused: set[tuple[str, int]] = set()
+        self.must_correct = True
+        """Whether to look for schedules that fired while the clock was wrong."""
+        self._seen_at = 0
         self.pause = 0.0
         """Seconds to wait before the next look at due schedules: more than 0 while one is due that cannot fire."""
         self.may_fire = "[]"
@@ -139,11 +144,37 @@ class Scheduler:
                 )
         return [(name, job) for name, jobs in made.items() for job in jobs]
 
+    @property
+    def unable(self) -> int:
+        """How many schedules this worker has found due and cannot fire."""
+        return len(self._unreadable)
+
+    async def correct(self, work: WorkerStore) -> None:
+        """Compute the next times again of schedules that fired while the clock was ahead, if it was set back."""
+        now = self._clock()
+        was_ahead, self._seen_at = self._seen_at > now, now
+        if not (self.must_correct or was_ahead):
+            return
+        self.must_correct = False
+        for schedule in await work.schedules_of_the_future(self.may_fire, now + CLOCK_TOLERANCE_MS, _LOOK_AT):
+            try:
+                following = trigger_from_text(schedule.trigger).next_after(from_ms(now))
+            except Exception as error:  # noqa: BLE001 - as in _firing
+                self._report(schedule, error)
+                continue
+            next_at = None if following is None else to_ms(following)
+            if next_at is not None and next_at < schedule.next_at and await work.move_schedule(schedule, next_at):
+                ahead = (schedule.next_at - next_at) / 1000
+                log.warning(
+                    "schedule %r fired while the clock was ahead; its next time is %.0f s earlier", schedule.name, ahead
+                )
+
     async def keep_up(self, work: WorkerStore) -> None:
         """Once an hour, note which schedules code still declares."""
         now = self._clock()
         if now >= self._next_seen:
             self._next_seen = now + SEEN_INTERVAL_MS
+            self.must_correct = True
             await work.see_schedules([s.name for task in self._registry for s in task.declared_schedules()])
 
 

@@ -28,7 +28,7 @@ from ..core.rows import Claim, JobRecord
 from ..core.tasks import TaskRegistry
 from ..errors import DatabaseReplaced, SchemaError, StoreError
 from ..store.sql import Store
-from ..store.work import WorkerStore
+from ..store.work import PROMOTE_BATCH, WorkerStore
 from .bounds import NO_BOUNDS, Bounds, BoundsWatch
 from .executor import Executor
 from .finishing import FLUSH_DELAY, LOCKED_INTERVAL, OutcomeWriter
@@ -49,6 +49,8 @@ log = get_logger("worker")
 CATCH_UP_INTERVAL = 0.05
 SHORT_PAUSE = 0.02
 """Seconds until the next look after one that found something due and could do nothing about it."""
+PROMOTE_BATCHES = 20
+"""So many batches of jobs that are due together are made ready before jobs are claimed."""
 LONGEST_BACK_OFF = 5.0
 LAST_WORDS = 1.0
 """Receivers of signals have so long at the end. Seconds."""
@@ -284,6 +286,7 @@ class Worker:
             lost=lambda: self._call(self._on_lost),
             cancel=lambda jobs: self._call(self._running_jobs.cancel, jobs),
             rescued=lambda records: self._call(self._on_rescued, records),
+            clock_back=lambda: self._call(self._on_clock_back),
             reached=self.wake,
         )
         return WorkerRegistration(
@@ -303,6 +306,7 @@ class Worker:
             "running": self._running_jobs.counts(),
             "resident_mb": resident_mb(),
             "loop_lag_ms": self.lag_ms(),
+            "unable_schedules": self._scheduler.unable,
             "hung_threads": len(self._running_jobs.hung.claims),
         }
 
@@ -430,6 +434,7 @@ class Worker:
         self._next_look = self._loop.time() + self.config.loop_interval
         if self._role.schedules:
             await self._scheduler.declare(self._work)
+            await self._scheduler.correct(self._work)
         self._queue_view.take(await self._work.peek(self._scheduler.may_fire))
         self._quarantine.waiting = bool(self._queue_view.suspects)
 
@@ -437,7 +442,13 @@ class Worker:
         """Fire and promote what is due. Returns the queue and kind of each job that is ready now."""
         fired = await self._scheduler.fire_due(self._work) if self._is_due(self._queue_view.next_fire) else []
         self._signals.fired(fired)
-        promoted = await self._work.promote() if self._is_due(self._queue_view.next_due) else []
+        promoted: list[tuple[str, str]] = []
+        if self._is_due(self._queue_view.next_due):
+            # All before the claim, which takes the highest priority first; but no more than memory and others bear.
+            for _ in range(PROMOTE_BATCHES):
+                promoted += (batch := await self._work.promote())
+                if len(batch) < PROMOTE_BATCH:
+                    break
         return [(job.queue, job.kind) for _, job in fired if job.state == "ready"] + promoted
 
     async def _claim(self) -> int:
@@ -517,6 +528,10 @@ class Worker:
         self._signals.rescued(records)
         self._books.rescued(records)
         self.client.wake()
+
+    def _on_clock_back(self) -> None:
+        self._scheduler.must_correct = True
+        self.wake()
 
     async def _rejoin(self) -> None:
         """Register anew, under a new id: the old one's claims are void."""

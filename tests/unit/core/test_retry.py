@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -142,3 +143,10 @@ def test_policies_are_frozen_and_comparable() -> None:
 @pytest.mark.parametrize("make", [lambda: Retry(3), lambda: Retry(3, "linear")])
 def test_same_rand_gives_the_same_delay(make: Callable[[], Retry]) -> None:
     assert make().delay(2, rand=0.3) == make().delay(2, rand=0.3)
+
+
+@pytest.mark.parametrize("attempts", [2**31, sys.maxsize, 10**20])
+def test_number_of_attempts_that_no_database_holds_is_refused_at_the_declaration(attempts: int) -> None:
+    assert Retry(2**31 - 1).allows(10**6)
+    with pytest.raises(DeclarationError, match="from 1, the first try alone, to 2147483647"):
+        Retry(attempts)

@@ -563,6 +563,14 @@ def due_schedules(dialect: Dialect) -> str:
     )
 
 
+def schedules_of_the_future(dialect: Dialect) -> str:
+    """Schedules that have fired at a time later than ``:after``: the clock must have been wrong then."""
+    return (
+        "SELECT name, task, trigger, args, next_at FROM taskworker_schedule WHERE paused = 0 AND last_at > :after "
+        f"AND next_at IS NOT NULL AND {_may_fire(dialect)} ORDER BY name LIMIT :number"
+    )
+
+
 def advance_schedules(dialect: Dialect) -> str:
     """Move schedules on, if nobody else has: whoever gets a row back makes its jobs, in the same transaction."""
     batch = dialect.batch({"schedule": "text", "expected": "integer", "next_at": "integer", "last_at": "integer"})

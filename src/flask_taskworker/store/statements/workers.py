@@ -35,6 +35,17 @@ def start_draining() -> str:
     return "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
 
 
+def add_missing_workers() -> str:
+    """Add a dead worker for each one that holds a job and has no row, so that the job is rescued like others."""
+    return (
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
+        "SELECT DISTINCT worker_id, '', 0, CAST(:now AS bigint), CAST(:now AS bigint), 'dead', '{}' "
+        "FROM taskworker_job AS j WHERE state = 'running' AND worker_id IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM taskworker_worker AS w WHERE w.id = j.worker_id) "
+        "ON CONFLICT (id) DO NOTHING RETURNING id"
+    )
+
+
 def give_up() -> str:
     """A worker says of itself that it is dead, and so lets others have its jobs."""
     return "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
