@@ -1,4 +1,7 @@
-"""The help of every command, for the pages: ``{cli-help} COMMAND`` in a page shows it as the command prints it."""
+"""The help of every command, for the pages: ``{cli-help} COMMAND`` in a page shows it as the command prints it.
+
+``{cli-help} GROUP *`` shows the help of a group and then that of each of its commands.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,14 @@ def helps() -> dict[str, str]:
     flask_taskworker.Mail(app)
     groups = app.cli.commands.values()
     return dict(pair for g in groups for pair in _helps_of(g, click.Context(g, info_name=f"flask {g.name}")))
+
+
+def shown(words: str) -> dict[str, str]:
+    """The helps that ``{cli-help} words`` stands for. Raises KeyError for a command that does not exist."""
+    if not words.endswith(" *"):
+        return {words: helps()[words]}
+    group = words.removesuffix(" *")
+    return {command: text for command, text in helps().items() if f"{command} ".startswith(f"{group} ")}
 
 
 def _helps_of(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cli_help import helps
+from cli_help import shown
 
 PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
@@ -38,14 +38,14 @@ html_title = f"{project} {release}"
 
 
 class CliHelp(SphinxDirective):
-    """``{cli-help} COMMAND``: the help of a command."""
+    """``{cli-help} COMMAND``: the help of a command; ``{cli-help} GROUP *``: of a group and each of its commands."""
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        text = helps()[self.arguments[0]]
-        return [nodes.literal_block(text, text, language="text")]
+        texts = shown(self.arguments[0])
+        return [nodes.literal_block(text, text, language="text") for text in texts.values()]
 
 
 def setup(app: Sphinx) -> None:

@@ -1,0 +1,43 @@
+"""Documentation, help, messages and comments are plain English: phrases that readers would have to translate are out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PHRASES = [
+    *("nobody", "somebody", "whoever", "whomever", "whom", "anew", "for ever", "shall", "mend(?:s|ed|ing)?", "lest", "kin"),
+    *("tells? of", "told of", "(?:is|are|was|were) told", "all the same", "once more", "in vain", "of late", "at hand"),
+    *("so many", "so much", "of which", "thereof", "therein", "heed(?:s|ed)?", "bear being", "bear with", "ear of", "gone by"),
+    *("put away", "taken back", "let in", "lets? us in"),
+    # "What is no number is refused." But not "is no longer", "no more", "no such".
+    "(?:is|are|was|were) no (?!longer|more|such)[a-z]+",
+]
+OLD_FASHIONED = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b".replace(" ", r"\s+(?:#\s+)?"), re.IGNORECASE)
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+
+
+def old_fashioned(text: str) -> Iterator[tuple[int, str]]:
+    """The line and the words of each phrase in *text*, also where it continues on the next line or comment line."""
+    for match in OLD_FASHIONED.finditer(text):
+        yield text.count("\n", 0, match.start()) + 1, re.sub(r"[\s#]+", " ", match[0])
+
+
+@pytest.mark.parametrize("files", [pytest.param(PAGES, id="docs")])
+def test_prose_is_plain_english(files: list[Path]) -> None:
+    found = [f"{path.relative_to(ROOT)}:{line}: {words}" for path in files for line, words in old_fashioned(path.read_text())]
+    assert not found, "say it in plain English:\n" + "\n".join(found)
+
+
+def test_phrases_are_found_across_lines_and_plain_words_are_not() -> None:
+    assert list(old_fashioned("# Not so\n    # many, once\nmore: is no number.")) == [
+        (1, "so many"),
+        (2, "once more"),
+        (3, "is no number"),
+    ]
+    assert not list(old_fashioned("It is no longer there; recommend a shallow, unheeded kind of whole number."))
