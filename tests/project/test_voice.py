@@ -11,15 +11,42 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 PHRASES = [
-    *("nobody", "somebody", "whoever", "whomever", "whom", "anew", "for ever", "shall", "mend(?:s|ed|ing)?", "lest", "kin"),
+    *(
+        "nobody",
+        "somebody",
+        "whoever",
+        "whomever",
+        "whom",
+        "anew",
+        "for ever",
+        "shall",
+        "mend(?:s|ed|ing)?",
+        "lest",
+        "kin",
+    ),
     *("tells? of", "told of", "(?:is|are|was|were) told", "all the same", "once more", "in vain", "of late", "at hand"),
-    *("so many", "so much", "of which", "thereof", "therein", "heed(?:s|ed)?", "bear being", "bear with", "ear of", "gone by"),
+    *(
+        "so many",
+        "so much",
+        "of which",
+        "thereof",
+        "therein",
+        "heed(?:s|ed)?",
+        "bear being",
+        "bear with",
+        "ear of",
+        "gone by",
+    ),
     *("put away", "taken back", "let in", "lets? us in"),
     # "What is no number is refused." But not "is no longer", "no more", "no such".
     "(?:is|are|was|were) no (?!longer|more|such)[a-z]+",
 ]
 OLD_FASHIONED = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b".replace(" ", r"\s+(?:#\s+)?"), re.IGNORECASE)
-PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
+]
 
 
 def old_fashioned(text: str) -> Iterator[tuple[int, str]]:
@@ -30,7 +57,9 @@ def old_fashioned(text: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("files", [pytest.param(PAGES, id="docs")])
 def test_prose_is_plain_english(files: list[Path]) -> None:
-    found = [f"{path.relative_to(ROOT)}:{line}: {words}" for path in files for line, words in old_fashioned(path.read_text())]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {words}" for path in files for line, words in old_fashioned(path.read_text())
+    ]
     assert not found, "say it in plain English:\n" + "\n".join(found)
 
 
