@@ -1,4 +1,4 @@
-"""Documentation, help, messages and comments are plain English: phrases that readers would have to translate are out."""
+"""Documentation, help, messages and comments are plain English, without phrases that a reader has to translate."""
 
 from __future__ import annotations
 
