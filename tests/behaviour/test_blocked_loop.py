@@ -26,8 +26,8 @@ from flask_taskworker.core.rows import Claim, Ending, Failure, NewJob, Outcome
 from flask_taskworker.core.tasks import DeclaredSchedule
 from flask_taskworker.errors import NotAccepted
 from flask_taskworker.store.drivers import make_driver
-from flask_taskworker.store.holder import write_lock_holder
 from flask_taskworker.store.sql import Store
+from flask_taskworker.store.sqlite.holder import write_lock_holder
 from flask_taskworker.store.work import DueSchedule, Ended, Firing, WorkerStore
 
 Rows = Callable[..., list[tuple[Any, ...]]]

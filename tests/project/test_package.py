@@ -20,6 +20,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPENDENCIES = {
     "Flask>=3.0",
     "SQLAlchemy>=2.0",
+    "aiosqlite>=0.20,<0.23",
     "asgiref>=3.8",
     "aiosmtplib>=5.1.3,<6",
     "blinker>=1.8",

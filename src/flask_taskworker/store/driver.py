@@ -56,6 +56,64 @@ class Link(Protocol):
         """Close the connection."""
 
 
+class CallThread(Protocol):
+    """A thread that runs calls one after another."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run a call there, to its end also where the caller is cancelled."""
+
+    async def close(self) -> None:
+        """End the thread."""
+
+
+class LoopLink:
+    """A worker's connection as its event loop sees it. For that loop only. Errors come as StoreError.
+
+    Every call ends in a thread of its own, whatever the loop does: jobs run on it, and one that blocks it, by a plain
+    ``enqueue()`` for example, would else wait for a lock that only the blocked loop could release.
+    """
+
+    def __init__(self, link: Link, thread: CallThread) -> None:
+        self._link = link
+        self._thread = thread
+
+    async def read(self, sql: str, parameters: Parameters) -> list[Row]:
+        """One SELECT."""
+        return await self._call(lambda: self._link.read(sql, parameters))
+
+    async def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
+        """One statement in a transaction of its own, committed when this returns.
+
+        Without *durable* a power cut may undo it, together with all that was committed after it; the death of a
+        process does not. Enough for a claim: after a power cut no job runs, and it is claimed again.
+        """
+        return await self._call(lambda: self._link.write(sql, parameters, durable=durable))
+
+    async def transaction(self, body: Callable[[Run], T]) -> T:
+        """Run *body*, in the connection's thread, in one write transaction."""
+        return await self._call(lambda: self._link.transaction(body))
+
+    def hurry(self, seconds: float) -> None:
+        """The worker stops: wait for a database that is locked no longer than that."""
+        self._link.hurry(seconds)
+
+    async def close(self) -> None:
+        """Close the connection and end its thread."""
+        try:
+            await self._call(self._link.close)
+        finally:
+            await self._thread.close()
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        """A cancellation of the caller is raised when the call has ended."""
+        try:
+            return await self._thread.run(call)
+        except asyncio.CancelledError:
+            # Its turn comes when the call that was cancelled has ended.
+            await self._thread.run(lambda: None)
+            raise
+
+
 class Presence(Protocol):
     """A living worker as other processes see it: a lock that the kernel or the server frees at death, and an ear."""
 
@@ -115,8 +173,8 @@ class Driver(Protocol):
     def check_platform(self) -> None:
         """Raise NotSupported, with the reason, where no worker of this database can run."""
 
-    def connect(self) -> Link:
-        """A connection for a worker, which :class:`LoopLink` gives a thread of its own."""
+    async def connect(self) -> LoopLink:
+        """A connection for a worker's loop, in a thread of its own."""
 
     def connect_light(self) -> Link:
         """A connection for what may be said twice and may be undone by a power cut, such as heartbeats."""

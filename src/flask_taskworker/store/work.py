@@ -15,9 +15,8 @@ from ..core.loggers import get_logger
 from ..core.rows import Claim, Ending, Failure, JobRecord, NewJob, Outcome, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
-from .driver import RowLocked, RowRefused, Run
+from .driver import LoopLink, RowLocked, RowRefused, Run
 from .fitting import hashes_in, text_in
-from .links import LoopLink
 from .rollups import Tally
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import jobs as job_statements
@@ -146,7 +145,7 @@ class WorkerStore:
     @classmethod
     async def open(cls, store: Store) -> WorkerStore:
         """Connect. The connection belongs to the running loop."""
-        return cls(store, await LoopLink.open(store.driver))
+        return cls(store, await store.driver.connect())
 
     def hurry(self, seconds: float) -> None:
         """Wait for the database no longer than that: the worker stops."""

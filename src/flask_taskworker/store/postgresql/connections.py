@@ -6,13 +6,16 @@ committed when the connection broke, is a :class:`ConnectionLost`.
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import queue
 import re
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -340,3 +343,39 @@ class PostgresqlLink:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+
+class DaemonCallThread:
+    """A :class:`CallThread` for the running loop. It keeps no process alive."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="taskworker-db", daemon=True).start()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run a call there, to its end also where the caller is cancelled."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._calls.put((answer, call))
+        return await answer
+
+    async def close(self) -> None:
+        """End the thread after the calls that wait."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            answer, call = item
+            try:
+                settle, value = answer.set_result, call()
+            except BaseException as error:  # noqa: BLE001 - raised where the call was made
+                settle, value = cast(Any, answer.set_exception), error
+            # The loop may have been closed meanwhile.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._settle, answer, settle, value)
+            del item, answer, call, settle, value
+
+    @staticmethod
+    def _settle(answer: asyncio.Future[Any], settle: Callable[[Any], None], value: object) -> None:
+        if not answer.done():
+            settle(value)

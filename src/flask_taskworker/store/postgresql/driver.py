@@ -21,11 +21,11 @@ from sqlalchemy.pool import QueuePool
 
 from ...core.rows import NewJob
 from ...errors import ConnectionLost, NotSupported, StoreError
-from ..driver import Parameters, Presence, Ready, Row, Run
+from ..driver import LoopLink, Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
 from ..statements.jobs import POSTGRESQL, batch_of, in_pieces
-from .connections import PostgresqlLink, Server, fetch, has_ended, translated
+from .connections import DaemonCallThread, PostgresqlLink, Server, fetch, has_ended, translated
 from .presence import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 
 T = TypeVar("T")
@@ -137,11 +137,15 @@ class PostgresqlDriver:
         if sys.platform == "win32":
             raise NotSupported("Workers do not run on Windows. Enqueueing works here; run the worker on UNIX or WSL 2.")
 
-    def connect(self) -> PostgresqlLink:
-        """A connection for a worker."""
-        link = PostgresqlLink(self._server, repeats=False)
-        link.connected()
-        return link
+    async def connect(self) -> LoopLink:
+        """A connection for a worker's loop, in a thread of its own."""
+        link, thread = PostgresqlLink(self._server, repeats=False), DaemonCallThread()
+        try:
+            await thread.run(link.connected)
+        except BaseException:
+            await thread.close()
+            raise
+        return LoopLink(link, thread)
 
     def connect_light(self) -> PostgresqlLink:
         """A connection for a heartbeat thread."""

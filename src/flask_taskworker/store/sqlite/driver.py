@@ -19,20 +19,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import aiosqlite
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
-from ..driver import Parameters, Ready, Row, RowRefused, Run
-from ..holder import holder_in_words
+from ..driver import LoopLink, Parameters, Ready, Row, RowRefused, Run
 from ..migrations import found_version, is_ready, prepare_schema, store_id_in
 from ..statements.jobs import SQLITE, add_alike, batch_of, in_pieces, last_number
 from .commits import Patience, PooledConnection, SharedCommit, Transaction, patiently, plainly
 from .forks import Connection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
+from .holder import holder_in_words
 from .live import LiveDirectory, LivePresence, supported
 
 T = TypeVar("T")
@@ -293,17 +294,24 @@ class SqliteDriver:
         """Raise NotSupported, with the reason, where workers cannot run."""
         supported()
 
-    def connect(self) -> SqliteLink:
-        """The connections of a worker."""
+    async def connect(self) -> LoopLink:
+        """The connections of a worker's loop, in aiosqlite's thread."""
+        opened: list[sqlite3.Connection] = []
+
+        def connect() -> sqlite3.Connection:
+            opened.append(self._open())
+            return opened[0]
+
         with translated(self.path):
-            durable = self._open()
+            thread = ConnectionThread(connect, iter_chunk_size=64)
+            await thread
             try:
-                self._check_content(durable)
-                light = self._open("NORMAL")
+                await thread.run(lambda: self._check_content(opened[0]))
+                light = await thread.run(lambda: self._open("NORMAL"))
             except BaseException:
-                durable.close()
+                await thread.close()
                 raise
-        return SqliteLink(durable, light, self._guard, self._patience)
+        return LoopLink(SqliteLink(opened[0], light, self._guard, self._patience), thread)
 
     def _check_content(self, connection: sqlite3.Connection) -> None:
         """Refuse a damaged file before anything is claimed: half of its jobs might be missing, or run twice."""
@@ -352,6 +360,18 @@ _inherited: list[Any] = []
 """What a fork brought along. Where it came in the middle of a transaction, nothing may close them."""
 
 
+class ConnectionThread(aiosqlite.Connection):
+    """aiosqlite's thread as a :class:`CallThread`: a whole transaction is one call there."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run a call there, to its end also where the caller is cancelled."""
+        return cast(T, await cast(Any, self)._execute(call))
+
+
+if not hasattr(aiosqlite.Connection, "_execute"):
+    raise ImportError("This aiosqlite has another inside than Flask-TaskWorker needs: pip install 'aiosqlite<0.23'")
+
+
 class SqliteLink:
     """A worker's connections. ``synchronous`` belongs to a connection, so the light one commits without the disk."""
 
@@ -390,6 +410,7 @@ class SqliteLink:
     def close(self) -> None:
         """Close the connections."""
         self._light.close()
+        # Twice does no harm: aiosqlite closes it, too.
         self._durable.close()
 
 
