@@ -10,7 +10,12 @@ from importlib import import_module
 from typing import Any
 
 import click
+from flask import Flask
 from flask.cli import AppGroup
+
+from .core.loggers import get_logger
+
+log = get_logger("worker")
 
 _ORDER = (
     *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
@@ -47,6 +52,28 @@ class TasksGroup(LazyGroup):
         """Their names."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def add_commands(app: Flask, group: click.Group, name: str, remedy: str) -> None:
+    """Add *group* to the ``flask`` commands of *app* as *name*, and warn where one group of commands hides another."""
+
+    def warn(hidden: str, shown: str) -> None:
+        log.warning(
+            "the app %r has two commands `flask %s`: %s hides %s. %s", app.import_name, name, shown, hidden, remedy
+        )
+
+    if name in app.cli.commands:
+        warn("the app's own", "Flask-TaskWorker's")
+    app.cli.add_command(group, name)
+    add_command = app.cli.add_command
+
+    def add_another(cmd: click.Command, name_of_cmd: str | None = None) -> None:
+        if (name_of_cmd or cmd.name) == name and cmd is not group:
+            warn("Flask-TaskWorker's", "the app's own")
+        add_command(cmd, name_of_cmd)
+
+    # A command that is added later, by a blueprint for example, replaces the group silently.
+    app.cli.add_command = add_another  # type: ignore[method-assign, assignment]
 
 
 tasks_command = TasksGroup(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import threading
 import weakref
@@ -17,12 +16,13 @@ from flask import Flask, current_app, has_app_context, request_started
 from .client.apps import as_app
 from .client.client import Client
 from .client.threads import end_process
-from .commands import tasks_command
+from .commands import add_commands, tasks_command
 from .core.clock import as_seconds
 from .core.codec import Codec
 from .core.config import TaskWorkerConfig
 from .core.current_job import running_job
 from .core.jobs import Job
+from .core.loggers import get_logger
 from .core.retry import Retry
 from .core.tasks import Task, TaskClient, TaskRegistry, task_options
 from .core.triggers import Trigger
@@ -49,7 +49,7 @@ from .worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
-log = logging.getLogger("flask_taskworker.worker")
+log = get_logger("worker")
 
 _REPLACE_AFTER = 1.0
 """Seconds from the end of a loop that user code has ended to the next one."""
@@ -107,7 +107,7 @@ class TaskWorker:
             replace_predecessor(state)
             self._states[app] = state
             app.extensions[KEY] = state
-            app.cli.add_command(tasks_command)
+            add_commands(app, tasks_command, config.command, "Choose another name with TASKER_COMMAND.")
             request_started.connect(self._on_request, app)
             weakref.finalize(app, close_state, state)
             if self._runner is not None and not self._serve(state):

@@ -7,7 +7,6 @@ database.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -18,6 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.wrappers import Response as BaseResponse
 
+from .core.loggers import get_logger
 from .core.tasks import TaskRegistry, registry_of
 from .errors import StoreError
 from .mail.queue.queue import DELIVER
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
 
-log = logging.getLogger("flask_taskworker.worker")
+log = get_logger("worker")
 
 OUTCOMES = ("succeeded", "failed", "retried", "cancelled")
 WORKER_STATES = ("alive", "draining", "dead", "left")

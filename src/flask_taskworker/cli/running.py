@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ import click
 from flask import Flask, current_app
 
 from ..commands import tasks_command
+from ..core.loggers import get_logger
 from ..core.tasks import MAX_NAME
 from ..worker.bounds import Bounds
 from ..worker.liveness import resident_mb
@@ -32,7 +32,7 @@ from .text import pairs, plural, safe
 if TYPE_CHECKING:
     from ..state import AppState
 
-log = logging.getLogger("flask_taskworker.worker")
+log = get_logger("worker")
 
 NO_TASKS = (
     "No task is registered with this app. Declare one with @task_worker.task, and see that its module is imported."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 import threading
@@ -13,9 +12,10 @@ from types import FrameType
 from typing import Any
 
 from ..core.current_job import RunningJob
+from ..core.loggers import get_logger
 from ..worker.worker import Worker
 
-log = logging.getLogger("flask_taskworker.worker")
+log = get_logger("worker")
 
 MOST_FRAMES = 30
 _PACKAGE = __name__.partition(".")[0]

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.loggers import get_logger
 from ..worker.probes import FilesHealth
 from .group import SCHEMA, USAGE
 
-log = logging.getLogger("flask_taskworker.worker")
+log = get_logger("worker")
 
 LIFELINE = "_TASKWORKER_LIFELINE"
 """The environment variable that tells a child the number of the pipe's descriptor."""

@@ -151,6 +151,7 @@ class Client:
 
     def _enqueue_within(self, transaction: CallerTransaction, rows: Sequence[NewJob]) -> list[Job[Any]]:
         if self.shares_database(transaction):
+            transaction.refuse_autocommit()
             records = self.store.add_within(transaction.run, rows)
         elif transaction.session is None:
             raise ArgumentsError(
@@ -211,6 +212,7 @@ class Client:
                     f"{task.name} is atomic, so the jobs must lie in the database of its session. Set "
                     "TASKER_DATABASE_URI to the session's database, or declare the task without atomic=…."
                 )
+            session.transaction.refuse_autocommit()
             with session:
                 outcome = work()
                 session.check()

@@ -7,7 +7,6 @@ kin. Errors of the caller's database come as SQLAlchemy's, as they do for the ca
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import threading
 import time
@@ -16,7 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine, TextClause, event, text
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 
+from ..core.loggers import get_logger
 from ..errors import ArgumentsError, StoreError
 from ..store.driver import Parameters, Row
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 T = TypeVar("T")
-log = logging.getLogger("flask_taskworker.jobs")
+log = get_logger("jobs")
 
 LOOKS_AFTER_COMMIT = (0.005, 0.02, 0.1, 0.5, 2.0)
 """Seconds between looks at what became of a bare connection's "about to commit"."""
@@ -36,7 +37,7 @@ class CallerTransaction:
     def __init__(self, given: object) -> None:
         self.session = _session_of(given)
         if self.session is not None:
-            self.connection: Connection = self.session.connection()
+            self.connection: Connection = _connection_of(self.session)
         elif isinstance(given, Connection):
             self.connection = given
         else:
@@ -65,6 +66,20 @@ class CallerTransaction:
         rows = self.run("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
         return rows[0][0] == store_id if rows else None
 
+    def refuse_autocommit(self) -> None:
+        """Raise ArgumentsError where each statement commits by itself: a rollback could not take the job back."""
+        raw: Any = self.connection.connection.dbapi_connection
+        commits_itself = getattr(raw, "autocommit", False) is True
+        if self.connection.dialect.name == "sqlite" and raw.isolation_level is None:
+            # The application's own events may begin a transaction, now or before the first statement that writes.
+            self.run("UPDATE taskworker_meta SET value = value WHERE 1 = 0", {})
+            commits_itself = not getattr(raw, "driver_connection", raw).in_transaction
+        if commits_itself:
+            raise ArgumentsError(
+                "The engine of session=… is in AUTOCOMMIT, so the job would stay when the session is rolled back. Use "
+                "an engine with transactions, or enqueue after the commit without session=…."
+            )
+
     def after_commit(self, call: Callable[[], None], is_stored: Callable[[], bool] = lambda: True) -> None:
         """Call *call* once the transaction has committed; never if it, or the savepoint it is in, was rolled back.
 
@@ -75,6 +90,18 @@ class CallerTransaction:
             _watch(self.session).add(call)
         else:
             _watch_connection(self.connection).add(call, is_stored)
+
+
+def _connection_of(session: Session) -> Connection:
+    try:
+        return session.connection()
+    except PendingRollbackError:
+        raise
+    except InvalidRequestError as error:
+        raise ArgumentsError(
+            "The session given as session=… is in the middle of its commit, as in an after_commit listener, so nothing "
+            "can be added to it. Enqueue there without session=…; or with it in before_commit or after_flush."
+        ) from error
 
 
 def _session_of(given: object) -> Session | None:

@@ -83,6 +83,9 @@ class TaskWorkerConfig:
     job_log_level: float
     """The lowest level of the log lines that are kept with each try of a job; infinite for none. Defaults to INFO."""
 
+    command: str
+    """The name of the ``flask`` command group. Defaults to "tasks": ``flask tasks run``."""
+
     dashboard_url: str | None
     """Where the dashboard is mounted, for example "/tasks"; None mounts none. Defaults to None."""
 
@@ -135,9 +138,17 @@ class TaskWorkerConfig:
             keep_failed=timedelta(seconds=_seconds(config, "TASKER_KEEP_FAILED", 14 * 86_400.0)),
             listen=_flag(config, "TASKER_LISTEN", default=True),
             job_log_level=_log_level(config, "TASKER_JOB_LOG_LEVEL", logging.INFO),
+            command=_word(config, "TASKER_COMMAND", "tasks"),
             dashboard_url=_mount_point(config, "TASKER_DASHBOARD_URL"),
             **_login(config),
         )
+
+
+def _word(config: Mapping[str, Any], key: str, default: str) -> str:
+    value = config.get(key, default)
+    if not isinstance(value, str) or not value.isprintable() or not value or " " in value:
+        raise ConfigError.of(key, value, 'a word, such as "tasks"')
+    return value
 
 
 def _mount_point(config: Mapping[str, Any], key: str) -> str | None:

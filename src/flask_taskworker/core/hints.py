@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import functools
 import inspect
-import logging
 import sys
 import types
 import typing
@@ -15,10 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .loggers import get_logger
+
 if sys.version_info >= (3, 14):
     import annotationlib
 
-log = logging.getLogger("flask_taskworker")
+log = get_logger("jobs")
 
 
 def type_name(cls: type) -> str:

@@ -17,6 +17,8 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log, or write to stderr why that failed."""
+        # logging.config.dictConfig disables all loggers that it does not name, those of imported packages too.
+        self.logger.disabled = False
         try:
             # One more: the record names the caller of this method.
             super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)

@@ -6,7 +6,6 @@ The others are strict. Every wrong value raises :class:`~flask_taskworker.errors
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,9 @@ from datetime import timedelta
 from typing import Any, Literal, cast
 
 from ..errors import ConfigError
+from .loggers import get_logger
 
-log = logging.getLogger("flask_taskworker.mail")
+log = get_logger("mail")
 
 Backend = Literal["smtp", "console", "file", "memory"]
 BACKENDS = ("smtp", "console", "file", "memory")

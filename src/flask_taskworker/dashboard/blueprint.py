@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
+from ..core.loggers import get_logger
 from ..core.tasks import registry_of
 from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
 from ..ops.access import Gate
@@ -22,7 +22,7 @@ from .responses import finish, takes_gzip
 from .routes import Route
 from .view import View, error_page, is_passed_over
 
-log = logging.getLogger("flask_taskworker.dashboard")
+log = get_logger("dashboard")
 
 PAGES = (overview, acts, jobs, job, failures, queues, schedules, workers, mail, system)
 """The modules with pages."""

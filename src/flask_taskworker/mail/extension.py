@@ -17,7 +17,7 @@ from flask import Flask, current_app, has_app_context
 
 from ..client.apps import as_app
 from ..client.sessions import CallerTransaction, is_async
-from ..commands import mail_commands
+from ..commands import add_commands, mail_commands
 from ..core.clock import as_timedelta
 from ..core.loggers import get_logger
 from ..core.mail_config import MailConfig
@@ -548,7 +548,7 @@ class Mail(_MailMixin):
         state = self.init_mail(app.config, app.debug, app.testing)
         _warn_of_flask_mail(app)
         app.extensions["mail"] = state
-        app.cli.add_command(mail_commands)
+        add_commands(app, mail_commands, "mail", "Give the app's own group another name.")
         return state
 
     def __getattr__(self, name: str) -> Any:

@@ -7,7 +7,6 @@ on working until they are replaced. Only a new start with the old code is refuse
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import Any
 from sqlalchemy import URL, Index, Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from ..core.loggers import get_logger
 from ..errors import SchemaError
 from . import schema
 from .driver import Run
 from .schema import VERSION, WHERE, metadata
 from .statements.jobs import Dialect
 
-log = logging.getLogger("flask_taskworker.store")
+log = get_logger("store")
 
 _READ_VERSION = "SELECT value FROM taskworker_meta WHERE name = 'schema_version'"
 _WRITE_META = "INSERT INTO taskworker_meta (name, value) VALUES (:name, :value)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from flask import Flask
 
 from ..client.threads import end_process
 from ..core.clock import as_seconds
+from ..core.loggers import get_logger
 from ..errors import AppError, NotSupported, TaskWorkerError
 from ..worker.runner import Runner
 from ..worker.worker import Worker
@@ -24,7 +24,7 @@ from .drive import Bench, live_processes
 if TYPE_CHECKING:
     from ..state import AppState
 
-log = logging.getLogger("flask_taskworker.testing")
+log = get_logger("testing")
 
 STARTS_WITHIN = 30.0
 """Seconds."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
@@ -22,7 +22,7 @@ from flask_taskworker.client import sessions
 from flask_taskworker.errors import ArgumentsError, JobNotFound, NotAccepted, StoreError
 from flask_taskworker.signals import job_enqueued
 from flask_taskworker.store.sql import Store
-from tests.support.doors import DOORS, AsyncDoor, Door, SessionDoor, engine_of
+from tests.support.doors import DOORS, AsyncDoor, Door, SessionDoor, engine_of, with_psycopg
 from tests.support.postgres import a_schema
 from tests.support.waiting import wait_for
 
@@ -628,3 +628,36 @@ def test_nothing_is_kept_of_a_session_that_is_gone(session_url: str, add: Any, s
     gc.collect()
     assert gone() is None
     engine.dispose()
+
+
+def test_session_that_commits_each_statement_is_refused(session_url: str, add: Any, store: Store, place: str) -> None:
+    engine = create_engine(with_psycopg(session_url), isolation_level="AUTOCOMMIT")
+    with Session(engine) as given:
+        if place == "same":
+            with pytest.raises(ArgumentsError, match="is in AUTOCOMMIT"):
+                add.using(session=given).enqueue(1)
+        else:
+            add.using(session=given).enqueue(1)
+        given.rollback()
+    engine.dispose()
+    assert stored(store) == []
+
+
+@pytest.mark.parametrize("name", ["before_commit", "after_commit"])
+def test_listeners_of_a_session_enqueue_while_it_can_still_take_a_job(
+    session: SessionDoor, add: Any, store: Store, name: str
+) -> None:
+    refused = []
+
+    def listener(given: Session) -> None:
+        try:
+            add.using(session=given).enqueue(1)
+        except ArgumentsError as error:
+            refused.append("in the middle of its commit" in str(error))
+
+    given = session.given
+    given.execute(text("SELECT 1"))
+    event.listen(given, name, listener)
+    given.commit()
+    event.remove(given, name, listener)
+    assert (len(stored(store)), refused) == ((1, []) if name == "before_commit" else (0, [True]))

@@ -7,7 +7,6 @@ machines are woken by NOTIFY.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
+from ...core.loggers import get_logger
 from ...core.rows import NewJob
 from ...errors import ConnectionLost, NotSupported, StoreError
 from ..driver import LoopLink, Parameters, Presence, Ready, Row, Run
@@ -29,7 +29,7 @@ from .connections import DaemonCallThread, PostgresqlLink, Server, fetch, has_en
 from .presence import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 
 T = TypeVar("T")
-log = logging.getLogger("flask_taskworker.store")
+log = get_logger("store")
 
 OLDEST = 130_000
 _SCHEMA_LOCK = 0x7461736B

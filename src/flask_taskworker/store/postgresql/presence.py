@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from collections.abc import Callable
 
 import psycopg
 
+from ...core.loggers import get_logger
 from ...errors import StoreError
 from ..driver import Other, Ready
 from .connections import PostgresqlLink, Server, in_words
 
-log = logging.getLogger("flask_taskworker.store")
+log = get_logger("store")
 
 CHANNEL = "taskworker"
 LONGEST_PAYLOAD = 7000

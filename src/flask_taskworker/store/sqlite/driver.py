@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ import aiosqlite
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
+from ...core.loggers import get_logger
 from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
 from ..driver import LoopLink, Parameters, Ready, Row, RowRefused, Run
@@ -35,9 +35,10 @@ from .forks import Connection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
 from .holder import holder_in_words
 from .live import LiveDirectory, LivePresence, supported
+from .own_lock import refuse_own_lock
 
 T = TypeVar("T")
-log = logging.getLogger("flask_taskworker.store")
+log = get_logger("store")
 
 OLDEST = (3, 35, 0)
 """UPDATE … RETURNING came with SQLite 3.35."""
@@ -117,6 +118,7 @@ class SqliteDriver:
         return _connect(self.path, synchronous or self._synchronous, self._patience)
 
     def _patience(self) -> float:
+        refuse_own_lock(self.path)
         return self._lock_timeout
 
     # -- the sync face ----------------------------------------------------------------------------------------------

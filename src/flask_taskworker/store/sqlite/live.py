@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import os
 import socket
 import sys
@@ -26,6 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ...core.loggers import get_logger
 from ...errors import NotSupported
 from ..driver import Other, Ready
 
@@ -36,7 +36,7 @@ except ImportError:  # Windows
 else:
     _CAN_LOCK = hasattr(socket, "AF_UNIX")
 
-log = logging.getLogger("flask_taskworker.store")
+log = get_logger("store")
 
 SOCKET = ".sock"
 LONGEST_ADDRESS = 103

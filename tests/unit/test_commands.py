@@ -1,0 +1,55 @@
+"""The `flask` command groups: their name, and what is said where an app has one of that name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import click
+import pytest
+from flask import Blueprint, Flask
+
+from flask_taskworker import BackgroundTaskWorker, Mail
+from flask_taskworker.errors import ConfigError
+
+
+def own_first(app: Flask, extension: Any) -> None:
+    app.cli.add_command(click.Group(extension[1]))
+    extension[0](app)
+
+
+def own_last(app: Flask, extension: Any) -> None:
+    extension[0](app)
+    app.cli.add_command(click.Group(extension[1]))
+
+
+def blueprint(app: Flask, extension: Any) -> None:
+    extension[0](app)
+    group = Blueprint(extension[1], "todo")
+    group.cli.add_command(click.Command("list"))
+    app.register_blueprint(group)
+
+
+@pytest.mark.parametrize("extension", [(BackgroundTaskWorker, "tasks"), (Mail, "mail")], ids=["tasks", "mail"])
+@pytest.mark.parametrize("order", [own_first, own_last, blueprint])
+def test_two_groups_of_one_name_are_warned_of(
+    make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture, order: Any, extension: Any
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        order(make_app(), extension)
+    assert f"has two commands `flask {extension[1]}`" in caplog.text
+
+
+def test_group_may_have_another_name(make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(TASKER_COMMAND="jobs")
+    with caplog.at_level(logging.WARNING):
+        own_first(app, (BackgroundTaskWorker, "tasks"))
+    assert "two commands" not in caplog.text
+    assert app.test_cli_runner().invoke(args=["jobs", "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["", "two words", 7, None])
+def test_bad_name_is_refused(make_app: Callable[..., Flask], name: Any) -> None:
+    with pytest.raises(ConfigError, match="TASKER_COMMAND = .* is not allowed. Allowed: a word"):
+        BackgroundTaskWorker(make_app(TASKER_COMMAND=name))
