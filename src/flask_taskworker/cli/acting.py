@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -14,12 +14,11 @@ from ..commands import tasks_command
 from ..core.jobs import Job
 from ..core.rows import JobState
 from ..core.tasks import Task
-from ..ops.health import Snapshot
+from ..ops.overview import Overview
+from ..state import AppState
+from .follow import NO_WORKER
 from .group import CreatingCommand, Moment, Period, app_state, complete_queue, complete_task, tell
 from .text import to_json
-
-if TYPE_CHECKING:
-    from ..state import AppState
 
 _FOREVER = math.inf
 
@@ -123,5 +122,5 @@ def _call_here(task: Task[..., Any, Any], args: tuple[Any, ...], kwargs: dict[st
 def _tell_waiting(state: AppState, job: Job[Any], run_at: datetime | None) -> None:
     due = "" if job.state is JobState.READY or job.run_at is None else f", which is due at {job.run_at:%H:%M:%S} UTC"
     tell(f"Waiting for job {job.id}{due}. Ctrl+C leaves it to the workers.")
-    if not Snapshot.take(state.store).claiming:
-        tell("No worker runs now, so nothing will happen until one is started: flask tasks run")
+    if not Overview.take(state.store).claiming:
+        tell(NO_WORKER)

@@ -27,8 +27,8 @@ _SIGNS = {"ok": ("ok", "green"), "warning": ("WARNING", "yellow"), "error": ("ER
     help="How long to wait for the mail server.",
 )
 @click.option("--settings", "with_settings", is_flag=True, help="Print the settings in effect, too, without secrets.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def doctor(smtp: bool, timeout: float, with_settings: bool, as_json: bool) -> None:
+@click.option("--json", "in_json", is_flag=True, help="Print one JSON object a line.")
+def doctor(smtp: bool, timeout: float, with_settings: bool, in_json: bool) -> None:
     """Look for what is wrong, and say what to do about it.
 
     Looks at the database, its files and their disk, at workers, clocks, queues, schedules and tasks, and at the mail
@@ -39,9 +39,9 @@ def doctor(smtp: bool, timeout: float, with_settings: bool, as_json: bool) -> No
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     found = findings(app, smtp=smtp, timeout=timeout)
     for finding in found:
-        click.echo(to_json(_fields(finding)) if as_json else _words(finding))
+        click.echo(to_json(_fields(finding)) if in_json else _words(finding))
     if with_settings:
-        _show_settings(settings(app), as_json=as_json)
+        _show_settings(settings(app), in_json=in_json)
     if causes := {finding.cause for finding in found if finding.level == "error"}:
         sys.exit(_EXIT_CODES[causes.pop()] if len(causes) == 1 else UNHEALTHY)
 
@@ -56,8 +56,8 @@ def _words(finding: Finding) -> str:
     return line if finding.fix is None else f"{line}\n         {safe(finding.fix)}"
 
 
-def _show_settings(found: dict[str, str], *, as_json: bool) -> None:
-    if as_json:
+def _show_settings(found: dict[str, str], *, in_json: bool) -> None:
+    if in_json:
         for key, value in found.items():
             click.echo(to_json({"setting": key, "value": value}))
     else:

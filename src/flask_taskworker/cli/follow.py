@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from ..core.clock import from_ms
-from ..core.failures import read_cut
-from ..core.rows import JobRecord, JobState, Progress
-from ..ops.health import Snapshot
+from ..core.rows import JobState
+from ..ops.overview import Overview
 from ..ops.rows import JobWhole, LogLine
+from ..ops.views import JobView, as_json, iso, job_view, line_views
 from .group import FAILED, app_state, browser, tell
-from .text import iso, safe, to_json
+from .text import safe, to_json
 
 PAUSE = 0.25
 """Seconds from look to look: progress is written twice a second."""
@@ -31,19 +31,21 @@ class Followed:
     lines: dict[int, list[LogLine]] = field(default_factory=dict)
     """Those of each claim."""
 
-    def news(self, job: JobWhole, now: int) -> Iterator[dict[str, Any]]:
-        """What is new since the last look: an event each, with its moment in epoch milliseconds."""
-        for claim, lines in job.lines.items():
-            for line in lines[_shown(self.lines.get(claim, []), lines) :]:
-                yield {"event": "log", **line_fields(claim, line), "at": line.at}
+    def news(self, whole: JobWhole, now: int) -> Iterator[tuple[dict[str, Any], str]]:
+        """What is new since the last look: events for programs, each with its words for people."""
+        job = job_view(whole)
+        for claim, lines in whole.lines.items():
+            new = lines[_shown(self.lines.get(claim, []), lines) :]
+            for line in line_views({claim: new}):
+                yield {"event": "log", **as_json(line)}, f"{line.level} {line.logger}: {line.text}"
             self.lines[claim] = lines
-        if job.record.progress != self.progress:
-            self.progress = job.record.progress
-            if progress := Progress.from_text(self.progress):
-                yield {"event": "progress", "at": now, "progress": progress, "words": progress_words(job.record)}
+        if whole.record.progress != self.progress:
+            self.progress = whole.record.progress
+            if job.progress:
+                yield {"event": "progress", "at": iso(now), "progress": job.progress}, progress_words(job)
         if (words := _state_words(job)) != self.state:
             self.state = words
-            yield {"event": "state", "at": now, "state": job.record.state, "words": words}
+            yield {"event": "state", "at": iso(now), "state": job.state}, words
 
 
 def _shown(before: list[LogLine], now: list[LogLine]) -> int:
@@ -55,67 +57,41 @@ def _shown(before: list[LogLine], now: list[LogLine]) -> int:
     return 0
 
 
-def follow_job(job_id: int, *, as_json: bool) -> None:
+def follow_job(job_id: int, *, in_json: bool) -> None:
     """Show what becomes of the job until it has ended. Exits with 1 if it has failed or was cancelled."""
-    followed = Followed()
+    store, followed = app_state().store, Followed()
     job = browser().job(job_id)
-    _tell_if_nobody_works(job)
-    while _show(followed, job, as_json=as_json) and not JobState(job.record.state).finished:
+    if not JobState(job.record.state).finished and not Overview.take(store).claiming:
+        tell(NO_WORKER)
+    while True:
+        now = store.clock()
+        for event, words in followed.news(job, now):
+            click.echo(to_json(event) if in_json else safe(f"{from_ms(now):%H:%M:%S} {words}"))
+        sys.stdout.flush()
+        if JobState(job.record.state).finished:
+            break
         time.sleep(PAUSE)
         job = browser().job(job_id)
     if job.record.state != "succeeded":
         sys.exit(FAILED)
 
 
-def _show(followed: Followed, job: JobWhole, *, as_json: bool) -> bool:
-    for event in followed.news(job, app_state().store.clock()):
-        at, words = event["at"], event.pop("words", None)
-        if as_json:
-            click.echo(to_json(event | {"at": iso(at)}))
-        else:
-            click.echo(f"{from_ms(at):%H:%M:%S} {words if words is not None else _line_words(event)}")
-    sys.stdout.flush()
-    return True
+NO_WORKER = "No worker runs, so nothing will happen until you start one: flask tasks run"
 
 
-def _tell_if_nobody_works(job: JobWhole) -> None:
-    finished = JobState(job.record.state).finished
-    if not finished and not Snapshot.take(app_state().store).claiming:
-        tell("No worker runs now, so nothing will happen until one is started: flask tasks run")
+def _state_words(job: JobView) -> str:
+    asked = ", asked to stop" if job.cancel_requested and job.state == "running" else ""
+    again = f" until {from_ms(job.run_at):%H:%M:%S}" if job.state in ("scheduled", "retrying") else ""
+    attempt = f", try {job.attempt} of {job.max_attempts}" if job.state == "running" else ""
+    error = f": {job.error.text}" if job.error and job.state in ("failed", "retrying") else ""
+    return f"{job.state}{again}{attempt}{asked}{error}"
 
 
-def _state_words(job: JobWhole) -> str:
-    record = job.record
-    if record.state == "failed" or (record.state == "scheduled" and record.failures):
-        failure = read_cut(job.error, record.failure_kind)
-        error = f": {failure.type}: {failure.message}" if failure.type else f": {failure.message or failure.kind}"
-    else:
-        error = ""
-    asked = ", asked to stop" if record.cancel_requested and record.state == "running" else ""
-    again = f" until {from_ms(record.run_at):%H:%M:%S}" if record.state == "scheduled" else ""
-    attempt = f", try {record.failures + 1} of {record.max_attempts}" if record.state == "running" else ""
-    return safe(f"{record.state}{again}{attempt}{asked}{error}")
-
-
-def progress_words(record: JobRecord) -> str | None:
-    """What the job has told of its progress; None where it has told nothing."""
-    progress = Progress.from_text(record.progress)
+def progress_words(job: JobView) -> str:
+    """What the job has said about its progress."""
+    progress = job.progress
     if progress is None:
-        return None
+        return ""
     total = "" if progress.total is None else f" of {progress.total:g}"
-    share = f" ({100 * progress.done / progress.total:.0f} %)" if progress.total else ""
-    return safe(f"{progress.done:g}{total}{share} {progress.text}".rstrip())
-
-
-def log_words(line: LogLine) -> str:
-    """A line that a try has logged, for people."""
-    return safe(f"{from_ms(line.at):%H:%M:%S} {line.level} {line.logger}: {line.text}")
-
-
-def _line_words(event: dict[str, Any]) -> str:
-    return safe(f"{event['level']} {event['logger']}: {event['text']}")
-
-
-def line_fields(claim: int, line: LogLine) -> dict[str, Any]:
-    """A line that a try has logged, for programs."""
-    return {"claim": claim, "at": iso(line.at), "level": line.level, "logger": line.logger, "text": line.text}
+    share = "" if job.percent is None else f" ({job.percent:.0f} %)"
+    return f"{progress.done:g}{total}{share} {progress.text}".rstrip()

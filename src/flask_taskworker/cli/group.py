@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -18,6 +18,7 @@ from flask.cli import ScriptInfo, with_appcontext
 from ..commands import tasks_command
 from ..core.clock import MAX_PERIOD
 from ..core.filters import STATES, JobFilter
+from ..core.tasks import Task
 from ..errors import (
     ArgumentsError,
     ConfigError,
@@ -32,12 +33,9 @@ from ..errors import (
 from ..ops.browse import Browser
 from ..ops.operations import Operations
 from ..ops.rows import JobRow
+from ..state import AppState
 from ..store.sql import Store
 from .text import safe, shortened
-
-if TYPE_CHECKING:
-    from ..core.tasks import Task
-    from ..state import AppState
 
 ENVIRONMENT = "TASKER_CLI_"
 """How the environment variables of options begin; the command and the option follow."""
@@ -119,7 +117,7 @@ def _accept_all_characters() -> None:
 tasks_command.command_class = TasksCommand
 
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+AS_JSON = click.option("--json", "in_json", is_flag=True, help="Print one JSON object a line.")
 LIMIT = click.option(
     "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most so many."
 )

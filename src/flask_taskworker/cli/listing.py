@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..commands import tasks_command
-from ..core.failures import read_cut
 from ..core.filters import JobFilter
-from ..core.rows import JobRecord, Progress
 from ..core.words import counted, spoken
 from ..ops.browse import GROUPED
 from ..ops.operations import names_of
-from ..ops.rows import FailureGroup, JobPage, JobRow
+from ..ops.rows import JobPage, JobRow
+from ..ops.views import ErrorView, FailureView, JobView, as_json, failure_view, job_view
+from ..state import AppState
 from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
-from .text import iso, table, to_json
-
-if TYPE_CHECKING:
-    from ..state import AppState
+from .text import table, to_json
 
 _LONGEST_ERROR = 60
 _LONGEST_PLACE = 40
 _PATIENCE = 2.0
 """Seconds to search for the first job that fits."""
-_TIMES = ("run_at", "fire_at", "created_at", "started_at", "finished_at", "expires_at")
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -37,7 +32,7 @@ _TIMES = ("run_at", "fire_at", "created_at", "started_at", "finished_at", "expir
 @LIMIT
 @click.option("--before", type=click.IntRange(1), metavar="ID", help="Only older ones than this job: the next page.")
 @AS_JSON
-def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: bool) -> None:
+def list_jobs(words: tuple[str, ...], limit: int, before: int | None, in_json: bool) -> None:
     """List jobs, the newest first.
 
     FILTER says which, for example: state:failed task:'mail.*' queue:web args.user_id:42 after:-1h. Also attempts:3,
@@ -47,11 +42,11 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, as_json: b
     state = app_state()
     chosen = JobFilter.parse(" ".join(words), state.store.clock())
     page = _first_page(state, chosen, limit, before)
-    if as_json:
+    if in_json:
         for row in page.rows:
-            click.echo(job_json(row))
+            click.echo(to_json(as_json(job_view(row))))
     elif page.rows:
-        click.echo("\n".join(_job_table(state, page.rows)))
+        click.echo("\n".join(_job_table(page.rows, state.store.clock())))
     _tell_rest(page, chosen)
     if not page.rows and chosen:
         sys.exit(NOTHING if page.older is None else INCOMPLETE)
@@ -75,59 +70,33 @@ def _tell_rest(page: JobPage, chosen: JobFilter) -> None:
         tell("No job fits the filter." if chosen else "There is no job yet. Enqueue one: flask tasks call NAME")
 
 
-def _job_table(state: AppState, rows: list[JobRow]) -> list[str]:
-    now = state.store.clock()
-    headers = ("job", "task", "state", "queue", "tries", "age", "took", "error")
-    return table(headers, [_cells(row, now) for row in rows], right={"job", "tries", "age", "took"})
+def _job_table(rows: list[JobRow], now: int) -> list[str]:
+    headers = ("job", "task", "state", "queue", "try", "age", "took", "error")
+    return table(headers, [_cells(job_view(row), now) for row in rows], right={"job", "try", "age", "took"})
 
 
-def _cells(row: JobRow, now: int) -> tuple[str, ...]:
-    job = row.record
-    took = job.finished_at - job.started_at if job.finished_at and job.started_at else None
+def _cells(job: JobView, now: int) -> tuple[str, ...]:
     return (
         str(job.id),
         job.task,
         _state_words(job, now),
         job.queue,
-        f"{job.failures}/{job.max_attempts}",
+        f"{job.attempt}/{job.max_attempts}",
         spoken(now - job.created_at),
-        "" if took is None else spoken(took),
-        error_words(row),
+        "" if job.took_ms is None else spoken(job.took_ms),
+        _error_words(job.error),
     )
 
 
-def _state_words(job: JobRecord, now: int) -> str:
-    if job.state == "scheduled":
-        word = "retrying" if job.failures else "scheduled"
-        return f"{word} in {spoken(job.run_at - now)}" if job.run_at > now else f"{word}, due"
-    if job.state == "running" and (progress := Progress.from_text(job.progress)) and progress.total:
-        return f"running {100 * progress.done / progress.total:.0f} %"
-    return job.state
+def _state_words(job: JobView, now: int) -> str:
+    if job.state in ("scheduled", "retrying"):
+        return f"{job.state} in {spoken(job.run_at - now)}" if job.run_at > now else f"{job.state}, due"
+    return job.word if job.percent is None or job.state != "running" else f"running {job.percent:.0f} %"
 
 
-def error_words(row: JobRow) -> str:
-    """The error of a job, or the reason of its end, short enough for a table."""
-    if row.error is None and row.record.failure_kind is None:
-        return ""
-    failure = read_cut(row.error, row.record.failure_kind)
-    words = f"{failure.type}: {failure.message}" if failure.type else failure.message or failure.kind
-    return words if len(words) <= _LONGEST_ERROR else f"{words[:_LONGEST_ERROR]}…"
-
-
-def job_json(row: JobRow) -> str:
-    """A job of a list as a line of JSON."""
-    return to_json(job_fields(row.record) | {"hidden": bool(row.hidden), "failure_group": row.failure_group})
-
-
-def job_fields(record: JobRecord) -> dict[str, Any]:
-    """What the store knows of a job, with its moments in ISO 8601."""
-    fields = record._asdict()
-    fields |= {name: iso(fields[name]) for name in _TIMES}
-    return fields | {
-        "cancel_requested": bool(record.cancel_requested),
-        "at_most_once": bool(record.at_most_once),
-        "progress": Progress.from_text(record.progress),
-    }
+def _error_words(error: ErrorView | None) -> str:
+    text = error.text if error else ""
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -138,7 +107,7 @@ def job_fields(record: JobRecord) -> dict[str, Any]:
     "--since", type=Period(), default="24h", show_default=True, metavar="PERIOD", help="Those of so long: 1h, 7d."
 )
 @AS_JSON
-def failures(since: float, as_json: bool) -> None:
+def failures(since: float, in_json: bool) -> None:
     """List failed jobs by their cause, the latest first.
 
     Jobs have one cause if their task, their exception, its message without numbers and names, and the place where it
@@ -146,10 +115,10 @@ def failures(since: float, as_json: bool) -> None:
     """
     state = app_state()
     now = state.store.clock()
-    groups = browser().failures(now - round(since * 1000))
-    if as_json:
+    groups = [failure_view(group) for group in browser().failures(now - round(since * 1000))]
+    if in_json:
         for group in groups:
-            click.echo(_group_json(group))
+            click.echo(to_json(as_json(group)))
     elif groups:
         click.echo("\n".join(_group_table(groups, now)))
     else:
@@ -158,7 +127,7 @@ def failures(since: float, as_json: bool) -> None:
         tell(f"These are the newest {counted(GROUPED)} failed jobs.")
 
 
-def _group_table(groups: list[FailureGroup], now: int) -> list[str]:
+def _group_table(groups: list[FailureView], now: int) -> list[str]:
     headers = ("group", "jobs", "last", "first", "task", "error", "place", "newest")
     rows = [
         (
@@ -166,10 +135,10 @@ def _group_table(groups: list[FailureGroup], now: int) -> list[str]:
             counted(group.count),
             f"{spoken(now - group.last_at)} ago",
             f"{spoken(now - group.first_at)} ago",
-            group.newest.record.task,
-            error_words(group.newest),
+            group.task,
+            _error_words(group.error),
             _ending(group.place or "", _LONGEST_PLACE),
-            str(group.newest.record.id),
+            str(group.newest),
         )
         for group in groups
     ]
@@ -179,19 +148,3 @@ def _group_table(groups: list[FailureGroup], now: int) -> list[str]:
 def _ending(text: str, most: int) -> str:
     """Of a path the end says more than the beginning."""
     return text if len(text) <= most else f"…{text[-most:]}"
-
-
-def _group_json(group: FailureGroup) -> str:
-    failure = read_cut(group.newest.error, group.newest.record.failure_kind)
-    return to_json(
-        {
-            "group": group.group,
-            "jobs": group.count,
-            "task": group.newest.record.task,
-            "error": {"kind": failure.kind, "type": failure.type, "message": failure.message},
-            "place": group.place,
-            "first_at": iso(group.first_at),
-            "last_at": iso(group.last_at),
-            "newest": group.newest.record.id,
-        }
-    )

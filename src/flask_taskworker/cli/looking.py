@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,21 +12,18 @@ from ..client.origin import read_origin
 from ..commands import tasks_command
 from ..core.clock import from_ms, to_ms
 from ..core.retry import Retry
-from ..core.rows import Failure, JobRecord
+from ..core.rows import Failure
 from ..core.tasks import DeclaredSchedule, Task
 from ..core.triggers import Cron, describe
 from ..core.words import spoken
 from ..errors import NotDecodable
 from ..ops.rows import JobWhole
-from ..store.sql import Attempt
-from .follow import follow_job, line_fields, log_words, progress_words
+from ..ops.views import JobView, TryView, as_json, job_view, line_views, try_view
+from ..state import AppState
+from .follow import follow_job, progress_words
 from .group import CreatingCommand, app_state, browser, complete_job, tell
-from .listing import job_fields
 from .running import NO_TASKS
-from .text import iso, moment, pairs, plural, safe, safe_lines, shortened, to_json
-
-if TYPE_CHECKING:
-    from ..state import AppState
+from .text import moment, pairs, plural, safe, safe_lines, shortened, to_json
 
 _LONGEST_VALUE = 2000
 
@@ -35,8 +32,8 @@ _LONGEST_VALUE = 2000
 
 
 @tasks_command.command("list", cls=CreatingCommand)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def list_tasks(as_json: bool) -> None:
+@click.option("--json", "in_json", is_flag=True, help="Print one JSON object a line.")
+def list_tasks(in_json: bool) -> None:
     """List the tasks that the code declares.
 
     With their signatures, options and schedules; those made at run time are in the status.
@@ -45,7 +42,7 @@ def list_tasks(as_json: bool) -> None:
     now = from_ms(state.store.clock())
     tasks = sorted(state.registry, key=lambda task: task.name)
     for task in tasks:
-        click.echo(_task_json(task, now) if as_json else _task_text(task, now))
+        click.echo(_task_json(task, now) if in_json else _task_text(task, now))
     if not tasks:
         tell(NO_TASKS)
 
@@ -154,50 +151,57 @@ def _declared_fields(schedule: DeclaredSchedule, now: datetime) -> dict[str, Any
     is_flag=True,
     help="Show state, progress and log lines as they come, until the job has ended. Exits with 1 if it has failed.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --follow one for each event.")
-def show_job(job_id: int, follow: bool, as_json: bool) -> None:
+@click.option("--json", "in_json", is_flag=True, help="Print one JSON object; with --follow one for each event.")
+def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     """Show all that is known of one job.
 
     Its state, arguments and result, where it comes from, what its tries have logged, and the tracebacks of those that
     did not succeed.
     """
     if follow:
-        follow_job(job_id, as_json=as_json)
+        follow_job(job_id, in_json=in_json)
         return
     state = app_state()
     job = browser().job(job_id)
-    click.echo(_job_json(state, job) if as_json else "\n".join(_job_lines(state, job)))
+    click.echo(_job_json(state, job) if in_json else "\n".join(_job_lines(state, job)))
 
 
-def _job_lines(state: AppState, job: JobWhole) -> list[str]:
-    now, record = state.store.clock(), job.record
+def _job_lines(state: AppState, whole: JobWhole) -> list[str]:
+    now, job = state.store.clock(), job_view(whole)
     facts = [
         ("state", _state_words(job)),
-        ("arguments", _shown_call(state, job.args)),
-        ("result", _shown_result(state, job)),
-        ("error", _error_words(job)),
+        ("arguments", _shown_call(state, whole.args)),
+        ("result", shortened(to_json(_result(state, whole)), _LONGEST_VALUE) if job.state == "succeeded" else None),
+        ("error", shortened(job.error.text, _LONGEST_VALUE) if job.error else None),
         ("group", job.failure_group),
-        ("progress", progress_words(record)),
-        ("queue", f"{safe(record.queue)}, priority {record.priority}, {record.kind}"),
-        ("tries", _tries_words(record)),
-        ("due", _ago(record.run_at, now)),
-        ("enqueued", _ago(record.created_at, now)),
-        ("by", _origin_words(job.origin)),
-        ("started", _ago(record.started_at, now)),
-        ("finished", _ago(record.finished_at, now)),
-        ("pruned", _ago(record.expires_at, now)),
-        ("schedule", record.schedule and f"{safe(record.schedule)}, for {moment(record.fire_at)}"),
-        ("unique key", record.unique_key and safe(record.unique_key)),
-        ("worker", record.worker_id and safe(record.worker_id)),
-        ("uid", safe(record.uid)),
+        ("progress", progress_words(job) or None),
+        ("queue", f"{job.queue}, priority {job.priority}, {job.kind}"),
+        ("tries", _tries_words(job)),
+        ("due", _ago(job.run_at, now)),
+        ("enqueued", _ago(job.created_at, now)),
+        ("by", _origin_words(whole.origin)),
+        ("started", _ago(job.started_at, now)),
+        ("finished", _ago(job.finished_at, now)),
+        ("pruned", _ago(job.expires_at, now)),
+        ("schedule", job.schedule and f"{job.schedule}, for {moment(job.fire_at)}"),
+        ("unique key", job.unique_key),
+        ("worker", job.worker_id),
+        ("uid", job.uid),
     ]
-    lines = [click.style(f"Job {record.id} {safe(record.task)}", bold=True), *pairs(facts)]
-    return lines + [line for claim in _claims(job) for line in _try_lines(job, claim)]
+    lines = [click.style(f"Job {job.id} {safe(job.task)}", bold=True), *pairs(facts)]
+    tries = {one.claim: one for one in map(try_view, whole.attempts)}
+    for claim in sorted({*tries, *whole.lines}):
+        lines += ["", click.style(safe(_try_title(job, claim, tries.get(claim))), bold=True)]
+        if (one := tries.get(claim)) is not None and one.error is not None:
+            lines += [f"  {line}" for line in safe_lines(one.traceback or one.error.text).splitlines()]
+        for line in whole.lines.get(claim, ()):
+            lines.append(safe(f"  {from_ms(line.at):%H:%M:%S} {line.level} {line.logger}: {line.text}"))
+    return lines
 
 
-def _state_words(job: JobWhole) -> str:
-    asked = ", asked to stop" if job.record.cancel_requested and job.record.state == "running" else ""
-    return f"{job.record.state}{asked}{', put away' if job.hidden else ''}"
+def _state_words(job: JobView) -> str:
+    asked = ", asked to stop" if job.cancel_requested and job.state == "running" else ""
+    return f"{job.state}{asked}{', discarded' if job.discarded else ''}"
 
 
 def _shown_call(state: AppState, text: str) -> str:
@@ -205,15 +209,9 @@ def _shown_call(state: AppState, text: str) -> str:
     try:
         args, kwargs = state.registry.codec.decode_call(text)
     except NotDecodable:
-        return safe(shortened(text, _LONGEST_VALUE))
+        return shortened(text, _LONGEST_VALUE)
     shown = [to_json(value) for value in args] + [f"{name}={to_json(value)}" for name, value in kwargs.items()]
-    return safe(shortened(", ".join(shown), _LONGEST_VALUE)) or "none"
-
-
-def _shown_result(state: AppState, job: JobWhole) -> str | None:
-    if job.record.state != "succeeded":
-        return None
-    return safe(shortened(to_json(_result(state, job)), _LONGEST_VALUE))
+    return shortened(", ".join(shown), _LONGEST_VALUE) or "none"
 
 
 def _result(state: AppState, job: JobWhole) -> Any:
@@ -225,17 +223,9 @@ def _result(state: AppState, job: JobWhole) -> Any:
         return _unread(job.result)
 
 
-def _error_words(job: JobWhole) -> str | None:
-    if job.error is None and job.record.failure_kind is None:
-        return None
-    failure = Failure.from_text(job.error, job.record.failure_kind)
-    words = f"{failure.type}: {failure.message}" if failure.type else failure.message or failure.kind
-    return safe(shortened(words, _LONGEST_VALUE))
-
-
-def _tries_words(record: JobRecord) -> str:
-    crashes = f", {plural(record.crashes, 'crash', 'crashes')}" if record.crashes else ""
-    return f"{record.failures} of {record.max_attempts} failed, claimed {plural(record.claim, 'time')}{crashes}"
+def _tries_words(job: JobView) -> str:
+    crashes = f", {plural(job.crashes, 'crash', 'crashes')}" if job.crashes else ""
+    return f"{job.attempt} of {job.max_attempts}, claimed {plural(job.claim, 'time')}{crashes}"
 
 
 def _ago(milliseconds: int | None, now: int) -> str | None:
@@ -247,59 +237,34 @@ def _ago(milliseconds: int | None, now: int) -> str | None:
 
 def _origin_words(text: str | None) -> str | None:
     origin = read_origin(text)
-    return safe(shortened(", ".join(f"{name} {value}" for name, value in origin.items()), _LONGEST_VALUE)) or None
+    return shortened(", ".join(f"{name} {value}" for name, value in origin.items()), _LONGEST_VALUE) or None
 
 
-# -- its tries
-
-
-def _claims(job: JobWhole) -> list[int]:
-    """The tries of which something is to be told, by their claims."""
-    return sorted({one.claim for one in job.attempts} | set(job.lines))
-
-
-def _try_lines(job: JobWhole, claim: int) -> list[str]:
-    ended = next((one for one in job.attempts if one.claim == claim), None)
-    lines = ["", click.style(safe(_try_title(job, claim, ended)), bold=True)]
-    if ended is not None and ended.error is not None:
-        failure = Failure.from_text(ended.error, None)
-        text = failure.traceback or f"{failure.type}: {failure.message}"
-        lines += [f"  {line}" for line in safe_lines(text).splitlines()]
-    return lines + [f"  {log_words(line)}" for line in job.lines.get(claim, ())]
-
-
-def _try_title(job: JobWhole, claim: int, ended: Attempt | None) -> str:
-    if ended is None:
+def _try_title(job: JobView, claim: int, one: TryView | None) -> str:
+    if one is None:
         # Only the last one can be of a job that runs, or that has simply succeeded.
-        word = job.record.state if claim == job.record.claim else "ended"
-        return f"Claim {claim}: {word}"
-    took = f" after {spoken(ended.finished_at - ended.started_at)}" if ended.started_at else ""
-    return f"Try {ended.attempt}: {ended.outcome}{took}, {moment(ended.finished_at)}, worker {ended.worker_id}"
+        return f"Claim {claim}: {job.state if claim == job.claim else 'ended'}"
+    took = "" if one.took_ms is None else f" after {spoken(one.took_ms)}"
+    return f"Try {one.attempt}: {one.outcome}{took}, {moment(one.finished_at)}, worker {one.worker_id}"
 
 
-def _job_json(state: AppState, job: JobWhole) -> str:
-    positional, keywords = _call(state, job.args)
+def _job_json(state: AppState, whole: JobWhole) -> str:
+    try:
+        args, kwargs = state.registry.codec.decode_call(whole.args)
+    except NotDecodable:
+        args, kwargs = _unread(whole.args), None
     return to_json(
-        job_fields(job.record)
+        as_json(job_view(whole))
         | {
-            "hidden": bool(job.hidden),
-            "failure_group": job.failure_group,
-            "args": positional,
-            "kwargs": keywords,
-            "result": _result(state, job),
-            "error": _failure_fields(job.error, job.record.failure_kind),
-            "origin": read_origin(job.origin) or None,
-            "tries": [_try_fields(one) for one in job.attempts],
-            "lines": [line_fields(claim, line) for claim, lines in job.lines.items() for line in lines],
+            "args": args,
+            "kwargs": kwargs,
+            "result": _result(state, whole),
+            "traceback": Failure.from_text(whole.error, None).traceback or None,
+            "origin": read_origin(whole.origin) or None,
+            "tries": [as_json(try_view(one)) for one in whole.attempts],
+            "lines": [as_json(line) for line in line_views(whole.lines)],
         }
     )
-
-
-def _call(state: AppState, text: str) -> tuple[Any, Any]:
-    try:
-        return state.registry.codec.decode_call(text)
-    except NotDecodable:
-        return _unread(text), None
 
 
 def _unread(text: str) -> Any:
@@ -308,27 +273,3 @@ def _unread(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _failure_fields(error: str | None, kind: str | None) -> dict[str, str] | None:
-    if error is None and kind is None:
-        return None
-    failure = Failure.from_text(error, kind)
-    return {
-        "kind": failure.kind,
-        "type": failure.type,
-        "message": failure.message,
-        "traceback": failure.traceback,
-    }
-
-
-def _try_fields(one: Attempt) -> dict[str, Any]:
-    return {
-        "attempt": one.attempt,
-        "claim": one.claim,
-        "worker_id": one.worker_id,
-        "started_at": iso(one.started_at),
-        "finished_at": iso(one.finished_at),
-        "outcome": one.outcome,
-        "error": _failure_fields(one.error, None),
-    }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 from flask import Flask, current_app
@@ -18,6 +18,7 @@ from flask import Flask, current_app
 from ..commands import tasks_command
 from ..core.loggers import get_logger
 from ..core.tasks import MAX_NAME
+from ..state import AppState
 from ..worker.bounds import Bounds
 from ..worker.liveness import resident_mb
 from ..worker.probes import Health, Probes, WorkersHealth
@@ -28,9 +29,6 @@ from .reloader import reload
 from .stacks import print_on_signal
 from .supervisor import HEALTH, NUMBER, Supervisor, available_cpus, hold_lifeline, own_command
 from .text import pairs, plural, safe
-
-if TYPE_CHECKING:
-    from ..state import AppState
 
 log = get_logger("worker")
 

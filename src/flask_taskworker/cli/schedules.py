@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 import click
 from flask.cli import AppGroup
 
 from ..commands import tasks_command
-from ..core.clock import from_ms, to_ms
-from ..core.triggers import At, Cron, Every, describe, trigger_from_text, trigger_to_text
+from ..core.clock import from_ms
+from ..core.triggers import upcoming
 from ..core.words import spoken
-from ..errors import NotDecodable
+from ..ops.views import ScheduleView, as_json, declared_schedules, schedule_view, trigger_of
+from ..state import AppState
 from ..store.sql import ScheduleRow
 from .group import AS_JSON, NOTHING, TasksCommand, app_state, browser, complete_schedule, operations, tell
-from .text import iso, moment, moment_in, odd_fields, table, to_json
+from .text import moment, table, to_json
 
-if TYPE_CHECKING:
-    from ..state import AppState
-
+LAST_RUNS = 3
+"""Jobs of each schedule that say how it stands: one that waits or runs, and the one that ended last."""
 _MOST = 10_000
 
 
@@ -52,17 +47,18 @@ def schedule_command() -> None:
 
 @schedule_command.command("list")
 @AS_JSON
-def list_schedules(as_json: bool) -> None:
+def list_schedules(in_json: bool) -> None:
     """List all schedules: what they mean, when they have fired last and when they fire next.
 
     Those that the code declares are stored when a worker first starts with it.
     """
     state = app_state()
-    found = [*browser().schedules(), *_not_stored(state)]
-    now = state.store.clock()
-    if as_json:
+    now, schedules = state.store.clock(), _schedules(state)
+    runs = browser().schedule_runs([schedule.name for schedule in schedules], LAST_RUNS)
+    found = [schedule_view(schedule, now, runs.get(schedule.name, ())) for schedule in schedules]
+    if in_json:
         for schedule in found:
-            click.echo(to_json(_fields(schedule)))
+            click.echo(to_json(as_json(schedule)))
     elif found:
         headers = ("schedule", "task", "when", "meaning", "last", "next", "state")
         click.echo("\n".join(table(headers, [_cells(schedule, now) for schedule in found])))
@@ -70,84 +66,35 @@ def list_schedules(as_json: bool) -> None:
         tell("There is no schedule. Declare one: @task_worker.task(schedule=Cron('0 3 * * *'))")
 
 
-def _not_stored(state: AppState) -> Iterator[ScheduleRow]:
-    """The schedules that the code declares and no worker has stored yet."""
-    stored = {schedule.name for schedule in state.store.schedules()}
-    now = from_ms(state.store.clock())
-    for task in sorted(state.registry, key=lambda task: task.name):
-        for declared in task.declared_schedules():
-            if declared.name not in stored:
-                following = declared.trigger.next_after(now)
-                next_at = None if following is None else to_ms(following)
-                text = trigger_to_text(declared.trigger)
-                yield ScheduleRow(declared.name, declared.task, text, declared.args, next_at, None, 0, "")
+def _schedules(state: AppState) -> list[ScheduleRow]:
+    """Those that are stored, and those that the code declares and no worker has stored yet."""
+    stored = state.store.schedules()
+    names = {schedule.name for schedule in stored}
+    return [*stored, *declared_schedules(state.registry, names, state.store.clock())]
 
 
-def _cells(schedule: ScheduleRow, now: int) -> tuple[str, ...]:
-    trigger = _read(schedule)
+def _cells(schedule: ScheduleView, now: int) -> tuple[str, ...]:
     return (
         schedule.name,
         schedule.task,
-        "cannot be read by this version" if trigger is None else describe(trigger),
-        _meaning(trigger) or "",
-        moment_in(schedule, "last_at") or "never",
-        moment_in(schedule, "next_at") or "never",
-        _state(schedule, now),
+        schedule.when,
+        schedule.explained or "",
+        moment(schedule.last_at) or "never",
+        next_words(schedule, now),
+        schedule.state,
     )
 
 
-def _state(schedule: ScheduleRow, now: int) -> str:
-    if schedule.paused:
-        return "paused"
-    if schedule.is_unclear:
-        return "?"
-    if schedule.next_at is None:
-        return "ended"
-    if schedule.next_at < now:
-        return f"late for {spoken(now - schedule.next_at)}"
-    return f"in {spoken(schedule.next_at - now)}{'' if schedule.source else ', once a worker has started'}"
-
-
-def _read(schedule: ScheduleRow) -> Cron | Every | At | None:
-    try:
-        return trigger_from_text(schedule.trigger)
-    except NotDecodable:
-        # Stored by a later version of the code.
-        return None
-
-
-def _meaning(trigger: Cron | Every | At | None) -> str | None:
-    return trigger.explain() if isinstance(trigger, Cron) else None
-
-
-def _fields(schedule: ScheduleRow) -> dict[str, Any]:
-    trigger = _read(schedule)
-    return {
-        "name": schedule.name,
-        "task": schedule.task,
-        "when": None if trigger is None else describe(trigger),
-        "explained": _meaning(trigger),
-        "last_at": iso(schedule.last_at),
-        "next_at": iso(schedule.next_at),
-        "paused": bool(schedule.paused),
-        "source": schedule.source or None,
-        **odd_fields(schedule),
-    }
+def next_words(schedule: ScheduleView, now: int) -> str:
+    """When it fires next: "in 3 h", "late by 5 min", "never again"."""
+    if schedule.late_ms:
+        return f"late by {spoken(schedule.late_ms)}"
+    if schedule.paused or schedule.next_at is None:
+        return "paused" if schedule.paused else "never again"
+    return f"in {spoken(schedule.next_at - now)}{'' if schedule.is_stored else ', once a worker has started'}"
 
 
 # -- next --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fire:
-    """One time at which a schedule fires."""
-
-    at: datetime
-    """In UTC."""
-    local: datetime
-    """On the schedule's own clock."""
-    note: str | None
-    """What the change of that clock does to it."""
 
 
 @schedule_command.command("next")
@@ -156,92 +103,41 @@ class Fire:
     "-n", "--number", type=click.IntRange(1, _MOST), default=10, show_default=True, metavar="N", help="How many."
 )
 @AS_JSON
-def show_next(name: str, number: int, as_json: bool) -> None:
+def show_next(name: str, number: int, in_json: bool) -> None:
     """Show the next times at which a schedule fires, in UTC and in its own zone.
 
     With a note where a clock goes forward or back.
     """
     state = app_state()
     schedule = _find(state, name)
-    trigger = _read(schedule)
+    trigger = trigger_of(schedule)
     if trigger is None:
         raise click.ClickException(f"The schedule {name!r} was stored by another version and cannot be read.")
-    found = list(fires(trigger, _start(schedule, state), number))
-    if as_json:
-        for fire in found:
-            click.echo(to_json({"at": fire.at, "local": fire.local, "note": fire.note}))
-        return
-    tell(" ".join(filter(None, (describe(trigger), _meaning(trigger)))))
-    zone = _zone(trigger)
-    rows = [(f"{f.at:%Y-%m-%d %H:%M:%S}", f"{f.local:%a %Y-%m-%d %H:%M:%S %Z}", f.note or "") for f in found]
-    if rows:
-        click.echo("\n".join(table(("UTC", str(zone), "note"), rows)))
-    if schedule.paused:
-        tell("It is paused, and fires at none of them until it is resumed.")
-    if len(found) < number:
-        tell("Then never again." if found else "It fires never again.")
-
-
-def _start(schedule: ScheduleRow, state: AppState) -> datetime:
-    """The moment after which to look: what was skipped is not shown."""
     now = state.store.clock()
-    return from_ms(now if schedule.next_at is None else max(now, schedule.next_at - 1))
+    # What was skipped is not shown.
+    after = now if schedule.next_at is None else max(now, schedule.next_at - 1)
+    found = upcoming(trigger, from_ms(after), number)
+    if in_json:
+        for fire in found:
+            click.echo(to_json({"at": fire.at, "local": fire.local, "notes": fire.notes}))
+        return
+    view = schedule_view(schedule, now)
+    tell(" ".join(filter(None, (view.when, view.explained))))
+    rows = [(f"{f.at:%Y-%m-%d %H:%M:%S}", f"{f.local:%a %Y-%m-%d %H:%M:%S %Z}", " ".join(f.notes)) for f in found]
+    if rows:
+        click.echo("\n".join(table(("UTC", view.zone, "note"), rows)))
+    if view.paused:
+        tell("It is paused: it fires at none of them until you resume it.")
+    if len(found) < number:
+        tell("Then never again." if found else "It never fires again.")
 
 
 def _find(state: AppState, name: str) -> ScheduleRow:
-    for schedule in (*state.store.schedules(), *_not_stored(state)):
+    for schedule in _schedules(state):
         if schedule.name == name:
             return schedule
-    tell(f"There is no schedule {name!r}. These are: flask tasks schedule list")
+    tell(f"There is no schedule {name!r}. List them: flask tasks schedule list")
     sys.exit(NOTHING)
-
-
-def _zone(trigger: Cron | Every | At) -> ZoneInfo:
-    return ZoneInfo(trigger.timezone if isinstance(trigger, Cron) else "UTC")
-
-
-def fires(trigger: Cron | Every | At, after: datetime, number: int) -> Iterator[Fire]:
-    """The next *number* times after *after*, with what the change of clocks does to them."""
-    zone = _zone(trigger)
-    before = after.astimezone(zone)
-    for _ in range(number):
-        following = trigger.next_after(after)
-        if following is None:
-            return
-        local = following.astimezone(zone)
-        yield Fire(at=following.astimezone(UTC), local=local, note=_note(trigger, before, local))
-        after, before = following, local
-
-
-def _note(trigger: Cron | Every | At, before: datetime, local: datetime) -> str | None:
-    """What is to be known about a time on the wall clock."""
-    notes = []
-    change = _offset(local) - _offset(before)
-    if change:
-        notes.append(f"the clock has gone {'forward' if change > timedelta(0) else 'back'} {_minutes(abs(change))}")
-    if isinstance(trigger, Cron) and not _is_on(trigger, local):
-        notes.append("its own time does not exist on that day")
-    if _offset(local.replace(fold=0)) != _offset(local.replace(fold=1)) and _exists(local):
-        notes.append(f"the {'second' if local.fold else 'first'} of two such times")
-    return ", ".join(notes) or None
-
-
-def _offset(moment: datetime) -> timedelta:
-    return moment.utcoffset() or timedelta(0)
-
-
-def _minutes(change: timedelta) -> str:
-    return spoken(round(change.total_seconds() * 1000))
-
-
-def _exists(local: datetime) -> bool:
-    return local.astimezone(UTC).astimezone(local.tzinfo).replace(tzinfo=None) == local.replace(tzinfo=None)
-
-
-def _is_on(trigger: Cron, local: datetime) -> bool:
-    """Whether the expression has that time on the wall clock; spring moves those that it leaves out."""
-    wall = local.replace(tzinfo=UTC)
-    return Cron(trigger.expression).next_after(wall - timedelta(seconds=1)) == wall
 
 
 # -- acts --------------------------------------------------------------------------------------------------------------

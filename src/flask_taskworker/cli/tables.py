@@ -69,16 +69,16 @@ def upgrade() -> None:
 
 
 _AS_JSON = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object: version, needed, and whether it fits."
+    "--json", "in_json", is_flag=True, help="Print one JSON object: version, needed, and whether it fits."
 )
 
 
 @db_command.command("current")
 @_AS_JSON
-def current(as_json: bool) -> None:
+def current(in_json: bool) -> None:
     """Print the version of the tables that are there. Exits with 5 if there are none. Changes nothing."""
     found = app_state().store.driver.schema_version()
-    if as_json:
+    if in_json:
         _print_json(found)
     elif found is not None:
         click.echo(found)
@@ -89,9 +89,9 @@ def current(as_json: bool) -> None:
 
 @db_command.command("check")
 @_AS_JSON
-def check(as_json: bool) -> None:
+def check(in_json: bool) -> None:
     """Exit with 0 if the tables are those that this Flask-TaskWorker needs, else with 5. Changes nothing."""
-    if as_json:
+    if in_json:
         _print_json(app_state().store.driver.schema_version())
     found = _found()
     if found is None:

@@ -8,7 +8,7 @@ import enum
 import json
 from collections.abc import Mapping, Sequence, Set
 from datetime import date, datetime, time
-from typing import Any, Protocol
+from typing import Any
 
 from ..core.clock import from_ms
 
@@ -66,31 +66,6 @@ def _plain(value: Any) -> Any:
 def moment(milliseconds: int | None) -> str | None:
     """A stored moment for people: "2026-05-01 12:00:00 UTC"."""
     return f"{from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC" if milliseconds else None
-
-
-class _Odd(Protocol):
-    @property
-    def odd(self) -> Mapping[str, str]: ...
-
-
-def moment_in(row: _Odd, field: str) -> str | None:
-    """The moment in a field of a row, for people; "?" where something else stands there."""
-    return "?" if field in row.odd else moment(getattr(row, field))
-
-
-def unless_odd(row: _Odd, field: str, words: str) -> str:
-    """*words* about a field of a row, or "?" where something stands in it that cannot be read."""
-    return "?" if field in row.odd else words
-
-
-def odd_fields(row: _Odd) -> dict[str, Any]:
-    """For JSON: what stands in a row and cannot be read, if there is any such thing."""
-    return {"odd": dict(row.odd)} if row.odd else {}
-
-
-def iso(milliseconds: int | None) -> str | None:
-    """A stored moment for programs: ISO 8601 in UTC."""
-    return from_ms(milliseconds).isoformat(timespec="milliseconds") if milliseconds else None
 
 
 def plural(number: int, noun: str, nouns: str = "") -> str:

@@ -351,7 +351,15 @@ class Browser:
         found: dict[str, list[RecipientRow]] = {}
         parameters = {"batch": batch_of([(mail_id,) for mail_id in ids]), "most": most}
         for mail_id, *row in self._read(statements.first_recipients(self._dialect), parameters):
-            found.setdefault(mail_id, []).append(fitted(RecipientRow, row))
+            found.setdefault(mail_id, []).append(RecipientRow(*row))
+        return found
+
+    def mail_endings(self, ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many recipients of each of these mails stand how."""
+        found: dict[str, dict[str, int]] = {mail_id: {} for mail_id in ids}
+        parameters = {"batch": batch_of([(mail_id,) for mail_id in ids])}
+        for mail_id, ending, number in self._read(statements.mail_endings(self._dialect), parameters) if ids else ():
+            found[mail_id][ending] = number
         return found
 
     def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:

@@ -34,7 +34,8 @@ from ..mail.smtp.server import Server
 from ..store.migrations import newest
 from ..store.sql import ScheduleRow
 from .browse import Browser
-from .health import LATE_MS, Snapshot, name_of
+from .health import LATE_MS, name_of
+from .overview import Overview
 
 if TYPE_CHECKING:
     from ..state import AppState
@@ -281,20 +282,20 @@ _FILE_CHECKS = (_sqlite_version, _journal, _modes, _space, _file_system)
 
 
 def _workers(state: AppState) -> Iterator[Finding]:
-    snapshot = Snapshot.take(state.store)
-    problems = snapshot.problems()
+    overview = Overview.take(state.store)
+    problems = overview.problems()
     for problem in problems:
         yield _error(problem, "flask tasks status shows more.")
     if not problems:
-        count = len(snapshot.claiming)
+        count = len(overview.claiming)
         yield _ok(f"{count} {'worker takes' if count == 1 else 'workers take'} jobs; none waits too long.")
-    yield from _clocks(snapshot)
+    yield from _clocks(overview)
 
 
-def _clocks(snapshot: Snapshot) -> Iterator[Finding]:
+def _clocks(overview: Overview) -> Iterator[Finding]:
     """A beat in the future is told by a clock that goes ahead; an old one by one behind, or by a slow worker."""
     fix = "Keep the clocks of all machines by NTP: times of jobs are compared with the clock of whoever looks."
-    ages = [(worker, snapshot.now - worker.beat_at) for worker in snapshot.claiming]
+    ages = [(worker, overview.now - worker.beat_at) for worker in overview.claiming]
     for worker, age in ages:
         name = name_of(worker)
         if age < -SKEW_MS:

@@ -1,28 +1,34 @@
-"""What one look at everything needs, in one statement: a page that asks for it again and again costs one round trip."""
+"""How it stands, and what is wrong: one look at everything, in one statement."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from ..core.words import MOST
+from ..core.words import MOST, counted, spoken
 from ..store.fitting import columns, fitted, moment_in, text_in
 from ..store.sql import QueueRow, ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as browse_statements
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from ..store.statements.jobs import Dialect
+from .health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 
+_FIRE = "Start one with this code and without --no-scheduler: flask tasks run"
 FAILURES = 3_000
 """Failed jobs that are looked at: the newest."""
 
 
-class Glance(NamedTuple):
-    """The rows that say how it stands. Times are epoch milliseconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The state of one store at one moment. Times are epoch milliseconds."""
 
+    now: int
     workers: tuple[WorkerRow, ...]
+    """Every worker that the store knows, the dead of the last hour included."""
     queues: tuple[QueueRow, ...]
     """Those with ready jobs."""
     ready: int
@@ -31,25 +37,105 @@ class Glance(NamedTuple):
     has_jobs: bool
     schedules: tuple[ScheduleRow, ...]
     next_due: int | None
+    """When the next scheduled job is due."""
     paused: frozenset[str]
-    """Names of paused queues."""
+    """Names of paused queues: their jobs may wait."""
 
+    @classmethod
+    def take(cls, store: Store) -> Overview:
+        """Look now. Bounded. Raises StoreError."""
+        store.driver.prepare()
+        rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
+        found: dict[str, list[Any]] = {name: _rows(text) for name, text in rows}
+        return cls(
+            workers=tuple(fitted(WorkerRow, row) for row in found["workers"]),
+            queues=tuple(fitted(QueueRow, row) for row in found["queues"]),
+            ready=min(MOST, found["ready"][0][0] + found["suspect"][0][0]),
+            scheduled=found["scheduled"][0][0],
+            has_jobs=bool(found["any"]),
+            schedules=tuple(fitted(ScheduleRow, row) for row in found["schedules"]),
+            next_due=moment_in(found["next_due"][0][0]),
+            paused=frozenset(text_in(row[0]) for row in found["paused"]),
+            now=store.clock(),
+        )
 
-def glance(store: Store) -> Glance:
-    """Look now. Bounded. Raises StoreError."""
-    store.driver.prepare()
-    rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
-    found: dict[str, list[Any]] = {name: _rows(text) for name, text in rows}
-    return Glance(
-        workers=tuple(fitted(WorkerRow, row) for row in found["workers"]),
-        queues=tuple(fitted(QueueRow, row) for row in found["queues"]),
-        ready=min(MOST, found["ready"][0][0] + found["suspect"][0][0]),
-        scheduled=found["scheduled"][0][0],
-        has_jobs=bool(found["any"]),
-        schedules=tuple(fitted(ScheduleRow, row) for row in found["schedules"]),
-        next_due=moment_in(found["next_due"][0][0]),
-        paused=frozenset(text_in(row[0]) for row in found["paused"]),
-    )
+    def problems(self) -> list[str]:
+        """What is wrong, a sentence each; empty when all is well."""
+        taken = self._not_taken_by_all() if self.claiming else self._not_taken()
+        return [*self._silent(), *self._stuck(), *taken, *self._late(), *self._slow()]
+
+    @property
+    def open_queues(self) -> list[QueueRow]:
+        """The queues that have ready jobs and are not paused."""
+        return [queue for queue in self.queues if queue.name not in self.paused]
+
+    @property
+    def claiming(self) -> list[WorkerRow]:
+        """The living workers that take jobs; one that drains takes none."""
+        return [worker for worker in self.workers if worker.state == "alive" and not is_silent(worker, self.now)]
+
+    def _silent(self) -> Iterator[str]:
+        for worker in self.workers:
+            if is_silent(worker, self.now):
+                yield (
+                    f"Worker {name_of(worker)} has not checked in for {spoken(self.now - worker.beat_at)}: "
+                    "frozen, cut off or dead. Another worker takes its jobs over."
+                )
+
+    def _stuck(self) -> Iterator[str]:
+        for worker in self.claiming:
+            info = info_of(worker)
+            lag, hung, threads = (info.get(name) for name in ("loop_lag_ms", "hung_threads", "threads"))
+            if lag is not None and lag > BLOCKED_MS:
+                yield (
+                    f"The event loop of worker {name_of(worker)} has not turned for {spoken(int(lag))}. "
+                    "Its log names the job that blocks it."
+                )
+            if unable := info.get("unable_schedules"):
+                what = "1 schedule" if unable == 1 else f"{unable} schedules"
+                yield f"Worker {name_of(worker)} cannot fire {what}. Its log names them and says why."
+            if hung and hung == threads:
+                yield (
+                    f"Worker {name_of(worker)} runs no sync jobs: jobs that exceeded their timeout hold all "
+                    f"{hung} of its threads. Restart it."
+                )
+
+    def _not_taken(self) -> Iterator[str]:
+        remedy = "and no living worker takes them. Start one: flask tasks run"
+        ready = sum(queue.ready for queue in self.open_queues) if self.paused else self.ready
+        if ready == 1:
+            yield "1 job is ready and no living worker takes it. Start one: flask tasks run"
+        elif ready:
+            yield f"{counted(ready)} jobs are ready {remedy}"
+        elif self.next_due is not None and self.now - self.next_due > LATE_MS:
+            yield f"Jobs have been due for {spoken(self.now - self.next_due)} {remedy}"
+
+    def _late(self) -> Iterator[str]:
+        late = {
+            schedule.name: self.now - (schedule.next_at or 0)
+            for schedule in self.schedules
+            if is_late(schedule, self.now)
+        }
+        if late:
+            worst = max(late, key=lambda name: late[name])
+            many = (
+                f"{len(late)} schedules are late, {worst!r} by" if len(late) > 1 else f"Schedule {worst!r} is late by"
+            )
+            yield f"{many} {spoken(late[worst])}: no living worker fires {'them' if len(late) > 1 else 'it'}. {_FIRE}"
+
+    def _not_taken_by_all(self) -> Iterator[str]:
+        infos = [info_of(worker) for worker in self.claiming]
+        for queue in self.open_queues:
+            if not any(takes(info, queue.name) for info in infos):
+                yield (
+                    f"Queue {queue.name!r} has jobs that are ready ({counted(queue.ready)}) and no living worker works "
+                    f"on it. Start one: flask tasks run {queue.name}"
+                )
+
+    def _slow(self) -> Iterator[str]:
+        for queue in self.open_queues:
+            if self.now - queue.oldest_at > LONG_WAIT_MS:
+                yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
 
 
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT :most) AS counted"

@@ -83,6 +83,11 @@ class StateCounts:
     at_least: frozenset[str]
     """The states that may have more jobs than were counted."""
 
+    def words(self, state: str) -> str:
+        """How many jobs have that state: "1,234", "10,000+", or nothing where that is unknown."""
+        number = getattr(self, state)
+        return "" if number is None else f"{number:,}{'+' if state in self.at_least else ''}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureGroup:
@@ -166,15 +171,15 @@ class MailPage:
     """Whether the page ended because WINDOW mails were looked at, rather than because it was full."""
 
 
-class RecipientRow(NamedTuple):
-    """Where one recipient of a queued mail stands, in a list."""
+@dataclass(frozen=True, slots=True)
+class RecipientRow:
+    """Where one recipient of a queued mail stands."""
 
     address: str
     ending: str
     code: int | None
     text: str | None
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
+    next_try_at: int | None
 
 
 class AuditRow(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ..core.rows import Ending
 from .schema import BUCKETS_MS, ROLLUP_FIGURES
@@ -77,7 +77,8 @@ def _sum(one: Sequence[int], other: Sequence[int]) -> list[int]:
     return total
 
 
-class Percentile(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Percentile:
     """A duration that a share of all durations does not exceed."""
 
     ms: float

@@ -74,7 +74,9 @@ def test_status_is_unhealthy_while_schedules_are_due_and_no_worker_lives(shop: S
     answer = shop("status")
     assert answer.code == 4
     assert "Schedule 'often' is late by 5 min: no living worker fires it. Start one with this code" in answer.out
-    assert "late for 5 min" in answer.out
+    assert [line.split()[-4:] for line in answer.out.splitlines() if line.startswith("  often")] == [
+        ["by", "5", "min", "late"]
+    ]
     # Workers live, but with other code or without the scheduler.
     shop.register_worker()
     answer = shop("status", "--json")
@@ -128,8 +130,10 @@ def test_retried_job_has_waited_since_it_was_retried(shop: Shop) -> None:
     job.cancel()
     shop.jump(60 * MINUTE)
     job.retry()
-    (queue,) = shop("status", "--json").json["queues"]
-    assert queue["oldest_wait_s"] < 60
+    status = shop("status", "--json").json
+    assert datetime.fromisoformat(status["at"]) - datetime.fromisoformat(status["queues"][0]["oldest_at"]) < timedelta(
+        seconds=60
+    )
 
 
 def test_long_queue_hides_no_other(shop: Shop) -> None:
@@ -145,9 +149,9 @@ def test_status_shows_workers_queues_counts_and_schedules(shop: Shop) -> None:
     shop.add.schedule(Every(hours=3), name="rarely", args=(1,))
     lines = shop("status").out.splitlines()
     worker = next(line.split() for line in lines if "web1:4312" in line)
-    assert (worker[1], worker[-6:]) == ("alive", ["1/100", "2/6", "99", "MB", "all", "0123456789ab"])
-    assert any(line.split()[:2] == ["default", "1"] for line in lines)
-    assert any(line.split() == ["0", "1", "0", "0", "0", "0"] for line in lines)
+    assert (worker[1], worker[-6:]) == ("up", ["1/100", "2/6", "99", "MB", "all", "0123456789ab"])
+    assert any(line.split()[:4] == ["default", "ok", "1", "0/106"] for line in lines)
+    assert any(line.split() == ["0", "1", "0", "0", "0", "0", "0"] for line in lines)
     assert any(line.split()[:5] == ["rarely", "every", "3", "hours", "never"] for line in lines)
 
 
@@ -304,7 +308,7 @@ def test_call_wait_fails_with_the_job_in_one_line(shop: Shop) -> None:
 def test_call_wait_says_when_no_worker_is_there(shop: Shop) -> None:
     answer = shop("call", "shop.add", "x=1", "--wait", "0")
     assert answer.code == 1
-    assert "No worker runs now, so nothing will happen until one is started: flask tasks run" in answer.err
+    assert "No worker runs, so nothing will happen until you start one: flask tasks run" in answer.err
     assert "Error: Job 1 had no result within the timeout." in answer.err
 
 
@@ -319,7 +323,7 @@ def test_job_shows_state_arguments_and_result(shop: Shop) -> None:
     out = shop("job", str(job.id)).out
     assert out.startswith(f"Job {job.id} shop.crawl\n  state       succeeded\n")
     assert f'  result      {{"app": "{shop.app.name}", "at": "2026-01-02T00:00:00+00:00", "pair": ["x", 3]}}\n' in out
-    assert "  tries       0 of 3 failed, claimed 1 time\n" in out
+    assert "  tries       1 of 3, claimed 1 time\n" in out
     assert "  unique key  shop.crawl:k\n" in out
 
 
@@ -339,7 +343,7 @@ def test_job_as_json_has_all_of_it(shop: Shop) -> None:
     answer = shop("job", str(job.id), "--json")
     assert answer.out.count("\n") == 1
     found = answer.json
-    assert (found["id"], found["task"], found["state"]) == (job.id, "shop.crawl", "scheduled")
+    assert (found["id"], found["task"], found["state"]) == (job.id, "shop.crawl", "retrying")
     assert (found["args"], found["kwargs"], found["result"]) == (["bad"], {}, None)
     assert found["error"]["message"] == "no\nsuch \x1b[31mpage"
     assert [(one["attempt"], one["outcome"]) for one in found["tries"]] == [(1, "retrying")]

@@ -32,7 +32,7 @@ def test_jobs_are_listed_steered_and_purged(shop: Shop) -> None:
     assert [row["id"] for row in rows_of(shop("jobs", "state:failed", "--json"))] == [failed[1].id, failed[0].id]
     assert shop("jobs", "task:shop.a*").code == 0
     (group,) = rows_of(shop("failures", "--json"))
-    assert group["jobs"] == 2
+    assert group["count"] == 2
     assert shop("discard", "--group", str(group["group"]), "--yes").out == "2\n"
     assert shop("restore", "--filter", "task:*", "--yes").out == "2\n"
     assert shop("retry", "--group", str(group["group"]), "--yes").out == "2\n"

@@ -18,7 +18,8 @@ from flask import Flask
 from flask_taskworker import Every, JobState
 from flask_taskworker.cli.reloader import own_folders
 from flask_taskworker.cli.stacks import stack_of
-from flask_taskworker.ops.health import Snapshot, info_of
+from flask_taskworker.ops.health import info_of
+from flask_taskworker.ops.overview import Overview
 from tests.support.cli_shop import Shop
 from tests.system.cli.test_run import Shop as ProcessShop
 from tests.system.cli.test_run import ended, until
@@ -247,4 +248,4 @@ def until_result(processes: ProcessShop, wanted: int) -> int:
 def test_snapshot_of_health_counts_a_worker_by_its_queues(shop: Shop) -> None:
     shop.crawl.enqueue("x")
     shop.register_worker(["default"])
-    assert any("no living worker works on it" in problem for problem in Snapshot.take(shop.state.store).problems())
+    assert any("no living worker works on it" in problem for problem in Overview.take(shop.state.store).problems())

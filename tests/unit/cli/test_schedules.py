@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_taskworker import At, Cron, Every
-from flask_taskworker.cli.schedules import fires
+from flask_taskworker import At, Every
 from tests.support.cli_shop import Answer, Shop
 
 
@@ -66,7 +65,7 @@ def test_next_shows_fire_times_in_both_zones(shop: Shop) -> None:
     assert answer.err == "0 3 * * * (Europe/Berlin) At 03:00 every day\n"
     found = [json.loads(line) for line in shop("schedule", "next", "shop.nightly", "--json").out.splitlines()]
     assert len(found) == 10
-    assert set(found[0]) == {"at", "local", "note"}
+    assert set(found[0]) == {"at", "local", "notes"}
 
 
 def test_next_of_a_schedule_that_ends_says_so(shop: Shop) -> None:
@@ -74,29 +73,6 @@ def test_next_of_a_schedule_that_ends_says_so(shop: Shop) -> None:
     answer = shop("schedule", "next", "once")
     assert answer.out.splitlines()[1].split()[:2] == ["2199-01-01", "00:00:00"]
     assert answer.err.endswith("Then never again.\n")
-
-
-def test_times_that_a_changing_clock_moves_have_a_note() -> None:
-    def notes(trigger: Cron, start: datetime, number: int = 4) -> list[tuple[str, str | None]]:
-        return [(f"{fire.local:%d %H:%M}", fire.note) for fire in fires(trigger, start, number)]
-
-    half_past_two = Cron("30 2 * * *", timezone="Europe/Berlin")
-    assert notes(half_past_two, datetime(2026, 3, 27, 12, tzinfo=UTC), 3) == [
-        ("28 02:30", None),
-        ("29 03:00", "the clock has gone forward 1 h, its own time does not exist on that day"),
-        ("30 02:30", None),
-    ]
-    assert notes(half_past_two, datetime(2026, 10, 24, 12, tzinfo=UTC), 2) == [
-        ("25 02:30", "the first of two such times"),
-        ("26 02:30", "the clock has gone back 1 h"),
-    ]
-    hourly = Cron("0 * * * *", timezone="Europe/Berlin")
-    assert notes(hourly, datetime(2026, 10, 24, 23, 30, tzinfo=UTC), 3) == [
-        ("25 02:00", "the first of two such times"),
-        ("25 02:00", "the clock has gone back 1 h, the second of two such times"),
-        ("25 03:00", None),
-    ]
-    assert [note for _, note in notes(Cron("0 * * * *"), datetime(2026, 3, 29, tzinfo=UTC))] == [None] * 4
 
 
 def test_run_enqueues_the_job_beside_its_times(shop: Shop) -> None:
@@ -114,7 +90,7 @@ def test_paused_schedule_fires_no_more_until_it_is_resumed(shop: Shop) -> None:
     assert shop("schedule", "pause", "often") == Answer(0, "", "The schedule 'often' is paused.\n")
     assert shop("schedule", "pause", "often").code == 3
     assert row_of(shop, "often")["paused"] is True
-    assert "fires at none of them until it is resumed" in shop("schedule", "next", "often").err
+    assert "fires at none of them until you resume it" in shop("schedule", "next", "often").err
     shop.jump(10 * 3_600_000)
     answer = shop("schedule", "resume", "often")
     assert answer.code == 0

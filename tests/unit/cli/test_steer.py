@@ -73,7 +73,7 @@ def test_jobs_are_listed_the_newest_first(shop: Shop) -> None:
     answer = shop("jobs")
     assert (answer.code, answer.err) == (0, "")
     header, first, second = answer.out.splitlines()
-    assert header.split() == ["job", "task", "state", "queue", "tries", "age", "took", "error"]
+    assert header.split() == ["job", "task", "state", "queue", "try", "age", "took", "error"]
     assert first.split()[:6] == [str(two.id), "shop.crawl", "scheduled", "in", "59", "min"]
     assert second.split()[:5] == [str(one.id), "shop.add", "ready", "default", "0/1"]
 
@@ -87,7 +87,7 @@ def test_jobs_that_fit_the_filter_are_listed_as_json(shop: Shop) -> None:
     job = shop.crawl.enqueue("https://example.org/a b")
     for words in (["queue:web"], ["task:shop.c*", "state:ready"], ['args.url:"https://example.org/a b"']):
         (row,) = rows_of(shop("jobs", "--json", *words))
-        assert (row["id"], row["task"], row["state"], row["hidden"]) == (job.id, "shop.crawl", "ready", False)
+        assert (row["id"], row["task"], row["state"], row["discarded"]) == (job.id, "shop.crawl", "ready", False)
 
 
 def test_jobs_that_do_not_fit_end_with_3(shop: Shop) -> None:
@@ -140,7 +140,7 @@ def test_failures_are_grouped_by_their_cause(shop: Shop) -> None:
     jobs = fail(shop, 1, 2, 3)
     shop.crawl.enqueue("bad")
     (row,) = rows_of(shop("failures", "--json"))
-    assert (row["jobs"], row["task"], row["newest"]) == (3, "shop.add", jobs[-1].id)
+    assert (row["count"], row["task"], row["newest"]) == (3, "shop.add", jobs[-1].id)
     assert row["error"] == {"kind": "exception", "type": "ValueError", "message": "\x1b[31mn3 is no number"}
     answer = shop("failures")
     assert answer.code == 0
@@ -245,7 +245,7 @@ def test_discarded_job_that_waited_waits_again_when_restored(shop: Shop) -> None
     job = shop.add.enqueue(1)
     assert shop("discard", str(job.id)).err == f"Job {job.id} is cancelled, put away.\n"
     assert shop("jobs").out == ""
-    assert "state      cancelled, put away" in shop("job", str(job.id)).out
+    assert "state      cancelled, discarded" in shop("job", str(job.id)).out
     assert shop("restore", str(job.id)).err == f"Job {job.id} is ready.\n"
     assert shop("restore", str(job.id)).code == 3
 
@@ -331,10 +331,13 @@ def test_status_shows_paused_queues_and_lets_their_jobs_wait(shop: Shop) -> None
     answer = shop("status")
     assert answer.code == 0
     assert [line.split() for line in answer.out.splitlines() if "paused" in line] == [
-        ["web", "1", "1", "h", "paused"],
-        ["default", "0", "paused"],
+        ["default", "paused", "0", "0/0"],
+        ["web", "paused", "1", "0/0", "1", "h"],
     ]
-    assert shop("status", "--json").json["paused_queues"] == ["default", "web"]
+    assert {q["name"]: q["state"] for q in shop("status", "--json").json["queues"]} == {
+        "default": "paused",
+        "web": "paused",
+    }
     shop("resume", "web")
     assert shop("status").code == 4
 
@@ -584,19 +587,18 @@ def test_follow_shows_what_is_new_and_nothing_twice(shop: Shop) -> None:
     job = shop.add.enqueue(1)
     followed, browser = Followed(), Browser(shop.state.store)
 
-    def news() -> list[tuple[str, object]]:
-        events = followed.news(browser.job(job.id), 0)
-        return [(event["event"], event.get("words", event.get("text"))) for event in events]
+    def news() -> list[tuple[str, str]]:
+        return [(event["event"], words) for event, words in followed.news(browser.job(job.id), 0)]
 
     assert news() == [("state", "ready")]
     assert news() == []
     lines = [[1, "INFO", "shop", "one"]]
     write(shop, "INSERT INTO taskworker_log (job_id, claim, lines) VALUES (?, 1, ?)", job.id, json.dumps(lines))
     write(shop, "UPDATE taskworker_job SET state = 'running', worker_id = 'w', progress = '[1, 4, \"x\"]'")
-    assert news() == [("log", "one"), ("progress", "1 of 4 (25 %) x"), ("state", "running, try 1 of 1")]
+    assert news() == [("log", "INFO shop: one"), ("progress", "1 of 4 (25 %) x"), ("state", "running, try 1 of 1")]
     lines.append([2, "INFO", "shop", "two"])
     write(shop, "UPDATE taskworker_log SET lines = ?", json.dumps(lines))
-    assert news() == [("log", "two")]
+    assert news() == [("log", "INFO shop: two")]
 
 
 def test_follow_of_a_failed_job_ends_with_1(shop: Shop) -> None:

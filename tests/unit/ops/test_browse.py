@@ -15,6 +15,7 @@ from flask_taskworker.errors import JobNotFound
 from flask_taskworker.ops import browse, rows
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.operations import Operations, names_of
+from flask_taskworker.store.rollups import Percentile
 from flask_taskworker.store.sql import MAX_ID, Store
 from tests.support.stored import Rows, store_jobs, store_many
 from tests.support.waiting import wait_for
@@ -687,7 +688,7 @@ def test_figures_are_added_up_by_slice_task_and_queue(browser: Browser, store: S
     assert [(f.key, f.succeeded) for f in browser.figures(0, step=MAX_ID, by="queue")] == [("p", 1), ("q", 9)]
     assert [f.succeeded for f in browser.figures(minute, step=MAX_ID, task="b", queue="q")] == [4]
     assert browser.figures(0, step=minute, span=3600) == []
-    assert total.run_percentile(0.5) == (5.0, False)
+    assert total.run_percentile(0.5) == Percentile(5.0)
     assert total.wait_percentile(0.5) is None
 
 
@@ -695,6 +696,6 @@ def test_a_percentile_is_exact_or_a_lower_bound() -> None:
     row = (0, "a", 0, 0, 0, 0, 0, 400_000, 0, *[0] * 10, 9, *[0] * 10, 9)
     figures = rows.figures_of(row)
     # Of nine tries that took longer than five minutes only the longest is known.
-    assert figures.run_percentile(0.95) == (300_000, True)
-    assert figures.wait_percentile(0.95) == (300_000, True)
-    assert rows.figures_of((0, "a", 0, 0, 0, 0, 0, 7, 0, 9, *[0] * 21)).run_percentile(1) == (7, False)
+    assert figures.run_percentile(0.95) == Percentile(300_000, at_least=True)
+    assert figures.wait_percentile(0.95) == Percentile(300_000, at_least=True)
+    assert rows.figures_of((0, "a", 0, 0, 0, 0, 0, 7, 0, 9, *[0] * 21)).run_percentile(1) == Percentile(7)

@@ -13,9 +13,8 @@ from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.dashboard.blueprint import ROUTES
 from flask_taskworker.ops import overview as module
 from flask_taskworker.ops.browse import Browser
-from flask_taskworker.ops.health import Snapshot
 from flask_taskworker.ops.operations import Operations
-from flask_taskworker.ops.overview import ended, glance, latest_failures
+from flask_taskworker.ops.overview import Overview, ended, latest_failures
 from flask_taskworker.ops.rows import add_up
 from flask_taskworker.store.sql import MAX_ID, Store
 from tests.support.stored import Rows, store_jobs
@@ -24,12 +23,12 @@ from tests.support.waiting import wait_for
 pytestmark = [pytest.mark.both_databases, pytest.mark.usefixtures("idle_worker")]
 
 
-def test_a_glance_sees_what_a_snapshot_sees(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
+def test_an_overview_sees_what_the_store_has(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
     @idle_worker.task
     def tick() -> None: ...
 
     store.driver.prepare()
-    nothing = glance(store)
+    nothing = Overview.take(store)
     assert (nothing.workers, nothing.queues, nothing.schedules, nothing.next_due, nothing.has_jobs) == (
         (),
         (),
@@ -44,18 +43,18 @@ def test_a_glance_sees_what_a_snapshot_sees(idle_worker: BackgroundTaskWorker, s
         *({"state": "scheduled", "run_at": 70}, {"state": "running"}, {"state": "failed"}),
     )
     rows("INSERT INTO taskworker_queue (name, paused) VALUES ('a', 1), ('b', 0)")
-    seen, snapshot = glance(store), Snapshot.take(store)
-    assert seen.workers == snapshot.workers
-    assert seen.queues == snapshot.queues
-    assert seen.schedules == snapshot.schedules
-    assert seen.next_due == snapshot.next_due == 70
-    assert (seen.ready, seen.scheduled) == (snapshot.counts.ready, snapshot.counts.scheduled) == (3, 1)
+    seen, counts = Overview.take(store), store.counts()
+    assert seen.workers == tuple(store.workers())
+    assert seen.queues == tuple(store.queues())
+    assert seen.schedules == tuple(store.schedules())
+    assert seen.next_due == store.next_due() == 70
+    assert (seen.ready, seen.scheduled) == (counts.ready, counts.scheduled) == (3, 1)
     assert (seen.has_jobs, seen.paused) == (True, {"a"})
 
 
-def test_a_glance_sees_workers(idle_worker: BackgroundTaskWorker, store: Store) -> None:
+def test_an_overview_sees_workers(idle_worker: BackgroundTaskWorker, store: Store) -> None:
     idle_worker.start()
-    (worker,) = wait_for(lambda: glance(store).workers)
+    (worker,) = wait_for(lambda: Overview.take(store).workers)
     assert worker.state == "alive"
     assert json.loads(worker.info)
 

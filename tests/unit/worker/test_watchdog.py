@@ -15,7 +15,8 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, current_job
 from flask_taskworker.core.rows import Claim
-from flask_taskworker.ops.health import Snapshot, info_of
+from flask_taskworker.ops.health import info_of
+from flask_taskworker.ops.overview import Overview
 from flask_taskworker.store.sql import Store
 from flask_taskworker.worker.hung import GRACE, SHOWN, HungThreads
 from tests.support.waiting import wait, wait_for
@@ -124,7 +125,7 @@ def test_callback_that_blocks_the_event_loop_is_no_job(
 def test_status_tells_of_a_blocked_event_loop(
     app: Flask, task_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_taskworker.ops.health.BLOCKED_MS", 100)
+    monkeypatch.setattr("flask_taskworker.ops.overview.BLOCKED_MS", 100)
     release = threading.Event()
 
     @task_worker.task
@@ -173,7 +174,7 @@ def test_worker_whose_threads_all_hang_says_so_once_and_goes_on_with_async_jobs(
         assert beside.enqueue().result(timeout=20) == "beside"
     assert last.refresh().state is JobState.READY
     wait_for(lambda: info(store).get("hung_threads") == 2)
-    assert any("runs no sync jobs" in problem for problem in Snapshot.take(store).problems())
+    assert any("runs no sync jobs" in problem for problem in Overview.take(store).problems())
     shown = app.test_cli_runner().invoke(args=["tasks", "status"])
     assert shown.exit_code == 4
     assert "hung" in shown.output
@@ -197,7 +198,7 @@ def test_one_hung_thread_is_counted_and_no_alarm(
         hangs.enqueue().result(timeout=20)
     wait_for(lambda: info(store).get("hung_threads") == 1)
     assert task_worker.task(name="next")(lambda: current_job.attempt).enqueue().result(timeout=20) == 1
-    assert Snapshot.take(store).problems() == []
+    assert Overview.take(store).problems() == []
     release.set()
     assert not said(caplog, "threads for sync jobs are held")
 

@@ -48,13 +48,12 @@ def _tabs(counts: StateCounts, chosen: JobFilter) -> list[dict[str, Any]]:
     """The states with how many jobs each has, whatever the filter."""
     tabs = [{"state": None, "word": "All", "count": None, "filter": "", "current": not chosen}]
     for state in _TABS:
-        count = getattr(counts, state)
         current = chosen == JobFilter(states=(state,))
         tabs.append(
             {
                 "state": state,
                 "word": state.capitalize(),
-                "count": "" if count is None else f"{count:,}{'+' if state in counts.at_least else ''}",
+                "count": counts.words(state),
                 "filter": f"state:{state}",
                 "current": current,
             }

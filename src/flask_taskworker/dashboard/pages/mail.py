@@ -170,7 +170,7 @@ def _recipient(recipient: RecipientRow | RecipientState, ending: str, next_try: 
         "code": recipient.code,
         "text": plain(recipient.text or ""),
         "next_at": None if next_try is None else to_ms(next_try),
-        "odd": dict(recipient.odd),
+        "odd": {},
     }
 
 

@@ -12,10 +12,10 @@ from ...core.failures import read_cut
 from ...core.filters import JobFilter
 from ...mail.queue.queue import DELIVER
 from ...ops.browse import HOUR_MS
-from ...ops.health import Snapshot
-from ...ops.overview import FAILURES, Ended, FailureLine, Glance, ended, glance, latest_failures
+from ...ops.health import is_late
+from ...ops.overview import FAILURES, Ended, FailureLine, Overview, ended, latest_failures
 from ...ops.rows import Figures, add_up
-from ...store.sql import Counts, ScheduleRow
+from ...store.sql import ScheduleRow
 from .. import charts, words
 from ..filtering import filter_text
 from ..redact import without_logins
@@ -48,15 +48,14 @@ WINDOWS = {
 def page(view: View) -> Response:
     """The overview: four statements, whatever there is."""
     window = view.choice("window", WINDOWS, "1h")
-    seen = glance(view.state.store)
+    seen = Overview.take(view.state.store)
     bars = _bars(view, WINDOWS[window])
     start = view.now // _SLICE_MS * _SLICE_MS - (_SLICES - 1) * _SLICE_MS
     by_task = view.browser.figures(start, step=_SLICE_MS, by="task")
     failures = latest_failures(view.state.store, view.now - HOUR_MS, _FEW)
-    snapshot = _snapshot(view, seen)
     hour = _Hour(start, by_task)
     data = {
-        "health": _health(view, seen, snapshot, hour),
+        "health": _health(seen, hour),
         "tiles": _tiles(view, seen, hour),
         "window": window,
         "windows": list(WINDOWS),
@@ -67,7 +66,7 @@ def page(view: View) -> Response:
         "slowest": _slowest(hour),
         "failures": [_failure(line, view.now) for line in failures],
         "failures_counted": bool(hour.total is None or hour.total.failed <= FAILURES),
-        "schedules": [_schedule(schedule, snapshot) for schedule in _next(seen.schedules)],
+        "schedules": [_schedule(schedule, seen.now) for schedule in _next(seen.schedules)],
         "is_new": not seen.workers and not seen.has_jobs,
     }
     return view.page("overview.html", data, title="Overview")
@@ -76,33 +75,20 @@ def page(view: View) -> Response:
 # -- health ------------------------------------------------------------------------------------------------------------
 
 
-def _snapshot(view: View, seen: Glance) -> Snapshot:
-    return Snapshot(
-        now=view.now,
-        workers=seen.workers,
-        queues=seen.queues,
-        # The ended ones say nothing of how it stands.
-        counts=Counts(scheduled=seen.scheduled, ready=seen.ready, running=0, succeeded=0, failed=0, cancelled=0),
-        schedules=seen.schedules,
-        next_due=seen.next_due,
-        paused=tuple(seen.paused),
-    )
-
-
-def _health(view: View, seen: Glance, snapshot: Snapshot, hour: _Hour) -> dict[str, Any]:
-    problems = snapshot.problems()
+def _health(seen: Overview, hour: _Hour) -> dict[str, Any]:
+    problems = seen.problems()
     return {
         "healthy": not problems,
         "problems": problems,
-        "workers": len(snapshot.claiming),
+        "workers": len(seen.claiming),
         "oldest_ready_at": _oldest(seen),
         "failed_in_hour": hour.total.failed if hour.total else 0,
         "paused_queues": sorted(seen.paused),
     }
 
 
-def _oldest(seen: Glance) -> int | None:
-    return min((queue.oldest_at for queue in seen.queues if not queue.odd), default=None)
+def _oldest(seen: Overview) -> int | None:
+    return min((queue.oldest_at for queue in seen.queues), default=None)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
@@ -122,7 +108,7 @@ class _Hour:
         self.total = add_up(by_task)
 
 
-def _tiles(view: View, seen: Glance, hour: _Hour) -> list[dict[str, Any]]:
+def _tiles(view: View, seen: Overview, hour: _Hour) -> list[dict[str, Any]]:
     done = [slice_.ended if slice_ else 0 for slice_ in hour.slices]
     failed = [slice_.failed if slice_ else 0 for slice_ in hour.slices]
     waits = [(p95.ms if slice_ and (p95 := slice_.wait_percentile(0.95)) else 0) / 1000 for slice_ in hour.slices]
@@ -139,7 +125,7 @@ def _tiles(view: View, seen: Glance, hour: _Hour) -> list[dict[str, Any]]:
     ]
 
 
-def _due(seen: Glance) -> str:
+def _due(seen: Overview) -> str:
     return f"{words.number(seen.scheduled)} scheduled" if seen.scheduled else ""
 
 
@@ -221,12 +207,12 @@ def _next(schedules: Sequence[ScheduleRow]) -> list[ScheduleRow]:
     return sorted(waiting, key=lambda schedule: (schedule.next_at or 0, schedule.name))[:_FEW]
 
 
-def _schedule(schedule: ScheduleRow, snapshot: Snapshot) -> dict[str, Any]:
+def _schedule(schedule: ScheduleRow, now: int) -> dict[str, Any]:
     return {
         "name": schedule.name,
         "next_at": schedule.next_at,
         "last_at": schedule.last_at,
-        "late": snapshot.is_late(schedule),
+        "late": is_late(schedule, now),
     }
 
 

@@ -378,9 +378,18 @@ def mail() -> str:
 def first_recipients(dialect: Dialect) -> str:
     """The first ``:most`` recipients of each mail of a batch."""
     return (
-        "SELECT mail_id, address, ending, code, text FROM taskworker_recipient WHERE mail_id IN "
+        "SELECT mail_id, address, ending, code, text, next_try FROM taskworker_recipient WHERE mail_id IN "
         f"(SELECT id FROM {dialect.batch({'id': 'text'})} AS e) AND CAST(position AS bigint) < :most "
         "ORDER BY mail_id, position"
+    )
+
+
+def mail_endings(dialect: Dialect) -> str:
+    """How many recipients of each mail of a batch stand how."""
+    return (
+        "SELECT mail_id, ending, count(*) FROM taskworker_recipient WHERE mail_id IN "
+        f"(SELECT id FROM {dialect.batch({'id': 'text'})} AS e) GROUP BY mail_id, ending "
+        "ORDER BY mail_id, min(position)"
     )
 
 

@@ -1,0 +1,486 @@
+"""One reading of a row: what pages and commands show of jobs, schedules, queues, workers, failures and mails.
+
+A view is frozen and complete: the state's word, which try it is, what it took. Commands print it, pages render it, and
+:func:`as_json` makes the JSON of both. Times are epoch milliseconds in a view, ISO 8601 in its JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from typing import Any
+
+from ..core.clock import from_ms
+from ..core.failures import read_cut
+from ..core.rows import Failure, JobRecord, Progress
+from ..core.tasks import TaskRegistry
+from ..core.triggers import Cron, Trigger, describe, trigger_from_text, trigger_to_text
+from ..errors import NotDecodable
+from ..mail.queue.reading import header_in, headers_of
+from ..store.rollups import Percentile
+from ..store.sql import Attempt, ScheduleRow, WorkerRow, next_fire_ms
+from .health import LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
+from .rows import FailureGroup, JobRow, JobWhole, LogLine, MailRow, QueueState, RecipientRow, ScheduleRun
+
+
+def iso(moment: int | datetime | None) -> str | None:
+    """A moment in ISO 8601, in UTC, with milliseconds; None where there is none."""
+    if not moment:
+        return None
+    return (from_ms(moment) if isinstance(moment, int) else moment).isoformat(timespec="milliseconds")
+
+
+def as_json(view: Any) -> dict[str, Any]:
+    """A view as JSON has it: moments (``at``, ``…_at``) in ISO 8601, views inside it likewise."""
+    return {field.name: _in_json(field.name, getattr(view, field.name)) for field in fields(view)}
+
+
+def _in_json(name: str, value: Any) -> Any:
+    if name == "at" or name.endswith("_at"):
+        return iso(value)
+    if is_dataclass(value):
+        return as_json(value)
+    return [_in_json("", inner) for inner in value] if isinstance(value, tuple) else value
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorView:
+    """Why a job or one of its tries failed."""
+
+    kind: str
+    type: str
+    message: str
+
+    @property
+    def text(self) -> str:
+        """Type and message."""
+        return f"{self.type}: {self.message}" if self.type else self.message or self.kind
+
+
+def error_view(text: str | None, kind: str | None) -> ErrorView | None:
+    """A stored error, which may be cut; None where there is none."""
+    if text is None and kind is None:
+        return None
+    failure = read_cut(text, kind)
+    return ErrorView(kind=failure.kind, type=failure.type, message=failure.message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """One job, without its arguments and result."""
+
+    id: int
+    uid: str
+    task: str
+    queue: str
+    kind: str
+    priority: int
+    state: str
+    """Where it is on its way; ``retrying`` where it is scheduled and has failed before."""
+    discarded: bool
+    attempt: int
+    """The number of its current, next or last try, from 1."""
+    max_attempts: int
+    failures: int
+    crashes: int
+    claim: int
+    cancel_requested: bool
+    at_most_once: bool
+    progress: Progress | None
+    percent: float | None
+    """Of its progress, where the total is known."""
+    run_at: int
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    expires_at: int | None
+    took_ms: int | None
+    """How long its last try took."""
+    schedule: str | None
+    fire_at: int | None
+    unique_key: str | None
+    worker_id: str | None
+    failure_group: str | None
+    error: ErrorView | None
+
+    @property
+    def word(self) -> str:
+        """The state as a person reads it."""
+        return "discarded" if self.discarded else self.state
+
+    @property
+    def at(self) -> int:
+        """The moment that matters in this state: its end, its next try, its start."""
+        return self.finished_at or (self.started_at if self.state == "running" else None) or self.run_at
+
+
+def job_view(row: JobRow | JobWhole) -> JobView:
+    """One job of a list, or with all that is stored of it."""
+    return JobView(**_job_values(row.record), **_beside(row))
+
+
+def _beside(row: JobRow | JobWhole) -> dict[str, Any]:
+    return {
+        "discarded": bool(row.hidden),
+        "failure_group": row.failure_group,
+        "error": error_view(row.error, row.record.failure_kind),
+    }
+
+
+_SAME = (
+    *("id", "uid", "task", "queue", "kind", "priority", "max_attempts", "failures", "crashes", "claim", "run_at"),
+    *("created_at", "started_at", "finished_at", "expires_at", "schedule", "fire_at", "unique_key", "worker_id"),
+)
+
+
+def _job_values(record: JobRecord) -> dict[str, Any]:
+    progress = Progress.from_text(record.progress)
+    share = 100 * progress.done / progress.total if progress and progress.total else None
+    has_ended = record.started_at is not None and record.finished_at is not None
+    return {
+        **{name: getattr(record, name) for name in _SAME},
+        "state": "retrying" if record.state == "scheduled" and record.failures else record.state,
+        "attempt": record.failures + (record.state != "failed" or not record.failures),
+        "cancel_requested": bool(record.cancel_requested),
+        "at_most_once": bool(record.at_most_once),
+        "progress": progress,
+        "percent": None if share is None else round(max(0.0, min(100.0, share)), 1),
+        "took_ms": max(0, (record.finished_at or 0) - (record.started_at or 0)) if has_ended else None,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryView:
+    """One try of a job that did not simply succeed."""
+
+    attempt: int
+    claim: int
+    worker_id: str | None
+    started_at: int | None
+    finished_at: int
+    outcome: str
+    took_ms: int | None
+    error: ErrorView | None
+    traceback: str
+
+
+def try_view(one: Attempt) -> TryView:
+    """One stored try."""
+    return TryView(
+        attempt=one.attempt,
+        claim=one.claim,
+        worker_id=one.worker_id,
+        started_at=one.started_at,
+        finished_at=one.finished_at,
+        outcome=one.outcome,
+        took_ms=one.finished_at - one.started_at if one.started_at else None,
+        error=error_view(one.error, None),
+        traceback=Failure.from_text(one.error, None).traceback,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineView:
+    """A line that a try has logged."""
+
+    claim: int
+    at: int
+    level: str
+    logger: str
+    text: str
+
+
+def line_views(lines: Mapping[int, Sequence[LogLine]]) -> tuple[LineView, ...]:
+    """The lines of all tries, by their claims."""
+    return tuple(LineView(claim=claim, **line._asdict()) for claim, some in lines.items() for line in some)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureView:
+    """Failed jobs with one cause."""
+
+    group: str
+    task: str
+    error: ErrorView | None
+    place: str | None
+    count: int
+    """Those in the time that was asked for."""
+    older: int
+    first_at: int
+    last_at: int
+    newest: int
+    """The number of the newest of these jobs."""
+
+
+def failure_view(group: FailureGroup) -> FailureView:
+    """One group."""
+    return FailureView(
+        group=group.group,
+        task=group.newest.record.task,
+        error=error_view(group.newest.error, group.newest.record.failure_kind),
+        place=group.place,
+        count=group.count,
+        older=group.older,
+        first_at=group.first_at,
+        last_at=group.last_at,
+        newest=group.newest.record.id,
+    )
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleView:
+    """One schedule."""
+
+    name: str
+    task: str
+    when: str
+    explained: str | None
+    zone: str
+    misfire: str | None
+    overlap: str | None
+    jitter_s: float | None
+    source: str
+    is_stored: bool
+    """False where code declares it and no worker has stored it yet."""
+    state: str
+    """``unreadable``, ``paused``, ``late``, ``running``, ``failing``, ``ended``, ``up`` or ``new``."""
+    paused: bool
+    late_ms: int
+    """How long it has been late; 0 where it is not."""
+    last_at: int | None
+    next_at: int | None
+
+
+UNREADABLE = "cannot be read by this version"
+
+
+def schedule_view(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun] = ()) -> ScheduleView:
+    """One schedule. *runs*: its last jobs, newest first."""
+    trigger = trigger_of(schedule)
+    return ScheduleView(
+        name=schedule.name,
+        task=schedule.task,
+        when=UNREADABLE if trigger is None else describe(trigger),
+        explained=trigger.explain() if isinstance(trigger, Cron) else None,
+        zone=trigger.timezone if isinstance(trigger, Cron) else "UTC",
+        misfire=None if trigger is None else trigger.misfire,
+        overlap=None if trigger is None else trigger.overlap,
+        jitter_s=None if trigger is None else trigger.jitter.total_seconds(),
+        source=schedule.source or "code",
+        is_stored=bool(schedule.source),
+        state="unreadable" if trigger is None else _schedule_state(schedule, now, runs),
+        paused=bool(schedule.paused),
+        late_ms=now - (schedule.next_at or 0) if is_late(schedule, now) else 0,
+        last_at=schedule.last_at,
+        next_at=schedule.next_at,
+    )
+
+
+def trigger_of(schedule: ScheduleRow) -> Trigger | None:
+    """When a schedule fires; None where a later version of the code has stored it."""
+    try:
+        return trigger_from_text(schedule.trigger)
+    except NotDecodable:
+        return None
+
+
+def _schedule_state(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun]) -> str:
+    if schedule.paused:
+        return "paused"
+    if is_late(schedule, now):
+        return "late"
+    if runs and runs[0].state == "running":
+        return "running"
+    if next((run.state for run in runs if run.finished_at is not None), None) == "failed":
+        return "failing"
+    if schedule.next_at is None:
+        return "ended"
+    return "up" if runs or schedule.last_at is not None else "new"
+
+
+def declared_schedules(registry: TaskRegistry, stored: Container[str], now: int) -> Iterator[ScheduleRow]:
+    """The schedules that the code declares and no worker has stored yet."""
+    for task in sorted(registry, key=lambda task: task.name):
+        for declared in task.declared_schedules():
+            if declared.name not in stored:
+                next_at, trigger = next_fire_ms(declared, from_ms(now)), trigger_to_text(declared.trigger)
+                yield ScheduleRow(declared.name, declared.task, trigger, declared.args, next_at, None, 0, "")
+
+
+# -- workers and queues ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """One worker."""
+
+    id: str
+    name: str
+    host: str
+    pid: int
+    version: str | None
+    state: str
+    """``up``, ``draining``, ``silent``, ``lost`` (declared dead) or ``left`` (stopped by itself)."""
+    started_at: int
+    beat_at: int
+    running: int
+    """Jobs that it runs, by their rows."""
+    async_busy: int
+    async_slots: int | None
+    sync_busy: int
+    sync_slots: int | None
+    hung_threads: int | None
+    loop_lag_ms: float | None
+    resident_mb: float | None
+    queues: tuple[str, ...] | None
+    """Those that it works on; None for all."""
+    exclude: tuple[str, ...]
+
+
+_WORKER_STATES = {"alive": "up", "draining": "draining", "left": "left", "dead": "lost"}
+
+
+def worker_view(worker: WorkerRow, now: int) -> WorkerView:
+    """One worker."""
+    info = info_of(worker)
+    busy, queues = info.get("running") or {}, info.get("queues")
+    return WorkerView(
+        id=worker.id,
+        name=info.get("name") or name_of(worker),
+        host=worker.host,
+        pid=worker.pid,
+        version=info.get("version"),
+        state="silent" if is_silent(worker, now) else _WORKER_STATES[worker.state],
+        started_at=worker.started_at,
+        beat_at=worker.beat_at,
+        running=worker.running,
+        async_busy=busy.get("async", 0),
+        async_slots=info.get("concurrency"),
+        sync_busy=busy.get("sync", 0),
+        sync_slots=info.get("threads"),
+        hung_threads=info.get("hung_threads"),
+        loop_lag_ms=info.get("loop_lag_ms"),
+        resident_mb=info.get("resident_mb"),
+        queues=None if queues is None else tuple(queues),
+        exclude=tuple(info.get("exclude") or ()),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueView:
+    """One queue."""
+
+    name: str
+    state: str
+    """``paused``, ``no worker``, ``slow``, ``ok``, or ``idle``: no job is ready, and no worker is there for it."""
+    ready: int
+    """Counted up to ``sql.MOST``."""
+    running: int
+    slots: int
+    """Jobs that its workers can run at once."""
+    oldest_at: int | None
+    paused_at: int | None
+    paused_by: str | None
+    done_last_hour: int
+    failed_last_hour: int
+    p95_wait: Percentile | None
+
+
+def queue_view(queue: QueueState, workers: Iterable[WorkerRow], now: int) -> QueueView:
+    """One queue and the living ones among *workers* that take its jobs."""
+    living = (info_of(w) for w in workers if w.state == "alive" and not is_silent(w, now))
+    serving = [info for info in living if takes(info, queue.name)]
+    figures = queue.figures
+    return QueueView(
+        name=queue.name,
+        state=_queue_state(queue, bool(serving), now),
+        ready=queue.ready,
+        running=queue.running,
+        slots=sum(info.get("concurrency", 0) + info.get("threads", 0) for info in serving),
+        oldest_at=queue.oldest_at,
+        paused_at=queue.paused_at,
+        paused_by=queue.paused_by,
+        done_last_hour=figures.ended if figures else 0,
+        failed_last_hour=figures.failed if figures else 0,
+        p95_wait=figures.wait_percentile(0.95) if figures else None,
+    )
+
+
+def _queue_state(queue: QueueState, is_served: bool, now: int) -> str:
+    if queue.paused:
+        return "paused"
+    if queue.ready and not is_served:
+        return "no worker"
+    if queue.oldest_at is not None and now - queue.oldest_at > LONG_WAIT_MS:
+        return "slow"
+    return "ok" if is_served else "idle"
+
+
+# -- mails -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailView:
+    """One queued mail."""
+
+    id: str
+    message_id: str
+    subject: str
+    author: str
+    """Its From line."""
+    sender: str
+    """The envelope's."""
+    state: str
+    """Its job's state, or ``accepted``, ``partly refused``, ``held`` (perhaps delivered: nobody tries it again by
+    itself) or ``orphaned`` (without a job)."""
+    endings: Mapping[str, int]
+    """How many of its recipients stand how."""
+    recipients: tuple[RecipientRow, ...]
+    job: int | None
+    tries: int
+    size: int
+    once: bool
+    created_at: int
+    next_try_at: int | None
+    give_up_at: int | None
+    finished_at: int | None
+
+
+def mail_view(mail: MailRow, endings: Mapping[str, int], recipients: Sequence[RecipientRow]) -> MailView:
+    """One queued mail. *recipients*: those to show."""
+    headers = headers_of(mail.head or b"")
+    return MailView(
+        id=mail.id,
+        message_id=mail.message_id,
+        subject=header_in(headers, "Subject") or "",
+        author=header_in(headers, "From") or mail.sender,
+        sender=mail.sender,
+        state=_mail_state(mail, endings),
+        endings=endings,
+        recipients=tuple(recipients),
+        job=mail.job_id,
+        tries=mail.tries,
+        size=mail.size,
+        once=bool(mail.once),
+        created_at=mail.created_at,
+        next_try_at=mail.run_at if mail.state == "scheduled" else None,
+        give_up_at=mail.give_up_at if mail.finished_at is None else None,
+        finished_at=mail.finished_at,
+    )
+
+
+def _mail_state(mail: MailRow, endings: Mapping[str, int]) -> str:
+    if mail.state == "failed" and mail.failure_kind == "unknown":
+        return "held"
+    if mail.state == "scheduled" and mail.tries:
+        return "retrying"
+    if mail.state == "succeeded" or (mail.state is None and mail.finished_at is not None):
+        return "accepted" if set(endings) <= {"accepted"} else "partly refused"
+    return mail.state or "orphaned"
