@@ -41,9 +41,11 @@ def test_list_has_stored_and_declared_schedules(shop: Shop) -> None:
     often, nightly, _ = (line.split("  ") for line in answer.out.splitlines()[1:])
     assert [cell.strip() for cell in often if cell][:3] == ["often", "shop.add", "every hour"]
     assert "At 03:00 every day" in [cell.strip() for cell in nightly]
-    assert nightly[-1].endswith(", once a worker has started")
+    cells = [cell.strip() for cell in nightly if cell]
+    assert cells[-1] == "new"
+    assert cells[-2].endswith(", once a worker has started")
     assert row_of(shop, "often")["source"] == "runtime"
-    assert row_of(shop, "shop.nightly")["source"] is None
+    assert row_of(shop, "shop.nightly")["is_stored"] is False
 
 
 def test_list_without_schedules_says_how_to_declare_one(make_app: Callable[..., Flask]) -> None:
@@ -114,7 +116,7 @@ def test_skip_leaves_out_the_next_time(shop: Shop) -> None:
 @pytest.mark.parametrize("command", ["run", "pause", "resume", "skip", "next"])
 def test_unknown_schedule_ends_with_3(shop: Shop, command: str) -> None:
     answer = shop("schedule", command, "nope")
-    assert answer == Answer(3, "", "There is no schedule 'nope'. These are: flask tasks schedule list\n")
+    assert answer == Answer(3, "", "There is no schedule 'nope'. List them: flask tasks schedule list\n")
 
 
 @pytest.mark.parametrize("command", ["run", "pause", "resume", "skip"])

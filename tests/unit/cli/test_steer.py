@@ -75,7 +75,7 @@ def test_jobs_are_listed_the_newest_first(shop: Shop) -> None:
     header, first, second = answer.out.splitlines()
     assert header.split() == ["job", "task", "state", "queue", "try", "age", "took", "error"]
     assert first.split()[:6] == [str(two.id), "shop.crawl", "scheduled", "in", "59", "min"]
-    assert second.split()[:5] == [str(one.id), "shop.add", "ready", "default", "0/1"]
+    assert second.split()[:5] == [str(one.id), "shop.add", "ready", "default", "1/1"]
 
 
 def test_jobs_of_an_empty_store_teach(shop: Shop) -> None:
