@@ -206,6 +206,13 @@ def test_every_signal_is_documented() -> None:
     none_of(name for name in names if f"`{name}`" not in documentation("signals.md"))
 
 
+def test_every_logger_is_documented() -> None:
+    sources = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
+    names = set(re.findall(r'get_logger\("([\w.]+)"\)', sources))
+    assert "jobs" in names
+    none_of(name for name in names if f"`flask_taskworker.{name}`" not in documentation("logs.md"))
+
+
 def test_page_of_commands_shows_the_help_of_each() -> None:
     directives = re.findall(r"^```\{cli-help\} (.+)$", documentation("cli.md"), re.MULTILINE)
     assert sorted(command for words in directives for command in shown(words)) == sorted(helps())
