@@ -474,11 +474,11 @@ def test_start_that_does_nothing_is_told_where_somebody_would_wonder(
         task_worker.start()
         return app
 
-    with caplog.at_level(logging.DEBUG, "flask_taskworker.extension"):
+    with caplog.at_level(logging.DEBUG, "flask_taskworker.worker"):
         cli = FlaskGroup(create_app=create_app, load_dotenv=False)
         result = CliRunner().invoke(cli, arguments.split(), prog_name="flask")
     assert result.exit_code == 0, result.output
-    records = [record for record in caplog.records if record.name == "flask_taskworker.extension"]
+    records = [record for record in caplog.records if record.name == "flask_taskworker.worker"]
     assert {record.message for record in records if record.levelno > logging.DEBUG} == ({told} if told else set())
     assert {record.message for record in records} != set(), "at DEBUG each is told"
 

@@ -180,7 +180,7 @@ def test_final_failure_is_an_error_and_a_try_that_is_repeated_a_warning(
     wait_for(lambda: job.refresh().state in (JobState.FAILED, JobState.SCHEDULED))
     (record,) = wait_for(lambda: records.said(f"job {job.id} (work) {'retrying' if retry else 'failed'} after"))
     assert record.levelno == (logging.WARNING if retry else logging.ERROR)
-    assert record.name == "flask_taskworker.core.jobs"
+    assert record.name == "flask_taskworker.jobs"
     assert "ValueError: no luck" in record.getMessage()
     assert ("again in 3.6e+03 s" in record.getMessage()) == bool(retry)
     assert record.exc_info is not None
@@ -227,7 +227,7 @@ def test_logging_that_raises_harms_neither_job_nor_worker(
         task_worker.stop()
     finally:
         ours.removeHandler(broken)
-    assert "flask_taskworker.core.jobs: logging" in capsys.readouterr().err
+    assert "flask_taskworker.jobs: logging" in capsys.readouterr().err
 
 
 def test_start_and_stop_of_a_worker_are_logged(app: Flask, idle_worker: BackgroundTaskWorker, records: Records) -> None:

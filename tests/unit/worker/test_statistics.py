@@ -142,7 +142,7 @@ def test_a_job_that_ends_with_its_worker_is_counted(
 def test_figures_wait_for_a_database_that_does_not_take_them(
     idle_worker: BackgroundTaskWorker, store: Store, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "flask_taskworker.worker.worker")
+    caplog.set_level(logging.DEBUG, "flask_taskworker.worker")
     task = idle_worker.task(name="well")(lambda: None)
     idle_worker.start()
     task.enqueue().result(timeout=20)
