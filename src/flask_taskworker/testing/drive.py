@@ -23,7 +23,7 @@ from ..client.apps import as_app
 from ..client.client import Client
 from ..core.current_job import RunningJob, running_job
 from ..core.rows import Claim, Ending, JobRecord, Outcome
-from ..errors import AppError, TaskWorkerError
+from ..errors import AppError, StoreError, TaskWorkerError
 from ..ops.health import SILENT_MS
 from ..store.sql import WorkerRow
 from ..store.work import Ended, Peek, WorkerStore
@@ -34,6 +34,7 @@ from ..worker.runner import Runner
 from ..worker.scheduling import Scheduler
 from ..worker.signalling import WorkerSignals
 from ..worker.worker import Worker
+from .session_driver import SessionDriver
 
 if TYPE_CHECKING:
     from ..state import AppState
@@ -111,6 +112,8 @@ class Report:
     repeats: int = 0
     rescued: list[JobRecord] = field(default_factory=list)
     died: bool = False
+    error: StoreError | None = None
+    """Why the worker could not begin."""
     is_cut_short: bool = False
     """Whether the plan's ``max_jobs`` ended the run."""
 
@@ -149,7 +152,19 @@ class _FaultyExecutor(Executor):
     die: Callable[[], None]
     report: Report
 
+    gate: threading.Lock | None
+
     async def execute(self, job: RunningJob) -> Outcome:
+        if self.gate is None:
+            return await self._faulty(job)
+        while not self.gate.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads
+            await asyncio.sleep(0.001)
+        try:
+            return await self._faulty(job)
+        finally:
+            self.gate.release()
+
+    async def _faulty(self, job: RunningJob) -> Outcome:
         if self.faults.crash_at == "before_run":
             await self._crash()
         outcome = await super().execute(job)
@@ -205,12 +220,20 @@ class DrainWorker(Worker):
         self._faults = faults
         self._moved = clock
         self._claimed_at = 0.0
+        # Two jobs at a time would disturb each other in one transaction.
+        self._patience = math.inf if isinstance(self._store.driver, SessionDriver) else PATIENCE
         self._signals = _Recorder(self.client, self._find_app, self.report)
         if not plan.schedules:
             self._scheduler = _NoSchedules(self._registry, self._store.clock)
 
     async def _connect(self) -> None:
-        await super()._connect()
+        try:
+            await super()._connect()
+        except StoreError as error:
+            # Not again and again, as in production: the test may itself hold what this waits for.
+            self.report.error = error
+            self._stopping = True
+            raise
         # What a test has done must stay to be looked at, however far it moves the clock.
         self._upkeep.next_cleaning = math.inf
 
@@ -223,12 +246,13 @@ class DrainWorker(Worker):
             run_atomically=self.client.run_atomically,
         )
         executor.faults, executor.die, executor.report = self._faults, self._die, self.report
+        executor.gate = self._store.driver.gate if isinstance(self._store.driver, SessionDriver) else None
         return executor
 
     # -- what to take -----------------------------------------------------------------------------------------------
 
     def _room(self, kind: str) -> int:
-        if self._running_jobs.claims() and self._loop.time() - self._claimed_at < PATIENCE:
+        if self._running_jobs.claims() and self._loop.time() - self._claimed_at < self._patience:
             return 0
         return min(1, super()._room(kind))
 
@@ -291,6 +315,8 @@ class Bench:
         self.faults = Faults()
         self.clock: MovableClock | None = None
         """The frozen clock, while there is one."""
+        self.driver = self.state.store.driver
+        """The app's own, whatever stands for it."""
         self.dead: list[str] = []
         """The workers that have died and were not rescued yet."""
         self._lock = threading.Lock()
@@ -358,6 +384,11 @@ class Bench:
                 raise
         if runner.error is not None:
             raise runner.error
+        if worker.report.error is not None:
+            raise TaskWorkerError(
+                f"The jobs cannot be run. {worker.report.error} If a session of this test holds the database, commit "
+                "or roll it back first, or run the jobs through it: Jobs(app, session=…)."
+            ) from worker.report.error
         if worker.report.died:
             self.dead.append(worker.id)
         return worker.report

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, Self, TypeVar, get_args
 
 from flask import Flask
 
@@ -29,6 +29,7 @@ from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
 from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, performed, some_by_name
+from .session_driver import SessionDriver
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,14 +70,21 @@ class Jobs:
     own and finished in the database; one at a time. Nothing else may run the app's worker meanwhile. Safe from any
     thread, inside a request, an app context or a coroutine.
 
+    ``session``: an SQLAlchemy session or connection of the test, on the database of the jobs. Until :meth:`close`, or
+    the end of ``with Jobs(app, session=…) as jobs``, the app's jobs are written, looked at and run through it, so that
+    jobs and tasks see what the test has not committed, and all of that is gone once the test rolls back.
+
     ``begun``: epoch milliseconds. With it the database must belong to the tests: neither older unfinished jobs nor
     a living worker of another process may be in it, or the worker is not run.
     """
 
-    def __init__(self, app: Flask, *, begun: int | None = None) -> None:
+    def __init__(self, app: Flask, *, session: object = None, begun: int | None = None) -> None:
         self._app = app
         self._bench = Bench.of(app)
         self._store = self._bench.state.store
+        self.close()
+        if session is not None:
+            self._store.driver = SessionDriver(self._bench.driver, session)
         self._registry = self._bench.state.registry
         self._since = self._newest()
         self._begun = begun
@@ -84,6 +92,18 @@ class Jobs:
         self._own: set[int] = set()
         for signal in (job_enqueued, schedule_fired):
             signal.connect(self._on_own, sender=app)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Use the app's own connections again, rather than the *session*."""
+        self._store.driver = self._bench.driver
 
     def _on_own(self, app: Flask, job: Job[Any], **_: object) -> None:
         self._own.add(job.id)

@@ -55,6 +55,11 @@ class LiveWorker:
     def __enter__(self) -> Self:
         if self._state.worker is not None and self._state.client.on_news is not None:
             raise TaskWorkerError(f"A worker of the app {self._state.import_name!r} runs in this process already.")
+        if self._state.store.driver is not self._bench.driver:
+            raise TaskWorkerError(
+                "A live worker has connections of its own, which do not see what a session has not committed. Use "
+                "jobs.drain(), or Jobs(app) without session=…."
+            )
         known = self._known()
         if self._in_process:
             self._fork()
