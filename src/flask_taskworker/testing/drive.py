@@ -112,8 +112,8 @@ class Report:
     repeats: int = 0
     rescued: list[JobRecord] = field(default_factory=list)
     died: bool = False
-    error: StoreError | None = None
-    """Why the worker could not begin."""
+    error: Exception | None = None
+    """Why the worker could not begin, or go on."""
     is_cut_short: bool = False
     """Whether the plan's ``max_jobs`` ended the run."""
 
@@ -231,7 +231,10 @@ class DrainWorker(Worker):
             await super()._connect()
         except StoreError as error:
             # Not again and again, as in production: the test may itself hold what this waits for.
-            self.report.error = error
+            self.report.error = TaskWorkerError(
+                f"The jobs cannot be run. {error} If a session of this test holds the database, commit or roll it back "
+                "first, or run the jobs through it: Jobs(app, session=…)."
+            )
             self._stopping = True
             raise
         # What a test has done must stay to be looked at, however far it moves the clock.
@@ -263,8 +266,13 @@ class DrainWorker(Worker):
     # -- how it ends ------------------------------------------------------------------------------------------------
 
     async def _guarded_turn(self) -> float:
-        """Unguarded: a test must learn of a database that fails, and not wait until it is back."""
-        return await self._turn()
+        """A test must learn of a database that fails, and not wait until it is back."""
+        try:
+            return await self._turn()
+        except Exception as error:  # noqa: BLE001 - raised in the test
+            self.report.error = error
+            self._stopping = True
+            return 0.0
 
     def _is_at_limit(self) -> bool:
         if not super()._is_at_limit():
@@ -385,10 +393,7 @@ class Bench:
         if runner.error is not None:
             raise runner.error
         if worker.report.error is not None:
-            raise TaskWorkerError(
-                f"The jobs cannot be run. {worker.report.error} If a session of this test holds the database, commit "
-                "or roll it back first, or run the jobs through it: Jobs(app, session=…)."
-            ) from worker.report.error
+            raise worker.report.error
         if worker.report.died:
             self.dead.append(worker.id)
         return worker.report

@@ -6,6 +6,7 @@ run through that transaction's connection, so that they see its rows and go with
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from ..client.sessions import CallerTransaction
+from ..client.threads import ThreadPool
 from ..core.rows import NewJob
-from ..store.driver import Driver, Parameters, Row, Run
+from ..store.driver import Driver, LoopLink, Parameters, Row, Run
 from ..store.migrations import found_version, is_ready, prepare_schema
 from ..store.statements import jobs as job_statements
 
@@ -85,9 +87,9 @@ class SessionDriver:
 
     # -- a worker ------------------------------------------------------------------------------------------------------
 
-    def connect(self) -> WorkerLink:
+    async def connect(self) -> LoopLink:
         """The connection of a worker."""
-        return WorkerLink(self, self.gate)
+        return LoopLink(WorkerLink(self, self.gate), _Thread())
 
     def connect_light(self) -> WorkerLink:
         """That of its heartbeat, and of a job that sends mails."""
@@ -134,6 +136,21 @@ class WorkerLink:
 
     def close(self) -> None:
         """Nothing: the connection is the test's."""
+
+
+class _Thread:
+    """Where a worker's statements run."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPool(1, "taskworker-db")
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run a call there."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    async def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
 
 
 def _begin(connection: Connection) -> None:
