@@ -7,6 +7,7 @@
     ├── MissingSender (AssertionError)          no sender and no MAIL_DEFAULT_SENDER
     ├── BadHeaderError (ValueError)             a field would break the header or the dialogue
     │   └── BadAddressError                     an address, or a list of them, is malformed
+    ├── BadTextError (UnicodeError)             a text that its charset cannot hold, or bytes that are none
     ├── MessageTooLarge (ValueError)            over MAIL_MAX_SIZE, or too many recipients
     ├── ConnectError                            no connection: smtplib.SMTPConnectError and a ConnectionError
     │   ├── ConnectionRefused                   … and a ConnectionRefusedError
@@ -88,6 +89,10 @@ class BadHeaderError(MailError, ValueError):
 
 class BadAddressError(BadHeaderError):
     """An address is malformed."""
+
+
+class BadTextError(MailError, UnicodeError):
+    """A text of the message cannot be encoded."""
 
 
 class MessageTooLarge(MailError, ValueError):

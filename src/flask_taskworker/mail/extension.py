@@ -24,7 +24,8 @@ from ..core.mail_config import MailConfig
 from ..core.tasks import EnqueueOptions
 from ..errors import AppError
 from .compose.fields import sanitize_address, sanitize_addresses
-from .envelope import Prepared, SendResult, not_a_message, prepare
+from .compose.prepare import Prepared, not_a_message, prepare
+from .envelope import SendResult
 from .errors import BadHeaderError, MailError
 from .message import Defaults, Message, use_defaults
 from .queue.delivery import is_workers_loop, join_loop

@@ -14,9 +14,10 @@ from email.message import Message as EmailMessage
 from email.mime.text import MIMEText
 from typing import Any, Protocol, cast
 
-from .compose.fields import FORBIDDEN, Address, check_text, force_text
+from .compose.fields import FORBIDDEN, Address, check_text, force_text, pair_text
 from .compose.mime import write
-from .envelope import SendResult, check_characters
+from .compose.prepare import check_characters, writes_itself
+from .envelope import SendResult
 from .errors import BadHeaderError
 
 _LINK = re.compile(r"(?:https?|mailto):[!-;=?-~]+", re.IGNORECASE)
@@ -91,10 +92,12 @@ class Message:
     """One mail.
 
     ``recipients``, ``cc`` and ``bcc`` are lists of ``"ada@example.org"``, ``"Ada <ada@example.org>"`` or
-    ``("Ada", "ada@example.org")``; ``sender`` and ``reply_to`` are one of these. Without ``sender`` the app's
+    ``("Ada", "ada@example.org")``; ``sender`` is one of these, ``reply_to`` one or a list. Without ``sender`` the app's
     ``MAIL_DEFAULT_SENDER`` is taken, which needs an app context. ``alts`` maps subtypes of text to contents, and
     ``html`` is the one for ``"html"``. ``date`` is a POSIX timestamp, set when the message is sent. ``charset``
-    defaults to UTF-8. The bcc recipients are never written into the message.
+    defaults to UTF-8. ``extra_headers`` replace the headers of the same name. ``envelope_from`` is the address for
+    MAIL FROM, to which bounces go, "<>" for none; the sender's where it is not given. The bcc recipients are never
+    written into the message.
 
     Nothing is checked before the message is sent; then every wrong field raises
     :class:`~flask_taskworker.mail.BadHeaderError` or one of its kind, before any connection is made.
@@ -111,18 +114,19 @@ class Message:
         cc: list[Address] | None = None,
         bcc: list[Address] | None = None,
         attachments: list[Attachment] | None = None,
-        reply_to: Address | None = None,
+        reply_to: Address | list[Address] | None = None,
         date: float | None = None,
         charset: str | None = None,
         extra_headers: dict[str, str] | None = None,
         mail_options: list[str] | None = None,
         rcpt_options: list[str] | None = None,
+        envelope_from: Address | None = None,
     ) -> None:
         if not sender:
             defaults = _defaults(True)
             sender = defaults.default_sender if defaults is not None else None
         if isinstance(sender, tuple | list) and len(sender) == 2:
-            sender = f"{sender[0]} <{sender[1]}>"
+            sender = pair_text(*sender)
         self.recipients: list[Address] = recipients or []
         self.subject = subject
         self.sender: Any = sender
@@ -137,6 +141,7 @@ class Message:
         self.msgId = make_message_id(sender)
         self.charset = charset
         self.extra_headers = extra_headers
+        self.envelope_from = envelope_from
         self.mail_options: list[str] = mail_options or []
         self.rcpt_options: list[str] = rcpt_options or []
         self.attachments: list[Attachment] = attachments or []
@@ -223,16 +228,19 @@ class Message:
         return self._written()
 
     def as_string(self) -> str:
-        """:meth:`as_bytes` as text."""
-        return self.as_bytes().decode("utf-8", "surrogateescape")
+        """:meth:`as_bytes` as text, in which the names of attachments are labelled as Flask-Mail did: ``UTF8''``."""
+        if writes_itself(self):
+            return self.as_bytes().decode("utf-8", "surrogateescape")
+        return self._written("UTF8").decode("utf-8", "surrogateescape")
 
-    def _written(self) -> bytes:
+    def _written(self, charset_label: str = "utf-8") -> bytes:
         defaults = _defaults(False)
         return write(
             self,
             date=self.date,
             ascii_attachments=defaults is not None and bool(defaults.ascii_attachments),
             mime_text=self._mimetext if type(self)._mimetext is not Message._mimetext else None,
+            charset_label=charset_label,
         ).data
 
     def _message(self) -> EmailMessage:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flask_taskworker.mail import Attachment, BadHeaderError, Message
-from flask_taskworker.mail.envelope import prepare
+from flask_taskworker.mail.compose.prepare import prepare
 from flask_taskworker.mail.errors import BadAddressError, MissingRecipients, MissingSender
 
 Make = Callable[..., Message]
@@ -133,7 +133,7 @@ def test_header_object_may_fold_itself(make_message: Make) -> None:
         ({"recipients": "a@x.org"}, BadAddressError),
         ({"cc": "a@x.org"}, BadAddressError),
         ({"bcc": "a@x.org"}, BadAddressError),
-        ({"reply_to": ["a@x.org"]}, BadAddressError),
+        ({"reply_to": ["a@x.org", "b"]}, BadAddressError),
         ({"recipients": ["a@x.org, b@y.org"]}, BadAddressError),
         ({"recipients": [""]}, BadAddressError),
         ({"recipients": [None]}, BadAddressError),

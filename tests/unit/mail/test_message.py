@@ -17,7 +17,7 @@ import pytest
 
 from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.mail import Attachment, BadHeaderError, Message
-from flask_taskworker.mail.envelope import prepare
+from flask_taskworker.mail.compose.prepare import prepare
 from tests.support.smtp_server import SOURCES
 
 Make = Callable[..., Message]
@@ -115,10 +115,18 @@ def test_lazy_strings_are_taken(make_message: Make) -> None:
     assert "t\u00e4xt".encode() in message.as_bytes()
 
 
-def test_extra_headers_are_appended_and_replace_nothing(make_message: Make) -> None:
-    parsed = email.message_from_bytes(make_message(extra_headers={"X-A": "1", "Date": "today"}).as_bytes())
-    assert parsed["X-A"] == "1"
-    assert len(parsed.get_all("Date", [])) == 2
+def test_extra_headers_replace_ours_of_the_same_name(make_message: Make) -> None:
+    given = {
+        "X-A": "1",
+        "date": "Tue, 01 Jan 2030 10:00:00 +0000",
+        "From": "other@x.org",
+        "Message-ID": "<own@x.org>",
+        "Reply-To": "b@x.org, C <c@x.org>",
+    }
+    prepared = prepare(make_message(extra_headers=given, reply_to="r@x.org", cc=["d@x.org"]), now=0.0)
+    parsed = email.message_from_bytes(prepared.envelope.data)
+    assert {name: parsed.get_all(name) for name in given} == {name: [value] for name, value in given.items()}
+    assert (prepared.envelope.message_id, prepared.envelope.sender) == ("<own@x.org>", "from@example.com")
 
 
 @pytest.mark.parametrize(

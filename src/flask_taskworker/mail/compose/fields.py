@@ -10,11 +10,11 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from email.charset import Charset
+from email.charset import SHORTEST, Charset
 from email.header import Header
 from email.utils import formataddr, parseaddr
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..errors import BadAddressError, BadHeaderError
 
@@ -33,6 +33,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 _QUOTED_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 !*+/-]{0,50}[A-Za-z0-9])?")
 _TWO_ADDRESSES = re.compile(r"@[^,;]*[,;]")
+_QUOTED_LOCAL = re.compile(r'(.*?)<("(?:[^"\\]|\\.)*"@[^<>"]*)>')
+_LOOKS_LIKE_ADDRESS = re.compile(r"[^\s@]+@[^\s@]+")
 
 
 class FlaskMailUnicodeDecodeError(UnicodeDecodeError):
@@ -91,6 +93,28 @@ def check_list(field: str, value: object) -> list[Address]:
     return list(value)
 
 
+def as_list(value: object) -> list[Address]:
+    """The addresses of a field that takes one or a list: a tuple is one, a name with its address."""
+    return list(value) if isinstance(value, list | AbstractSet) else [cast(Address, value)]
+
+
+def pair_text(name: object, address: object) -> str:
+    """``name <address>``, with the name in quotes where it would be read as something else."""
+    name, address = force_text(name), force_text(address)
+    plain = f"{name} <{address}>"
+    is_clear = split_mailbox(plain) == (name.strip(), address.strip()) and not re.search("[<>]", name)
+    if is_clear and not _TWO_ADDRESSES.search(name):
+        return plain
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}" <{address}>'
+
+
+def same_mailbox(address: str) -> str:
+    """A key that is equal for the spellings of one mailbox: the domain is the same in any case."""
+    local, at, domain = address.rpartition("@")
+    return f"{local}{at}{domain.lower()}"
+
+
 def parse_mailbox(value: object, field: str = "the address") -> Mailbox:
     """Take one address apart, by allow-list. Raises BadAddressError, or BadHeaderError for control characters."""
     simple = _SIMPLE.fullmatch(value) if type(value) is str else None
@@ -99,13 +123,18 @@ def parse_mailbox(value: object, field: str = "the address") -> Mailbox:
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise BadAddressError(f"{field} {value!r} is not a pair (name, address).")
+        if isinstance(value, list) and _LOOKS_LIKE_ADDRESS.fullmatch(force_text(value[0] or "")):
+            raise BadAddressError(f"{field} {value!r} is a list of two addresses where one belongs.")
         name, address = (force_text(part or "") for part in value)
         _check_one(name, address, field)
         return Mailbox(name.strip(), _checked(address.strip(), value, field))
     text = force_text(value)
     check_text(field, text)
     name, address = split_mailbox(text)
-    if _TWO_ADDRESSES.search(name) or _TWO_ADDRESSES.search(_QUOTED.sub("", address)):
+    before = _QUOTED.sub("", text.rpartition("<")[0]) if name else ""
+    if "<" in before or ">" in before:
+        raise BadAddressError(f"{field} {text!r} has < or > in its name. Put the name in quotes.")
+    if _TWO_ADDRESSES.search(before) or _TWO_ADDRESSES.search(_QUOTED.sub("", address)):
         raise BadAddressError(f"{field} {text!r} holds more than one address. Make each an item of the list.")
     return Mailbox(name, _checked(address, text, field))
 
@@ -120,7 +149,8 @@ def split_mailbox(text: str) -> tuple[str, str]:
     text = text.strip()
     if not text.endswith(">") or "<" not in text:
         return "", text
-    name, address = text[:-1].rsplit("<", 1)
+    quoted_local = _QUOTED_LOCAL.fullmatch(text)
+    name, address = quoted_local.groups() if quoted_local else text[:-1].rsplit("<", 1)
     unquoted = _QUOTED_NAME.sub(lambda quoted: re.sub(r"\\(.)", r"\1", quoted[1]), name)
     return unquoted.strip(), address.strip()
 
@@ -135,7 +165,8 @@ def _checked(address: str, shown: object, field: str) -> str:
     if not at or not local or not domain:
         raise BadAddressError(f"{field} {shown!r} is not an address like name@example.org.")
     if not _is_local(local):
-        raise BadAddressError(f"{field} {shown!r} has a malformed part before the @.")
+        remedy = f" Quoted it is allowed: '\"{local}\"@{domain}'." if _QUOTED.fullmatch(f'"{local}"') else ""
+        raise BadAddressError(f"{field} {shown!r} has a malformed part before the @.{remedy}")
     wire = f"{local}@{_wire_domain(domain) or ''}"
     if wire.endswith("@"):
         raise BadAddressError(f"{field} {shown!r} has a malformed domain.")
@@ -231,7 +262,18 @@ def format_mailbox(box: Mailbox, encoding: str = "utf-8") -> str:
 @lru_cache(maxsize=2048)
 def encoded_words(text: str, encoding: str = "utf-8", header_name: str = "") -> str:
     """RFC 2047 words, folded as :mod:`email` does; in UTF-8 if *encoding* cannot hold *text*."""
+    charset = Charset(encoding)
+    if charset.input_charset == "utf-8":
+        charset = utf8()
     try:
-        return Header(text, Charset(encoding), header_name=header_name or None).encode()
+        return Header(text, charset, header_name=header_name or None).encode()
     except (UnicodeEncodeError, LookupError):
-        return Header(text, "utf-8", header_name=header_name or None).encode()
+        return Header(text, utf8(), header_name=header_name or None).encode()
+
+
+def utf8() -> Charset:
+    """UTF-8 as :mod:`email` writes it, whatever other packages have made of ``email.charset`` in this process."""
+    charset = Charset("utf-8")
+    charset.header_encoding = SHORTEST
+    charset.output_charset = charset.output_codec = "utf-8"
+    return charset

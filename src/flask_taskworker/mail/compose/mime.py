@@ -1,11 +1,11 @@
 """From a message's fields to the bytes on the wire, and the last look at these bytes.
 
 A direct writer: it knows the few shapes that a mail has and writes them without building a tree of objects.
-:mod:`email` writes text in charsets other than UTF-8, turns 8bit into 7bit for old servers, and is the judge in the
-tests: what is written here must parse to the same mail that :mod:`email` would have made.
+:mod:`email` writes text in charsets other than UTF-8, and is the judge in the tests: what is written here must parse
+to the same mail that :mod:`email` would have made.
 
 The writer never fails on odd fields and never lets them out of their header; refusing them is the task of
-:mod:`flask_taskworker.mail.envelope`.
+:mod:`.prepare`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,26 @@ import hashlib
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from email import message_from_bytes, policy
-from email.generator import BytesGenerator
-from email.header import Header
 from email.mime.text import MIMEText
-from email.utils import encode_rfc2231, formatdate
-from io import BytesIO
+from email.utils import formatdate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..errors import BadHeaderError
-from .fields import FORBIDDEN, encoded_words, force_text, sanitize_address, sanitize_addresses
+from .fields import FORBIDDEN, as_list, encoded_words, force_text, sanitize_address, sanitize_addresses
+from .headers import HIDDEN, MAX_LINE, clean, header, pairs, parameter
 
-MAX_LINE = 998
-"""Octets in a line, without its end, that a server must take (RFC 5321, 4.5.3.1.6)."""
-
-_FOLD_AT = 78
 _UTF8_NAMES = frozenset({"utf-8", "utf8"})
 _SHARE_ABOVE = 1024
+_LONGEST_NAME = 200
 _HEADER_LINE = re.compile(r"([!-9;-~]+):")
-_HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
 _CONTENT_TYPE = re.compile(r"[!#$&^_.+A-Za-z0-9-]+/[!#$&^_.+A-Za-z0-9-]+(?:[ \t]*;[ \t]*[\x20-\x7e]*)?")
+_SUBTYPE = re.compile(r"([!#$&^_.+A-Za-z0-9-]+)[ \t]*(?:;[ \t]*([\x20-\x7e]*))?")
+_CHARSET = re.compile(r'[ \t]*;[ \t]*charset[ \t]*=[ \t]*"?([^"; \t]*)"?', re.IGNORECASE)
+_BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^";\s]+))', re.IGNORECASE)
+_ENCODING_LINE = re.compile(r"(?is)\A(Content-Transfer-Encoding:).*")
 _BARE_LINE_END = re.compile(rb"\r\n|\r|\n")
 _SECRET = secrets.token_bytes(16)
 
@@ -62,6 +59,8 @@ class Written:
     header_names: tuple[str, ...]
     """The headers that were meant, in order: what :func:`check_written` must find."""
 
+    message_id: str
+
     @property
     def data(self) -> bytes:
         """All of it, with CRLF line ends."""
@@ -69,37 +68,44 @@ class Written:
 
 
 def write(
-    message: Any, *, date: float | None, ascii_attachments: bool = False, mime_text: TextPart | None = None
+    message: Any,
+    *,
+    date: float | None,
+    ascii_attachments: bool = False,
+    mime_text: TextPart | None = None,
+    charset_label: str = "utf-8",
 ) -> Written:
     """Write *message*: ours, or any object with Flask-Mail's attributes.
 
     ``date`` is a POSIX timestamp; None leaves it to :mod:`email`, which takes the present. ``mime_text`` makes the
-    text parts instead of this module where it is given.
+    text parts instead of this module where it is given. ``charset_label`` names UTF-8 in the names of attachments.
     """
     charset = (message.charset or "utf-8").lower()
     part = _body(message, charset, mime_text)
     attachments = [a for a in message.attachments or () if getattr(a, "cid", None) is None]
     if attachments or message.alts:
-        parts = [part, *(_attachment(a, ascii_attachments) for a in attachments)]
+        parts = [part, *(_attachment(a, ascii_attachments, charset_label) for a in attachments)]
         part = _multipart("mixed", 1, message, parts)
-    fields = list(_fields(message, charset, date))
-    head = part.head + "".join(_header(name, value) for name, value in fields) + "\r\n"
+    fields = _fields(message, charset, date)
+    head = part.head + "".join(header(name, value) for name, value in fields) + "\r\n"
     segments = (head.encode(), *part.body)
-    names = (*_names(part.head), *(name for name, _ in fields))
-    return Written(segments=segments, shared=_shared(segments, message), header_names=names)
-
-
-def _names(head: str) -> list[str]:
-    return [line.partition(":")[0] for line in head.split("\r\n") if line and line[0] not in " \t"]
+    names = [line.partition(":")[0] for line in part.head.split("\r\n") if line and line[0] not in " \t"]
+    return Written(
+        segments=segments,
+        shared=_shared(segments, message),
+        header_names=(*names, *(name for name, _ in fields)),
+        message_id=next(value for name, value in fields if name.lower() == "message-id"),
+    )
 
 
 def _body(message: Any, charset: str, mime_text: TextPart | None) -> _Part:
     """The plain text, with the alternatives around it and the inline pictures beside the HTML."""
-    plain = _text(message.body, "plain", charset, mime_text)
     inline = [_attachment(a, False) for a in message.attachments or () if getattr(a, "cid", None) is not None]
     if not message.alts:
+        plain = _text(message.body, "plain", charset, mime_text)
         return _multipart("related", 3, message, [plain, *inline]) if inline else plain
-    parts = [plain]
+    # An empty text would be what some clients show.
+    parts = [_text(message.body, "plain", charset, mime_text)] if message.body else []
     for subtype, content in message.alts.items():
         part = _text(content, subtype, charset, mime_text)
         if subtype == "html" and inline:
@@ -109,7 +115,9 @@ def _body(message: Any, charset: str, mime_text: TextPart | None) -> _Part:
 
 
 def _multipart(subtype: str, level: int, message: Any, parts: Iterable[_Part]) -> _Part:
-    boundary = _boundary(message, level)
+    # It cannot be guessed, so the content need not be searched for it; and as_bytes() gives the same bytes each time.
+    token = hashlib.blake2b(str(message.msgId).encode("utf-8", "replace"), key=_SECRET, digest_size=12).hexdigest()
+    boundary = f"=_{level}_{token}"
     body: list[bytes] = []
     before = "--"
     for part in parts:
@@ -120,24 +128,24 @@ def _multipart(subtype: str, level: int, message: Any, parts: Iterable[_Part]) -
     return _Part(f'Content-Type: multipart/{subtype}; boundary="{boundary}"\r\nMIME-Version: 1.0\r\n', body)
 
 
-def _boundary(message: Any, level: int) -> str:
-    # Nobody can guess it, so the content need not be searched for it; and as_bytes() gives the same bytes each time.
-    token = hashlib.blake2b(str(message.msgId).encode("utf-8", "replace"), key=_SECRET, digest_size=12).hexdigest()
-    return f"=_{level}_{token}"
-
-
 # ---------------------------------------------------------------- text
 
 
-def _text(content: object, subtype: str, charset: str, mime_text: TextPart | None) -> _Part:
+def _text(content: object, kind: str, charset: str, mime_text: TextPart | None) -> _Part:
+    """A text part; *kind* is a subtype, with parameters where it has some: ``calendar; method=REQUEST``."""
     text = "" if content is None else force_text(content)
-    if mime_text is not None:
-        return _from_mime_text(mime_text(text, subtype))
-    if charset not in _UTF8_NAMES:
-        return _from_mime_text(MIMEText(text, subtype, charset))
+    match = _SUBTYPE.fullmatch(clean(kind))
+    subtype, parameters = (match[1], match[2] or "") if match else (FORBIDDEN.sub("", kind), "")
+    declared = _CHARSET.search(f";{parameters}")
+    if declared is not None:
+        charset = declared[1].lower()
+        parameters = _CHARSET.sub("", f";{parameters}").strip("; \t")
+    more = f"; {parameters}" if parameters else ""
+    if mime_text is not None or charset not in _UTF8_NAMES:
+        part = mime_text(text, subtype) if mime_text is not None else MIMEText(text, subtype, charset)
+        return _from_mime_text(part, more)
     encoding, body = _encode_utf8(text)
-    subtype = FORBIDDEN.sub("", subtype)
-    content_type = f'Content-Type: text/{subtype}; charset="utf-8"\r\n'
+    content_type = header("Content-Type", f'text/{subtype}{more}; charset="utf-8"')
     return _Part(f"{content_type}MIME-Version: 1.0\r\nContent-Transfer-Encoding: {encoding}\r\n", [body])
 
 
@@ -146,19 +154,15 @@ def _encode_utf8(text: str) -> tuple[str, bytes]:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     raw = text.encode()
     if 0 in raw or (len(raw) > MAX_LINE and max(map(len, raw.split(b"\n"))) > MAX_LINE):
-        return _encode_long(raw)
+        # It must not go out as it is: a line is too long for SMTP, or it holds NUL.
+        quoted = binascii.b2a_qp(raw, istext=True).replace(b"\n", b"\r\n")
+        if len(quoted) < len(raw) * 4 / 3:
+            return "quoted-printable", quoted
+        return "base64", base64_lines(raw.replace(b"\n", b"\r\n"))
     return ("7bit" if raw.isascii() else "8bit"), raw.replace(b"\n", b"\r\n")
 
 
-def _encode_long(raw: bytes) -> tuple[str, bytes]:
-    """Text that must not go out as it is: a line is too long for SMTP, or it holds NUL."""
-    quoted = binascii.b2a_qp(raw, istext=True).replace(b"\n", b"\r\n")
-    if len(quoted) < len(raw) * 4 / 3:
-        return "quoted-printable", quoted
-    return "base64", base64_lines(raw.replace(b"\n", b"\r\n"))
-
-
-def _from_mime_text(part: MIMEText) -> _Part:
+def _from_mime_text(part: MIMEText, parameters: str) -> _Part:
     encoded = part["Content-Transfer-Encoding"] in ("base64", "quoted-printable")
     payload = part.get_payload() if encoded else part.get_payload(decode=True)
     body = crlf(payload if isinstance(payload, bytes) else str(payload).encode("ascii", "surrogateescape"))
@@ -166,48 +170,90 @@ def _from_mime_text(part: MIMEText) -> _Part:
         del part["Content-Transfer-Encoding"]
         part["Content-Transfer-Encoding"] = "base64"
         body = base64_lines(body)
-    return _Part("".join(_header(name, str(value)) for name, value in part.items()), [body])
+    if parameters:
+        part.replace_header("Content-Type", f"{part['Content-Type']}{parameters}")
+    return _Part("".join(header(name, str(value)) for name, value in part.items()), [body])
 
 
 # ---------------------------------------------------------------- attachments
 
-_encoded: WeakKeyDictionary[Any, tuple[Any, bytes]] = WeakKeyDictionary()
+
+class _Encoded(NamedTuple):
+    """The data of an attachment as it is sent, and what its headers must say about it."""
+
+    data: object
+    declared: str
+    content_type: str
+    transfer_encoding: str
+    body: bytes
 
 
-def _attachment(attachment: Any, ascii_attachments: bool) -> _Part:
-    content_type = _clean(attachment.content_type)
-    if not _CONTENT_TYPE.fullmatch(content_type):
-        content_type = "application/octet-stream"
-    text = isinstance(attachment.data, str) and not attachment.data.isascii()
-    if text and content_type.startswith("text/") and "charset" not in content_type.lower():
-        content_type += '; charset="utf-8"'
+_encoded: WeakKeyDictionary[Any, _Encoded] = WeakKeyDictionary()
+
+
+def _attachment(attachment: Any, ascii_attachments: bool, charset_label: str = "utf-8") -> _Part:
+    encoded = _encode(attachment)
     lines = [
-        _header("Content-Type", content_type),
-        "MIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n",
+        header("Content-Type", encoded.content_type),
+        f"MIME-Version: 1.0\r\nContent-Transfer-Encoding: {encoded.transfer_encoding}\r\n",
     ]
     if attachment.filename is not None:
-        disposition = f"{_clean(attachment.disposition)}; {_filename(attachment.filename, ascii_attachments)}"
-        lines.append(_header("Content-Disposition", disposition))
-    lines += [_header(name, value) for name, value in _pairs(attachment.headers)]
-    return _Part("".join(lines), [_payload(attachment)])
+        name = file_name(attachment.filename, to_ascii=ascii_attachments)
+        disposition = f"{clean(attachment.disposition)}; {parameter('filename', name, charset_label)}"
+        lines.append(header("Content-Disposition", disposition))
+    lines += [header(name, value) for name, value in pairs(attachment.headers)]
+    return _Part("".join(lines), [encoded.body])
 
 
-def _payload(attachment: Any) -> bytes:
-    """The data in base64, kept as long as the attachment lives: a newsletter has one for all its messages."""
-    data = attachment.data
+def _encode(attachment: Any) -> _Encoded:
+    """Kept as long as the attachment lives: a newsletter has one for all its messages."""
+    data, declared = attachment.data, attachment.content_type
     known = _encoded.get(attachment)
-    if known is not None and known[0] is data:
-        return known[1]
-    encoded = base64_lines(data.encode() if isinstance(data, str) else bytes(data))
+    if known is not None and known.data is data and known.declared == declared:
+        return known
+    content_type = clean(declared)
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        content_type = "application/octet-stream"
+    raw, content_type = _octets(data, content_type)
+    transfer_encoding, body = "base64", b""
+    if content_type.lower().startswith(("message/", "multipart/")):
+        content_type, transfer_encoding, body = _composite(raw, content_type)
+    if transfer_encoding == "base64":
+        body = base64_lines(raw)
+    encoded = _Encoded(data, declared, content_type, transfer_encoding, body)
     if isinstance(data, str | bytes):  # a bytearray could be changed in place
-        _encoded[attachment] = (data, encoded)
+        _encoded[attachment] = encoded
     return encoded
+
+
+def _octets(data: Any, content_type: str) -> tuple[bytes, str]:
+    """The data in bytes, text in the charset that its type declares; where that cannot hold it, UTF-8 is declared."""
+    if not isinstance(data, str):
+        return bytes(data), content_type
+    declared = _CHARSET.search(content_type)
+    if declared is not None:
+        try:
+            return data.encode(declared[1]), content_type
+        except (LookupError, UnicodeEncodeError):
+            content_type = _CHARSET.sub("", content_type, count=1) + '; charset="utf-8"'
+    elif content_type.startswith("text/") and not data.isascii():
+        content_type += '; charset="utf-8"'
+    return data.encode(), content_type
+
+
+def _composite(raw: bytes, content_type: str) -> tuple[str, str, bytes]:
+    """A mail, or a multipart, is sent as it is (RFC 2045, 6.4, and RFC 2046, 5.2.1), or else called a mere file."""
+    body = crlf(raw)
+    may_be_8bit = content_type.lower().startswith(("message/rfc822", "message/global", "multipart/"))
+    if 0 in body or max(map(len, body.split(b"\r\n"))) > MAX_LINE or not (body.isascii() or may_be_8bit):
+        return "application/octet-stream", "base64", b""
+    return content_type, "7bit" if body.isascii() else "8bit", body
 
 
 def _shared(segments: tuple[bytes, ...], message: Any) -> frozenset[int]:
     if not message.attachments:
         return frozenset()
-    encoded = {id(_payload(attachment)) for attachment in message.attachments}
+    encoded = {id(_encode(attachment).body) for attachment in message.attachments}
     return frozenset(i for i, segment in enumerate(segments) if id(segment) in encoded and len(segment) > _SHARE_ABOVE)
 
 
@@ -217,42 +263,48 @@ def base64_lines(data: bytes) -> bytes:
     return b"\r\n".join([encoded[i : i + 76] for i in range(0, len(encoded), 76)])
 
 
-def _filename(name: str, to_ascii: bool) -> str:
-    name = base_name(FORBIDDEN.sub("", force_text(name)))
-    if to_ascii:
-        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii")
-        name = re.sub(r"\s+", " ", plain).strip()
-    if name.isascii():
-        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-        return f'filename="{escaped}"'
-    return f"filename*={encode_rfc2231(name, 'UTF8')}"
-
-
-def base_name(name: str) -> str:
-    """The last part of a path of any system, in at most 200 characters; "attachment" where nothing is left."""
-    name = re.split(r"[/\\]", name)[-1].strip()
-    if name.strip(". ") == "":
-        return "attachment" if name else name
-    stem, dot, extension = name.rpartition(".")
-    return name if len(name) <= 200 else (stem or name)[: 190 - len(extension[:20])] + dot + extension[:20]
+def file_name(name: object, *, to_ascii: bool = False) -> str:
+    """The last part of a path of any system, in at most 200 characters; "attachment" for what leaves no name."""
+    given = re.split(r"[/\\]", FORBIDDEN.sub("", force_text(name)))[-1].strip()
+    if to_ascii and given:
+        plain = unicodedata.normalize("NFKD", given).encode("ascii", "ignore").decode("ascii")
+        plain = re.sub(r"\s+", " ", plain).strip()
+        given = f"attachment{plain.strip()}" if plain.startswith(".") and not given.startswith(".") else plain
+        given = given or "attachment"
+    if not given.strip(". "):
+        return "attachment" if given else given
+    stem, dot, extension = given.rpartition(".") if "." in given else (given, "", "")
+    if len(given) > _LONGEST_NAME:
+        extension = extension[:20]
+        stem = stem[: _LONGEST_NAME - 10 - len(extension)]
+    return f"{stem}{dot}{extension}"
 
 
 # ---------------------------------------------------------------- headers
 
 
-def _fields(message: Any, charset: str, date: float | None) -> Iterable[tuple[str, str]]:
+def _fields(message: Any, charset: str, date: float | None) -> list[tuple[str, str]]:
+    """The header fields in their order; those of ``extra_headers`` replace ours of the same name."""
+    fields = dict(_own_fields(message, charset, date))
+    ours = {name.lower(): name for name in fields}
+    for name, value in pairs(message.extra_headers):
+        key = ours.setdefault(name.lower(), name)
+        fields[key] = value
+    return list(fields.items())
+
+
+def _own_fields(message: Any, charset: str, date: float | None) -> Iterator[tuple[str, str]]:
     subject = _subject(message.subject, charset)
     if subject:
         yield "Subject", subject
     yield "From", sanitize_address(message.sender or "", charset)
     yield "To", _addresses(message.recipients, charset) or "undisclosed-recipients:;"
     yield "Date", formatdate(date, localtime=True)
-    yield "Message-ID", _clean(message.msgId)
+    yield "Message-ID", clean(message.msgId)
     if message.cc:
         yield "Cc", _addresses(message.cc, charset)
     if message.reply_to:
-        yield "Reply-To", sanitize_address(message.reply_to, charset)
-    yield from _pairs(message.extra_headers)
+        yield "Reply-To", _addresses(as_list(message.reply_to), charset)
 
 
 def _addresses(addresses: Iterable[Any], charset: str) -> str:
@@ -262,9 +314,9 @@ def _addresses(addresses: Iterable[Any], charset: str) -> str:
 def _subject(subject: Any, charset: str) -> str:
     text = force_text(subject) if subject else ""
     if not text.isascii():
-        return encoded_words(_clean(text), charset, "Subject")
+        return encoded_words(clean(text), charset, "Subject")
     if FORBIDDEN.search(text) and not is_folded(text):
-        return _clean(text)
+        return clean(text)
     return text
 
 
@@ -273,45 +325,6 @@ def is_folded(text: str) -> bool:
     first, *rest = text.split("\r\n")
     lines_end_well = all(line[:1] in (" ", "\t") and line.strip() for line in rest) and first != ""
     return lines_end_well and not any(FORBIDDEN.search(line) for line in (first, *rest))
-
-
-def _pairs(headers: Any) -> Iterable[tuple[str, str]]:
-    """Extra headers: names by allow-list, values cleaned and encoded. Bcc is never written, whoever asks."""
-    for name, value in dict(headers or {}).items():
-        if _HEADER_NAME.fullmatch(str(name)) and str(name).lower() not in ("bcc", "resent-bcc"):
-            text = _clean(value.encode() if isinstance(value, Header) else value)
-            yield str(name), text if text.isascii() else encoded_words(text, "utf-8", str(name))
-
-
-def _clean(value: object) -> str:
-    text = force_text(value)
-    if not FORBIDDEN.search(text):
-        return text
-    return FORBIDDEN.sub("", re.sub(r"[\r\n]+[ \t]*", " ", text)).strip()
-
-
-def _header(name: str, value: str) -> str:
-    line = f"{name}: {value}"
-    if len(line) <= _FOLD_AT and "\n" not in line:
-        return line + "\r\n"
-    folded = "\r\n".join(_fold(part) for part in re.split(r"\r?\n", line))
-    if max(map(len, folded.encode().split(b"\r\n"))) > MAX_LINE:
-        folded = f"{name}: " + Header(value, "utf-8", header_name=name).encode(linesep="\r\n")
-    return folded + "\r\n"
-
-
-def _fold(line: str) -> str:
-    """Break *line* before blanks, which is the only place where a fold changes nothing."""
-    if len(line) <= _FOLD_AT:
-        return line
-    pieces = re.findall(r"[ \t]*[^ \t]+", line)
-    lines = ["".join(pieces[:2])]
-    for piece in pieces[2:]:
-        if len(lines[-1]) + len(piece) > _FOLD_AT:
-            lines.append(piece)
-        else:
-            lines[-1] += piece
-    return "\r\n".join(lines)
 
 
 # ---------------------------------------------------------------- the last look
@@ -328,8 +341,8 @@ def crlf(data: bytes) -> bytes:
 def check_written(data: bytes, header_names: Iterable[str] | None = None) -> None:
     """Read the written bytes again: exactly the headers that were meant, only CRLF, no NUL, no overlong line.
 
-    Without *header_names*, for a message that writes itself, it must be headers all the same, and no Bcc; and its
-    body's lines are measured too, which the writer here has done part by part.
+    Without *header_names*, for a message that writes itself, it must still be headers, and no Bcc; and its body's
+    lines are measured too, which the writer here has done part by part.
     """
     ends = data.count(b"\r\n")
     if not ends == data.count(b"\n") == data.count(b"\r") or 0 in data:
@@ -337,13 +350,6 @@ def check_written(data: bytes, header_names: Iterable[str] | None = None) -> Non
     head = data[: data.find(b"\r\n\r\n")] if b"\r\n\r\n" in data else data
     if max(map(len, (head if header_names is not None else data).split(b"\r\n"))) > MAX_LINE:
         raise BadHeaderError(f"The message has a line of more than {MAX_LINE} octets after it was written.")
-    found = _header_names(head)
-    wrong = "bcc" in map(str.lower, found) if header_names is None else found != list(header_names)
-    if wrong:
-        raise BadHeaderError(f"The written message has the headers {found}, which is not what was asked for.")
-
-
-def _header_names(head: bytes) -> list[str]:
     found = []
     for line in head.decode("utf-8", "surrogateescape").split("\r\n"):
         match = _HEADER_LINE.match(line)
@@ -351,16 +357,42 @@ def _header_names(head: bytes) -> list[str]:
             found.append(match[1])
         elif not line or line[0] not in " \t" or not found or not line.strip():
             raise BadHeaderError(f"The written message has a line {line[:60]!r} among its headers.")
-    return found
+    if HIDDEN.intersection(map(str.lower, found)) if header_names is None else found != list(header_names):
+        raise BadHeaderError(f"The written message has the headers {found}, which is not what was asked for.")
 
 
 def to_seven_bit(data: bytes) -> bytes:
-    """The same mail for a server without 8BITMIME: every 8bit part in base64, all headers as they were."""
-    out = BytesIO()
-    # max_line_length=0 leaves each header as it is written; refolding is where the standard library let headers in.
-    seven_bit = policy.compat32.clone(cte_type="7bit", linesep="\r\n", max_line_length=0)
-    BytesGenerator(out, mangle_from_=False, policy=seven_bit).flatten(message_from_bytes(data))
-    return crlf(out.getvalue())
+    """The same mail for a server without 8BITMIME: every 8bit part in base64, all other headers as they were."""
+    if data.isascii():
+        return data
+    head, _, body = data.partition(b"\r\n\r\n") if not data.startswith(b"\r\n") else (b"", b"", data[2:])
+    lines = [line for line in re.split(r"\r\n(?![ \t])", head.decode("utf-8", "surrogateescape")) if line]
+    known = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines}
+    content_type = re.sub(r"\s+", " ", known.get("content-type", "text/plain"))
+    encoding = "7bit"
+    boundary = _BOUNDARY.search(content_type)
+    if content_type.lower().startswith("multipart/") and boundary is not None:
+        name = re.sub(r"\\(.)", r"\1", boundary[1]) if boundary[1] is not None else boundary[2]
+        body = _seven_bit_parts(body, name.encode())
+    elif content_type.lower().startswith("message/rfc822"):
+        body = to_seven_bit(body)
+    else:
+        encoding, body = "base64", base64_lines(body)
+    if "content-transfer-encoding" not in known and encoding != "7bit":
+        lines.append("Content-Transfer-Encoding: ")
+    lines = [_ENCODING_LINE.sub(rf"\1 {encoding}", line) for line in lines]
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape") + b"\r\n\r\n" + body
+
+
+def _seven_bit_parts(body: bytes, boundary: bytes) -> bytes:
+    delimiter = re.compile(rb"((?:\A|\r\n)--" + re.escape(boundary) + rb"(?:--)?[ \t]*(?=\r\n|\Z))")
+    pieces = delimiter.split(body)
+    for i in range(0, len(pieces), 2):
+        if i > 0 and not pieces[i - 1].rstrip().endswith(boundary + b"--"):
+            pieces[i] = b"\r\n" + to_seven_bit(pieces[i].removeprefix(b"\r\n"))
+        else:  # before the first part or behind the last, where no reader looks
+            pieces[i] = pieces[i].decode("utf-8", "replace").encode("ascii", "replace")
+    return b"".join(pieces)
 
 
 def wire_form(data: bytes) -> bytes:

@@ -44,7 +44,8 @@ from ...store.sql import Store, record_of, to_duration_ms
 from ...store.statements import jobs as job_statements
 from ...store.statements import mails as mail_statements
 from ...store.statements.jobs import Dialect, batch_of
-from ..envelope import Ending, Envelope, Prepared
+from ..compose.prepare import Prepared
+from ..envelope import Ending, Envelope
 from ..errors import MessageTooLarge
 
 DELIVER = "flask_taskworker.mail.deliver"

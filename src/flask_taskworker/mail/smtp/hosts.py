@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask
 
-from ..compose.fields import parse_mailbox
+from ..compose.fields import parse_mailbox, same_mailbox
 from ..compose.mime import crlf
 from ..envelope import Envelope, Reply, SendResult
 from .connection import Receipt
@@ -263,9 +263,10 @@ def envelope_of(
 ) -> Envelope:
     """The five arguments of ``sendmail`` as an envelope. Raises BadAddressError."""
     to_addrs = [to_addrs] if isinstance(to_addrs, str) else to_addrs
+    addresses = [parse_mailbox(address, "the recipient").address for address in to_addrs]
     return Envelope(
         sender="" if from_addr in ("", "<>") else parse_mailbox(from_addr, "the sender").address,
-        recipients=tuple(dict.fromkeys(parse_mailbox(address, "the recipient").address for address in to_addrs)),
+        recipients=tuple({same_mailbox(address): address for address in reversed(addresses)}.values())[::-1],
         data=crlf(msg),
         mail_options=tuple(mail_options),
         rcpt_options=tuple(rcpt_options),
