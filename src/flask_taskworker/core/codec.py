@@ -20,7 +20,7 @@ import re
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import cached_property
@@ -50,9 +50,7 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _MAX_INT = 10**MAX_DIGITS
-_STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+["\\]?', re.DOTALL)
-_BRACKETS = re.compile(r"[\[\]{}]")
-_LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
+_COLLIDE = f"has more than {MAX_EQUAL_HASHES} members of the same hash"
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+\-]+(?:/[A-Za-z0-9_+\-]+)*")
 
 
@@ -93,7 +91,7 @@ class Codec:
         be resolved then is left for the next time.
         """
         with self._lock:
-            self._unread.append(_weakly(inspect.unwrap(function)))
+            self._unread.append(weakref.ref(inspect.unwrap(function)))
 
     def _add(self, cls: type) -> None:
         if cls in self._by_type:
@@ -102,7 +100,7 @@ class Codec:
         self._by_type[cls] = name
         self._by_name[name] = cls
         if dataclasses.is_dataclass(cls):
-            self._unread.append(_weakly(cls))
+            self._unread.append(weakref.ref(cls))
 
     def _read_hints(self) -> None:
         """Resolve what has been given so far; classes found on the way join the list while it is walked."""
@@ -139,7 +137,7 @@ class Codec:
                     "TYPE_CHECKING. Import the name at run time, or register the class: task_worker.register_type(…)."
                 )
             return f"is a {name}, which is not registered. {remedy}"
-        base = next((base.__name__ for base in cls.__mro__ if base in _PACKERS), None)
+        base = next((base.__name__ for base in cls.__mro__ if base in _STORABLE), None)
         remedy = f"Convert it with {base}(…)" if base else "Pass a plain value, for example an id"
         return f"is a {name}, which cannot be stored as JSON. {remedy}, or make it a dataclass and register that."
 
@@ -173,7 +171,7 @@ class Codec:
             text = _dump_plain(value)
             if text is not None:
                 return text
-        return _dump(_Packer(self._name_of, self._unknown).value(value), "This value takes")
+        return _dump(_Packer(self._name_of, self._unknown).packed("value", value, 0), "This value takes")
 
     # ---- in ----
 
@@ -194,13 +192,6 @@ class Codec:
         """What :meth:`encode` was given. Raises NotDecodable, and nothing else, for any other text."""
         value = _load(text)
         return _Unpacker(self._type_of).value(value) if '"$"' in text else value
-
-
-def _weakly(owner: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(owner)
-    except TypeError:
-        return lambda: owner
 
 
 # ---- text out ----
@@ -240,10 +231,6 @@ class _Refused(Exception):
         super().__init__(reason)
         self.steps: list[str] = []
 
-    def place(self) -> str:
-        """The way to the value, outermost step first; a long way only in part."""
-        return "".join(self.steps[:-21:-1]) + ("…" if len(self.steps) > 20 else "")
-
 
 class _Packer:
     """Turns values into what JSON can say, and refuses what would not come back equal."""
@@ -252,137 +239,116 @@ class _Packer:
         self._name_of = name_of
         self._unknown = unknown
 
-    def value(self, value: Any) -> Any:
-        """*value* packed; its place is called "value" in messages."""
-        return self._packed("value", value, 0)
-
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The arguments packed, for an array of two."""
         named = {}
         for key, value in kwargs.items():
             if type(key) is not str:
-                raise NotEncodable(f"The keyword {key!r} is no string.")
-            self._packed(f"the keyword {key!r}", key, 0)
-            named[key] = self._packed(f"kwargs[{key!r}]", value, 2)
-        return [[self._packed(f"args[{index}]", value, 2) for index, value in enumerate(args)], named]
+                raise NotEncodable(f"The keyword {key!r} is not a string.")
+            self.packed(f"the keyword {key!r}", key, 0)
+            named[key] = self.packed(f"kwargs[{key!r}]", value, 2)
+        return [[self.packed(f"args[{index}]", value, 2) for index, value in enumerate(args)], named]
 
-    def _packed(self, root: str, value: Any, depth: int) -> Any:
+    def packed(self, root: str, value: Any, depth: int) -> Any:
+        """*value* packed at *depth* levels of brackets; its place begins with *root* in messages."""
         try:
             return self._pack(value, depth)
         except _Refused as refused:
-            raise NotEncodable(f"{root}{refused.place()} {refused}") from None
+            # Outermost step first; a long way only in part.
+            place = "".join(refused.steps[:-21:-1]) + ("…" if len(refused.steps) > 20 else "")
+            raise NotEncodable(f"{root}{place} {refused}") from None
         except RecursionError:
             raise NotEncodable(f"{root} is nested too deeply for the stack that is left here.") from None
 
-    def _pack(self, value: Any, depth: int) -> Any:
-        """*value* at *depth* levels of brackets."""
-        packer = _PACKERS.get(type(value))
-        return packer(self, value, depth) if packer is not None else self._pack_registered(value, depth)
-
-    def _child(self, value: Any, depth: int, step: str, key: object) -> Any:
-        try:
-            return self._pack(value, depth)
-        except _Refused as refused:
-            refused.steps.append(step % _shown(key))
-            raise
-
-    def _pack_str(self, value: str, depth: int) -> str:
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise _Refused("holds half a surrogate pair, which no database stores. Clean the text first.") from None
-        return value
-
-    def _pack_int(self, value: int, depth: int) -> int:
-        if not -_MAX_INT < value < _MAX_INT:
-            raise _Refused(f"is an int of more than {MAX_DIGITS} digits. Pass it as bytes: value.to_bytes(…).")
-        return value
-
-    def _pack_float(self, value: float, depth: int) -> float:
-        if not math.isfinite(value):
-            raise _Refused(f"is {value}, which JSON cannot hold. Pass None or a text instead.")
-        return value
-
-    def _pack_same(self, value: Any, depth: int) -> Any:
+    def _pack(self, value: Any, depth: int) -> Any:  # noqa: C901 - one case a type
+        kind = type(value)
+        if kind is str:
+            if not value.isascii() and value.encode(errors="replace") != value.encode(errors="surrogatepass"):
+                raise _Refused("holds half a surrogate pair, which no database stores. Clean the text first.")
+        elif kind is int:
+            if not -_MAX_INT < value < _MAX_INT:
+                raise _Refused(f"is an int of more than {MAX_DIGITS} digits. Pass it as bytes: value.to_bytes(…).")
+        elif kind is float:
+            if not math.isfinite(value):
+                raise _Refused(f"is {value}, which JSON cannot hold. Pass None or a text instead.")
+        elif kind is list:
+            return self._pack_list(value, depth)
+        elif kind is tuple:
+            return {TAG: "tuple", "v": self._pack_list(value, depth + 1)}
+        elif kind is dict:
+            if TAG not in value and all(type(key) is str for key in value):
+                _check_depth(depth)
+                child = self._child
+                return {child(k, depth, " key %s", k): child(one, depth + 1, "[%s]", k) for k, one in value.items()}
+            _check_depth(depth + 2)
+            pairs = [
+                [self._child(key, depth + 3, " key %s", key), self._child(one, depth + 3, "[%s]", key)]
+                for key, one in value.items()
+            ]
+            return {TAG: "dict", "v": pairs}
+        elif kind is set or kind is frozenset:
+            _check_depth(depth + 1)
+            if _colliding(value):
+                raise _Refused(f"{_COLLIDE}, so it could not be read again. Pass a list.")
+            members = [self._child(one, depth + 2, " member %s", one) for one in value]
+            return {TAG: kind.__name__, "v": members}
+        elif kind not in _PLAIN:
+            return self._pack_tagged(value, depth)
         return value
 
     def _pack_list(self, value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
         _check_depth(depth)
         return [self._child(one, depth + 1, "[%s]", index) for index, one in enumerate(value)]
 
-    def _pack_tuple(self, value: tuple[Any, ...], depth: int) -> dict[str, Any]:
-        return {TAG: "tuple", "v": self._pack_list(value, depth + 1)}
-
-    def _pack_set(self, value: set[Any] | frozenset[Any], depth: int) -> dict[str, Any]:
-        _check_depth(depth + 1)
+    def _child(self, value: Any, depth: int, step: str, key: object) -> Any:
         try:
-            _check_hashes(list(value))
-        except ValueError as error:
-            raise _Refused(f"could not be read again: {error}. Pass a list.") from None
-        members = [self._child(one, depth + 2, " member %s", one) for one in value]
-        return {TAG: type(value).__name__, "v": members}
+            return self._pack(value, depth)
+        except _Refused as refused:
+            # A user's __repr__ may raise.
+            shown = repr(key)[:80] if type(key) in _PLAIN else f"<{type(key).__name__}>"
+            refused.steps.append(step.replace("%s", shown))
+            raise
 
-    def _pack_dict(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
-        if TAG in value or not all(type(key) is str for key in value):
-            return {TAG: "dict", "v": self._pack_pairs(value, depth + 2)}
-        _check_depth(depth)
-        return {
-            self._child(key, depth, " key %s", key): self._child(one, depth + 1, "[%s]", key)
-            for key, one in value.items()
-        }
-
-    def _pack_pairs(self, value: dict[Any, Any], depth: int) -> list[list[Any]]:
-        _check_depth(depth)
-        return [
-            [self._child(key, depth + 1, " key %s", key), self._child(one, depth + 1, "[%s]", key)]
-            for key, one in value.items()
-        ]
-
-    def _pack_datetime(self, value: datetime, depth: int) -> dict[str, Any]:
-        return _leaf("datetime", value.replace(tzinfo=_offset_only(value)).isoformat(), depth) | _zone_and_fold(value)
-
-    def _pack_time(self, value: time, depth: int) -> dict[str, Any]:
-        return _leaf("time", value.replace(tzinfo=_offset_only(value)).isoformat(), depth) | _zone_and_fold(value)
-
-    def _pack_date(self, value: date, depth: int) -> dict[str, Any]:
-        return _leaf("date", value.isoformat(), depth)
-
-    def _pack_timedelta(self, value: timedelta, depth: int) -> dict[str, Any]:
-        return _leaf("timedelta", [value.days, value.seconds, value.microseconds], depth)
-
-    def _pack_decimal(self, value: Decimal, depth: int) -> dict[str, Any]:
-        if not value.is_finite():
-            raise _Refused(f"is Decimal('{value}'). Only finite numbers are stored; pass None or a text instead.")
-        return _leaf("decimal", str(value), depth)
-
-    def _pack_uuid(self, value: UUID, depth: int) -> dict[str, Any]:
-        return _leaf("uuid", str(value), depth)
-
-    def _pack_bytes(self, value: bytes, depth: int) -> dict[str, Any]:
-        return _leaf("bytes", base64.b64encode(value).decode("ascii"), depth)
-
-    def _pack_registered(self, value: Any, depth: int) -> dict[str, Any]:
+    def _pack_tagged(self, value: Any, depth: int) -> dict[str, Any]:
+        """A value that JSON has no form for: one of the standard library's, an enum or a dataclass."""
         cls = type(value)
+        _check_depth(depth + 1)
+        if (leaf := _LEAVES.get(cls)) is not None:
+            tag, encode = leaf
+            packed = {TAG: tag, "v": encode(value)}
+            return packed | _zone_and_fold(value) if tag in ("datetime", "time") else packed
         name = self._name_of(cls)
         if name is None:
             raise _Refused(self._unknown(cls))
         if isinstance(value, enum.Flag):
-            return _leaf("flag", self._pack_int(value.value, depth), depth) | {"t": name}
+            return {TAG: "flag", "v": self._pack(value.value, depth), "t": name}
         if isinstance(value, enum.Enum):
             if cls.__members__.get(value.name) is not value:
                 raise _Refused(f"is a {name} that is none of its members, so it could not be read again.")
-            return _leaf("enum", value.name, depth) | {"t": name}
-        return {TAG: "dataclass", "t": name, "v": self._pack_fields(value, depth + 1)}
-
-    def _pack_fields(self, value: Any, depth: int) -> dict[str, Any]:
-        """All fields, for what comes back is put together from them: the constructor does not run again."""
-        _check_depth(depth)
+            return {TAG: "enum", "v": value.name, "t": name}
         names = [field.name for field in dataclasses.fields(value)]
         _check_state(value, names)
-        # A field that the constructor leaves out may not be set yet.
-        present = [name for name in names if hasattr(value, name)]
-        return {name: self._child(getattr(value, name), depth + 1, f".{name}%s", None) for name in present}
+        # The constructor does not run again on arrival. A field that it leaves out may not be set yet.
+        fields = {n: self._child(getattr(value, n), depth + 2, f".{n}", None) for n in names if hasattr(value, n)}
+        return {TAG: "dataclass", "t": name, "v": fields}
+
+
+_LEAVES: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    datetime: ("datetime", lambda value: value.replace(tzinfo=_offset_only(value)).isoformat()),
+    time: ("time", lambda value: value.replace(tzinfo=_offset_only(value)).isoformat()),
+    date: ("date", date.isoformat),
+    timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
+    Decimal: ("decimal", lambda value: str(_finite_decimal(value))),
+    UUID: ("uuid", str),
+    bytes: ("bytes", lambda value: base64.b64encode(value).decode("ascii")),
+}
+_STORABLE = (*_PLAIN, *_LEAVES, list, tuple, set, frozenset, dict)
+
+
+def _check_depth(depth: int) -> None:
+    """Refuse a bracket that opens at *depth*, the number of brackets that are open already."""
+    if depth >= MAX_DEPTH:
+        raise _Refused(f"is nested deeper than {MAX_DEPTH} levels, or holds itself. Pass a flatter value.")
 
 
 def _check_state(value: Any, names: Sequence[str]) -> None:
@@ -406,40 +372,14 @@ def _check_state(value: Any, names: Sequence[str]) -> None:
         )
 
 
-_PACKERS: dict[type, Callable[[_Packer, Any, int], Any]] = {
-    str: _Packer._pack_str,
-    int: _Packer._pack_int,
-    float: _Packer._pack_float,
-    bool: _Packer._pack_same,
-    type(None): _Packer._pack_same,
-    list: _Packer._pack_list,
-    tuple: _Packer._pack_tuple,
-    set: _Packer._pack_set,
-    frozenset: _Packer._pack_set,
-    dict: _Packer._pack_dict,
-    datetime: _Packer._pack_datetime,
-    time: _Packer._pack_time,
-    date: _Packer._pack_date,
-    timedelta: _Packer._pack_timedelta,
-    Decimal: _Packer._pack_decimal,
-    UUID: _Packer._pack_uuid,
-    bytes: _Packer._pack_bytes,
-}
-
-
-def _check_depth(depth: int) -> None:
-    """Refuse a bracket that opens at *depth*, the number of brackets that are open already."""
-    if depth >= MAX_DEPTH:
-        raise _Refused(f"is nested deeper than {MAX_DEPTH} levels, or holds itself. Pass a flatter value.")
-
-
-def _leaf(tag: str, inner: Any, depth: int) -> dict[str, Any]:
-    _check_depth(depth + 1)
-    return {TAG: tag, "v": inner}
-
-
 def _offset_only(value: datetime | time) -> timezone | None:
     return value.tzinfo if type(value.tzinfo) is timezone else None
+
+
+def _finite_decimal(value: Decimal) -> Decimal:
+    if not value.is_finite():
+        raise _Refused(f"is Decimal('{value}'). Only finite numbers are stored; pass None or a text instead.")
+    return value
 
 
 def _zone_and_fold(value: datetime | time) -> dict[str, Any]:
@@ -452,20 +392,21 @@ def _zone_and_fold(value: datetime | time) -> dict[str, Any]:
     return {**packed, "tz": zone.key}
 
 
-def _shown(key: object) -> str:
-    # A user's __repr__ may raise.
-    return "" if key is None else repr(key)[:80] if type(key) in _PLAIN else f"<{type(key).__name__}>"
+def _colliding(members: Collection[Any]) -> bool:
+    """Whether members were chosen to have one hash: each would be compared with all before it, on the event loop."""
+    return len(members) > MAX_EQUAL_HASHES and max(Counter(map(hash, members)).values()) > MAX_EQUAL_HASHES
 
 
 # ---- text in ----
 
 
 def _load(text: str) -> Any:
-    """The bare JSON value of *text*, after every check that can be made before it is taken apart."""
+    """The bare JSON value of *text*."""
     if not isinstance(text, str):
         raise NotDecodable(f"What is stored is a value of type {type(text).__name__}, not text.")
     try:
-        _check_text(text)
+        if not text.isascii():
+            text.encode()
         value = _parse(text)
         # \ud800 in an escape is half a character, which only shows when it is written again.
         if "\\u" in text:
@@ -476,36 +417,15 @@ def _load(text: str) -> Any:
     return value
 
 
-def _check_text(text: str) -> None:
-    if not text.isascii():
-        text.encode()
-    if text.count("[") + text.count("{") > MAX_DEPTH and _nesting(text) > MAX_DEPTH:
-        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-    if len(text) > MAX_DIGITS and _LONG_NUMBER.search(text) and _LONG_NUMBER.search(_STRINGS.sub("", text)):
-        raise ValueError(f"it holds a number of more than {MAX_DIGITS} digits")
-
-
-def _nesting(text: str) -> int:
-    """The deepest nesting of brackets outside strings, in one pass and without recursion."""
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall(_STRINGS.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _finite(text: str) -> float:
+def _number(text: str) -> float:
+    """A finite number; NaN and Infinity are constants of Python's JSON alone."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is too large a number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return value
 
 
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
-
-
-_parse = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
+_parse = json.JSONDecoder(parse_float=_number, parse_constant=_number).decode
 
 
 class _Unpacker:
@@ -520,12 +440,11 @@ class _Unpacker:
             return self._unpack(value)
         except NotDecodable:
             raise
-        # Constructors raise what they like: an unknown zone is a LookupError, a folder of zones an OSError, and sets
-        # hash and compare the user's dataclasses.
+        # An unknown zone is a LookupError, a folder of zones an OSError, and sets hash and compare the user's classes.
         except Exception as error:
             raise NotDecodable(f"A stored value cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
-    def _unpack(self, value: Any) -> Any:
+    def _unpack(self, value: Any) -> Any:  # noqa: C901 - one case a tag
         if type(value) is list:
             return [self._unpack(one) for one in value]
         if type(value) is not dict:
@@ -534,34 +453,41 @@ class _Unpacker:
             return {key: self._unpack(one) for key, one in value.items()}
         match value:
             case {"$": "dataclass" | "enum" | "flag" as kind, "t": str(name), "v": inner} if len(value) == 3:
-                return self._registered(kind, name, inner)
+                cls = self._type_of(name)
+                if cls is None:
+                    raise NotDecodable(
+                        f"The stored type {name[:200]!r} is not registered. Annotate a task's parameter with it, or "
+                        "register the class; it must have the name that it had then."
+                    )
+                if kind == "dataclass" and dataclasses.is_dataclass(cls) and type(inner) is dict:
+                    return self._dataclass(cls, inner)
+                if kind == "enum" and issubclass(cls, enum.Enum) and type(inner) is str:
+                    return cls.__members__[inner]
+                if kind == "flag" and issubclass(cls, enum.Flag) and type(inner) is int:
+                    return cls(inner)
+                raise ValueError(f"{name} is not a {kind}, or its value is not one of those")
+            case {"$": "tuple" | "set" | "frozenset" as kind, "v": list(inner)} if len(value) == 2:
+                members = [self._unpack(one) for one in inner]
+                if kind == "tuple":
+                    return tuple(members)
+                _require(not _colliding(members), _COLLIDE)
+                return set(members) if kind == "set" else frozenset(members)
+            case {"$": "dict", "v": list(inner)} if len(value) == 2:
+                pairs = [
+                    (self._unpack(key), self._unpack(one)) for key, one in (_checked(pair, list) for pair in inner)
+                ]
+                _require(not _colliding([key for key, _ in pairs]), _COLLIDE)
+                return dict(pairs)
             case {"$": "datetime" | "time" as kind, "v": str(wall), **rest}:
                 return _unzoned(kind, wall, **rest)
-            case {"$": str(tag), "v": inner} if len(value) == 2 and tag in _UNPACKERS:
-                return _UNPACKERS[tag](self, inner)
-        raise ValueError(f"{str(value[TAG])[:40]!r} is the tag of no value that this version knows")
+            case {"$": str(tag), "v": inner} if len(value) == 2 and tag in _READERS:
+                return _READERS[tag](inner)
+        raise ValueError(f"{str(value[TAG])[:40]!r} is not the tag of a value that this version knows")
 
-    def _registered(self, kind: str, name: str, inner: Any) -> Any:
-        cls = self._type_of(name)
-        if cls is None:
-            raise UnknownType(
-                f"The stored type {name[:200]!r} is not registered. "
-                "Annotate a task's parameter with it, or register the class; it must have the name that it had then."
-            )
-        if kind == "dataclass" and dataclasses.is_dataclass(cls):
-            return self._dataclass(cls, inner)
-        if kind == "enum" and issubclass(cls, enum.Enum) and type(inner) is str:
-            return cls.__members__[inner]
-        if kind == "flag" and issubclass(cls, enum.Flag) and type(inner) is int:
-            return cls(inner)
-        raise ValueError(f"{name} is no {kind}, or its value is none")
-
-    def _dataclass(self, cls: type, inner: Any) -> Any:
+    def _dataclass(self, cls: type, inner: dict[str, Any]) -> Any:
         """An instance with the stored fields. Those that were added to the class since then have their defaults."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        if type(inner) is not dict or not inner.keys() <= fields.keys():
-            names = ", ".join(inner)[:200] if type(inner) is dict else f"those of a {type(inner).__name__}"
-            raise ValueError(f"{names} are not the fields of {type_name(cls)}")
+        _require(inner.keys() <= fields.keys(), f"{', '.join(inner)[:200]} are not the fields of {type_name(cls)}")
         built: Any = object.__new__(cls)
         for name, field in fields.items():
             if name in inner:
@@ -574,54 +500,28 @@ class _Unpacker:
                 raise NotDecodable(f"A stored {type_name(cls)} cannot be built: its field {name} is missing.")
         return built
 
-    def _members(self, inner: Any) -> list[Any]:
-        return [self._unpack(one) for one in _checked(inner, list)]
 
-    def _distinct(self, inner: Any) -> list[Any]:
-        members = self._members(inner)
-        _check_hashes(members)
-        return members
-
-    def _dict(self, inner: Any) -> dict[Any, Any]:
-        pairs = (_checked(pair, list) for pair in _checked(inner, list))
-        items = [(self._unpack(key), self._unpack(one)) for key, one in pairs]
-        _check_hashes([key for key, _ in items])
-        return dict(items)
-
-
-_UNPACKERS: dict[str, Callable[[_Unpacker, Any], Any]] = {
-    "tuple": lambda unpacker, inner: tuple(unpacker._members(inner)),
-    "set": lambda unpacker, inner: set(unpacker._distinct(inner)),
-    "frozenset": lambda unpacker, inner: frozenset(unpacker._distinct(inner)),
-    "dict": _Unpacker._dict,
-    "date": lambda _, inner: date.fromisoformat(_checked(inner, str)),
-    "timedelta": lambda _, inner: _timedelta(*(_checked(part, int) for part in _checked(inner, list))),
-    "decimal": lambda _, inner: _decimal(_checked(inner, str)),
-    "uuid": lambda _, inner: UUID(_checked(inner, str)),
-    "bytes": lambda _, inner: base64.b64decode(_checked(inner, str), validate=True),
+_PARTS = ("days", "seconds", "microseconds")
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "date": lambda inner: date.fromisoformat(_checked(inner, str)),
+    "timedelta": lambda inner: timedelta(**dict(zip(_PARTS, _integers(inner), strict=True))),
+    "decimal": lambda inner: _finite_decimal(Decimal(_checked(inner, str))),
+    "uuid": lambda inner: UUID(_checked(inner, str)),
+    "bytes": lambda inner: base64.b64decode(_checked(inner, str), validate=True),
 }
 
 
-def _check_hashes(members: Sequence[Any]) -> None:
-    """Refuse members that were chosen to collide: each is compared with all before it, on the event loop."""
-    if len(members) > MAX_EQUAL_HASHES and max(Counter(map(hash, members)).values()) > MAX_EQUAL_HASHES:
-        raise ValueError(f"more than {MAX_EQUAL_HASHES} members of a set or dict have the same hash")
+def _integers(inner: Any) -> list[int]:
+    return [_checked(part, int) for part in _checked(inner, list)]
 
 
-def _timedelta(days: int, seconds: int, microseconds: int) -> timedelta:
-    return timedelta(days=days, seconds=seconds, microseconds=microseconds)
-
-
-def _decimal(text: str) -> Decimal:
-    value = Decimal(text)
-    if not value.is_finite():
-        raise ValueError(f"{value} is not finite")
-    return value
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)
 
 
 def _checked(value: Any, wanted: type) -> Any:
-    if type(value) is not wanted:
-        raise TypeError(f"a {type(value).__name__} is no {wanted.__name__}")
+    _require(type(value) is wanted, f"a {type(value).__name__} is not a {wanted.__name__}")
     return value
 
 
@@ -629,9 +529,10 @@ def _unzoned(kind: str, wall: str, tz: Any = None, fold: Any = 0) -> datetime | 
     value = datetime.fromisoformat(wall) if kind == "datetime" else time.fromisoformat(wall)
     zone: tzinfo | None = value.tzinfo
     if tz is not None:
-        if zone is not None or not _ZONE_KEY.fullmatch(_checked(tz, str)):
-            raise ValueError(f"{tz[:80]!r} is no zone for {wall[:80]!r}")
+        _require(
+            zone is None and _ZONE_KEY.fullmatch(_checked(tz, str)) is not None,
+            f"{str(tz)[:80]!r} is not a zone for {wall[:80]!r}",
+        )
         zone = ZoneInfo(tz)
-    if fold not in (0, 1) or type(fold) is not int:
-        raise ValueError(f"{fold!r:.80} is no fold")
+    _require(type(fold) is int and fold in (0, 1), f"{str(fold)[:80]} is not a fold")
     return value.replace(tzinfo=zone, fold=fold)

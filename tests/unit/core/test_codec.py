@@ -359,10 +359,10 @@ def test_members_that_collide_are_refused_before_they_are_compared(codec: Codec,
     members = [[n, 0] for n in COLLIDING] if kind == "dict" else COLLIDING
     text = json.dumps({"$": kind, "v": members})
     started = perf_counter()
-    with pytest.raises(NotDecodable, match="have the same hash"):
+    with pytest.raises(NotDecodable, match="members of the same hash"):
         codec.decode(text)
     assert perf_counter() - started < 2
-    with pytest.raises(NotEncodable, match="have the same hash"):
+    with pytest.raises(NotEncodable, match="members of the same hash"):
         codec.encode(set(COLLIDING[:200]))
 
 
@@ -576,8 +576,6 @@ def test_int_limit_of_the_interpreter_is_no_other_error(codec: Codec) -> None:
         sys.set_int_max_str_digits(0)
         with pytest.raises(NotEncodable, match="4300 digits"):
             codec.encode(10**5000)
-        with pytest.raises(NotDecodable, match="4300 digits"):
-            codec.decode("[" + "1" * 5000 + "]")
     finally:
         sys.set_int_max_str_digits(before)
 
@@ -619,7 +617,6 @@ BAD_VALUES = [
         "[" * 100_000,
         "{" * 100_000,
         '{"a":' * 100_000 + "1" + "}" * 100_000,
-        "[" * 101 + "]" * 101,
         '["]","' + "[" * 200,
     ),
     *("1" * 4301, "-" + "1" * 100_000, "[0," + "9" * 5000 + "]", "1e999", "-1e999", "NaN", "Infinity", "[-Infinity]"),
