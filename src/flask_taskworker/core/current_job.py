@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import ArgumentsError, JobCancelled, LeaseLost
-from .jobs import _moment
+from .jobs import Shown, moment
 from .rows import Claim, Progress
 
 MAX_PROGRESS_TEXT = 500
@@ -77,53 +77,27 @@ class CurrentJob:
         job = _running.get()
         return f"<current_job {job.claim}>" if job else "<current_job: none>"
 
-    @property
-    def id(self) -> int:
-        """The job's number."""
-        return self._job().claim.id
+    id: Shown[int] = Shown(lambda job: job._job().claim.id)
+    """The job's number."""
+    uid: Shown[str] = Shown(lambda job: job._job().claim.uid)
+    """The job's uid; with :attr:`claim` a key for your own idempotency."""
+    task: Shown[str] = Shown(lambda job: job._job().claim.task)
+    """The task's name."""
+    queue: Shown[str] = Shown(lambda job: job._job().claim.queue)
+    """The queue's name."""
+    attempt: Shown[int] = Shown(lambda job: job._job().claim.attempt)
+    """The number of this try, from 1."""
+    claim: Shown[int] = Shown(lambda job: job._job().claim.claim)
+    """The number of this claim: grows with every execution, whatever the reason for it.
 
-    @property
-    def uid(self) -> str:
-        """The job's uid; with :attr:`claim` a key for your own idempotency."""
-        return self._job().claim.uid
-
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return self._job().claim.task
-
-    @property
-    def queue(self) -> str:
-        """The queue's name."""
-        return self._job().claim.queue
-
-    @property
-    def attempt(self) -> int:
-        """The number of this try, from 1."""
-        return self._job().claim.attempt
-
-    @property
-    def claim(self) -> int:
-        """The number of this claim: grows with every execution, whatever the reason for it.
-
-        Only a power cut may take back the latest claims of SQLite, and their numbers are then given again.
-        """
-        return self._job().claim.claim
-
-    @property
-    def schedule(self) -> str | None:
-        """The name of the schedule that made this job, or None."""
-        return self._job().claim.schedule
-
-    @property
-    def fire_at(self) -> datetime | None:
-        """The fire time that this job stands for (UTC), or None."""
-        return _moment(self._job().claim.fire_at)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether someone asked this job to stop; seen within a beat (1 s)."""
-        return self._job().cancelled
+    Only a power cut may take back the latest claims of SQLite, and their numbers are then given again.
+    """
+    schedule: Shown[str | None] = Shown(lambda job: job._job().claim.schedule)
+    """The name of the schedule that made this job, or None."""
+    fire_at: Shown[datetime | None] = Shown(lambda job: moment(job._job().claim.fire_at))
+    """The fire time that this job stands for (UTC), or None."""
+    cancelled: Shown[bool] = Shown(lambda job: job._job().cancelled)
+    """Whether someone asked this job to stop; seen within a beat (1 s)."""
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Tell how far the job is. Cheap: it is written at most twice a second, and once at the end.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,15 +64,6 @@ def _name_by_file(file: str) -> str:
             break
         parts.insert(0, folder.name)
     return ".".join(parts) or path.stem
-
-
-def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -> inspect.Signature:
-    """The signature. Its annotations need not be resolvable: a name for type checkers only is left as it is."""
-    if sys.version_info >= (3, 14):
-        return inspect.signature(
-            function, follow_wrapped=follow_wrapped, annotation_format=annotationlib.Format.FORWARDREF
-        )
-    return inspect.signature(function, follow_wrapped=follow_wrapped)
 
 
 def is_registrable(cls: object) -> bool:

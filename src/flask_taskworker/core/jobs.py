@@ -6,14 +6,16 @@ Pure: nothing here reads a clock or touches a database. A :class:`Job` is a hand
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from ..errors import JobNotFound
 from .clock import from_ms
 from .rows import JobRecord, JobState, Progress, shown
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class JobClient(Protocol):
@@ -35,6 +37,24 @@ class JobClient(Protocol):
         """Put a finished job back into its queue."""
 
 
+def moment(ms: int | None) -> datetime | None:
+    """A moment of a row in UTC; None where there is none."""
+    return from_ms(ms) if ms else None
+
+
+class Shown(Generic[T]):
+    """An attribute that is read from what lies behind an object."""
+
+    def __init__(self, read: Callable[[Any], T]) -> None:
+        self._read = read
+
+    def __get__(self, owner: Any, kind: type | None = None) -> T:
+        return cast(T, self) if owner is None else self._read(owner)
+
+    def __set__(self, owner: object, value: object) -> NoReturn:
+        raise AttributeError("This attribute cannot be set.")
+
+
 class Job(Generic[R]):
     """One call of a task. Safe from any thread. What it shows is as of its making or the last :meth:`refresh`."""
 
@@ -53,93 +73,45 @@ class Job(Generic[R]):
     def __hash__(self) -> int:
         return hash(self._record.uid)
 
-    @property
-    def id(self) -> int:
-        """The store's number of the job; never used again for another.
+    id: Shown[int] = Shown(lambda job: job._record.id)
+    """The store's number of the job; never used again for another.
 
-        0 for a pending job whose session is in another database than the jobs: it is stored after the commit.
-        """
-        return self._record.id
-
-    @property
-    def uid(self) -> str:
-        """The name given to the job by the caller; an enqueue repeated with it never doubles the job."""
-        return self._record.uid
-
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return self._record.task
-
-    @property
-    def queue(self) -> str:
-        """The queue's name."""
-        return self._record.queue
-
-    @property
-    def kind(self) -> str:
-        """Whether the task is "sync" or "async"."""
-        return self._record.kind
-
-    @property
-    def priority(self) -> int:
-        """Higher goes first within its queue."""
-        return self._record.priority
-
-    @property
-    def state(self) -> JobState:
-        """The state as of the last look; :meth:`refresh` looks again."""
-        return JobState(self._record.state)
-
-    @property
-    def attempt(self) -> int:
-        """The number of the current, next or last try, from 1."""
-        return self._record.failures + (self.state is not JobState.FAILED or not self._record.failures)
-
-    @property
-    def max_attempts(self) -> int:
-        """How many tries the task's policy allows."""
-        return self._record.max_attempts
-
-    @property
-    def run_at(self) -> datetime | None:
-        """When the job is due (UTC); None where it was due at once."""
-        return _moment(self._record.run_at)
-
-    @property
-    def created_at(self) -> datetime | None:
-        """When it was enqueued (UTC)."""
-        return _moment(self._record.created_at)
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When it was last claimed (UTC), or None."""
-        return _moment(self._record.started_at)
-
-    @property
-    def finished_at(self) -> datetime | None:
-        """When it ended (UTC), or None."""
-        return _moment(self._record.finished_at)
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When the finished job is pruned (UTC), or None while it is unfinished."""
-        return _moment(self._record.expires_at)
-
-    @property
-    def schedule(self) -> str | None:
-        """The name of the schedule that made the job, or None."""
-        return self._record.schedule
-
-    @property
-    def fire_at(self) -> datetime | None:
-        """The schedule's fire time that this job stands for (UTC), or None."""
-        return _moment(self._record.fire_at)
-
-    @property
-    def progress(self) -> Progress | None:
-        """What the job last told of its progress, or None."""
-        return Progress.from_text(self._record.progress)
+    0 for a pending job whose session is in another database than the jobs: it is stored after the commit.
+    """
+    uid: Shown[str] = Shown(lambda job: job._record.uid)
+    """The name given to the job by the caller; an enqueue repeated with it never doubles the job."""
+    task: Shown[str] = Shown(lambda job: job._record.task)
+    """The task's name."""
+    queue: Shown[str] = Shown(lambda job: job._record.queue)
+    """The queue's name."""
+    kind: Shown[str] = Shown(lambda job: job._record.kind)
+    """Whether the task is "sync" or "async"."""
+    priority: Shown[int] = Shown(lambda job: job._record.priority)
+    """Higher goes first within its queue."""
+    state: Shown[JobState] = Shown(lambda job: JobState(job._record.state))
+    """The state as of the last look; :meth:`refresh` looks again."""
+    attempt: Shown[int] = Shown(
+        lambda job: job._record.failures + (job.state is not JobState.FAILED or not job._record.failures)
+    )
+    """The number of the current, next or last try, from 1."""
+    max_attempts: Shown[int] = Shown(lambda job: job._record.max_attempts)
+    """How many tries the task's policy allows."""
+    run_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.run_at))
+    """When the job is due (UTC); None where it was due at once."""
+    created_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.created_at))
+    """When it was enqueued (UTC)."""
+    started_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.started_at))
+    """When it was last claimed (UTC), or None."""
+    finished_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.finished_at))
+    """When it ended (UTC), or None."""
+    expires_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.expires_at))
+    """When the finished job is pruned (UTC), or None while it is unfinished."""
+    schedule: Shown[str | None] = Shown(lambda job: job._record.schedule)
+    """The name of the schedule that made the job, or None."""
+    fire_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.fire_at))
+    """The schedule's fire time that this job stands for (UTC), or None."""
+    progress: Shown[Progress | None] = Shown(lambda job: Progress.from_text(job._record.progress))
+    """What the job last told of its progress, or None."""
 
     def become(self, record: JobRecord) -> None:
         """Told by the client: the session in which the job was enqueued has committed."""
@@ -200,7 +172,3 @@ class Job(Generic[R]):
         Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
         """
         return self._client.retry(self._stored_id())
-
-
-def _moment(ms: int | None) -> datetime | None:
-    return from_ms(ms) if ms else None

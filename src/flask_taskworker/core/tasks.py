@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import CellType, FrameType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
 from .clock import as_timedelta, require_aware
 from .codec import Codec
-from .hints import importable_name, signature_of
+from .functions import is_in_a_variable, is_other_closure, place_of, positional_range, signature_of, task_name
 from .jobs import Job
 from .retry import Retry
 from .rows import Claim, Kind, Outcome
@@ -30,7 +28,6 @@ R = TypeVar("R")
 Returned = TypeVar("Returned")
 
 _SEQUENCES = (tuple, list)
-_PACKAGE = f"{__package__}."
 MAX_NAME = 200
 MAX_PRIORITY = 2**31 - 1
 
@@ -121,7 +118,11 @@ class Call(Generic[P, R]):
         self._options = options
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Store a job; durable when it returns. Errors as for :meth:`Task.enqueue`."""
+        """Store a job that calls the function with these arguments; durable when it returns.
+
+        Raises ArgumentsError when they do not fit the signature, NotEncodable when JSON cannot hold them, AppError
+        when it is not clear which app is meant, NotAccepted or OutcomeUnknown when the database did not take it.
+        """
         task = self._task
         return task.client().enqueue(task, (task.encode(args, kwargs),), self._options)[0]
 
@@ -147,7 +148,7 @@ class Call(Generic[P, R]):
         return encoded
 
 
-class Task(Generic[P, R, Returned]):
+class Task(Call[P, R], Generic[P, R, Returned]):
     """A registered function. Calling it is a plain call; :meth:`enqueue` makes a job of the call.
 
     Safe from any thread.
@@ -162,19 +163,19 @@ class Task(Generic[P, R, Returned]):
         codec: Codec,
         find_client: Callable[[], TaskClient],
     ) -> None:
+        super().__init__(self, EnqueueOptions())
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name
         self.options = options
         self.kind: Kind = "async" if inspect.iscoroutinefunction(function) else "sync"
-        self.place = _place(function)
+        self.place = place_of(function)
         self.signature = signature_of(function)
         """As the function is written; a decorator around it may take other arguments."""
         self.client = find_client
         self._codec = codec
         self._called = signature_of(function, follow_wrapped=False)
-        self._positional = _positional_range(self._called)
-        self._plain: Call[P, R] = Call(self, EnqueueOptions())
+        self._positional = positional_range(self._called)
         self.replaced = False
         """Another closure of the same function has the name now: a job would run that one."""
 
@@ -184,26 +185,6 @@ class Task(Generic[P, R, Returned]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Returned:
         """A plain call of the function, here and now."""
         return self.function(*args, **kwargs)
-
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Store a job that calls the function with these arguments; durable when it returns.
-
-        Raises ArgumentsError when they do not fit the signature, NotEncodable when JSON cannot hold them, AppError
-        when it is not clear which app is meant, NotAccepted or OutcomeUnknown when the database did not take it.
-        """
-        return self._plain.enqueue(*args, **kwargs)
-
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """As :meth:`enqueue`, without blocking the event loop."""
-        return await self._plain.aenqueue(*args, **kwargs)
-
-    def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
-        """Store many jobs in one transaction: all or none. Each call is a tuple of arguments or a dict of keywords."""
-        return self._plain.enqueue_many(calls)
-
-    async def aenqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
-        """As :meth:`enqueue_many`, without blocking the event loop."""
-        return await self._plain.aenqueue_many(calls)
 
     def using(
         self,
@@ -260,30 +241,28 @@ class Task(Generic[P, R, Returned]):
             raise TaskExists(_two_closures(self))
         lowest, highest = self._positional
         if kwargs or not lowest <= len(args) <= highest:
-            self._bind(args, kwargs)
+            try:
+                self._called.bind(*args, **kwargs)
+            except TypeError as error:
+                raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.") from None
         return self._codec.encode_call(args, dict(kwargs))
-
-    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        try:
-            self._called.bind(*args, **kwargs)
-        except TypeError as error:
-            raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.") from None
 
     def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
         if not isinstance(calls, Iterable):
             raise ArgumentsError(f"enqueue_many was given {calls!r:.100}. Give a list of calls, such as [(1,), (2,)].")
-        return [self._encode_one(number, call) for number, call in enumerate(calls)]
-
-    def _encode_one(self, number: int, call: Sequence[Any] | Mapping[str, Any]) -> str:
-        if isinstance(call, _SEQUENCES):
-            return self.encode(tuple(call), {})
-        if isinstance(call, Mapping) and all(isinstance(key, str) for key in call):
-            return self.encode((), call)
-        raise ArgumentsError(
-            f"Call {number} of enqueue_many is {call!r:.100}. Each must be a tuple of arguments, such as "
-            f"({call!r:.40},), or a dict of keyword arguments."
-        )
+        encoded = []
+        for number, call in enumerate(calls):
+            if isinstance(call, _SEQUENCES):
+                encoded.append(self.encode(tuple(call), {}))
+            elif isinstance(call, Mapping) and all(isinstance(key, str) for key in call):
+                encoded.append(self.encode((), call))
+            else:
+                raise ArgumentsError(
+                    f"Call {number} of enqueue_many is {call!r:.100}. Each must be a tuple of arguments, such as "
+                    f"({call!r:.40},), or a dict of keyword arguments."
+                )
+        return encoded
 
     def declared_schedules(self) -> list[DeclaredSchedule]:
         """The schedules that the decorator was given; several are numbered from the second on."""
@@ -330,36 +309,31 @@ class TaskRegistry:
     ) -> Task[P, Any, Returned]:
         """Make a task of *function*. The same place declared again replaces the task."""
         _check_function(function)
-        if name is None and function.__name__ == "<lambda>":
-            raise DeclarationError("A lambda has no name that another process could find. Use def, or give it name=….")
         if options.atomic is not None and inspect.iscoroutinefunction(function):
             raise DeclarationError(f"{function.__qualname__} is async, and atomic=… takes sync tasks only. Use def.")
         if name is not None:
             check_name("name", name)
+        elif function.__name__ == "<lambda>":
+            raise DeclarationError("A lambda has no name that another process could find. Use def, or give it name=….")
         task: Task[P, Any, Returned] = Task(
             function, name=name or task_name(function), options=options, codec=self.codec, find_client=self._find_client
         )
-        self._refuse_another(task)
+        known = self.get(task.name)
+        if known is not None and known.place != task.place:
+            raise TaskExists(
+                f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
+                "another. Give one of them name=…, or use functools.wraps in the decorator around them."
+            )
+        if known is not None and is_other_closure(known.function, function):
+            if is_in_a_variable(known):
+                raise TaskExists(_two_closures(task))
+            # An app factory that is called again. Whatever still enqueues the earlier task is refused then.
+            known.replaced = True
         self.codec.learn(function)
         task.declared_schedules()
         self._tasks[task.name] = task
         self.version += 1
         return task
-
-    def _refuse_another(self, task: Task[..., Any, Any]) -> None:
-        known = self.get(task.name)
-        if known is None:
-            return
-        if known.place != task.place:
-            raise TaskExists(
-                f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
-                "another. Give one of them name=…, or use functools.wraps in the decorator around them."
-            )
-        if _is_other_closure(known.function, task.function):
-            if _is_in_a_variable(known):
-                raise TaskExists(_two_closures(task))
-            # An app factory that is called again. Whatever still enqueues the earlier task is refused then.
-            known.replaced = True
 
     def get(self, name: str) -> Task[..., Any, Any] | None:
         """The task of that name, or None."""
@@ -415,27 +389,39 @@ def task_options(
     if unknown:
         known = ", ".join(name for name in inspect.signature(task_options).parameters if name != "unknown")
         raise ArgumentsError(f"A task takes no {', '.join(unknown)}. It takes name, {known}.")
+    if isinstance(schedule, list | tuple):
+        triggers = tuple(schedule)
+    else:
+        triggers = () if schedule is None else (cast(Trigger, schedule),)
+    for trigger in triggers:
+        check_trigger(trigger)
+    if not isinstance(sensitive, list | tuple | set | frozenset):
+        raise DeclarationError(
+            f"sensitive = {sensitive!r:.100} is not allowed. Allowed: a tuple of names, as ('ssn',)."
+        )
+    for name in sensitive:
+        check_name("sensitive", name)
+    # Flask-SQLAlchemy-Lite's db.session is looked up again in each app context.
+    looks_up = isinstance(getattr(type(atomic), "session", None), property)
+    session = (lambda: atomic.session) if looks_up else getattr(atomic, "session", atomic)
+    if session is not None and not callable(session):
+        raise DeclarationError(
+            f"atomic = {atomic!r:.100} is not allowed. Allowed: Flask-SQLAlchemy's db, or a callable that gives a "
+            "session."
+        )
     return TaskOptions(
         queue=queue,
         priority=priority,
         retry=Retry.of(retry),
         timeout=None if timeout is None else as_timedelta(timeout, "timeout"),
         keep=None if keep is None else as_timedelta(keep, "keep"),
-        schedules=_triggers(schedule),
+        schedules=triggers,
         schedule_args=_as_args("schedule_args", schedule_args),
         schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),
-        atomic=_session_source(atomic),
+        atomic=session,
         at_most_once=bool(at_most_once),
-        sensitive=_sensitive_names(sensitive),
+        sensitive=tuple(sensitive),
     )
-
-
-def _sensitive_names(names: object) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple | set | frozenset):
-        raise DeclarationError(f"sensitive = {names!r:.100} is not allowed. Allowed: a tuple of names, as ('ssn',).")
-    for name in names:
-        check_name("sensitive", name)
-    return tuple(names)
 
 
 def _as_args(what: str, args: object) -> tuple[Any, ...]:
@@ -450,30 +436,6 @@ def _as_kwargs(what: str, kwargs: object) -> dict[str, Any]:
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ArgumentsError(f"{what} = {kwargs!r:.100} is not allowed. Allowed: a dict of keyword arguments.")
     return dict(kwargs or {})
-
-
-def _session_source(atomic: Any) -> Callable[[], Any] | None:
-    if atomic is None:
-        return None
-    if isinstance(getattr(type(atomic), "session", None), property):
-        # Flask-SQLAlchemy-Lite: looked up anew in each app context.
-        return lambda: atomic.session
-    session = getattr(atomic, "session", atomic)
-    if not callable(session):
-        raise DeclarationError(
-            f"atomic = {atomic!r:.100} is not allowed. Allowed: Flask-SQLAlchemy's db, or a callable that gives a "
-            "session."
-        )
-    return cast(Callable[[], Any], session)
-
-
-def _triggers(schedule: Trigger | Sequence[Trigger] | None) -> tuple[Trigger, ...]:
-    if schedule is None:
-        return ()
-    triggers = tuple(schedule) if isinstance(schedule, list | tuple) else (cast(Trigger, schedule),)
-    for trigger in triggers:
-        check_trigger(trigger)
-    return triggers
 
 
 def check_trigger(trigger: object) -> None:
@@ -494,14 +456,6 @@ def check_priority(priority: object) -> None:
     """Raise DeclarationError unless *priority* is a whole number that the database holds."""
     if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
         raise DeclarationError(f"priority = {priority!r} is not allowed. Allowed: a whole number; higher goes first.")
-
-
-def task_name(function: Callable[..., Any]) -> str:
-    """``module.qualname``, with the importable name for a module that runs as ``__main__``.
-
-    So ``python app.py``, ``python -m app`` and ``flask --app app tasks run`` agree.
-    """
-    return f"{importable_name(function.__module__, getattr(function, '__globals__', None))}.{function.__qualname__}"
 
 
 def _check_function(function: object) -> None:
@@ -525,74 +479,11 @@ def _check_function(function: object) -> None:
         )
 
 
-def _place(function: Callable[..., Any]) -> str:
-    """Where the function stands, and where those stand that it has from outside.
-
-    Without the latter all tasks of a decorator that lacks ``functools.wraps`` would stand in the same place.
-    """
-    inner = inspect.unwrap(function)
-    cells = [cell.cell_contents for cell in inner.__closure__ or () if _has_contents(cell)]
-    outer = sorted(_line(value) for value in cells if inspect.isfunction(value) and value is not inner)
-    return ", with ".join([_line(inner), *outer])
-
-
 def _two_closures(task: Task[..., Any, Any]) -> str:
     return (
         f"Two tasks would have the name {task.name!r}: closures of one function at {task.place}, of which a worker "
         "could run only the latest. Give each a name of its own with name=…, or pass what differs as an argument."
     )
-
-
-def _is_other_closure(known: Any, new: Any, depth: int = 5) -> bool:
-    """Whether two functions of the same code would do different things: for what they close over, or their defaults.
-
-    A function that was made by running its module again has another code object: it takes the earlier one's place.
-    """
-    if known.__code__ is not new.__code__:
-        return False
-    cells = [[c.cell_contents if _has_contents(c) else None for c in f.__closure__ or ()] for f in (known, new)]
-    defaults = [[*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()] for f in (known, new)]
-    return any(
-        one is not other
-        and (
-            not (inspect.isfunction(one) and inspect.isfunction(other) and depth and one.__code__ is other.__code__)
-            or _is_other_closure(one, other, depth - 1)
-        )
-        for one, other in [*zip(*cells, strict=True), *zip(*defaults, strict=True)]
-    )
-
-
-def _is_in_a_variable(task: Task[..., Any, Any]) -> bool:
-    """Whether a running function, or a module that one belongs to, has *task* in a variable: it is in use then."""
-    frame: FrameType | None = sys._getframe()
-    variables: list[Any] = list(task.function.__globals__.values())
-    while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-            variables += [*frame.f_locals.values(), *frame.f_globals.values()]
-        frame = frame.f_back
-    return any(value is task for value in variables)
-
-
-def _has_contents(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # the name is not bound yet
-        return False
-
-
-def _line(function: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
-
-
-def _positional_range(signature: inspect.Signature) -> tuple[int, int]:
-    """How many positional arguments alone make a valid call; (1, 0), which fits none, if keywords are needed."""
-    parameters = signature.parameters.values()
-    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
-        return 1, 0
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    endless = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return sum(p.default is p.empty for p in positional), sys.maxsize if endless else len(positional)
 
 
 __all__ = [
