@@ -9,7 +9,7 @@ from typing import Any
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 _ZERO = (
-    *("priority", "run_at", "claim", "solo", "failures", "crashes", "solo_crashes", "hidden", "cancel_requested"),
+    *("priority", "run_at", "claim", "solo", "failures", "crashes", "solo_crashes", "discarded", "cancel_requested"),
     "at_most_once",
 )
 FINISHED = ("succeeded", "failed", "cancelled")

@@ -212,7 +212,7 @@ def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
 def _latest_failures() -> str:
     newest = (
         "SELECT id, failure_group, finished_at FROM taskworker_job WHERE state = 'failed' "
-        "AND state IN ('failed', 'cancelled') AND hidden = 0 ORDER BY id DESC LIMIT :window"
+        "AND state IN ('failed', 'cancelled') AND discarded = 0 ORDER BY id DESC LIMIT :window"
     )
     recent = "SUM(CASE WHEN finished_at >= :since THEN 1 ELSE 0 END)"
     grouped = (

@@ -8,16 +8,15 @@ on working until they are replaced. Only a new start with the old code is refuse
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import URL, Index, Table
+from sqlalchemy import URL, Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..core.loggers import get_logger
 from ..errors import SchemaError
-from . import schema
 from .driver import Run
 from .schema import VERSION, WHERE, metadata
 from .statements.jobs import Dialect
@@ -37,23 +36,7 @@ class Step:
     statements: Callable[[Dialect], Sequence[str]]
 
 
-def _figures_and_steering(dialect: Dialect) -> list[str]:
-    """Version 2: roll-ups, log lines, the audit log, and what the pages and commands for operators note in rows."""
-    columns = (
-        *("taskworker_job ADD COLUMN origin TEXT", "taskworker_job ADD COLUMN failure_group TEXT"),
-        "taskworker_job ADD COLUMN hidden INTEGER DEFAULT 0 NOT NULL",
-        *("taskworker_queue ADD COLUMN paused_at BIGINT", "taskworker_queue ADD COLUMN paused_by TEXT"),
-    )
-    new = {"taskworker_job_ended", "taskworker_job_failure", "taskworker_job_hidden"}
-    indexes = [index for index in schema.job.indexes if index.name in new]
-    return [
-        *(f"ALTER TABLE {column}" for column in columns),
-        *_create_indexes(dialect, indexes),
-        *(s for table in (schema.rollup, schema.job_log, schema.audit) for s in _create_table(dialect, table)),
-    ]
-
-
-STEPS: tuple[Step, ...] = (Step(version=2, statements=_figures_and_steering),)
+STEPS: tuple[Step, ...] = ()
 """From version 2 on, in order; the last one leads to schema.VERSION."""
 
 
@@ -146,23 +129,17 @@ def ddl(dialect: Dialect) -> list[str]:
 
 
 def _create_table(dialect: Dialect, table: Table) -> list[str]:
-    words = _words(dialect)
-    return [str(CreateTable(table).compile(dialect=words)).strip(), *_create_indexes(dialect, table.indexes)]
-
-
-def _create_indexes(dialect: Dialect, indexes: Iterable[Index]) -> list[str]:
-    words = _words(dialect)
-    return [_create_index(words, index) for index in sorted(indexes, key=lambda i: str(i.name))]
-
-
-def _create_index(words: Any, index: Index) -> str:
-    where = f" WHERE {index.info[WHERE]}" if WHERE in index.info else ""
-    return f"{CreateIndex(index).compile(dialect=words)}{where}"
-
-
-def _words(dialect: Dialect) -> Any:
-    # Found by name: the other one, 3 MB, need not be in memory.
-    return URL.create(dialect.name).get_dialect()()
+    # Found by name: the other dialect, 3 MB, need not be in memory.
+    words: Any = URL.create(dialect.name).get_dialect()()
+    strict = " STRICT" if dialect.name == "sqlite" else ""
+    return [
+        str(CreateTable(table).compile(dialect=words)).strip() + strict,
+        *(
+            str(CreateIndex(index).compile(dialect=words))
+            + (f" WHERE {index.info[WHERE]}" if WHERE in index.info else "")
+            for index in sorted(table.indexes, key=lambda i: str(i.name))
+        ),
+    ]
 
 
 def creation_sql(dialect: Dialect) -> list[str]:

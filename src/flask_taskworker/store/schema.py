@@ -20,13 +20,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import TextClause
 
-VERSION = 2
+VERSION = 1
 """The version of these tables, kept in ``taskworker_meta``."""
 
 metadata = MetaData()
 
-# SQLite gives only a column declared INTEGER PRIMARY KEY to its rowid.
-BigId = BigInteger().with_variant(Integer, "sqlite")
+# In a STRICT table of SQLite every integer is an INTEGER, and only INTEGER PRIMARY KEY is the rowid.
+Big = BigInteger().with_variant(Integer, "sqlite")
 
 UNFINISHED = "state IN ('scheduled', 'ready', 'running')"
 FINISHED = "state IN ('succeeded', 'failed', 'cancelled')"
@@ -40,6 +40,9 @@ ROLLUP_FIGURES = (
 )
 
 
+LAST_MS = 253_370_764_800_000
+"""The year 9999 in epoch milliseconds: a later moment leaves the calendar."""
+
 WHERE = "where"
 """The key in an index's ``info`` under which its condition stands."""
 
@@ -50,47 +53,59 @@ def _partial(name: str, *columns: str | TextClause, where: str, unique: bool = F
     return Index(name, *parts, unique=unique, info={WHERE: where})
 
 
+def _flags(table: str, *columns: str) -> CheckConstraint:
+    return CheckConstraint(" AND ".join(f"{c} IN (0, 1)" for c in columns), name=f"{table}_flags")
+
+
+def _moments(table: str, *columns: str) -> CheckConstraint:
+    within = " AND ".join(f"{c} BETWEEN 0 AND {LAST_MS}" for c in columns)
+    return CheckConstraint(within, name=f"{table}_moments")
+
+
 job = Table(
     "taskworker_job",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("id", Big, primary_key=True, autoincrement=True),
     Column("uid", Text, nullable=False, unique=True),
     Column("task", Text, nullable=False),
     Column("queue", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("priority", Integer, nullable=False, server_default=text("0")),
     Column("state", Text, nullable=False),
-    Column("run_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("run_at", Big, nullable=False, server_default=text("0")),
     Column("args", Text, nullable=False),
     Column("max_attempts", Integer, nullable=False, server_default=text("1")),
-    Column("claim", BigInteger, nullable=False, server_default=text("0")),
+    Column("claim", Big, nullable=False, server_default=text("0")),
     Column("worker_id", Text),
     Column("at_most_once", Integer, nullable=False, server_default=text("0")),
-    # Since version 2: where it was enqueued (JSON), what failures it is counted among, and whether it is put away
-    # (1: it had ended; 2: it waited).
+    # Where it was enqueued (JSON), which failures it is counted among, and whether it is discarded (1: it had ended;
+    # 2: it waited).
     Column("origin", Text),
     Column("failure_group", Text),
-    Column("hidden", Integer, nullable=False, server_default=text("0")),
+    Column("discarded", Integer, nullable=False, server_default=text("0")),
     Column("solo", Integer, nullable=False, server_default=text("0")),
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("crashes", Integer, nullable=False, server_default=text("0")),
     Column("solo_crashes", Integer, nullable=False, server_default=text("0")),
-    Column("timeout", BigInteger),
+    Column("timeout", Big),
     Column("schedule", Text),
-    Column("fire_at", BigInteger),
+    Column("fire_at", Big),
     Column("unique_key", Text),
     Column("cancel_requested", Integer, nullable=False, server_default=text("0")),
     Column("progress", Text),
     Column("result", Text),
     Column("error", Text),
     Column("failure_kind", Text),
-    Column("created_at", BigInteger, nullable=False),
-    Column("started_at", BigInteger),
-    Column("finished_at", BigInteger),
-    Column("expires_at", BigInteger),
+    Column("created_at", Big, nullable=False),
+    Column("started_at", Big),
+    Column("finished_at", Big),
+    Column("expires_at", Big),
     CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="taskworker_job_owner"),
     CheckConstraint(f"({FINISHED}) = (finished_at IS NOT NULL)", name="taskworker_job_end"),
     CheckConstraint("kind IN ('sync', 'async')", name="taskworker_job_kind"),
+    _flags("taskworker_job", "at_most_once", "solo", "cancel_requested"),
+    CheckConstraint("discarded IN (0, 1, 2)", name="taskworker_job_discarded"),
+    _moments("taskworker_job", "run_at", "created_at", "started_at", "finished_at", "expires_at", "fire_at"),
     CheckConstraint(
         f"{UNFINISHED} OR {FINISHED}",
         name="taskworker_job_state",
@@ -102,9 +117,9 @@ job = Table(
     _partial("taskworker_job_gone", "expires_at", where=FINISHED),
     _partial("taskworker_job_fire", "schedule", "fire_at", where="schedule IS NOT NULL", unique=True),
     _partial("taskworker_job_unique", "unique_key", where=f"unique_key IS NOT NULL AND {UNFINISHED}", unique=True),
-    _partial("taskworker_job_ended", "state", "id", where="state IN ('failed', 'cancelled') AND hidden = 0"),
-    _partial("taskworker_job_hidden", "id", where="hidden <> 0"),
-    _partial("taskworker_job_failure", "failure_group", "id", where="state = 'failed' AND hidden = 0"),
+    _partial("taskworker_job_ended", "state", "id", where="state IN ('failed', 'cancelled') AND discarded = 0"),
+    _partial("taskworker_job_discarded", "id", where="discarded <> 0"),
+    _partial("taskworker_job_failure", "failure_group", "id", where="state = 'failed' AND discarded = 0"),
     _partial("taskworker_job_overlap", "schedule", where=f"schedule IS NOT NULL AND {UNFINISHED}"),
     sqlite_autoincrement=True,
 )
@@ -116,12 +131,14 @@ schedule = Table(
     Column("task", Text, nullable=False),
     Column("trigger", Text, nullable=False),
     Column("args", Text, nullable=False),
-    Column("next_at", BigInteger),
-    Column("last_at", BigInteger),
+    Column("next_at", Big),
+    Column("last_at", Big),
     Column("paused", Integer, nullable=False, server_default=text("0")),
     Column("source", Text, nullable=False),
-    Column("seen_at", BigInteger, nullable=False),
+    Column("seen_at", Big, nullable=False),
     CheckConstraint("source IN ('code', 'runtime')", name="taskworker_schedule_source"),
+    _flags("taskworker_schedule", "paused"),
+    _moments("taskworker_schedule", "next_at", "last_at", "seen_at"),
     _partial("taskworker_schedule_next", "next_at", where="paused = 0 AND next_at IS NOT NULL"),
 )
 
@@ -130,14 +147,15 @@ worker = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("host", Text, nullable=False),
-    Column("pid", BigInteger, nullable=False),
-    Column("started_at", BigInteger, nullable=False),
-    Column("server_started_at", BigInteger),
-    Column("beat", BigInteger, nullable=False, server_default=text("0")),
-    Column("beat_at", BigInteger, nullable=False),
+    Column("pid", Big, nullable=False),
+    Column("started_at", Big, nullable=False),
+    Column("server_started_at", Big),
+    Column("beat", Big, nullable=False, server_default=text("0")),
+    Column("beat_at", Big, nullable=False),
     Column("state", Text, nullable=False),
     Column("info", Text, nullable=False),
     CheckConstraint("state IN ('alive', 'draining', 'dead', 'left')", name="taskworker_worker_state"),
+    _moments("taskworker_worker", "started_at", "beat_at"),
 )
 
 queue = Table(
@@ -145,19 +163,21 @@ queue = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("paused", Integer, nullable=False, server_default=text("0")),
-    Column("paused_at", BigInteger),
+    Column("paused_at", Big),
     Column("paused_by", Text),
+    _flags("taskworker_queue", "paused"),
+    _moments("taskworker_queue", "paused_at"),
 )
 
 attempt = Table(
     "taskworker_attempt",
     metadata,
-    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("claim", BigInteger, primary_key=True, autoincrement=False),
+    Column("job_id", Big, primary_key=True, autoincrement=False),
+    Column("claim", Big, primary_key=True, autoincrement=False),
     Column("attempt", Integer, nullable=False),
     Column("worker_id", Text),
-    Column("started_at", BigInteger),
-    Column("finished_at", BigInteger, nullable=False),
+    Column("started_at", Big),
+    Column("finished_at", Big, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("error", Text),
 )
@@ -177,10 +197,12 @@ mail = Table(
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("size", Integer, nullable=False),
     Column("layout", Text),
-    Column("created_at", BigInteger, nullable=False),
-    Column("give_up_at", BigInteger, nullable=False),
-    Column("finished_at", BigInteger),
-    Column("expires_at", BigInteger, nullable=False),
+    Column("created_at", Big, nullable=False),
+    Column("give_up_at", Big, nullable=False),
+    Column("finished_at", Big),
+    Column("expires_at", Big, nullable=False),
+    _flags("taskworker_mail", "once"),
+    _moments("taskworker_mail", "created_at", "give_up_at", "finished_at", "expires_at"),
     Index("taskworker_mail_gone", "expires_at"),
 )
 
@@ -200,7 +222,8 @@ recipient = Table(
     Column("ending", Text, nullable=False),
     Column("code", Integer),
     Column("text", Text),
-    Column("next_try", BigInteger),
+    Column("next_try", Big),
+    _moments("taskworker_recipient", "next_try"),
     CheckConstraint(
         "ending IN ('waiting', 'accepted', 'deferred', 'rejected', 'unknown')", name="taskworker_recipient_ending"
     ),
@@ -210,42 +233,42 @@ blob = Table(
     "taskworker_blob",
     metadata,
     Column("sha256", Text, primary_key=True),
-    Column("uses", BigInteger, nullable=False),
+    Column("uses", Big, nullable=False),
     Column("bytes", LargeBinary, nullable=False),
 )
 
-# Since version 2. What ended in each minute and each hour (`span`: 60 or 3600 seconds, from `start` on) and in all
+# What ended in each minute and each hour (`span`: 60 or 3600 seconds, from `start` on) and in all
 # (both are 0), by task and queue: how often, and how long the tries ran and waited, as sums and as counts by
 # BUCKETS_MS.
 rollup = Table(
     "taskworker_rollup",
     metadata,
     Column("span", Integer, primary_key=True, autoincrement=False),
-    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("start", Big, primary_key=True, autoincrement=False),
     Column("task", Text, primary_key=True),
     Column("queue", Text, primary_key=True),
-    *(Column(name, BigInteger, nullable=False) for name in ROLLUP_FIGURES),
+    *(Column(name, Big, nullable=False) for name in ROLLUP_FIGURES),
 )
 
-# Since version 2. The last lines that each try of a job has logged, a JSON list of [epoch ms, level, logger, text].
+# The last lines that each try of a job has logged, a JSON list of [epoch ms, level, logger, text].
 job_log = Table(
     "taskworker_log",
     metadata,
-    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("claim", BigInteger, primary_key=True, autoincrement=False),
+    Column("job_id", Big, primary_key=True, autoincrement=False),
+    Column("claim", Big, primary_key=True, autoincrement=False),
     Column("lines", Text, nullable=False),
 )
 
-# Since version 2. What people did to jobs, queues and schedules.
+# What people did to jobs, queues and schedules.
 audit = Table(
     "taskworker_audit",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True),
-    Column("at", BigInteger, nullable=False),
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("at", Big, nullable=False),
     Column("who", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("target", Text, nullable=False),
-    Column("number", BigInteger, nullable=False),
+    Column("number", Big, nullable=False),
     Index("taskworker_audit_at", "at"),
     sqlite_autoincrement=True,
 )

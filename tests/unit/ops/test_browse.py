@@ -170,9 +170,9 @@ JOBS = {
     "nightly2": {"schedule": "nightly", "fire_at": 120, "created_at": NOW - 3_600_000},
     "unique": {"unique_key": "app.add:user-7", "created_at": NOW},
     "named": {"uid": "by me"},
-    "put away": {"state": "succeeded", "hidden": 1},
-    "put away waiting": {"state": "cancelled", "hidden": 2},
-    "put away failed": {"state": "failed", "hidden": 1, "failure_group": "g1"},
+    "put away": {"state": "succeeded", "discarded": 1},
+    "put away waiting": {"state": "cancelled", "discarded": 2},
+    "put away failed": {"state": "failed", "discarded": 1, "failure_group": "g1"},
 }
 HIDDEN = {"put away", "put away waiting", "put away failed"}
 

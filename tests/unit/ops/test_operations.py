@@ -55,7 +55,7 @@ def told(app: Flask) -> Iterator[Callable[[Signal], list[dict[str, Any]]]]:
 
 def look(rows: Rows, job_id: int) -> tuple[Any, ...]:
     """State, whether it is put away, and whether it was asked to stop."""
-    return rows("SELECT state, hidden, cancel_requested FROM taskworker_job WHERE id = ?", job_id)[0]
+    return rows("SELECT state, discarded, cancel_requested FROM taskworker_job WHERE id = ?", job_id)[0]
 
 
 def notes(store: Store) -> list[tuple[str, str, str, int]]:
@@ -72,10 +72,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "succeeded": {"state": "succeeded"},
     "failed": {"state": "failed", "failures": 3, "failure_group": "g", "error": "{}"},
     "cancelled": {"state": "cancelled", "cancel_requested": 1},
-    "put away": {"state": "succeeded", "hidden": 1},
-    "put away, failed": {"state": "failed", "hidden": 1},
-    "put away, ready": {"state": "cancelled", "hidden": 2},
-    "put away, scheduled": {"state": "cancelled", "hidden": 2, "run_at": FAR},
+    "put away": {"state": "succeeded", "discarded": 1},
+    "put away, failed": {"state": "failed", "discarded": 1},
+    "put away, ready": {"state": "cancelled", "discarded": 2},
+    "put away, scheduled": {"state": "cancelled", "discarded": 2, "run_at": FAR},
 }
 CHANGES: dict[str, dict[str, tuple[str, int, int]]] = {
     "retry": {
@@ -205,8 +205,8 @@ def test_of_two_jobs_with_one_key_only_one_is_retried(steer: Operations, rows: R
 
 
 def test_of_two_jobs_with_one_key_only_one_is_restored(steer: Operations, rows: Rows) -> None:
-    keyed = {"state": "cancelled", "hidden": 2, "unique_key": "app.add:k"}
-    ids = store_jobs(rows, keyed, keyed, {"state": "cancelled", "hidden": 2})
+    keyed = {"state": "cancelled", "discarded": 2, "unique_key": "app.add:k"}
+    ids = store_jobs(rows, keyed, keyed, {"state": "cancelled", "discarded": 2})
     assert list(steer.act_on_all("restore", JobFilter(hidden=True))) == [2]
     assert sorted(look(rows, job_id)[0] for job_id in ids[:2]) == ["cancelled", "ready"]
     left = next(job_id for job_id in ids if look(rows, job_id)[1])
@@ -319,10 +319,10 @@ def test_the_note_of_an_act_on_many_grows_with_each_batch(
 
 MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "queue:default": ({"state": "failed"}, {"queue": "other"}),
-    "state:failed": ({"state": "failed", "hidden": 0}, {"state": "cancelled"}),
+    "state:failed": ({"state": "failed", "discarded": 0}, {"state": "cancelled"}),
     "state:failed attempts:2": ({"state": "failed", "failures": 3}, {"failures": 1}),
     "group:g": ({"state": "failed", "failure_group": "g"}, {"failure_group": "h"}),
-    "hidden:yes": ({"state": "failed", "hidden": 1}, {"hidden": 0}),
+    "hidden:yes": ({"state": "failed", "discarded": 1}, {"discarded": 0}),
 }
 
 

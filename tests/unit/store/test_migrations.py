@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine
+from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.engine import Connection
 
 from flask_taskworker import BackgroundTaskWorker
@@ -32,7 +30,7 @@ from flask_taskworker.store.postgresql.driver import make_schema
 from flask_taskworker.store.schema import VERSION, metadata
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import Dialect
-from tests.support.doors import engine_of, with_psycopg
+from tests.support.doors import engine_of
 
 pytestmark = [pytest.mark.both_databases, pytest.mark.no_tables_yet]
 
@@ -245,49 +243,3 @@ def test_autogenerate_sees_the_applications_own_changes(connection: Connection) 
         "add_table",
         "remove_table",
     ]
-
-
-def shape_of(dialect: Dialect, run: Run) -> set[tuple[Any, ...]]:
-    """All columns and indexes, however they came about."""
-    if dialect.name == "sqlite":
-        columns = run(
-            'SELECT m.name, c.name, c.type, c."notnull", c.dflt_value FROM sqlite_master AS m, '
-            "pragma_table_info(m.name) AS c WHERE m.type = 'table' AND m.name LIKE 'taskworker%'",
-            {},
-        )
-        indexes = run("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL", {})
-        return {*columns, *((name, " ".join(sql.split())) for name, sql in indexes)}
-    columns = run(
-        "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns "
-        "WHERE table_schema = current_schema()",
-        {},
-    )
-    return {*columns, *run("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()", {})}
-
-
-def test_tables_of_version_1_become_those_that_are_made_today(make_app: Callable[..., Flask]) -> None:
-    old, new = (make_app() for _ in range(2))
-    for app in (old, new):
-        BackgroundTaskWorker(app)
-    drivers = [app.extensions["taskworker"].store.driver for app in (old, new)]
-    dialect = drivers[0].dialect
-    script = (Path(__file__).parent / f"version1.{dialect.name}.sql").read_text()
-    uri = old.extensions["taskworker"].config.database_uri
-    Path(old.instance_path).mkdir(exist_ok=True)
-    engine = create_engine(with_psycopg(uri))
-    with engine.begin() as connection:
-        for statement in script.split(";\n"):
-            if statement.strip():
-                connection.exec_driver_sql(statement)
-        connection.exec_driver_sql("INSERT INTO taskworker_meta (name, value) VALUES ('schema_version', '1')")
-        connection.exec_driver_sql("INSERT INTO taskworker_meta (name, value) VALUES ('store_id', 'abc')")
-        connection.exec_driver_sql("INSERT INTO taskworker_queue (name, paused) VALUES ('q', 1)")
-    engine.dispose()
-    shapes = []
-    for driver in drivers:
-        driver.prepare()
-        shape = shape_of(dialect, driver.read)
-        # Each PostgreSQL test schema has a name of its own.
-        shapes.append({tuple(re.sub(r" ON \w+\.", " ON ", str(part)) for part in row) for row in shape})
-    assert shapes[0] == shapes[1]
-    assert drivers[0].read("SELECT name, paused, paused_by FROM taskworker_queue", {}) == [("q", 1, None)]

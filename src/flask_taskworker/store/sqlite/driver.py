@@ -40,8 +40,8 @@ from .own_lock import refuse_own_lock
 T = TypeVar("T")
 log = get_logger("store")
 
-OLDEST = (3, 35, 0)
-"""UPDATE … RETURNING came with SQLite 3.35."""
+OLDEST = (3, 37, 0)
+"""STRICT tables came with SQLite 3.37."""
 
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A write-ahead log above this size is copied back into the database."""
@@ -84,7 +84,7 @@ class SqliteDriver:
 
     def __init__(self, path: Path, *, durability: str, lock_timeout: float) -> None:
         if sqlite3.sqlite_version_info < OLDEST:
-            raise NotSupported(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed.")
+            raise NotSupported(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or newer is needed.")
         self.path = path
         self.key = str(path)
         self._synchronous = durability.upper()

@@ -17,8 +17,8 @@ SHOWN = 2_000
 SEARCHED = 20_000
 """Characters of arguments in which a filter looks; longer ones fit none."""
 
-_ALIVE = "hidden = 0"
-ROW = f"{RECORD}, hidden, failure_group, substr(args, 1, {SHOWN}) AS args, substr(error, 1, {SHOWN}) AS error"
+_ALIVE = "discarded = 0"
+ROW = f"{RECORD}, discarded, failure_group, substr(args, 1, {SHOWN}) AS args, substr(error, 1, {SHOWN}) AS error"
 ARGS_ROW = f"id, task, substr(args, 1, {SEARCHED})"
 
 
@@ -32,7 +32,7 @@ def _base(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> s
     if chosen.uid is not None:
         return "uid = :uid"
     if chosen.hidden:
-        return "hidden <> 0"
+        return "discarded <> 0"
     if chosen.group is not None:
         return f"state = 'failed' AND {_ALIVE} AND failure_group = :group"
     if chosen.worker is not None:
@@ -77,7 +77,7 @@ def few_ids(chosen: JobFilter) -> str | None:
 
 def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     """What must hold of a row that fits, but for its arguments."""
-    parts = ["hidden <> 0" if chosen.hidden else _ALIVE]
+    parts = ["discarded <> 0" if chosen.hidden else _ALIVE]
     if chosen.states:
         retrying = "(state = 'scheduled' AND failures > 0)"
         states = [retrying if state == "retrying" else f"state = '{state}'" for state in chosen.states]
@@ -176,7 +176,9 @@ def newest_id() -> str:
 def job_whole() -> str:
     """One job with its payloads, and what a list does not need."""
     args, result = (f"substr({name}, 1, CAST(:most AS integer)) AS {name}" for name in ("args", "result"))
-    return f"SELECT {RECORD}, hidden, failure_group, {args}, error, {result}, origin FROM taskworker_job WHERE id = :id"
+    return (
+        f"SELECT {RECORD}, discarded, failure_group, {args}, error, {result}, origin FROM taskworker_job WHERE id = :id"
+    )
 
 
 def tries() -> str:
@@ -229,7 +231,7 @@ def count_states() -> str:
         "suspect": "state = 'ready' AND solo = 1",
         "running": "state = 'running'",
         **{s: f"state = '{s}' AND state IN ('failed', 'cancelled') AND {_ALIVE}" for s in ("failed", "cancelled")},
-        "hidden": "hidden <> 0",
+        "hidden": "discarded <> 0",
     }
     parts = [counted.format(what, where, ":most") for what, where in kinds.items()]
     parts.append(counted.format("finished", FINISHED, "4 * CAST(:most AS integer)"))

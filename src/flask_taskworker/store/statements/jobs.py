@@ -254,7 +254,7 @@ def retry() -> str:
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
         "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, cancel_requested = 0, "
         "progress = NULL, result = NULL, error = NULL, failure_kind = NULL, failure_group = NULL, "
-        "hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+        "discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
         "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
         "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
         f"AND other.{UNFINISHED}) RETURNING id"

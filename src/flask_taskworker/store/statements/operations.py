@@ -26,7 +26,7 @@ def retry(dialect: Dialect, fits: str) -> str:
     return (
         "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
         "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
-        "failure_group = NULL, hidden = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+        "failure_group = NULL, discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
         f"WHERE {_chosen(dialect, fits)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
         "AND task NOT IN ('flask_taskworker.mail.deliver', 'flask_taskworker.bulk') RETURNING id, state"
     )
@@ -55,35 +55,35 @@ def cancel(dialect: Dialect, fits: str) -> str:
 def discard(dialect: Dialect, fits: str) -> str:
     """Put finished jobs away; waiting ones are cancelled and put away. They are pruned when their time comes."""
     return (
-        f"UPDATE taskworker_job SET hidden = CASE WHEN {FINISHED} THEN 1 ELSE 2 END, "
+        f"UPDATE taskworker_job SET discarded = CASE WHEN {FINISHED} THEN 1 ELSE 2 END, "
         f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
         f"state = CASE WHEN {FINISHED} THEN state ELSE 'cancelled' END "
-        f"WHERE {_chosen(dialect, fits)} AND hidden = 0 AND state <> 'running' RETURNING id, "
-        "CASE WHEN hidden = 2 THEN 'cancelled' ELSE 'hidden' END"
+        f"WHERE {_chosen(dialect, fits)} AND discarded = 0 AND state <> 'running' RETURNING id, "
+        "CASE WHEN discarded = 2 THEN 'cancelled' ELSE 'hidden' END"
     )
 
 
-_WAITED = "hidden = 2 AND state = 'cancelled'"
+_WAITED = "discarded = 2 AND state = 'cancelled'"
 _RESTORE = (
     f"UPDATE taskworker_job SET state = CASE WHEN {_WAITED} THEN CASE WHEN run_at > :now THEN 'scheduled' "
     f"ELSE 'ready' END ELSE state END, finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
-    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, hidden = 0 WHERE {{}} RETURNING id, state"
+    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, discarded = 0 WHERE {{}} RETURNING id, state"
 )
 
 
 def restore(dialect: Dialect, fits: str) -> str:
     """Take discarded jobs back; those that waited wait again, but for those of :func:`special_restores`."""
-    return _RESTORE.format(f"{_chosen(dialect, fits)} AND hidden <> 0 AND (hidden = 1 OR unique_key IS NULL)")
+    return _RESTORE.format(f"{_chosen(dialect, fits)} AND discarded <> 0 AND (discarded = 1 OR unique_key IS NULL)")
 
 
 def special_restores(dialect: Dialect, fits: str) -> str:
     """The discarded jobs that waited and have unique keys, which may be taken: they come back one by one."""
-    return f"SELECT id FROM taskworker_job WHERE {_chosen(dialect, fits)} AND hidden = 2 AND unique_key IS NOT NULL"
+    return f"SELECT id FROM taskworker_job WHERE {_chosen(dialect, fits)} AND discarded = 2 AND unique_key IS NOT NULL"
 
 
 def restore_one(fits: str) -> str:
     """Take one discarded job back, ``:job_id``, if its unique key is free."""
-    return _RESTORE.format(f"id = :job_id AND {fits} AND hidden <> 0 AND (hidden = 1 OR {_KEY_FREE})")
+    return _RESTORE.format(f"id = :job_id AND {fits} AND discarded <> 0 AND (discarded = 1 OR {_KEY_FREE})")
 
 
 def lock_fitting(dialect: Dialect, fits: str) -> str:
@@ -113,7 +113,7 @@ SPECIAL: Mapping[str, Callable[[Dialect, str], str]] = {"retry": special_retries
 
 def hidden_key_taken() -> str:
     """Whether a discarded job waits for its unique key."""
-    return f"SELECT 1 FROM taskworker_job WHERE id = :id AND hidden = 2 AND NOT {_KEY_FREE}"
+    return f"SELECT 1 FROM taskworker_job WHERE id = :id AND discarded = 2 AND NOT {_KEY_FREE}"
 
 
 def ended_before() -> str:

@@ -34,4 +34,4 @@ def test_those_older_than_a_page_looks_at_are_acted_on_by_a_job(lab: Lab) -> Non
     assert 'action="/tasks/jobs/bulk"' in asked.text
     lab.act("/jobs/bulk", action="discard", filter="task:old")
     lab.drain()
-    assert lab.rows("SELECT DISTINCT hidden FROM taskworker_job WHERE task = 'old'") == [(1,)]
+    assert lab.rows("SELECT DISTINCT discarded FROM taskworker_job WHERE task = 'old'") == [(1,)]

@@ -191,7 +191,7 @@ def test_page_of_a_job_has_a_bounded_size_whatever_its_tries_have_logged(lab: La
 
 
 NUMBERS = (
-    *("priority", "run_at", "max_attempts", "claim", "at_most_once", "hidden", "solo", "failures", "crashes"),
+    *("priority", "run_at", "max_attempts", "claim", "at_most_once", "discarded", "solo", "failures", "crashes"),
     *(
         "solo_crashes",
         "timeout",
@@ -228,7 +228,7 @@ def test_values_of_the_wrong_type_are_shown_as_they_are(lab: Lab, state: str, od
     listed = {row["id"]: row for row in lab.data("/jobs", limit="200")["rows"]}
     shown = "\\xff\\x00" if isinstance(odd, bytes) else str(odd)
     for name, job_id in zip(fitting, ids[1:], strict=False):
-        if name not in ("hidden", "solo", "solo_crashes"):
+        if name not in ("discarded", "solo", "solo_crashes"):
             assert listed[job_id]["odd"] == {name: shown}
             assert lab.data(f"/jobs/{job_id}")["odd"] == {name: shown}
     assert listed[ids[0]]["odd"] == {}
@@ -454,7 +454,7 @@ def test_empty_list_teaches(lab: Lab) -> None:
 
 
 def states(lab: Lab) -> dict[int, str]:
-    return dict(lab.rows("SELECT id, CASE hidden WHEN 0 THEN state ELSE 'discarded' END FROM taskworker_job"))
+    return dict(lab.rows("SELECT id, CASE discarded WHEN 0 THEN state ELSE 'discarded' END FROM taskworker_job"))
 
 
 def test_buttons_do_what_they_say(lab: Lab) -> None:
@@ -482,7 +482,7 @@ def test_only_the_buttons_that_fit_are_there(lab: Lab) -> None:
 
 
 def test_discarded_jobs_can_only_be_taken_back(lab: Lab) -> None:
-    store_jobs(lab.rows, {"hidden": 1, "state": "failed"})
+    store_jobs(lab.rows, {"discarded": 1, "state": "failed"})
     assert lab.data("/jobs", filter="hidden:yes")["actions"] == [["restore", "Take back"]]
     assert "restore" not in dict(lab.data("/jobs")["actions"])
     assert "1 job taken back" in lab.act("/jobs/bulk", action="restore", filter="hidden:yes")

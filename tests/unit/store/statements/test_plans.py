@@ -40,7 +40,7 @@ COLUMNS = {
     "fire_at": "CASE WHEN i - i / 50 * 50 = 20 THEN i END",
     "run_at": "i",
     "failures": "i - i / 3 * 3",
-    "hidden": "CASE WHEN i - i / 100 * 100 = 2 THEN 1 ELSE 0 END",
+    "discarded": "CASE WHEN i - i / 100 * 100 = 2 THEN 1 ELSE 0 END",
 }
 
 FILTERS = [
@@ -123,7 +123,7 @@ PARTIAL = {
         "taskworker_job_fire",
         "taskworker_job_ended",
         "taskworker_job_failure",
-        "taskworker_job_hidden",
+        "taskworker_job_discarded",
     ),
 }
 """Each holds the rows of some states; where one is read from its beginning, a LIMIT ends that."""

@@ -1,0 +1,64 @@
+"""What the tables themselves refuse, so that no code has to look for it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask
+
+from flask_taskworker.store.driver import RowRefused
+from flask_taskworker.store.schema import LAST_MS, metadata
+from flask_taskworker.store.sql import Store
+
+pytestmark = pytest.mark.both_databases
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+REFUSED = (sqlite3.IntegrityError, psycopg.DataError, psycopg.IntegrityError)
+
+
+@pytest.fixture
+def job(app: Flask, idle_worker: object, store: Store, rows: Rows) -> None:
+    store.driver.prepare()
+    rows("INSERT INTO taskworker_job (uid, task, queue, kind, state, args, created_at) VALUES (?,?,?,?,?,?,?)",
+         "u", "t", "q", "sync", "ready", "[[],{}]", 1)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("priority", "'high'"),
+        ("failures", "'many'"),
+        ("timeout", "'soon'"),
+        ("created_at", "'yesterday'"),
+        ("run_at", "-1"),
+        ("run_at", str(LAST_MS + 1)),
+        ("kind", "'thread'"),
+        ("state", "'lost'"),
+        ("solo", "2"),
+        ("discarded", "3"),
+        ("cancel_requested", "-1"),
+        ("state", "'running'"),
+        ("finished_at", "5"),
+        ("task", "NULL"),
+    ],
+)
+def test_tables_refuse_what_no_job_can_have(job: None, rows: Rows, column: str, value: str) -> None:
+    with pytest.raises(REFUSED):
+        rows(f"UPDATE taskworker_job SET {column} = {value}")
+
+
+def test_refusal_of_a_table_is_told_from_other_errors(job: None, store: Store) -> None:
+    with pytest.raises(RowRefused):
+        store.driver.write("UPDATE taskworker_job SET run_at = :moment", {"moment": LAST_MS + 1})
+
+
+def test_tables_of_sqlite_are_strict(app: Flask, idle_worker: object, store: Store, rows: Rows, driver: str) -> None:
+    if driver != "sqlite":
+        pytest.skip("PostgreSQL's always are")
+    store.driver.prepare()
+    strict = rows("SELECT name FROM pragma_table_list WHERE strict = 1 AND name LIKE 'taskworker%'")
+    assert {name for (name,) in strict} == set(metadata.tables)
