@@ -512,7 +512,7 @@ def test_failures_are_grouped_latest_first(browser: Browser, rows: Rows) -> None
     ids = store_jobs(
         rows,
         *(failed("a", HOUR + 1), failed("b", 3 * HOUR), failed("a", 2 * HOUR + 5), failed("a", 2 * HOUR + 7)),
-        *(failed("a", 9 * HOUR, hidden=1), failed(None, 2 * HOUR), failed("old", 5)),
+        *(failed("a", 9 * HOUR, discarded=1), failed(None, 2 * HOUR), failed("old", 5)),
         {"state": "cancelled", "failure_group": "a", "finished_at": 8 * HOUR},
     )
     groups = browser.failures(HOUR)

@@ -72,7 +72,7 @@ def test_the_latest_failures_come_by_cause(store: Store, rows: Rows, monkeypatch
         failed("b", 70),
         failed(None, 55),
         failed("c", 20),
-        failed("b", 90, hidden=1),
+        failed("b", 90, discarded=1),
     )
     lines = latest_failures(store, 50, 10)
     assert [(line.group, line.number, line.first_at, line.last_at, line.id) for line in lines] == [
