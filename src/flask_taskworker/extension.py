@@ -82,8 +82,8 @@ class TaskWorker:
         """Register *app*: read its ``TASKER_*`` configuration and add the ``flask tasks`` commands.
 
         Opens no database. Raises ConfigError for a wrong value, AppError when the app has a TaskWorker already or
-        another living app uses the same database, ArgumentsError for what is no Flask app. An app with the same import
-        name and database replaces the earlier.
+        another living app uses the same database, ArgumentsError for anything but a Flask app. An app with the same
+        import name and database replaces the earlier.
         """
         app = as_app(app)
         if KEY in app.extensions:
@@ -229,7 +229,7 @@ class TaskWorker:
         """Stop claiming, let running jobs end, hand back the others, and return when all is done.
 
         ``timeout`` is in seconds and defaults to ``TASKER_SHUTDOWN_TIMEOUT``. Harmless when nothing runs. Called by a
-        job, or on the worker's own event loop, it does not wait. Raises ArgumentsError for a timeout that is no number.
+        job, or on the worker's own event loop, it does not wait. Raises ArgumentsError for anything but a number.
         """
         seconds = as_seconds(timeout)
         runner = self._runner
@@ -320,7 +320,7 @@ class TaskWorker:
         if is_loading_app() and command != "run":
             log.debug("start() does nothing where a flask command imports the app")
         else:
-            # Nobody meant this process to do without, and it may serve for long.
+            # This process was not meant to do without, and it may serve for long.
             log.warning("start() does nothing under flask %s, so no job runs in it. Use: flask tasks run", command)
         return False
 
@@ -331,7 +331,7 @@ class TaskWorker:
     def _after_fork(self) -> None:
         """In the child: the loop's thread is gone. It starts again where this process serves requests, and only there.
 
-        Such a child is a web process, as under ``gunicorn --preload``; any other child is somebody else's helper and
+        Such a child is a web process, as under ``gunicorn --preload``; any other child is a helper of another kind and
         must not claim jobs.
         """
         self._lock = threading.RLock()

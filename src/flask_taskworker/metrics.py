@@ -1,8 +1,7 @@
 """Metrics for Prometheus: a blueprint, and a port of its own. Needs the extra ``prometheus``.
 
-All is read from the database when it is asked for, so that any one process tells of all of them. The counters are the
-figures that workers store, some seconds after the facts; they go on when processes end, and begin anew only with a new
-database.
+Each request reads the database, so any one process reports on all of them. The counters are the figures that workers
+store some seconds later; they survive processes, and reset only with a new database.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def create_metrics(
     """A blueprint that answers ``/metrics``.
 
     *access* is called within each request; it returns whether to answer, or a response to give instead. Without it the
-    login of the dashboard holds: ``TASKER_DASHBOARD_USER`` and ``TASKER_DASHBOARD_PASSWORD``, else nobody but a
+    login of the dashboard holds: ``TASKER_DASHBOARD_USER`` and ``TASKER_DASHBOARD_PASSWORD``, else only a
     developer on this machine. *name* is that of the blueprint. Raises ArgumentsError for a *task_worker* that is none,
     and for an *access* that cannot be called.
     """
@@ -86,8 +85,8 @@ def create_metrics(
 def serve_metrics(app: Flask, port: int, host: str = "0.0.0.0") -> WSGIServer:
     """Answer GET on a port of its own, in a thread, until ``shutdown()`` and ``server_close()`` of what is returned.
 
-    Nobody is asked who they are, and the path does not matter. Port 0 takes a free one: ``server_port`` tells it.
-    Raises OSError where the port is taken.
+    It has no login, and answers any path. Port 0 takes a free one, which is ``server_port``. Raises OSError if the port
+    is taken.
     """
     collector = TaskWorkerCollector(app)
 

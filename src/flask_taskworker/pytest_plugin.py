@@ -52,6 +52,6 @@ def task_clock(app: Flask) -> Iterator[TaskClock]:
 
 @pytest.fixture
 def live_worker(app: Flask) -> Iterator[LiveWorker]:
-    """A worker of ``app``, at work in a process of its own, or in a thread where there is no Linux."""
+    """A worker of ``app``, at work in a process of its own; on other systems than Linux, in a thread."""
     with _testing().LiveWorker(app) as found:
         yield found

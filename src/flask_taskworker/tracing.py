@@ -56,7 +56,7 @@ def instrument(task_worker: HasRegistry, tracer_provider: TracerProvider | None 
     """Make spans for the jobs of *task_worker*, in this process; call it wherever jobs are enqueued or run.
 
     *tracer_provider* defaults to the global one. Before or after ``init_app``; repeated, the last call counts. Raises
-    ArgumentsError for what is no TaskWorker.
+    ArgumentsError for anything but a TaskWorker.
     """
     registry_of(task_worker).tracing = Spans(get_tracer(__name__, tracer_provider=tracer_provider))
     if _carry not in carriers:
@@ -69,7 +69,7 @@ def uninstrument(task_worker: HasRegistry) -> None:
 
 
 class Spans:
-    """What a TaskWorker tells of its jobs, as spans. Safe from any thread."""
+    """A TaskWorker's jobs, as spans. Safe from any thread."""
 
     def __init__(self, tracer: Any) -> None:
         self._tracer = tracer

@@ -54,7 +54,7 @@ class Client:
         self.on_news: Callable[[Collection[tuple[str, str]]], None] | None = None
         """Wakes the worker of this process, if there is one."""
         self.worker_thread: threading.Thread | None = None
-        """The thread of this process's event loop, where waiting for a result would wait for ever."""
+        """The thread of this process's event loop, where waiting for a result would never end."""
         self._registry = registry
         self._codec = registry.codec
         self._find_app = find_app
@@ -115,7 +115,7 @@ class Client:
     def _announce_enqueued(
         self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]
     ) -> None:
-        """Tell of the jobs that were made now; the others had been there, under the same uid or unique key."""
+        """Announce the jobs that are new; the others existed already, under the same uid or unique key."""
         new = [i for i, row in enumerate(rows) if row.uid == records[i].uid and row.created_at == records[i].created_at]
         try:
             if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
@@ -229,11 +229,11 @@ class Client:
     # -- looking and waiting ----------------------------------------------------------------------------------------
 
     def job(self, job_id: int) -> Job[Any]:
-        """The job of that number. Raises JobNotFound, or ArgumentsError for what is no number."""
+        """The job of that number. Raises JobNotFound, or ArgumentsError for anything but a number."""
         return Job(self.record(job_id), self)
 
     def record(self, job_id: int) -> JobRecord:
-        """The job's row. Raises JobNotFound, or ArgumentsError for what is no number."""
+        """The job's row. Raises JobNotFound, or ArgumentsError for anything but a number."""
         if not isinstance(job_id, int):
             raise ArgumentsError(
                 f"A job's id is a whole number, not {job_id!r:.100}. Of text from a request make an int."
@@ -243,13 +243,13 @@ class Client:
     def wait(self, job_id: int, timeout: float | None) -> Any:
         """The decoded result. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
         if threading.current_thread() is self.worker_thread:
-            raise RuntimeError("result() would block the worker's event loop for ever. Use: await job.aresult().")
+            raise RuntimeError("result() would block the worker's event loop forever. Use: await job.aresult().")
         deadline = _deadline(timeout)
         pause = _FIRST_POLL
         with self._waiting.for_job(job_id) as finished:
             while not _has_finished(ending := self.store.ending(job_id)):
                 left = _time_left(job_id, ending, deadline)
-                # Another process may finish the job: nobody would set the event then.
+                # Another process may finish the job: then the event is never set.
                 finished.wait(min(pause, left))
                 pause = min(pause * 2, _LAST_POLL)
         return self._value(job_id, ending)
@@ -309,13 +309,13 @@ class Client:
 
     def close(self) -> None:
         """Close the database's connections and end idle threads; new ones are made when needed."""
-        # Whoever has just taken the old pool finds it closed, and does without: see _aside.
+        # A thread that has just taken the old pool finds it closed, and does without: see _aside.
         threads, self._threads = self._threads, ThreadPool(_THREADS, "taskworker-client")
         threads.shutdown()
         self.store.driver.close()
 
     def abandon(self) -> None:
-        """After a fork, in the child: begin anew with nothing of the parent's."""
+        """After a fork, in the child: start afresh, with nothing of the parent's."""
         self.on_news = None
         self.worker_thread = None
         self._waiting = Waiting()

@@ -15,7 +15,7 @@ MAX_WORDS = 200
 """Characters of a request's path, or a command's."""
 
 carriers: list[Callable[[dict[str, Any]], None]] = []
-"""Called with each origin, to add what the job shall carry; tracing adds itself here."""
+"""Called with each origin, to add what the job carries; tracing adds itself here."""
 
 _command: str | None = None
 

@@ -1,7 +1,7 @@
 """The caller's own SQLAlchemy transaction: writing jobs into it, and learning what became of it.
 
 Takes a ``Session``, a ``scoped_session`` (Flask-SQLAlchemy's ``db.session``), a ``Connection``, and their asynchronous
-kin. Errors of the caller's database come as SQLAlchemy's, as they do for the caller's own statements.
+counterparts. Errors of the caller's database come as SQLAlchemy's, as they do for the caller's own statements.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _connection_of(session: Session) -> Connection:
 
 
 def _session_of(given: object) -> Session | None:
-    # Whoever has a session has imported the ORM. An app without one need not pay for it: it takes 6 MB.
+    # An app with a session has imported the ORM. An app without one need not pay for it: it takes 6 MB.
     orm = sys.modules.get("sqlalchemy.orm")
     if orm is None:
         return None
@@ -271,7 +271,7 @@ def _called(call: Callable[[], None], is_stored: Callable[[], bool]) -> bool:
 
 
 class AtomicSession:
-    """The session of an atomic task, while it runs: nobody commits it but we, together with the job's end."""
+    """The session of an atomic task, while it runs: only the worker commits it, together with the job's end."""
 
     def __init__(self, source: Callable[[], object], task: str) -> None:
         self._source = source

@@ -98,7 +98,7 @@ class SignalSender:
             try:
                 with app.app_context():
                     _send(signal, app, values, BaseException)
-            except BaseException:  # whoever raised it, later signals are sent
+            except BaseException:  # later signals are sent in any case
                 log.exception("the app's context around %s raised", signal)
             del pending, app, values
 

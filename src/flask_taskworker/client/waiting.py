@@ -23,7 +23,7 @@ class Finished:
         """From any thread."""
         self._event.set()
         if self._loop is not None and self._wake is not None:
-            # Whoever waited may have gone, and the loop with it.
+            # The caller that waited may have gone, and its loop too.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._wake.set)
 
@@ -44,7 +44,7 @@ class Finished:
 
 
 class Waiting:
-    """Who waits for which job in this process. Safe from any thread; costs one look where nobody waits."""
+    """Who waits for which job in this process. Safe from any thread; cheap when no caller waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -41,9 +41,9 @@ def as_timedelta(value: float | timedelta, what: str) -> timedelta:
 
 
 def as_seconds(timeout: float | None) -> float | None:
-    """How long somebody wants to wait, as a float; None for ever, or as long as the configuration says.
+    """How long to wait, as a float; None for no limit, or as long as the configuration says.
 
-    Raises ArgumentsError for what is no number. A negative one is over already, and so is not refused.
+    Raises ArgumentsError for anything but a number. A negative one is over already, and so is not refused.
     """
     if timeout is None:
         return None

@@ -3,7 +3,7 @@
 What JSON cannot say is a tagged object, ``{"$": "tuple", "v": [1, 2]}``; a user's dict that has the key ``"$"``
 itself is written as a tagged list of pairs. A call is the array ``[args, kwargs]``.
 
-Stored text is not trusted: whoever can write to the database must not gain more than wrong values. No name in a text
+Stored text is not trusted: write access to the database must not give more than wrong values. No name in a text
 is ever imported or looked up as an attribute. Dataclasses and enums come from the codec's own registry only, which the
 program fills: by :meth:`Codec.register`, and from the type hints of the functions given to :meth:`Codec.learn`.
 """

@@ -36,7 +36,7 @@ class RunningJob:
     log_level: float = math.inf
     """The lowest level of the log records that are kept with it."""
     on_line: Callable[[RunningJob], None] | None = None
-    """Told of each kept line, in the thread that logged it."""
+    """Called with each kept line, in the thread that logged it."""
     lines: deque[tuple[int, str, str, str]] | None = None
     """What it has logged: epoch milliseconds, level, logger and text."""
     lines_taken: bool = False
@@ -102,7 +102,7 @@ class CurrentJob:
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Tell how far the job is. Cheap: it is written at most twice a second, and once at the end.
 
-        Of *text* the first 500 characters are kept. Raises ArgumentsError for what is no finite number.
+        Of *text* the first 500 characters are kept. Raises ArgumentsError for anything but a finite number.
         """
         job = self._job()
         # The worker writes it later, together with other jobs' news: nothing that it cannot write may get there.

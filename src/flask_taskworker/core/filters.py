@@ -50,7 +50,7 @@ class JobFilter:
     parent: int | None = None
     """Those that were enqueued inside this job."""
     attempts: int | None = None
-    """At least so many tries failed."""
+    """At least this many attempts failed."""
     after: int | None = None
     before: int | None = None
     args: tuple[tuple[str, str], ...] = ()
@@ -132,7 +132,7 @@ def _states(value: str) -> list[str]:
     names = value.split(",")
     for name in names:
         if name not in STATES:
-            raise ArgumentsError(f"There is no state {name!r}. States: {', '.join(STATES)}.")
+            raise ArgumentsError(f"Unknown state {name!r}. States: {', '.join(STATES)}.")
     return names
 
 

@@ -111,7 +111,7 @@ class Job(Generic[R]):
     fire_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.fire_at))
     """The schedule's fire time that this job stands for (UTC), or None."""
     progress: Shown[Progress | None] = Shown(lambda job: Progress.from_text(job._record.progress))
-    """What the job last told of its progress, or None."""
+    """The job's last progress, or None."""
 
     def become(self, record: JobRecord) -> None:
         """Told by the client: the session in which the job was enqueued has committed."""
@@ -145,9 +145,9 @@ class Job(Generic[R]):
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return what the task returned.
 
-        Waits through retries. ``timeout`` is in seconds; None waits for ever. Raises JobFailed, JobCancelled,
+        Waits through retries. ``timeout`` is in seconds; None waits forever. Raises JobFailed, JobCancelled,
         JobTimeout (a TimeoutError), JobNotFound when the job was pruned or is pending, or ArgumentsError for a timeout
-        that is no number. Safe from any thread but the worker's event loop, where it raises at once: use
+        that is not a number. Safe from any thread but the worker's event loop, where it raises at once: use
         :meth:`aresult` there.
         """
         value: R = self._client.wait(self._stored_id(), timeout)

@@ -93,7 +93,7 @@ class Retry:
     def delay(self, attempt: int, *, rand: float) -> timedelta:
         """How long to wait after the try number *attempt*, counted from 1, failed. *rand* is from -1 to 1.
 
-        Raises DeclarationError if a callable ``backoff`` raises or returns what is no period.
+        Raises DeclarationError if a callable ``backoff`` raises or returns anything but a period.
         """
         seconds = min(self._seconds(attempt), self.cap.total_seconds())
         return _spread(seconds, self.jitter, rand)

@@ -481,7 +481,7 @@ def _check_function(function: object) -> None:
 
 def _two_closures(task: Task[..., Any, Any]) -> str:
     return (
-        f"Two tasks would have the name {task.name!r}: closures of one function at {task.place}, of which a worker "
+        f"Two tasks would have the name {task.name!r}: closures of one function at {task.place}. A worker "
         "could run only the latest. Give each a name of its own with name=…, or pass what differs as an argument."
     )
 

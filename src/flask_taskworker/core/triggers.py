@@ -156,7 +156,7 @@ class Cron:
             after = change - SECOND
 
     def _walls_after(self, wall: datetime) -> Iterator[datetime]:
-        # cronsim gets naive times: its own handling of zones loses fire times where a change is no whole hour, and
+        # cronsim gets naive times: its own handling of zones loses fire times where a change is not a whole hour, and
         # repeats fixed ones that spring moves onto each other. See test_lord_howe_keeps_the_half_hour_after_the_fold.
         return iter(CronSim(self._fields, wall))
 
@@ -257,7 +257,7 @@ def due(trigger: Trigger, next_at: datetime, now: datetime, *, limit: int = 1000
 
     Those not older than :data:`MISFIRE_GRACE` are on time and each fires. Older ones are missed. With misfire
     ``"all"`` each of them fires; with ``"skip"`` none does; with ``"once"`` the latest of them fires if no one is on
-    time. At most *limit* fire in one call, and the work is bounded however long nobody looked.
+    time. At most *limit* fire in one call, and the work is bounded however late this is.
     """
     if trigger.misfire == "all":
         fires, following = _take(trigger, next_at, now + datetime.resolution, limit)

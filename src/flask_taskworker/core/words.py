@@ -22,10 +22,10 @@ def spoken(milliseconds: int) -> str:
     for (size, unit), (smaller, smaller_unit) in pairwise(_UNITS):
         if seconds >= size:
             rest = seconds % size // smaller
-            # Nobody needs the seconds of half an hour.
+            # The seconds of half an hour do not matter.
             return f"{seconds // size} {unit}" + (f" {rest} {smaller_unit}" if rest and smaller > 1 else "")
     return f"{seconds} s"
 
 
 MOST = 10_000
-"""Counts stop here: nobody needs to know how far beyond it a queue is."""
+"""Counts stop here: how far beyond it a queue is does not matter."""

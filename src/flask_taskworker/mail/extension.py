@@ -543,7 +543,7 @@ class Mail(_MailMixin):
     def init_app(self, app: Flask) -> _Mail:
         """Read the app's ``MAIL_*`` configuration and register the settings, which are returned, with it.
 
-        Raises ConfigError for a wrong value, ArgumentsError for what is no Flask app.
+        Raises ConfigError for a wrong value, ArgumentsError for anything but a Flask app.
         """
         app = as_app(app)
         state = self.init_mail(app.config, app.debug, app.testing)

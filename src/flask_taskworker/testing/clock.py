@@ -56,7 +56,7 @@ class TaskClock:
         perform: bool = True,
         raise_errors: bool = True,
     ) -> Drained:
-        """Move on by *period*, in seconds or a timedelta, and so much more; see :meth:`set`."""
+        """Move on by *period*, in seconds or a timedelta; see :meth:`set`."""
         __tracebackhide__ = True
         more = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
         return self.set(

@@ -61,7 +61,7 @@ class MovableClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one run of the worker shall do."""
+    """What one run of the worker does."""
 
     max_jobs: int
     until: int | None = None
@@ -76,12 +76,12 @@ class Plan:
 
 @dataclass(slots=True)
 class Faults:
-    """What shall go wrong."""
+    """What goes wrong."""
 
     crash_at: CrashPoint | None = None
     """Where the process of the next job dies."""
     twice: bool = False
-    """Run each job that succeeds once more."""
+    """Run each job that succeeds again."""
     repeated: set[int] = field(default_factory=set)
     """The jobs whose second run is to come, or over."""
 
@@ -331,7 +331,7 @@ class Bench:
 
     @classmethod
     def of(cls, app: Flask) -> Bench:
-        """The bench of *app*. Raises AppError for an app without a TaskWorker, ArgumentsError for what is no app."""
+        """The bench of *app*. Raises AppError for an app without a TaskWorker, ArgumentsError for anything else."""
         app = as_app(app)
         bench = _benches.get(app)
         if bench is None:
@@ -387,7 +387,7 @@ class Bench:
             try:
                 runner.join()
             except BaseException:
-                # Somebody has pressed Ctrl-C, or the test has taken too long.
+                # Ctrl-C, or the test has taken too long.
                 runner.stop(0.0)
                 raise
         if runner.error is not None:

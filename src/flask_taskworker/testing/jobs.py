@@ -320,7 +320,7 @@ class Jobs:
 
     @contextmanager
     def run_twice(self) -> Iterator[None]:
-        """Within the block every job that succeeds is run once more, as after a power cut: that must do no harm.
+        """Within the block every job that succeeds runs again, as after a power cut: an idempotent task does no harm.
 
         Left alone are jobs of tasks with ``at_most_once=True``, and those of ``atomic`` tasks, whose success cannot
         get lost.
@@ -355,7 +355,7 @@ class Jobs:
         left = [worker_id for worker_id in self._bench.dead if worker_id in living]
         self._bench.dead.clear()
         for worker_id in left:
-            # Its death is no secret here; another worker would find out by its silence.
+            # Its death is known here; another worker would notice that its heartbeat stops.
             self._store.driver.write(worker_statements.declare_dead(), {"id": worker_id, "beat": living[worker_id]})
         rescued += self._rescue() if left else []
         return [Job(record, self._bench.state.client) for record in rescued]
@@ -396,7 +396,7 @@ class _Inline:
             self._check()
             report = self._bench.run_unless_busy(Plan(max_jobs=MAX_JOBS + 1), begin=self._wanted.clear)
             if report is None:
-                # Whoever runs the worker now looks once more when it has ended.
+                # The thread that runs the worker now looks again when it has ended.
                 return
             self.reports.append(report)
 

@@ -85,7 +85,7 @@ class LiveWorker:
     def kill(self) -> None:
         """Let its process die at once, as by a power cut. :meth:`Jobs.recover` has its jobs rescued."""
         if self.pid is None:
-            raise RuntimeError("There is no process to kill: it has ended, or the worker is a thread.")
+            raise RuntimeError("No process to kill: it has ended, or the worker is a thread.")
         self._end_process(signal.SIGKILL)
         self._bench.dead.append(self._id)
 
@@ -123,7 +123,7 @@ class LiveWorker:
         # The child reads from it until its parent is gone, however that ends.
         reader, self._lifeline = os.pipe()
         with warnings.catch_warnings():
-            # That other threads run is taken care of: the package begins anew in a child.
+            # Other threads may run: the package starts afresh in a child.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if not pid:

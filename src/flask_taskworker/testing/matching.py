@@ -69,7 +69,7 @@ def _equal(wanted: object, actual: object) -> bool:
 
 
 def _is_time(wanted: object, actual: datetime | None) -> bool:
-    """To the second: nobody can say the millisecond of "in an hour" beforehand. None means at once."""
+    """To the second, because the millisecond of "in an hour" is not known beforehand. None means at once."""
     if wanted is None or actual is None:
         return wanted is actual
     if isinstance(wanted, datetime):

@@ -79,7 +79,7 @@ class Outbox(Sequence[SentMail]):
 
     ``mail.send`` puts a mail here at once. ``mail.send_later`` stores a job, also where the app suppresses mail; its
     mail is here when the job has run, after :meth:`Jobs.drain` for example. ``record_messages`` and
-    ``email_dispatched`` tell of the same mails.
+    ``email_dispatched`` report the same mails.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -205,7 +205,7 @@ def _maker(error: object) -> Callable[[Envelope], BaseException]:
     if not (isinstance(error, type) and issubclass(error, BaseException)):
         raise TypeError(f"outbox.fail({error!r:.100}): give an exception, or the class of one.")
     kind = _OURS.get(error, error)
-    _make(kind, Envelope(sender="", recipients=("nobody@example.org",), data=b""))
+    _make(kind, Envelope(sender="", recipients=("someone@example.org",), data=b""))
     return lambda envelope: _make(kind, envelope)
 
 

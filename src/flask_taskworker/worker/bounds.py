@@ -21,11 +21,11 @@ class Bounds:
     drain: bool = False
     """As soon as no job is ready; jobs that are due later stay."""
     max_jobs: int | None = None
-    """After so many jobs."""
+    """Stop after this many jobs."""
     max_idle: float | None = None
-    """After so many seconds without a job."""
+    """Stop after this many seconds without a job."""
     max_memory_mb: float | None = None
-    """Once the process holds more than so many MB of memory, but not before its first job. Linux only."""
+    """Stop once the process holds more MB of memory, but not before its first job. Linux only."""
 
 
 NO_BOUNDS = Bounds()

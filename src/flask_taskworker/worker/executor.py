@@ -259,7 +259,7 @@ async def _at_once(outcome: Outcome) -> Outcome:
 
 
 def _ignore(_: Claim, __: bool) -> None:
-    """Nobody counts the threads."""
+    """The threads are not counted."""
 
 
 class ParentOnly:

@@ -20,7 +20,7 @@ FLUSH_DELAY = 0.002
 """Endings wait so long for company while other jobs run. Seconds."""
 FLUSH_AT = 64
 LOCKED_INTERVAL = 0.5
-"""An ending whose row another session has locked is tried again after so many seconds."""
+"""An outcome whose row another session has locked is tried again after this many seconds."""
 
 
 class OutcomeWriter:

@@ -36,7 +36,7 @@ class HungThreads:
         self.full_since, self.told = None, False
 
     def to_tell(self, now: float) -> bool:
-        """Whether all threads are lost, and nobody was told yet. True once."""
+        """Whether all threads are lost, and that was not reported yet. True once."""
         if self.told or self.full_since is None or now - self.full_since < GRACE:
             return False
         self.told = True

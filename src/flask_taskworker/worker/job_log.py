@@ -50,7 +50,7 @@ def lines_of(job: RunningJob) -> str | None:
 
 
 class LoggingJobs(dict[RunningJob, bool]):
-    """The running jobs with lines that nobody has taken. Any thread may add one; :meth:`take` is for one alone.
+    """The running jobs with lines that were not taken yet. Any thread may add one; :meth:`take` is for one alone.
 
     A job's lines are stored as a whole each time. So its first ones are given at once, and later ones of all jobs
     together: the more there is to write, the longer the pause after it.

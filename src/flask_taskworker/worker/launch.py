@@ -113,7 +113,7 @@ def _gunicorn_serves() -> bool:
 
 
 def is_reloader_parent() -> bool:
-    """Whether this process is the parent of werkzeug's reloader, which would keep stale code for ever.
+    """Whether this process is the parent of werkzeug's reloader, which would keep stale code forever.
 
     Looking at the environment instead (WERKZEUG_RUN_MAIN) stops workers under servers that never set it.
     """

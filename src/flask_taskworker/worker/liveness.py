@@ -1,14 +1,14 @@
 """The heartbeat: how a worker shows that it lives, learns that it was given up, and rescues the jobs of the dead.
 
 A worker's row has a beat counter, written once a second by a thread with a connection of its own, so that a blocked
-event loop does not look like a death. Nobody compares clocks. There are two proofs of a death:
+event loop does not look like a death. No clocks are compared. There are two proofs of a death:
 
 * *exact*: the lock that the kernel frees when a process ends (see ``store/live.py``) can be taken;
 * *frozen*: :data:`LEASE_BEATS` of the observer's own successful beats went by without one of the other's. A database
-  outage or a sleeping machine stops the observer's count too, so it makes nobody dead.
+  outage or a sleeping machine stops the observer's count too, so no worker is declared dead.
 
-Whoever finds a death says so in the dead worker's row, if its beat is still the one that was seen, and hands the
-jobs of all dead workers back to their queues.
+The worker that finds a death says so in the dead worker's row, if its beat is still the one that was seen, and hands
+the jobs of all dead workers back to their queues.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ BEAT = 1.0
 """Seconds from beat to beat."""
 
 LEASE_BEATS = 30
-"""A worker that did not beat during so many beats of an observer is frozen, and as good as dead."""
+"""A worker that did not beat during this many beats of an observer is frozen, and as good as dead."""
 
 CLEAN_BEATS = 600
-"""Once in so many beats the rows of the long dead are deleted."""
+"""Every this many beats the rows of workers that are long dead are deleted."""
 
 GIVE_UP_PATIENCE = 5.0
 """Seconds that the last write of a worker that gives up may take."""
 
 ORPHANS_BEATS = 60
-"""Once in so many beats jobs are looked for whose worker has no row."""
+"""Every this many beats jobs whose worker has no row are looked for."""
 
 CLOCK_STEP = 5.0
-"""The clock was set back where it lost so many seconds from one beat to the next."""
+"""The clock was set back if it lost this many seconds from one beat to the next."""
 
 KEEP_DEAD_MS = 3_600_000
 """The row of a dead worker is shown for an hour."""
@@ -196,7 +196,7 @@ class Heartbeat:
 
     def _beat(self) -> bool:
         """One beat; False for a worker that was declared dead."""
-        # A database file that is gone would otherwise be beaten into, and looked into, for ever.
+        # A database file that is gone would otherwise be written to, and read, forever.
         self._store.driver.prepare()
         self._presence.renew()
         parameters = {
@@ -295,7 +295,7 @@ def _whereabouts(host: object, pid: object, info: str) -> str:
     """Where an operator finds a worker, or what is left of it."""
     try:
         name = json.loads(info)["name"]
-    except (ValueError, TypeError, LookupError, RecursionError):  # nobody promises that this code wrote the row
+    except (ValueError, TypeError, LookupError, RecursionError):  # another version of the code may have written the row
         name = None
     place = f"pid {shown(pid)} on {shown(host)}"
     return f"{shown(name)}, {place}" if name else place

@@ -3,7 +3,7 @@
 *Live*: its event loops turn. Nothing else counts: a database that is away must not make anybody restart workers, since
 a new process would not find it either. *Ready*: its workers claim jobs, and the database answers.
 
-Told by HTTP (``/livez`` and ``/readyz``), by a file that is written anew each second, and to systemd.
+Reported by HTTP (``/livez`` and ``/readyz``), by a file that is rewritten each second, and to systemd.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class WorkersHealth:
         return None if all(worker.is_claiming for worker in workers) else "a worker does not reach the database"
 
     def is_stopping(self) -> bool:
-        """Whether any was told to stop: then all were."""
+        """Whether any has to stop: then all have to."""
         return any(worker.is_stopping for worker in self._workers())
 
 
@@ -105,7 +105,7 @@ class FilesHealth:
         self.is_stopping = is_stopping
 
     def not_live(self) -> str | None:
-        """One that stands still is enough: nobody else restarts it."""
+        """One that stands still is enough: nothing else restarts it."""
         answers = (read_health(path, STALE, needs_ready=False) for path in self._paths())
         return next((answer for answer in answers if answer is not None), None)
 
@@ -155,7 +155,7 @@ class Probes:
         """Begin."""
         if self._server is not None:
             threading.Thread(target=self._server.serve_forever, name="taskworker-http", daemon=True).start()
-            log.info("health is told at http://%s:%s/livez and /readyz", *self._server.server_address[:2])
+            log.info("health is served at http://%s:%s/livez and /readyz", *self._server.server_address[:2])
         self._thread.start()
 
     def stop(self) -> None:
@@ -178,7 +178,7 @@ class Probes:
                 return
 
     def _write(self, file: Path, words: str) -> None:
-        """Whoever reads it sees the one or the other, never a half."""
+        """A reader sees the old or the new content, never a half."""
         new = file.with_name(f"{file.name}.{os.getpid()}")
         try:
             new.write_text(words)
@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Systemd:
-    """What systemd is told over its datagram socket (sd_notify(3)). Nothing where it did not start this process."""
+    """Notify systemd over its datagram socket (sd_notify(3)). Does nothing unless systemd started this process."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         address = environment.get("NOTIFY_SOCKET", "")

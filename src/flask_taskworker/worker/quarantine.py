@@ -16,7 +16,7 @@ FIRST_WAIT = 10.0
 """Seconds that other jobs go on before a worker makes room for a new suspect."""
 
 PAUSE_ROOMS = 6
-"""For so many times the room that was too short the worker then goes on as before: this bounds what it loses."""
+"""For this many times the room that was too short the worker then goes on as before: this bounds what it loses."""
 
 
 @dataclass(slots=True)

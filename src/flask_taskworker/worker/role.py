@@ -15,7 +15,7 @@ class WorkerRole:
     schedules: bool = True
     """Whether it fires schedules."""
     name: str = ""
-    """What people shall call it; nobody else needs it."""
+    """A name for people; the code does not use it."""
 
     def words(self, queues: Sequence[str] | None) -> str:
         """What it works on, of these queues or of all."""

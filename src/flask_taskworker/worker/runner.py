@@ -28,7 +28,7 @@ LOOP_LOST = 70
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
-"""The terminal is gone, or somebody wants the process to quit now."""
+"""The terminal is gone, or a person wants the process to quit now."""
 _LAST_OUTPUT = 1.0
 """Seconds that the handlers of logging get to write what they have."""
 _LAST_TASKS = 0.2
@@ -76,7 +76,7 @@ class Runner:
                 return False
             self._workers.add(worker)
         worker.lag_ms = lambda: self._watchdog.lag_ms
-        # An empty context: jobs must not see the request in which somebody has called start(). See
+        # An empty context: jobs must not see the request in which start() was called. See
         # test_job_sees_nothing_of_the_request_that_started_the_worker.
         self.loop.call_soon_threadsafe(self._launch, worker, context=contextvars.Context())
         return True
@@ -131,7 +131,7 @@ class Runner:
         # Not a daemon: the interpreter waits for it, so that it can drain; the watcher tells it when to.
         self._thread.daemon = False
         try:
-            # Before the start: a thread that nobody tells of the main thread's end would keep the process for ever.
+            # Before the start: a thread that misses the main thread's end would keep the process alive forever.
             _watch(self)
             self._thread.start()
         except RuntimeError:
@@ -157,7 +157,7 @@ class Runner:
         for number in _SIGNALS:
             self.loop.add_signal_handler(number, self._on_signal, number)
         for number in _AT_ONCE:
-            # Ignored under nohup, and another's where somebody has set a handler.
+            # Ignored under nohup, and left to a handler that the application has set.
             if signal.getsignal(number) is signal.SIG_DFL:
                 self.loop.add_signal_handler(number, self._on_urgent_signal, number)
         self._thread = threading.current_thread()
@@ -264,7 +264,7 @@ class Runner:
         self._ended.set()
 
     def _end_process(self) -> NoReturn:
-        """At once, with the locks: whoever waits for them has the jobs then."""
+        """At once, with the locks: the workers that wait for them have the jobs then."""
         with suppress(RuntimeError):
             # What blocks the loop may hold the lock of a log handler.
             flusher = threading.Thread(target=flush_output, name="taskworker-flush", daemon=True)
@@ -278,7 +278,7 @@ class Runner:
             for worker in self._holding:
                 await worker.wind_up()
             if self._is_main:
-                # In a thread: jobs may end meanwhile. One that writes into a full pipe may keep a lock for ever.
+                # In a thread: jobs may end meanwhile. One that writes into a full pipe may keep a lock forever.
                 flushed = self.loop.run_in_executor(None, flush_output)
                 await asyncio.wait({flushed}, timeout=_LAST_OUTPUT)
             for worker in self._holding:

@@ -93,7 +93,7 @@ class RunningJobs:
 
     @property
     def reporting(self) -> bool:
-        """Whether a job has told of progress, or logged lines, that are not written yet."""
+        """Whether a job has progress or log lines that are not written yet."""
         return bool(self._reports or self._logging)
 
     def room(self, kind: str) -> int:
@@ -224,7 +224,7 @@ class RunningJobs:
         self.ended[:0], self.locked = self.locked, []
 
     def take_reports(self) -> list[tuple[Claim, Progress]]:
-        """What running jobs told of their progress."""
+        """The progress of running jobs."""
         reports, self._reports = self._reports, {}
         return [(job.claim, progress) for job, progress in reports.items()]
 
@@ -269,7 +269,7 @@ class RunningJobs:
                     task.cancel()
 
     def lose(self) -> None:
-        """The worker was declared dead: whatever runs here is somebody else's now."""
+        """The worker was declared dead: other workers own what runs here."""
         for task, job in list(self._tasks.items()):
             job.lost = True
             if job.claim.kind == "async":

@@ -26,7 +26,7 @@ log = get_logger("schedules")
 
 SEEN_INTERVAL_MS = 3_600_000
 CLOCK_TOLERANCE_MS = 60_000
-"""The clocks of two machines may differ by so much without anything being corrected."""
+"""The clocks of two machines may differ by this without anything being corrected."""
 _PAUSE = 1.0
 _LOCKED_PAUSE = 0.25
 _LOOK_AT = 100
@@ -81,7 +81,7 @@ class Scheduler:
         number = _LOOK_AT
         page = await work.due_schedules(self.may_fire, number)
         while not (firings := self._batch(page)) and len(page) == number:
-            # None of so many can fire: those behind them must not wait for that.
+            # None of these can fire: those behind them must not wait for that.
             number *= 10
             page = await work.due_schedules(self.may_fire, number)
         if firings:

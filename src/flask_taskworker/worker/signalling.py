@@ -1,6 +1,6 @@
 """The herald: what becomes of a worker's jobs, told to the app's signals and to those who wait for results.
 
-It is told after the commit, and costs next to nothing where nobody listens.
+It is sent after the commit, and costs next to nothing without receivers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..core.rows import Claim
 
 AHEAD_SECONDS = 0.02
-"""Claimed ahead are only jobs that will start within so much time, going by how long jobs took of late."""
+"""Only jobs that will start within this time are claimed ahead, judged by how long recent jobs took."""
 
 AHEAD_MOST = 128
 _SMOOTHING = 0.2
@@ -26,7 +26,7 @@ class Slots:
     moved_at: float = 0.0
     """When a job was last claimed or started, on the loop's clock."""
     seconds: float = 1.0
-    """How long a job took of late, smoothed."""
+    """How long recent jobs took, smoothed."""
 
     @property
     def free(self) -> int:

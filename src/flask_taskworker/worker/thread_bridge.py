@@ -1,8 +1,8 @@
 """The hop: sync calls of an event loop in threads, through asgiref, and back.
 
 Hopping there and back through ``sync_to_async`` costs a call some 40 µs, as much as all else about a short job.
-So a thread that has hopped stays and takes one call after the other. What asgiref gives holds for each of them all the
-same: a context of its own, and ``async_to_sync`` that finds the loop from which the thread came.
+So a thread that has hopped stays and takes one call after the other. Each of them still gets what asgiref
+gives: a context of its own, and ``async_to_sync`` that finds the loop from which the thread came.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ThreadBridge:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._threads: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Future[Any], None] = {}
-        """The calls that have not begun. Whoever takes one out of it, a thread or the loop, has it."""
+        """The calls that have not begun. The thread or loop that takes one out owns it."""
         self._unfinished = 0
         self._closed = False
         self._returned: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
@@ -122,7 +122,7 @@ class ThreadBridge:
             del call, result, error
             if not self._is_told:
                 self._is_told = True
-                # The loop may have ended: then nobody waits for this.
+                # The loop may have ended: then nothing waits for this.
                 with suppress(RuntimeError):
                     self._loop.call_soon_threadsafe(self._report)
 

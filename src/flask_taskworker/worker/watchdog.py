@@ -2,7 +2,7 @@
 
 A thread of its own asks the loop twice a second to note the time, unless it is idle. From the answers comes the loop's
 lag; where none comes for :data:`BLOCKED_AFTER`, the log gets the job that runs on the loop, and where in its code it
-is: once for each blockage, and once more when it is over. The heartbeat goes on meanwhile, and the worker keeps its
+is: once for each blockage, and again when it is over. The heartbeat goes on meanwhile, and the worker keeps its
 jobs, but only for :data:`LOST_AFTER`. Then the loop is given up.
 """
 
@@ -27,16 +27,16 @@ TURN = 0.5
 """Seconds from question to question; twice as many while the loop is idle."""
 
 BLOCKED_AFTER = 1.0
-"""A loop that has not turned for so many seconds is blocked."""
+"""A loop that has not turned for this many seconds is blocked."""
 
 LOST_AFTER = 30.0
-"""A loop that has not turned for so many seconds is given up: as long as a worker that does not beat has its lease."""
+"""A loop that has not turned for this many seconds is given up: the lease of a worker that does not beat."""
 
 DEBUGGERS = frozenset({"bdb", "debugpy", "pydevd", "_pydevd_bundle"})
 """The modules of debuggers: a loop that stands at a breakpoint is not given up."""
 
 FROZEN_AFTER = 5.0
-"""Where the watchdog itself did not run for so many seconds, the whole process stood still."""
+"""If the watchdog itself did not run for this many seconds, the whole process stood still."""
 
 MOST_FRAMES = 30
 MOST_STACK = 16_000
@@ -73,19 +73,19 @@ class Watchdog:
 
     @property
     def lag_ms(self) -> float:
-        """How late the loop was of late, in milliseconds; for how long it stands still. Safe from any thread."""
+        """How late the loop was recently, in milliseconds; how long it has stood still. Safe from any thread."""
         answered_at, asked_at = self._answered_at, self._asked_at
         seconds = (time.monotonic() if answered_at is None else answered_at) - asked_at
         # A question that is asked at this moment comes after the last answer.
         return round(max(0.0, seconds) * 1000, 1)
 
     def start(self) -> None:
-        """Begin, on the thread of the loop. Where the system has no thread left there is no watchdog."""
+        """Begin, on the thread of the loop. Without a watchdog if the system has no thread left."""
         self._loop_thread = threading.get_ident()
         try:
             threading.Thread(target=self._work, name="taskworker-watchdog", daemon=True).start()
         except RuntimeError as error:
-            log.info("nobody watches the event loop: %s", error)
+            log.info("the event loop is not watched: %s", error)
 
     def stop(self) -> None:
         """End soon. Safe from any thread."""
@@ -108,7 +108,7 @@ class Watchdog:
 
     def _look(self, now: float) -> None:
         if self._answered_at is None:
-            # Counted in turns of our own: while the process is stopped, nobody blocks anything.
+            # Counted in turns of our own: while the process is stopped, nothing is blocked.
             self._open_turns += 1
             if self._culprit is None and self._open_turns * TURN >= BLOCKED_AFTER:
                 self._tell_blocked(now)

@@ -50,7 +50,7 @@ CATCH_UP_INTERVAL = 0.05
 SHORT_PAUSE = 0.02
 """Seconds until the next look after one that found something due and could do nothing about it."""
 PROMOTE_BATCHES = 20
-"""So many batches of jobs that are due together are made ready before jobs are claimed."""
+"""The batches of jobs that are due together that are made ready before jobs are claimed."""
 LONGEST_BACK_OFF = 5.0
 LAST_WORDS = 1.0
 """Receivers of signals have so long at the end. Seconds."""
@@ -211,7 +211,7 @@ class Worker:
             while not self._stopping:
                 await self._sleep(await self._guarded_turn())
         except BaseException:
-            # It is told to somebody, so the process does not end at once.
+            # It is logged, so the process does not end at once.
             self._may_abandon_threads = False
             raise
         finally:
@@ -534,7 +534,7 @@ class Worker:
         self.wake()
 
     async def _rejoin(self) -> None:
-        """Register anew, under a new id: the old one's claims are void."""
+        """Register again, under a new id: the old one's claims are void."""
         await self._registration.stop_beating(holding=True)
         self._leave()
         self.id = await self._registration.join()
@@ -607,7 +607,7 @@ class Worker:
         self._store.driver.wake_others(at_once=True)
 
     async def disconnect(self) -> None:
-        """After :meth:`hand_back`, where the process lives on all the same."""
+        """After :meth:`hand_back`, if the process lives on anyway."""
         await self._work.close()
         self._aside.shutdown()
 

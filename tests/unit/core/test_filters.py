@@ -95,8 +95,8 @@ def test_only_a_filter_with_words_is_true() -> None:
 REFUSED = {
     "colour:blue": "The filter word 'colour:blue' is not known",
     "args.:1": "The filter word 'args.:1' is not known",
-    "state:done": "There is no state 'done'. States: scheduled, ready, running",
-    "state:failed,": "There is no state ''",
+    "state:done": "Unknown state 'done'. States: scheduled, ready, running",
+    "state:failed,": "Unknown state ''",
     "task:": "The filter word 'task:' has no value",
     ":x": "The filter word ':x' is not known",
     "task:a task:b": "The filter has task: twice",

@@ -53,7 +53,7 @@ def test_job_of_a_killed_worker_is_run_by_the_next(
         job = slow.enqueue()
         wait_for(begun.exists)
         worker.kill()
-        with pytest.raises(RuntimeError, match="no process to kill"):
+        with pytest.raises(RuntimeError, match="No process to kill"):
             worker.kill()
     assert jobs.recover() == [job]
     assert jobs.drain().succeeded == 1

@@ -119,7 +119,7 @@ def add_alike() -> str:
     """Store jobs that differ in uid and arguments only, which are the batch, numbered from ``:first`` on. SQLite only.
 
     OR ROLLBACK, since SQLite would otherwise keep what a part of the statement has changed, in a temporary file if it
-    is much (sqlite.org/tempfiles.html, "Statement Journal Files"); whoever says this wants all or nothing anyway.
+    is much (sqlite.org/tempfiles.html, "Statement Journal Files"); this caller wants all or nothing anyway.
     """
     common = [name for name in _NEW if name not in ("uid", "args")]
     return (
@@ -308,7 +308,7 @@ def claim_suspect(dialect: Dialect) -> str:
 
 
 def _claim(chosen: str, condition: str = "true") -> str:
-    # Nothing goes to a worker that was declared dead: it must not own jobs that nobody would rescue.
+    # Nothing goes to a worker that was declared dead: it must not own jobs that no worker would rescue.
     return (
         "UPDATE taskworker_job SET state = 'running', claim = claim + 1, worker_id = :worker_id, started_at = :now "
         f"WHERE {chosen} AND state = 'ready' "
@@ -318,7 +318,7 @@ def _claim(chosen: str, condition: str = "true") -> str:
 
 
 def confirm_claims(dialect: Dialect) -> str:
-    """Write once more what a claim has written: on a durable connection, so that the claim reaches the disk."""
+    """Write again what a claim has written: on a durable connection, so that the claim reaches the disk."""
     return (
         "UPDATE taskworker_job SET started_at = :now WHERE state = 'running' AND id IN "
         f"(SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
@@ -572,7 +572,7 @@ def schedules_of_the_future(dialect: Dialect) -> str:
 
 
 def advance_schedules(dialect: Dialect) -> str:
-    """Move schedules on, if nobody else has: whoever gets a row back makes its jobs, in the same transaction."""
+    """Advance schedules, unless another worker has: a returned row says to make its jobs, in the same transaction."""
     batch = dialect.batch({"schedule": "text", "expected": "integer", "next_at": "integer", "last_at": "integer"})
     return (
         "UPDATE taskworker_schedule SET next_at = e.next_at, "

@@ -53,7 +53,7 @@ def cancel(dialect: Dialect, fits: str) -> str:
 
 
 def discard(dialect: Dialect, fits: str) -> str:
-    """Put finished jobs away; waiting ones are cancelled and put away. They are pruned when their time comes."""
+    """Discard jobs: hide finished ones, cancel and hide waiting ones. They are pruned when their time comes."""
     return (
         f"UPDATE taskworker_job SET discarded = CASE WHEN {FINISHED} THEN 1 ELSE 2 END, "
         f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
@@ -161,7 +161,7 @@ def resume_schedule() -> str:
 
 
 def move_schedule() -> str:
-    """Move a schedule on, if nobody else has."""
+    """Advance a schedule, unless another worker has."""
     return "UPDATE taskworker_schedule SET next_at = :next_at WHERE name = :name AND next_at = :expected RETURNING name"
 
 

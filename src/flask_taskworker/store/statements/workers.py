@@ -7,10 +7,10 @@ from typing import Literal
 from .jobs import RECORD, Dialect
 
 SOLO_AFTER = 2
-"""A job during which so many processes died runs alone from then on."""
+"""A job during which this many processes died runs alone from then on."""
 
 SOLO_CRASHES = 3
-"""A job that has killed so many processes while it ran alone is failed."""
+"""A job that has killed this many processes while it ran alone fails."""
 
 
 def add_worker() -> str:
