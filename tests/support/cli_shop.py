@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+from click.shell_completion import ShellComplete
 from flask import Flask, current_app
+from flask.cli import ScriptInfo
 
-from flask_taskworker import BackgroundTaskWorker, Cron, Every, Retry
+from flask_taskworker import BackgroundTaskWorker, Cron, Every, Job, Retry
 from flask_taskworker.state import AppState
 from flask_taskworker.store.sql import epoch_ms
 from flask_taskworker.store.statements import workers as worker_statements
@@ -105,3 +111,37 @@ class Shop:
                 time.sleep(0.005)
         finally:
             self.task_worker.stop()
+
+
+@pytest.fixture
+def shop(make_app: Callable[..., Flask]) -> Iterator[Shop]:
+    shop = Shop(make_app())
+    yield shop
+    shop.task_worker.stop()
+    shop.state.client.close()
+
+
+def fail(shop: Shop, *numbers: int) -> list[Job[int]]:
+    """Jobs that have failed, because the numbers are not numbers."""
+    jobs = shop.add.enqueue_many([(f"n{number}",) for number in numbers])
+    shop.work()
+    return [job.refresh() for job in jobs]
+
+
+def rows_of(answer: Answer) -> list[dict[str, Any]]:
+    """The lines of an answer in JSON."""
+    return [json.loads(line) for line in answer.out.splitlines()]
+
+
+def write(shop: Shop, sql: str, *values: object) -> None:
+    """Run SQL on the SQLite file of the shop."""
+    with closing(sqlite3.connect(shop.state.config.database_uri.database or "")) as connection:
+        connection.execute(sql, values)
+        connection.commit()
+
+
+def completed(shop: Shop, words: list[str], incomplete: str) -> list[str]:
+    """What a shell completes *incomplete* to, after these words."""
+    info = ScriptInfo(create_app=lambda: shop.app)
+    complete = ShellComplete(shop.app.cli, {"obj": info}, "flask", "_FLASK_COMPLETE")
+    return [item.value for item in complete.get_completions(["tasks", *words], incomplete)]

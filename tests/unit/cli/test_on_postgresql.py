@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import Every, Mail, Message
-from tests.support.cli_shop import Answer, Shop
+from tests.support.cli_shop import Shop, rows_of
 
 
 @pytest.fixture
@@ -19,11 +19,6 @@ def shop(make_app: Callable[..., Flask], postgres_url: str) -> Iterator[Shop]:
     yield shop
     shop.task_worker.stop()
     shop.state.client.close()
-
-
-def rows_of(answer: Answer) -> list[dict[str, object]]:
-    assert answer.code == 0, answer.err
-    return [json.loads(line) for line in answer.out.splitlines()]
 
 
 def test_jobs_are_listed_steered_and_purged(shop: Shop) -> None:

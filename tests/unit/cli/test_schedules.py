@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,14 +14,6 @@ from flask import Flask
 
 from flask_taskworker import At, Every
 from tests.support.cli_shop import Answer, Shop
-
-
-@pytest.fixture
-def shop(make_app: Callable[..., Flask]) -> Iterator[Shop]:
-    shop = Shop(make_app())
-    yield shop
-    shop.task_worker.stop()
-    shop.state.client.close()
 
 
 def schedule(shop: Shop, name: str = "often") -> None:
