@@ -9,7 +9,7 @@ from pathlib import Path
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.store.sqlite.driver import SqliteDriver
 from flask_taskworker.store.statements import jobs as job_statements
-from flask_taskworker.worker.liveness import resident_mb
+from flask_taskworker.worker.bounds import resident_mb
 
 from .common import Row, an_app, drained, folder, median, wait_until
 

@@ -32,8 +32,8 @@ from .ops.bulk import register_bulk
 from .state import KEY, AppState, close_state, replace_predecessor
 from .store.drivers import make_driver
 from .store.sql import Store
-from .worker import logs
-from .worker.bounds import NO_BOUNDS, Bounds
+from .worker.bounds import EVERY_ROLE, NO_BOUNDS, Bounds, WorkerRole
+from .worker.job_log import install as install_job_log
 from .worker.launch import (
     after_uwsgi_fork,
     check_server,
@@ -43,8 +43,8 @@ from .worker.launch import (
     is_spawning,
     when_serving,
 )
-from .worker.role import EVERY_ROLE, WorkerRole
 from .worker.runner import Runner
+from .worker.timing import DEFAULT_TIMING, Timing
 from .worker.worker import Worker
 
 P = ParamSpec("P")
@@ -61,6 +61,9 @@ class TaskWorker:
 
     Declare tasks at any time; register apps with :meth:`init_app`. Everything is safe from any thread unless said.
     """
+
+    timing: Timing = DEFAULT_TIMING
+    """How long its workers wait for what; for tests of workers themselves."""
 
     def __init__(self, app: Flask | None = None) -> None:
         self.registry = TaskRegistry(self._find_client, Codec())
@@ -90,7 +93,7 @@ class TaskWorker:
             raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
         config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
         _warn_of_unknown_keys(app)
-        logs.install()
+        install_job_log()
         find_app = weakref.ref(app)
         store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
         state = AppState(
@@ -285,7 +288,7 @@ class TaskWorker:
             for state in states:
                 state.store.driver.check_platform()
                 state.store.driver.prepare()
-            self._runner = Runner()
+            self._runner = Runner(self.timing)
             self._settings, self._options = settings, options
             for state in states:
                 self._serve(state)
@@ -301,6 +304,7 @@ class TaskWorker:
             registry=self.registry,
             config=config,
             find_app=state.find_app,
+            timing=self.timing,
             **self._options,
         )
         return self._runner.serve(state.worker)

@@ -12,6 +12,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState
 from flask_taskworker.store.sql import Store
+from flask_taskworker.worker.timing import Timing
 from tests.support.twins import twin_of
 from tests.support.waiting import wait_for
 
@@ -232,7 +233,7 @@ def test_running_job_of_nobody_harms_nobody(worker: BackgroundTaskWorker, rows: 
 def test_worker_row_of_another_origin_harms_nobody(
     worker: BackgroundTaskWorker, rows: Rows, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.01)
+    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.01))
     worker.start()
     goes_on(worker)
     for worker_id in ("living", "../../etc/passwd", "", "a\nb", "0" * 300):

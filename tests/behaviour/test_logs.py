@@ -12,7 +12,7 @@ import pytest
 from flask import Flask, current_app
 
 from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState, Retry, signals
-from flask_taskworker.worker import logs as job_logs
+from flask_taskworker.worker import job_log as job_logs
 from tests.support.waiting import wait_for
 
 MakeApp = Callable[..., Flask]

@@ -18,6 +18,7 @@ from flask_taskworker.errors import ArgumentsError, DeclarationError
 from flask_taskworker.store.sql import ScheduleRow, Store
 from flask_taskworker.store.work import WorkerStore
 from flask_taskworker.worker import scheduling
+from flask_taskworker.worker.timing import Timing
 from tests.support.twins import twin_of
 from tests.support.waiting import Clock, wait, wait_for
 
@@ -215,7 +216,7 @@ def test_paused_schedule_does_not_fire(idle_worker: BackgroundTaskWorker, store:
     idle_worker.start()
     wait_for(lambda: "tick" in names(store))
     rows("UPDATE taskworker_schedule SET paused = 1")
-    wait_for(lambda: idle_worker.state().worker._delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
+    wait_for(lambda: idle_worker.state().worker.work_loop.delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
     before = fires(rows, "tick")
     idle_worker.task(name="other")(lambda: None).enqueue().result(timeout=20)
     assert fires(rows, "tick") == before
@@ -524,7 +525,7 @@ def test_schedule_of_an_unknown_task_does_not_fire_and_keeps_nobody_busy(
     rows("UPDATE taskworker_schedule SET task = 'unknown', next_at = 1")
     idle_worker.start()
     note.enqueue().result(timeout=20)
-    wait_for(lambda: idle_worker.state().worker._delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
+    wait_for(lambda: idle_worker.state().worker.work_loop.delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
     assert fires(rows, "mine") == []
     assert the(store, "mine").next_at == 1
 
@@ -560,7 +561,7 @@ def test_schedule_that_cannot_be_read_keeps_nobody_busy(
     idle_worker.start()
     wait_for(lambda: "cannot fire" in caplog.text)
     note.enqueue().result(timeout=20)
-    wait_for(lambda: idle_worker.state().worker._delay() > 0.5, "the worker sleeps")  # type: ignore[union-attr]
+    wait_for(lambda: idle_worker.state().worker.work_loop.delay() > 0.5, "the worker sleeps")  # type: ignore[union-attr]
 
 
 def test_schedule_with_arguments_that_cannot_be_read_fails_its_jobs_alone(
@@ -597,7 +598,7 @@ def test_schedule_goes_on_after_the_clock_was_a_day_ahead(
     idle_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bad time server, or a machine that was resumed."""
-    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.05)
+    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.05))
     fired: list[int] = []
     idle_worker.task(name="tick", schedule=Every(seconds=0.2))(lambda: fired.append(1))
     clock = Clock(store)

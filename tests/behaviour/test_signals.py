@@ -16,6 +16,7 @@ from flask import Flask, current_app
 from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Job, JobState, Retry, SnoozeJob, signals
 from flask_taskworker.core.rows import Ending
 from flask_taskworker.store.sql import Store
+from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -85,7 +86,7 @@ def worker(journal: Journal, idle_worker: BackgroundTaskWorker) -> BackgroundTas
 
 @pytest.fixture
 def quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.02)
+    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
 
 
 def raises(error: type[BaseException], *args: Any) -> Callable[[], None]:

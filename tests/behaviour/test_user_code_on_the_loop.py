@@ -12,6 +12,7 @@ import pytest
 
 from flask_taskworker import BackgroundTaskWorker, JobState, current_job
 from flask_taskworker.store.sql import Store
+from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -19,10 +20,10 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.05)
-    monkeypatch.setattr("flask_taskworker.worker.watchdog.TURN", 0.05)
-    monkeypatch.setattr("flask_taskworker.worker.watchdog.BLOCKED_AFTER", 0.1)
-    monkeypatch.setattr("flask_taskworker.worker.watchdog.LOST_AFTER", 1.0)
+    monkeypatch.setattr(
+        "flask_taskworker.extension.TaskWorker.timing",
+        Timing(beat=0.05, watchdog_turn=0.05, blocked_after=0.1, lost_after=1.0),
+    )
     monkeypatch.setattr("flask_taskworker.extension._REPLACE_AFTER", 0.05)
 
 
@@ -151,7 +152,7 @@ def test_waiting_claims_do_not_begin_after_a_gap_of_a_lease(
     idle_worker: BackgroundTaskWorker, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a freeze: whether the jobs are still this worker's, only the next beat can tell."""
-    monkeypatch.setattr("flask_taskworker.worker.liveness.BEAT", 0.05)
+    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.05))
     now = [0.0]
     monkeypatch.setattr("flask_taskworker.worker.liveness._now", lambda: now[0])
     held = threading.Event()

@@ -19,10 +19,8 @@ from ..commands import tasks_command
 from ..core.loggers import get_logger
 from ..core.tasks import MAX_NAME
 from ..state import AppState
-from ..worker.bounds import Bounds
-from ..worker.liveness import resident_mb
+from ..worker.bounds import Bounds, WorkerRole, resident_mb
 from ..worker.probes import Health, Probes, WorkersHealth
-from ..worker.role import WorkerRole
 from .group import FAILED, CreatingCommand, Period, app_state, complete_queue, known_queues, tell
 from .log_output import set_up_log
 from .reloader import reload

@@ -23,8 +23,10 @@ from ..client.apps import as_app
 from ..client.client import Client
 from ..core.current_job import RunningJob, running_job
 from ..core.rows import Claim, Ending, JobRecord, Outcome
-from ..errors import AppError, StoreError, TaskWorkerError
+from ..core.tasks import TaskRegistry
+from ..errors import AppError, TaskWorkerError
 from ..ops.health import SILENT_MS
+from ..store.driver import Driver
 from ..store.sql import WorkerRow
 from ..store.work import Ended, Peek, WorkerStore
 from ..worker.bounds import Bounds
@@ -33,6 +35,7 @@ from ..worker.queue_view import QueueView
 from ..worker.runner import Runner
 from ..worker.scheduling import Scheduler
 from ..worker.signalling import WorkerSignals
+from ..worker.work_loop import WorkerParts, WorkLoop
 from ..worker.worker import Worker
 from .session_driver import SessionDriver
 
@@ -112,7 +115,7 @@ class Report:
     repeats: int = 0
     rescued: list[JobRecord] = field(default_factory=list)
     died: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
     """Why the worker could not begin, or go on."""
     is_cut_short: bool = False
     """Whether the plan's ``max_jobs`` ended the run."""
@@ -209,105 +212,76 @@ class _PlannedQueueView(QueueView):
             self.ready = {kind: names if kind == self._plan.only[1] else [] for kind, names in self.ready.items()}
 
 
-class DrainWorker(Worker):
-    """The worker, but it takes one job at a time, ends when the plan is done, and can die."""
+class DrainParts(WorkerParts):
+    """What makes the worker take one job at a time, end when the plan is done, and die where it is asked to."""
 
-    def __init__(self, *, plan: Plan, faults: Faults, clock: MovableClock | None, **options: Any) -> None:
-        super().__init__(bounds=Bounds(drain=True, max_jobs=plan.max_jobs), **options)
+    prunes = False
+    """What a test has done must stay to be looked at, however far it moves the clock."""
+    die: Callable[[], None]
+
+    def __init__(self, plan: Plan, faults: Faults, clock: MovableClock | None, driver: Driver) -> None:
         self.report = Report()
         self._plan = plan
-        self._queue_view = _PlannedQueueView(self.config.queues, plan)
         self._faults = faults
-        self._moved = clock
+        self._clock = clock
         self._claimed_at = 0.0
         # Two jobs at a time would disturb each other in one transaction.
-        self._patience = math.inf if isinstance(self._store.driver, SessionDriver) else PATIENCE
-        self._signals = _Recorder(self.client, self._find_app, self.report)
-        if not plan.schedules:
-            self._scheduler = _NoSchedules(self._registry, self._store.clock)
+        self._gate = driver.gate if isinstance(driver, SessionDriver) else None
+        self._patience = PATIENCE if self._gate is None else math.inf
 
-    async def _connect(self) -> None:
-        try:
-            await super()._connect()
-        except StoreError as error:
-            # Not again and again, as in production: the test may itself hold what this waits for.
-            self.report.error = TaskWorkerError(
-                f"The jobs cannot be run. {error} If a session of this test holds the database, commit or roll it back "
-                "first, or run the jobs through it: Jobs(app, session=…)."
-            )
-            self._stopping = True
-            raise
-        # What a test has done must stay to be looked at, however far it moves the clock.
-        self._upkeep.next_cleaning = math.inf
-
-    def _make_executor(self) -> Executor:
-        executor = _FaultyExecutor(
-            self._find_app,
-            self._registry,
-            threads=self.config.threads,
-            clock=self._store.clock,
-            run_atomically=self.client.run_atomically,
-        )
+    def executor(self, *args: Any, **options: Any) -> Executor:
+        """One that does what the plan wants to go wrong."""
+        executor = _FaultyExecutor(*args, **options)
         executor.faults, executor.die, executor.report = self._faults, self._die, self.report
-        executor.gate = self._store.driver.gate if isinstance(self._store.driver, SessionDriver) else None
+        executor.gate = self._gate
         return executor
-
-    # -- what to take -----------------------------------------------------------------------------------------------
-
-    def _room(self, kind: str) -> int:
-        if self._running_jobs.claims() and self._loop.time() - self._claimed_at < self._patience:
-            return 0
-        return min(1, super()._room(kind))
-
-    async def _accept(self, kind: str, claims: list[Claim]) -> None:
-        self._claimed_at = self._loop.time()
-        await super()._accept(kind, claims)
-
-    # -- how it ends ------------------------------------------------------------------------------------------------
-
-    async def _guarded_turn(self) -> float:
-        """A test must learn of a database that fails, and not wait until it is back."""
-        try:
-            return await self._turn()
-        except Exception as error:  # noqa: BLE001 - raised in the test
-            self.report.error = error
-            self._stopping = True
-            return 0.0
-
-    def _is_at_limit(self) -> bool:
-        if not super()._is_at_limit():
-            return False
-        self.report.is_cut_short = self._running_jobs.jobs_done >= self._plan.max_jobs
-        return self.report.is_cut_short or not self._move_clock()
-
-    def _move_clock(self) -> bool:
-        """Go to the next moment at which something is due; False when there is none in the plan's time."""
-        if self._plan.until is None or self._moved is None:
-            return False
-        last, now = self._plan.until, self._moved.ms
-        # What was due and did not fire cannot: its task is unknown, for example.
-        coming = (self._queue_view.next_due, self._queue_view.next_fire)
-        moments = [moment for moment in coming if moment is not None and now < moment <= last]
-        self._moved.ms = min(moments, default=now)
-        return bool(moments)
 
     def _die(self) -> None:
         self.report.died = True
-        self._stopping = True
-        self._news.set()
+        self.die()
 
-    async def _end(self) -> bool:
-        if not self.report.died:
-            return await super()._end()
-        if self.client.on_news == self.wake:
-            self.client.on_news = None
-        # Nothing is recorded and nothing handed back: the row of this worker stays, and so do the claims.
-        self._running_jobs.lose()
-        await self._close(holding=True)
+    def ends_with(self, error: BaseException, *, has_begun: bool) -> bool:
+        """Not again and again, as in production: the test may itself hold what this waits for."""
+        if not has_begun:
+            error = TaskWorkerError(
+                f"The jobs cannot be run. {error} If a session of this test holds the database, commit or roll it back "
+                "first, or run the jobs through it: Jobs(app, session=…)."
+            )
+        self.report.error = error
         return True
 
-    def _leave(self, *, holding: bool = False) -> None:
-        super()._leave(holding=holding and not self.report.died)
+    def signals(self, client: Client, find_app: Callable[[], Flask | None]) -> WorkerSignals:
+        """One that keeps a record."""
+        return _Recorder(client, find_app, self.report)
+
+    def scheduler(self, registry: TaskRegistry, clock: Callable[[], int]) -> Scheduler:
+        """One that fires what the plan wants fired."""
+        return Scheduler(registry, clock) if self._plan.schedules else _NoSchedules(registry, clock)
+
+    def queue_view(self, order: Sequence[str] | None, exclude: frozenset[str]) -> QueueView:
+        """One that sees what the plan wants done."""
+        return _PlannedQueueView(order, self._plan)
+
+    def room(self, room: int, loop: WorkLoop) -> int:
+        """One job at a time; a further one beside a job that runs for long."""
+        is_alone = not loop.jobs.claims() or time.monotonic() - self._claimed_at >= self._patience
+        return min(1, room) if is_alone else 0
+
+    def on_claim(self) -> None:
+        """Note the time."""
+        self._claimed_at = time.monotonic()
+
+    def is_over(self, loop: WorkLoop) -> bool:
+        """Go on at the next moment at which something is due, if there is one in the plan's time."""
+        self.report.is_cut_short = loop.jobs.jobs_done >= self._plan.max_jobs
+        last = self._plan.until
+        if self.report.is_cut_short or last is None or self._clock is None:
+            return True
+        # What was due and did not fire cannot: its task is unknown, for example.
+        now, coming = self._clock.ms, (loop.view.next_due, loop.view.next_fire)
+        moments = [moment for moment in coming if moment is not None and now < moment <= last]
+        self._clock.ms = min(moments, default=now)
+        return not moments
 
 
 # -- one app's ---------------------------------------------------------------------------------------------------------
@@ -378,39 +352,37 @@ class Bench:
             )
 
     def _run(self, plan: Plan) -> Report:
+        state = self.state
         with self._movable_clock(plan) as clock:
-            self.state.store.driver.prepare()
+            state.store.driver.prepare()
             runner = Runner()
-            worker = self._worker(runner, plan, clock)
+            parts = DrainParts(plan, self.faults, clock, state.store.driver)
+            queues = None if plan.only is None else (plan.only[0],)
+            worker = Worker(
+                loop=runner.loop,
+                client=state.client,
+                registry=state.registry,
+                config=replace(state.config, queues=queues, loop_interval=_LOOK_INTERVAL),
+                find_app=state.find_app,
+                bounds=Bounds(drain=True, max_jobs=plan.max_jobs),
+                parts=parts,
+            )
+            parts.die = lambda: worker.give_up(declare=False)
             runner.serve(worker)
             runner.start_thread(debug=False)
             try:
                 runner.join()
             except BaseException:
-                # Ctrl-C, or the test has taken too long.
+                # Ctrl-C was pressed, or the test has taken too long.
                 runner.stop(0.0)
                 raise
         if runner.error is not None:
             raise runner.error
-        if worker.report.error is not None:
-            raise worker.report.error
-        if worker.report.died:
+        if parts.report.error is not None:
+            raise parts.report.error
+        if parts.report.died:
             self.dead.append(worker.id)
-        return worker.report
-
-    def _worker(self, runner: Runner, plan: Plan, clock: MovableClock | None) -> DrainWorker:
-        state = self.state
-        queues = None if plan.only is None else (plan.only[0],)
-        return DrainWorker(
-            plan=plan,
-            faults=self.faults,
-            clock=clock,
-            loop=runner.loop,
-            client=state.client,
-            registry=state.registry,
-            config=replace(state.config, queues=queues, loop_interval=_LOOK_INTERVAL),
-            find_app=state.find_app,
-        )
+        return parts.report
 
     @contextmanager
     def _movable_clock(self, plan: Plan) -> Iterator[MovableClock | None]:

@@ -1,17 +1,38 @@
-"""The limits of a worker: when it stops by itself."""
+"""Which part of the work a worker takes on, and when it stops by itself."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.loggers import get_logger
-from .liveness import resident_mb
 
 log = get_logger("worker")
 
 WEIGHING_INTERVAL = 1.0
 """Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRole:
+    """Which part of the work a worker takes on, and under which name."""
+
+    exclude: frozenset[str] = frozenset()
+    """The queues whose jobs it leaves to others."""
+    schedules: bool = True
+    """Whether it fires schedules."""
+    name: str = ""
+    """The name that people see."""
+
+    def words(self, queues: Sequence[str] | None) -> str:
+        """What it works on, of these queues or of all."""
+        excluded = f", but not {', '.join(sorted(self.exclude))}" if self.exclude else ""
+        return ", ".join(queues or ("all queues",)) + excluded
+
+
+EVERY_ROLE = WorkerRole()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +85,12 @@ class BoundsWatch:
             return False
         log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", worker_id, resident, limit_mb)
         return True
+
+
+def resident_mb() -> float | None:
+    """This process's resident memory in MB, where the system tells."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:  # no Linux, or no descriptor left
+        return None

@@ -1,26 +1,37 @@
-"""The finisher: has the store record what became of a worker's jobs, and tells those who want to know."""
+"""Writing down what becomes of a worker's jobs, and telling those who want to know.
+
+From time to time the same writer stores what else there is: progress and log lines twice a second, figures every two
+seconds; once a minute it deletes what is old, keeps the schedules in order and compares what the worker holds with what
+the store believes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 
 from ..client.client import Client
 from ..core.loggers import get_logger
-from ..core.rows import Ending
+from ..core.rows import Claim, Ending
 from ..errors import StoreError
-from ..store.work import WorkerStore
+from ..store.work import PRUNE_BATCH, WorkerStore
 from .queue_view import QueueView
 from .running import RunningJobs
+from .scheduling import Scheduler
 from .signalling import WorkerSignals
+from .statistics import INTERVAL as FIGURES_INTERVAL
 from .statistics import Statistics
 
 log = get_logger("jobs")
 
 FLUSH_DELAY = 0.002
-"""Endings wait so long for company while other jobs run. Seconds."""
+"""Seconds for which endings wait for company while other jobs run."""
 FLUSH_AT = 64
 LOCKED_INTERVAL = 0.5
-"""An outcome whose row another session has locked is tried again after this many seconds."""
+"""An ending whose row another session has locked is tried again after so many seconds."""
+REPORT_INTERVAL = 0.5
+"""Seconds."""
 
 
 class OutcomeWriter:
@@ -29,33 +40,43 @@ class OutcomeWriter:
     def __init__(
         self,
         work: WorkerStore,
-        running_jobs: RunningJobs,
+        jobs: RunningJobs,
         *,
-        books: Statistics,
-        worker_signals: WorkerSignals,
-        queue_view: QueueView,
         client: Client,
+        signals: WorkerSignals,
+        statistics: Statistics,
+        scheduler: Scheduler,
+        view: QueueView,
+        cleaning_interval: float,
     ) -> None:
+        """*cleaning_interval*: seconds between two deletions of what is old; infinite for none."""
         self._work = work
-        self._running_jobs = running_jobs
-        self._books = books
-        self._signals = worker_signals
-        self._queue_view = queue_view
+        self._jobs = jobs
         self._client = client
+        self._signals = signals
+        self._statistics = statistics
+        self._scheduler = scheduler
+        self._view = view
         self._loop = asyncio.get_running_loop()
+        self._cleaning_interval = cleaning_interval
+        self._next_cleaning = 0.0 if cleaning_interval < math.inf else math.inf
+        self._next_report = self._next_locked = 0.0
         self._in_doubt = False
-        self._look_at_locked = 0.0
+        self.must_reconcile = False
+        """Whether claims may have been committed without their rows reaching the worker."""
 
     async def flush(self, worker_id: str, *, at_once: bool = False) -> None:
         """Record what ended, in one statement; unless *at_once*, a few endings wait a moment for company.
 
         What the database does not take is kept for the next time. Raises StoreError.
         """
-        if at_once or self._loop.time() >= self._look_at_locked:
-            self._running_jobs.retry_locked()
-        if not self._running_jobs.ended or not (at_once or self._is_time()):
+        jobs, now = self._jobs, self._loop.time()
+        if at_once or now >= self._next_locked:
+            jobs.retry_locked()
+        is_time = len(jobs.ended) >= FLUSH_AT or not jobs.busy or now - jobs.ended_since >= FLUSH_DELAY
+        if not jobs.ended or not (at_once or is_time):
             return
-        ended = self._running_jobs.take_ended()
+        ended = jobs.take_ended()
         try:
             states, ended, later = await self._work.finish(worker_id, ended)
             if self._in_doubt:
@@ -63,35 +84,27 @@ class OutcomeWriter:
                 states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
         except BaseException:
             self._in_doubt = True
-            self._running_jobs.put_back(ended)
+            jobs.put_back(ended)
             raise
         self._in_doubt = False
         if later:
-            self._running_jobs.locked += later
-            self._look_at_locked = self._loop.time() + LOCKED_INTERVAL
+            jobs.locked += later
+            self._next_locked = self._loop.time() + LOCKED_INTERVAL
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
-            self._queue_view.must_look = True
+            self._view.must_look = True
         if any(e.outcome.ending is Ending.RELEASED for e in ended):
             # Another worker may have a slot for them now.
             self._client.wake()
-        self._books.note(ended, states)
+        self._statistics.note(ended, states)
         self._signals.ended(ended, states)
-
-    def _is_time(self) -> bool:
-        running_jobs = self._running_jobs
-        return (
-            len(running_jobs.ended) >= FLUSH_AT
-            or not running_jobs.busy
-            or self._loop.time() - running_jobs.ended_since >= FLUSH_DELAY
-        )
 
     async def flush_all(self, worker_id: str) -> bool:
         """Record every ending; False if the database does not take them. Then the jobs are rescued later."""
         try:
             await self.flush(worker_id, at_once=True)
         except StoreError as error:
-            log.warning("worker %s could not record %s endings: %s", worker_id, len(self._running_jobs.ended), error)
+            log.warning("worker %s could not record %s endings: %s", worker_id, len(self._jobs.ended), error)
             return False
         return True
 
@@ -100,11 +113,46 @@ class OutcomeWriter:
 
         False if the database does not take it. In one transaction: a worker without a row must hold no job.
         """
-        self._running_jobs.abandon()
-        ended = self._running_jobs.take_ended()
+        self._jobs.abandon()
         try:
-            await self._work.hand_back(worker_id, ended)
+            await self._work.hand_back(worker_id, self._jobs.take_ended())
         except StoreError as error:
             log.warning("worker %s could not hand back its jobs, which are rescued later: %s", worker_id, error)
             return False
         return True
+
+    # -- from time to time ------------------------------------------------------------------------------------------
+
+    async def keep_up(self, worker_id: str) -> None:
+        """Write what is to be written by now. Raises StoreError."""
+        now = self._loop.time()
+        if self._jobs.reporting and now >= self._next_report:
+            self._next_report = now + REPORT_INTERVAL
+            self._statistics.logged(self._jobs.take_lines())
+            if reports := self._jobs.take_reports():
+                await self._work.report_progress(reports)
+        await self._statistics.keep_up(self._work, now)
+        if now >= self._next_cleaning:
+            # A full batch means that there is more: go on soon, but let jobs pass between.
+            is_full = await self._work.prune() == PRUNE_BATCH
+            await self._scheduler.keep_up(self._work)
+            # A server may have committed a claim long after the connection was lost.
+            await self.reconcile(worker_id)
+            pause = REPORT_INTERVAL if is_full else self._cleaning_interval * random.uniform(0.8, 1.2)
+            self._next_cleaning = now + pause
+
+    def delays(self) -> list[float]:
+        """How long what is pending may wait. Seconds."""
+        pending = [(REPORT_INTERVAL, self._jobs.reporting), (FIGURES_INTERVAL, self._statistics.pending)]
+        return [delay for delay, is_pending in pending if is_pending]
+
+    async def reconcile(self, worker_id: str) -> None:
+        """After a failure of the database a claim may have been committed without its rows reaching us."""
+        held = await self._work.held(worker_id)
+        # Enough of a claim to hand it back.
+        unknown = [
+            Claim(job_id, "", "", "", "async", 0, "[[],{}]", claim, 0, 0, 1, None, 0, 0, None, None)
+            for job_id, claim in held - self._jobs.claims()
+        ]
+        self._jobs.release(unknown)
+        self.must_reconcile = False

@@ -3,6 +3,10 @@
 They are caught where records are made, not by a handler: a handler at the root would keep ``logging.basicConfig`` and
 Flask's own handler from doing anything. So a line is kept whatever handlers there are, and outside of a job, or below
 the level, a record costs one comparison more.
+
+Records carry the job's context, too, for any formatter: ``%(taskworker_job)s`` is the job's id, ``%(taskworker_task)s``
+its task and ``%(taskworker_attempt)s`` the number of the try; outside of a job all three are None. The names are long
+because logging refuses an ``extra=`` that repeats one.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
+from typing import Any
 
-from ..core.current_job import RunningJob
+from ..core.current_job import RunningJob, running_job
 from ..core.failures import storable
 from ..core.rows import Claim
 
@@ -24,6 +29,27 @@ REWRITE_RATE = 100_000
 LONGEST_PAUSE = 10.0
 """Seconds."""
 _FORMATTER = logging.Formatter()
+
+
+def install() -> None:
+    """Add the job's context to every log record of this process, and keep its lines. Harmless when repeated."""
+    previous = logging.getLogRecordFactory()
+    if getattr(previous, "adds_job", False):
+        return
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = previous(*args, **kwargs)
+        job = running_job()
+        claim = job.claim if job else None
+        record.taskworker_job = claim.id if claim else None
+        record.taskworker_task = claim.task if claim else None
+        record.taskworker_attempt = claim.attempt if claim else None
+        if job is not None and record.levelno >= job.log_level:
+            keep_line(job, record)
+        return record
+
+    factory.adds_job = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(factory)
 
 
 def keep_line(job: RunningJob, record: logging.LogRecord) -> None:

@@ -4,8 +4,8 @@ A worker's row has a beat counter, written once a second by a thread with a conn
 event loop does not look like a death. No clocks are compared. There are two proofs of a death:
 
 * *exact*: the lock that the kernel frees when a process ends (see ``store/live.py``) can be taken;
-* *frozen*: :data:`LEASE_BEATS` of the observer's own successful beats went by without one of the other's. A database
-  outage or a sleeping machine stops the observer's count too, so no worker is declared dead.
+* *frozen*: ``lease_beats`` of the observer's own successful beats went by without one of the other's. A database
+  outage or a sleeping machine stops the observer's count too, so it makes nobody dead.
 
 The worker that finds a death says so in the dead worker's row, if its beat is still the one that was seen, and hands
 the jobs of all dead workers back to their queues.
@@ -13,13 +13,15 @@ the jobs of all dead workers back to their queues.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -31,14 +33,9 @@ from ..errors import SchemaError, StoreError
 from ..store.driver import Link, Other, Presence
 from ..store.sql import Store, to_duration_ms
 from ..store.statements import workers as worker_statements
+from .timing import Timing
 
 log = get_logger("worker")
-
-BEAT = 1.0
-"""Seconds from beat to beat."""
-
-LEASE_BEATS = 30
-"""A worker that did not beat during this many beats of an observer is frozen, and as good as dead."""
 
 CLEAN_BEATS = 600
 """Every this many beats the rows of workers that are long dead are deleted."""
@@ -83,7 +80,17 @@ class _Seen:
 class Heartbeat:
     """One worker's heartbeat. Made on any thread; it then lives in its own until :meth:`stop`."""
 
-    def __init__(self, store: Store, presence: Presence, worker_id: str, news: News, info: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        presence: Presence,
+        worker_id: str,
+        *,
+        news: News,
+        info: Callable[[], Any],
+        timing: Timing,
+    ) -> None:
+        self._timing = timing
         self._store = store
         self._presence = presence
         self._id = worker_id
@@ -110,7 +117,7 @@ class Heartbeat:
 
         False after a freeze, until the next beat has told. Safe from any thread.
         """
-        return _now() - self._beaten_at < LEASE_BEATS * BEAT
+        return _now() - self._beaten_at < self._timing.lease_beats * self._timing.beat
 
     def start(self) -> None:
         """Register the worker, rescue what is to be rescued now, and begin to beat. Raises StoreError."""
@@ -165,7 +172,7 @@ class Heartbeat:
                 log.warning("worker %s could not declare itself dead, others do after the lease: %s", self._id, error)
 
     def _beat_on(self) -> None:
-        while not self._stopping.wait(BEAT):
+        while not self._stopping.wait(self._timing.beat):
             try:
                 was_current, began_at = self.is_current, _now()
                 if not self._beat():
@@ -243,7 +250,7 @@ class Heartbeat:
         others = [Other._make(row) for row in self._link.read(worker_statements.other_workers(), {"id": self._id})]
         self._seen = {other.id: self._look(other) for other in others}
         for other in others:
-            if self._presence.is_dead(other) or self._seen[other.id].missed >= LEASE_BEATS:
+            if self._presence.is_dead(other) or self._seen[other.id].missed >= self._timing.lease_beats:
                 self._declare_dead(other)
         if self._link.read(worker_statements.held_by_the_dead(), {}):
             self._sweep()
@@ -310,10 +317,82 @@ def package_version() -> str | None:
         return None
 
 
-def resident_mb() -> float | None:
-    """This process's resident memory in MB, where the system tells."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except OSError:  # no Linux, or no descriptor left
-        return None
+class WorkerRegistration:
+    """One worker's. For its loop only, unless said."""
+
+    def __init__(
+        self,
+        store: Store,
+        loop: asyncio.AbstractEventLoop,
+        in_thread: Callable[[Callable[[], None]], Awaitable[None]],
+        *,
+        news: News,
+        on_wake: Callable[[Collection[tuple[str, str]]], None],
+        info: Callable[[], dict[str, object]],
+        timing: Timing,
+    ) -> None:
+        self._store = store
+        self._timing = timing
+        self._loop = loop
+        self._in_thread = in_thread
+        self._news = news
+        self._on_wake = on_wake
+        self._info = info
+        self._presence: Presence | None = None
+        self._heartbeat: Heartbeat | None = None
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last beat did not reach the database. Safe from any thread."""
+        return self._heartbeat is not None and self._heartbeat.is_failing
+
+    @property
+    def is_current(self) -> bool:
+        """Whether jobs may begin: False after a gap of a lease, until a beat has reached the database again."""
+        return self._heartbeat is not None and self._heartbeat.is_current
+
+    def give_up(self, *, declare: bool) -> None:
+        """Beat no more: others get the jobs, at once where *declare* is set. Safe from any thread."""
+        if self._heartbeat is not None:
+            self._heartbeat.give_up(declare=declare)
+
+    async def join(self) -> str:
+        """Take a lock, then register: so no registered worker lacks its lock. Returns the new id. Raises StoreError."""
+        worker_id = secrets.token_hex(6)
+        # A server may take its time.
+        await self._in_thread(lambda: self._take_presence(worker_id))
+        presence = self._presence
+        assert presence is not None
+        presence.listen(self._loop, self._on_wake)
+        try:
+            self._heartbeat = Heartbeat(
+                self._store, presence, worker_id, news=self._news, info=self._info, timing=self._timing
+            )
+            await self._in_thread(self._heartbeat.start)
+        except BaseException:
+            self.leave(holding=False)
+            raise
+        return worker_id
+
+    def _take_presence(self, worker_id: str) -> None:
+        self._presence = self._store.driver.presence(worker_id)
+
+    async def stop_beating(self, *, holding: bool) -> None:
+        """End the heartbeat, and deregister unless the worker still holds jobs."""
+        heartbeat = self._heartbeat
+        assert heartbeat is not None
+        await self._in_thread(lambda: heartbeat.stop(holding=holding))
+
+    def leave(self, *, holding: bool) -> None:
+        """Free the lock; while jobs are held it stays until the process ends.
+
+        A lock that is free would tell the others that they may run the jobs which a thread still runs here.
+        """
+        if self._presence is not None:
+            self._presence.close(keep_lock=holding)
+            self._presence = None
+
+    def abandon(self) -> None:
+        """After a fork, in the child: this place is the parent's. Its lock stays with the parent."""
+        if self._presence is not None:
+            self._presence.abandon()

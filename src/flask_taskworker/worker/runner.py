@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 from ..client.threads import LoopThreads, flush_output
 from ..core.current_job import RunningJob
 from ..core.loggers import get_logger
-from . import logs
+from .job_log import install as install_job_log
 from .thread_bridge import OwnTask
+from .timing import DEFAULT_TIMING, Timing
 from .watchdog import Watchdog
 from .worker import Worker
 
@@ -38,7 +39,7 @@ _LAST_TASKS = 0.2
 class Runner:
     """One event loop and the workers on it. Made for one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing = DEFAULT_TIMING) -> None:
         self.loop = asyncio.new_event_loop()
         # asyncio's own threads refuse work once the main thread has ended, when jobs may still need them: to look up
         # a host's address, for example. See test_coroutine_may_use_threads_and_the_network_while_the_process_ends.
@@ -62,7 +63,7 @@ class Runner:
         """Whether, at the end, no thread ran a job any more."""
         self.exit_code = 0
         """With which the process should end, if it has nothing else to do."""
-        self._watchdog = Watchdog(self.loop, self._job_of, self._on_blocked)
+        self._watchdog = Watchdog(self.loop, self._job_of, self._on_blocked, timing)
 
     @property
     def alive(self) -> bool:
@@ -195,7 +196,7 @@ class Runner:
             worker.stop(timeout)
 
     def _run(self, debug: bool) -> None:
-        logs.install()
+        install_job_log()
         self.loop.set_debug(debug)
         self.loop.set_exception_handler(_on_loop_error)
         asyncio.set_event_loop(self.loop)

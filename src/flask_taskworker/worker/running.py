@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask
@@ -21,19 +23,112 @@ from ..core.loggers import get_logger
 from ..core.rows import INTERRUPTED, Claim, Ending, Outcome, Progress
 from ..store.work import Ended
 from .executor import Executor
-from .hung import HungThreads
 from .job_log import LoggingJobs, lines_of
-from .slots import Slots
+from .timing import Timing
 
 log = get_logger("jobs")
 
 KINDS = ("async", "sync")
 WAIT_FOR_SLOT = 0.25
 """Jobs that were claimed ahead go back for others to take when none could start in that time. Seconds."""
-CANCEL_GRACE = 1.0
-"""Seconds that a cancelled coroutine has to end at shutdown."""
 MAX_LOGGED = 16_000
 """Characters of a traceback up to which the exception itself is given to the log."""
+SHOWN = 10
+"""Jobs that a worker names."""
+AHEAD_SECONDS = 0.02
+"""Claimed ahead are only jobs that will start within so much time, going by how long jobs took of late."""
+
+AHEAD_MOST = 128
+_SMOOTHING = 0.2
+
+
+@dataclass(slots=True)
+class Slots:
+    """The slots of one kind of job, and the claims that wait for one."""
+
+    size: int
+    running: int = 0
+    overdue: int = 0
+    """Threads that timed-out jobs still use."""
+    waiting: deque[Claim] = field(default_factory=deque)
+    moved_at: float = 0.0
+    """When a job was last claimed or started, on the loop's clock."""
+    seconds: float = 1.0
+    """How long a job took of late, smoothed."""
+
+    @property
+    def free(self) -> int:
+        """Slots in which a job could start now."""
+        return self.size - self.running - self.overdue
+
+    @property
+    def room(self) -> int:
+        """How many jobs to claim."""
+        return max(0, self.free - len(self.waiting) + self._ahead())
+
+    def _ahead(self) -> int:
+        return min(AHEAD_MOST, int(self.size * AHEAD_SECONDS / max(self.seconds, 1e-5)))
+
+    def claim_none_ahead(self) -> None:
+        """What was claimed ahead did not start soon: for a while claim only for free slots."""
+        self.seconds = max(self.seconds, 1.0 + self.size * AHEAD_SECONDS)
+
+    def learn(self, seconds: float) -> None:
+        """Note how long a job took."""
+        self.seconds += (seconds - self.seconds) * _SMOOTHING
+
+
+@dataclass(slots=True)
+class HungThreads:
+    """The overdue sync jobs of one worker, which has *size* threads. *now* is on its loop's clock, in seconds."""
+
+    size: int
+    grace: float
+    """Seconds that the last of them gets to return, before a worker without any free thread is given up."""
+    claims: dict[tuple[int, int], Claim] = field(default_factory=dict)
+    full_since: float | None = None
+    """Since when no thread is left."""
+    told: bool = False
+    """Whether it was said so."""
+
+    def add(self, claim: Claim, now: float) -> None:
+        """A job has exceeded its timeout and keeps its thread."""
+        self.claims[claim.id, claim.claim] = claim
+        if len(self.claims) >= self.size and self.full_since is None:
+            self.full_since = now
+
+    def remove(self, claim: Claim) -> None:
+        """Its function has returned."""
+        self.claims.pop((claim.id, claim.claim), None)
+        self.full_since, self.told = None, False
+
+    def to_tell(self, now: float) -> bool:
+        """Whether all threads are lost, and nobody was told yet. True once."""
+        if self.told or self.full_since is None or now - self.full_since < self.grace:
+            return False
+        self.told = True
+        return True
+
+    def delay(self, now: float) -> float | None:
+        """Seconds until there is something to tell, or None."""
+        if self.told or self.full_since is None:
+            return None
+        return max(0.0, self.full_since + self.grace - now)
+
+    def words(self, *, ends: bool) -> str:
+        """What to tell when all threads are lost. *ends*: whether the worker ends."""
+        some = [str(claim) for claim in list(self.claims.values())[:SHOWN]]
+        more = len(self.claims) - len(some)
+        names = ", ".join(some) + (f" and {more} more" if more > 0 else "")
+        what = f"all {self.size} threads for sync jobs are held by jobs that exceeded their timeout: {names}."
+        return f"{what} {_ENDS if ends else _GOES_ON}"
+
+
+_ENDS = "The worker ends, for a new process to be started."
+_GOES_ON = (
+    "Until one of them returns, or this process is restarted, it runs no sync jobs; async jobs go on. Give what these "
+    "jobs wait for a timeout of its own, or raise TASKER_THREADS."
+)
 
 
 class RunningJobs:
@@ -49,6 +144,7 @@ class RunningJobs:
         on_change: Callable[[], None],
         on_start: Callable[[Claim], None],
         may_start: Callable[[], bool],
+        timing: Timing,
     ) -> None:
         self._executor = executor
         executor.on_overdue = self._on_overdue
@@ -58,8 +154,9 @@ class RunningJobs:
         self._on_change = on_change
         self._on_start = on_start
         self._may_start = may_start
+        self._cancel_grace = timing.cancel_grace
         self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
-        self.hung = HungThreads(config.threads)
+        self.hung = HungThreads(config.threads, timing.hung_grace)
         """The threads that timed-out sync jobs still use."""
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
@@ -313,7 +410,7 @@ class RunningJobs:
                 task.cancel()
         coroutines = [task for task, job in self._tasks.items() if job.claim.kind == "async"]
         if coroutines:
-            await asyncio.wait(coroutines, timeout=CANCEL_GRACE)
+            await asyncio.wait(coroutines, timeout=self._cancel_grace)
         for job in self._tasks.values():
             if may_abandon and job.claim.kind == "sync":
                 log.warning("%s did not end in time and goes back to its queue", job.claim)

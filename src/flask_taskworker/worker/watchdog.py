@@ -1,9 +1,9 @@
 """The watchdog: notices that an event loop stands still, and names who holds it up.
 
 A thread of its own asks the loop twice a second to note the time, unless it is idle. From the answers comes the loop's
-lag; where none comes for :data:`BLOCKED_AFTER`, the log gets the job that runs on the loop, and where in its code it
-is: once for each blockage, and again when it is over. The heartbeat goes on meanwhile, and the worker keeps its
-jobs, but only for :data:`LOST_AFTER`. Then the loop is given up.
+lag; where none comes for ``blocked_after``, the log gets the job that runs on the loop, and where in its code it
+is: once for each blockage, and once more when it is over. The heartbeat goes on meanwhile, and the worker keeps its
+jobs, but only for ``lost_after``. Then the loop is given up.
 """
 
 from __future__ import annotations
@@ -20,17 +20,9 @@ from typing import Any
 from ..core.current_job import RunningJob, set_running
 from ..core.loggers import get_logger
 from ..core.rows import shown
+from .timing import Timing
 
 log = get_logger("worker")
-
-TURN = 0.5
-"""Seconds from question to question; twice as many while the loop is idle."""
-
-BLOCKED_AFTER = 1.0
-"""A loop that has not turned for this many seconds is blocked."""
-
-LOST_AFTER = 30.0
-"""A loop that has not turned for this many seconds is given up: the lease of a worker that does not beat."""
 
 DEBUGGERS = frozenset({"bdb", "debugpy", "pydevd", "_pydevd_bundle"})
 """The modules of debuggers: a loop that stands at a breakpoint is not given up."""
@@ -58,10 +50,12 @@ class Watchdog:
         loop: asyncio.AbstractEventLoop,
         find_job: Callable[[Task], RunningJob | None],
         on_lost: Callable[[str], None],
+        timing: Timing,
     ) -> None:
         self._loop = loop
         self._find_job = find_job
         self._on_lost = on_lost
+        self._timing = timing
         self._stopping = threading.Event()
         self._loop_thread = 0
         self._asked_at = 0.0
@@ -92,25 +86,31 @@ class Watchdog:
         self._stopping.set()
 
     def _work(self) -> None:
-        before, pause = time.monotonic(), TURN
+        timing = self._timing
+        before, pause = time.monotonic(), timing.watchdog_turn
         while not self._stopping.wait(pause):
             now = time.monotonic()
             if now - before - pause > FROZEN_AFTER:
-                self._tell_frozen(now - before)
+                words = (
+                    "this process stood still for %.1f s: it was stopped, the machine slept or has too much to do, or "
+                    "C code did not let go of Python's lock (GIL)"
+                )
+                log.warning(words, now - before)
             try:
                 self._look(now)
             except RuntimeError:  # the loop has ended
                 return
-            if self._culprit is not None and self._open_turns * TURN >= LOST_AFTER and not self._is_debugged():
+            is_lost = self._open_turns * timing.watchdog_turn >= timing.lost_after and not self._is_debugged()
+            if self._culprit is not None and is_lost:
                 self._on_lost(self._culprit)
                 return
-            before, pause = now, TURN if self._answered_at != now else 2 * TURN
+            before, pause = now, timing.watchdog_turn * (1 if self._answered_at != now else 2)
 
     def _look(self, now: float) -> None:
         if self._answered_at is None:
             # Counted in turns of our own: while the process is stopped, nothing is blocked.
             self._open_turns += 1
-            if self._culprit is None and self._open_turns * TURN >= BLOCKED_AFTER:
+            if self._culprit is None and self._open_turns * self._timing.watchdog_turn >= self._timing.blocked_after:
                 self._tell_blocked(now)
             return
         if self._culprit is not None:
@@ -169,13 +169,6 @@ class Watchdog:
         if job is None and sys.version_info >= (3, 12):
             return next((value for value in task.get_context().values() if isinstance(value, RunningJob)), None)
         return job
-
-    def _tell_frozen(self, seconds: float) -> None:
-        log.warning(
-            "this process stood still for %.1f s: it was stopped, the machine slept or has too much to do, or C code "
-            "did not let go of Python's lock (GIL)",
-            seconds,
-        )
 
 
 def _name(task: Task | None, job: RunningJob | None) -> str:

@@ -15,7 +15,7 @@ from tests.system.chaos.shims import built, compiler
 from tests.system.chaos.stage import Stage, a_stage, settle
 from tests.system.chaos.verifier import FROZEN, Rules
 
-FAST = {"BEAT": 0.1, "LEASE_BEATS": 20}
+FAST = {"beat": 0.1, "lease_beats": 20}
 """For the short forms: a lease of two seconds, which a living process does not stand still on a busy machine."""
 
 
@@ -24,7 +24,7 @@ def _knobs(run: Run) -> dict[str, float]:
 
 
 def _lease(run: Run) -> float:
-    return 30.0 if run.full else FAST["BEAT"] * FAST["LEASE_BEATS"]
+    return 30.0 if run.full else FAST["beat"] * FAST["lease_beats"]
 
 
 @row("6", "freeze", "SIGSTOP for three leases, then SIGCONT")

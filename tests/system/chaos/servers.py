@@ -90,7 +90,7 @@ def terminate_sessions(run: Run) -> Result:
 @row("19b", "pg-blackhole", "one of two workers is cut off from PostgreSQL, and nobody is told", (POSTGRESQL,))
 def black_hole(run: Run) -> Result:
     """After a lease its jobs are the other's; what it tells afterwards is fenced."""
-    seconds, lease, knobs = (60.0, 30.0, {}) if run.full else (6.0, FAST["BEAT"] * FAST["LEASE_BEATS"], FAST)
+    seconds, lease, knobs = (60.0, 30.0, {}) if run.full else (6.0, FAST["beat"] * FAST["lease_beats"], FAST)
     result = Result(done=f"nothing passes for {seconds:g} s")
     with a_stage(run, knobs=knobs) as stage, a_proxy(run) as proxy:
         (victim,) = stage.start(1, serve_at, proxy.url(run.url))

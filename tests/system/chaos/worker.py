@@ -21,7 +21,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from flask_taskworker import BlockingTaskWorker, Every, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.extension import TaskWorker
-from flask_taskworker.worker import liveness
+from flask_taskworker.worker.timing import Timing
 from tests.system.chaos.journal import executed
 
 metadata = MetaData()
@@ -166,9 +166,9 @@ def evidence(folder: str | Path, what: str) -> list[Line]:
 def serve(place: Place, log: str) -> None:
     """The life of a worker process: until SIGTERM."""
     log_to(log)
-    for name, value in place.knobs.items():
-        setattr(liveness, name, value)
-    Shop(place).task_worker.start()
+    shop = Shop(place)
+    shop.task_worker.timing = Timing(**place.knobs)  # type: ignore[arg-type]
+    shop.task_worker.start()
 
 
 def prepare(place: Place, log: str, gate: str) -> None:

@@ -27,7 +27,7 @@ SOURCES = Path(__file__).parents[3] / "src"
 BACKGROUND = """
 from lab import *
 from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, Cron, Every, current_job
-import flask_taskworker.worker.liveness as liveness
+from flask_taskworker.worker.timing import Timing
 
 task_worker = BackgroundTaskWorker()
 tasks = Tasks(task_worker)

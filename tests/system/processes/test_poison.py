@@ -51,7 +51,7 @@ async def _never_either() -> None:
 def run_until_ended(lab: Lab, jobs: list) -> int:  # type: ignore[type-arg]
     """Start workers one after the other until all jobs have ended. Returns how many died."""
     environment = {**os.environ, "LAB": str(lab.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    path = lab.write("app", IMPORTS, BLOCKING, "liveness.BEAT = 0.1", PILLS)
+    path = lab.write("app", IMPORTS, BLOCKING, "type(task_worker).timing = Timing(beat=0.1)", PILLS)
     store = lab.task_worker.state().store
     deaths = 0
     process = None

@@ -547,7 +547,7 @@ def test_crash_is_only_where_one_can_be(jobs: Jobs) -> None:
 
 
 @pytest.mark.sqlite_only
-def test_database_that_fails_ends_the_drain(app: Flask, task_worker: BackgroundTaskWorker) -> None:
+def test_database_that_fails_ends_the_drain(app: Flask, task_worker: BackgroundTaskWorker, alarms: list[str]) -> None:
     database = app.extensions["taskworker"].config.database_uri.database
 
     @task_worker.task
@@ -558,6 +558,7 @@ def test_database_that_fails_ends_the_drain(app: Flask, task_worker: BackgroundT
     destroy.enqueue()
     with pytest.raises(StoreError, match="taskworker_job"):
         Jobs(app).drain()
+    alarms.clear()
 
 
 @pytest.mark.sqlite_only

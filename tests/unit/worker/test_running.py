@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_taskworker.worker.slots import AHEAD_MOST, Slots
+from flask_taskworker.worker.running import AHEAD_MOST, Slots
 
 
 @pytest.mark.parametrize("size", [1, 8, 49, 50, 100, 1000, 100_000])

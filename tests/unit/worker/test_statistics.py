@@ -12,7 +12,7 @@ from flask_taskworker.core.clock import to_ms
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.schema import ROLLUP_FIGURES
 from flask_taskworker.store.sql import MAX_ID, Store
-from flask_taskworker.worker import statistics, upkeep
+from flask_taskworker.worker import finishing, statistics
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait_for
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.both_databases
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two writes of figures."""
     monkeypatch.setattr(statistics, "INTERVAL", 0.02)
-    monkeypatch.setattr(upkeep, "FIGURES_INTERVAL", 0.02)
+    monkeypatch.setattr(finishing, "FIGURES_INTERVAL", 0.02)
 
 
 def counts(store: Store, *, span: int = 60) -> dict[str, tuple[int, int, int, int]]:

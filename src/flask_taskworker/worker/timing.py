@@ -1,0 +1,30 @@
+"""How long a worker waits for what: one value, passed in, so that tests need no patience. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The times of a worker, in seconds unless said. The defaults are those that the documentation speaks of."""
+
+    beat: float = 1.0
+    """From one heartbeat to the next. Defaults to 1."""
+    lease_beats: int = 30
+    """A worker that has not beaten during so many beats of an observer counts as dead. Defaults to 30 beats."""
+    watchdog_turn: float = 0.5
+    """From one question of the watchdog to the next. Defaults to 0.5."""
+    blocked_after: float = 1.0
+    """A loop that has not turned for so long is blocked: a warning names the job. Defaults to 1."""
+    lost_after: float = 30.0
+    """A loop that has not turned for so long is given up, as after a lease. Defaults to 30."""
+    hung_grace: float = 5.0
+    """What the last of the hung threads gets to return before the worker is given up. Defaults to 5."""
+    cancel_grace: float = 1.0
+    """What a cancelled coroutine gets to end at shutdown. Defaults to 1."""
+    cleaning_interval: float = 60.0
+    """Between two deletions of what is old. Defaults to 60."""
+
+
+DEFAULT_TIMING = Timing()

@@ -1,0 +1,298 @@
+"""The work of a worker: one turn does all that there is to do, and says how long there is nothing more.
+
+A turn records what ended (one statement for the batch), makes due jobs ready, fires due schedules, claims as many jobs
+as there are free slots, and starts them. With one job in flight that is two calls of the database; in a busy worker
+hundreds of jobs share them. Between turns the worker sleeps until it is woken, until the next job or schedule is due,
+or for ``TASKER_LOOP_INTERVAL``, which is only a safety net.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from flask import Flask
+
+from ..client.client import Client
+from ..core.config import TaskWorkerConfig
+from ..core.rows import Claim, JobRecord
+from ..core.tasks import TaskRegistry
+from ..store.work import PROMOTE_BATCH, WorkerStore
+from .bounds import Bounds, BoundsWatch, WorkerRole
+from .executor import Executor
+from .finishing import FLUSH_DELAY, LOCKED_INTERVAL, OutcomeWriter
+from .quarantine import Quarantine
+from .queue_view import QueueView
+from .running import WAIT_FOR_SLOT, RunningJobs
+from .scheduling import Scheduler
+from .signalling import WorkerSignals
+from .statistics import Statistics
+from .timing import Timing
+
+CATCH_UP_INTERVAL = 0.05
+SHORT_PAUSE = 0.02
+"""Seconds until the next look after one that found something due and could do nothing about it."""
+PROMOTE_BATCHES = 20
+"""The number of batches of due jobs that are made ready before jobs are claimed."""
+
+
+class WorkerParts:
+    """What a worker is made of, and what it asks before it acts: the seam through which the testing kit plugs in."""
+
+    prunes = True
+    """Whether what is old is deleted."""
+
+    def executor(self, *args: Any, **options: Any) -> Executor:
+        """What runs the jobs."""
+        return Executor(*args, **options)
+
+    def signals(self, client: Client, find_app: Callable[[], Flask | None]) -> WorkerSignals:
+        """What sends the signals."""
+        return WorkerSignals(client, find_app)
+
+    def scheduler(self, registry: TaskRegistry, clock: Callable[[], int]) -> Scheduler:
+        """What fires the schedules."""
+        return Scheduler(registry, clock)
+
+    def queue_view(self, order: Sequence[str] | None, exclude: frozenset[str]) -> QueueView:
+        """What the worker knows about the queues."""
+        return QueueView(order, exclude)
+
+    def room(self, room: int, loop: WorkLoop) -> int:
+        """How many jobs to claim where there is *room* for so many."""
+        return room
+
+    def on_claim(self) -> None:
+        """Jobs were claimed."""
+
+    def is_over(self, loop: WorkLoop) -> bool:
+        """Whether to end where the bounds are reached."""
+        return True
+
+    def ends_with(self, error: BaseException, *, has_begun: bool) -> bool:
+        """Whether the worker ends where it cannot begin, or a turn fails. Else it tries again."""
+        return False
+
+
+class WorkLoop:
+    """The work of one worker, from :meth:`open` on. For its event loop only."""
+
+    work: WorkerStore
+    jobs: RunningJobs
+    writer: OutcomeWriter
+
+    def __init__(
+        self,
+        *,
+        client: Client,
+        registry: TaskRegistry,
+        config: TaskWorkerConfig,
+        find_app: Callable[[], Flask | None],
+        may_begin: Callable[[], bool],
+        bounds: Bounds,
+        role: WorkerRole,
+        timing: Timing,
+        parts: WorkerParts,
+    ) -> None:
+        self._client = client
+        self._store = client.store
+        self._registry = registry
+        self._config = config
+        self._find_app = find_app
+        self._may_begin = may_begin
+        self._bounds = bounds
+        self._watch = BoundsWatch(bounds)
+        self._role = role
+        self._timing = timing
+        self._parts = parts
+        self.signals = parts.signals(client, find_app)
+        self.scheduler = parts.scheduler(registry, self._store.clock)
+        self.view = parts.queue_view(config.queues, role.exclude)
+        self.statistics = Statistics()
+        self._quarantine = Quarantine()
+        self._next_look = 0.0
+
+    async def open(self, on_change: Callable[[], None]) -> None:
+        """Connect; *on_change* is called on the loop when something has ended. Raises StoreError."""
+        self._loop = asyncio.get_running_loop()
+        self.jobs = RunningJobs(
+            executor=self._parts.executor(
+                self._find_app,
+                self._registry,
+                threads=self._config.threads,
+                clock=self._store.clock,
+                run_atomically=self._client.run_atomically,
+            ),
+            config=self._config,
+            clock=self._store.clock,
+            find_app=self._find_app,
+            on_change=on_change,
+            on_start=self.signals.started,
+            may_start=self._may_begin,
+            timing=self._timing,
+        )
+        self.work = await WorkerStore.open(self._store)
+        self.writer = OutcomeWriter(
+            self.work,
+            self.jobs,
+            client=self._client,
+            signals=self.signals,
+            statistics=self.statistics,
+            scheduler=self.scheduler,
+            view=self.view,
+            cleaning_interval=self._timing.cleaning_interval if self._parts.prunes else math.inf,
+        )
+
+    async def turn(self, worker_id: str) -> float:
+        """Do all that there is to do. Returns the seconds until the next turn. Raises StoreError."""
+        if not self._loop.get_debug() and self.jobs.is_debug():
+            # app.run(debug=True) sets app.debug when the worker has long begun.
+            self._loop.set_debug(True)
+        if self.writer.must_reconcile:
+            await self.writer.reconcile(worker_id)
+        self.jobs.start_waiting()
+        await self.writer.flush(worker_id)
+        made_ready = await self._look()
+        if await self._claim(worker_id) < made_ready:
+            # Others may have a slot, or work on that queue, and not know of the time that has come.
+            self._store.driver.wake_others()
+        self.jobs.start_waiting()
+        await self.writer.keep_up(worker_id)
+        return self.delay()
+
+    def delay(self) -> float:
+        """Seconds for which there is nothing to do, as far as this worker knows."""
+        view = self.view
+        if view.has_news or any(names and self._room(kind) > 0 for kind, names in view.ready.items()):
+            return 0.0
+        if self._bounds.drain and not self._has_work():
+            return 0.0
+        delays = [min(self._next_look, self._watch.idle_until) - self._loop.time(), *self._chores()]
+        now = self._store.clock()
+        delays += [(moment - now) / 1000 for moment in (view.next_due, view.next_fire) if moment is not None]
+        return min(delays)
+
+    def _chores(self) -> Iterator[float]:
+        """How long what is pending in this process may wait."""
+        now = self._loop.time()
+        if self.jobs.ended:
+            yield FLUSH_DELAY
+        if self.jobs.locked:
+            yield LOCKED_INTERVAL
+        if self.signals.is_behind:
+            yield CATCH_UP_INTERVAL
+        if self.jobs.waiting:
+            yield WAIT_FOR_SLOT
+        for delay in (*self.writer.delays(), self._quarantine.delay(now), self.jobs.hung.delay(now)):
+            if delay is not None:
+                yield delay
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> int:
+        """Peek where there is a reason to, and act on what is due. Returns how many jobs that made ready."""
+        view = self.view
+        if view.must_look or self._loop.time() >= self._next_look:
+            # Before the peek: news that come during it must wake the loop again.
+            view.begin_look()
+            self._next_look = self._loop.time() + self._config.loop_interval
+            if self._role.schedules:
+                await self.scheduler.declare(self.work)
+                await self.scheduler.correct(self.work)
+            view.take(await self.work.peek(self.scheduler.may_fire))
+            self._quarantine.waiting = bool(view.suspects)
+        elif view.has_news:
+            view.take_hints()
+        now = self._store.clock()
+        fires, promotes = (moment is not None and moment <= now for moment in (view.next_fire, view.next_due))
+        if not fires and not promotes:
+            return 0
+        made_ready: list[tuple[str, str]] = []
+        if fires:
+            fired = await self.scheduler.fire_due(self.work)
+            self.signals.fired(fired)
+            made_ready += [(job.queue, job.kind) for _, job in fired if job.state == "ready"]
+        # All before the claim, which takes the highest priority first; but no more than memory and others bear.
+        for _ in range(PROMOTE_BATCHES if promotes else 0):
+            made_ready += (batch := await self.work.promote())
+            if len(batch) < PROMOTE_BATCH:
+                break
+        if not made_ready:
+            # What cannot fire, or is locked by another session, would be found due at once, again and again.
+            self._next_look = self._loop.time() + max(self.scheduler.pause, SHORT_PAUSE)
+            view.forget_due(self._store.clock())
+            return 0
+        # What is due next is looked for after the claim: these jobs are late already.
+        view.hear(made_ready)
+        view.take_hints()
+        view.must_look = True
+        return len(made_ready)
+
+    # -- claiming ---------------------------------------------------------------------------------------------------
+
+    async def _claim(self, worker_id: str) -> int:
+        """Take as many jobs as there is room for. Returns how many."""
+        taken = 0
+        now, stuck, view = self._loop.time(), self.jobs.overdue, self.view
+        busy = self.jobs.busy or stuck
+        self._quarantine.update(now, busy=busy, stuck=stuck)
+        if self._may_begin() and self._quarantine.ready(now, busy=busy, others=view.has_ready):
+            # Where some queues are excluded, only those are known that the last look has found.
+            queues = view.suspects if self._role.exclude else self._config.queues
+            claims = await self.work.claim_suspect(worker_id, queues)
+            self._quarantine.claimed(found=bool(claims))
+            for claim in claims:
+                await self._accept(claim.kind, [claim])
+            taken += len(claims)
+        for kind, names in view.ready.items():
+            while names and (room := self._room(kind)) > 0:
+                claims = await self.work.claim(worker_id, names[0], kind, room)
+                await self._accept(kind, claims)
+                taken += len(claims)
+                view.served(kind, more=len(claims) == room)
+        return taken
+
+    async def _accept(self, kind: str, claims: list[Claim]) -> None:
+        self._parts.on_claim()
+        if once := [claim for claim in claims if claim.at_most_once]:
+            await self.work.confirm(once)
+        self.jobs.take(kind, claims)
+
+    def _room(self, kind: str) -> int:
+        if self._quarantine.closed(self._loop.time()) or self.signals.is_behind or not self._may_begin():
+            return 0
+        room = self.jobs.room(kind)
+        if self._bounds.max_jobs is not None:
+            room = min(room, self._bounds.max_jobs - self.jobs.jobs_done - len(self.jobs.claims()))
+        return self._parts.room(room, self)
+
+    # -- whether to go on -------------------------------------------------------------------------------------------
+
+    def is_over(self, worker_id: str) -> bool:
+        """Whether the worker has reached its bounds."""
+        if not self._watch.is_limited:
+            return False
+        idle = not (self._has_work() or self.view.has_news or not self._next_look)
+        jobs_done = self.jobs.jobs_done
+        is_over = self._watch.is_over(self._loop.time(), worker_id=worker_id, jobs_done=jobs_done, idle=idle)
+        return is_over and self._parts.is_over(self)
+
+    def _has_work(self) -> bool:
+        """Whether there are jobs to see through, or to claim when they can be."""
+        # Beside a thread that may never return no suspect is run here.
+        has_suspect = self._quarantine.waiting and not self.jobs.overdue
+        return bool(self.jobs.busy or self.jobs.ended or has_suspect or self.view.has_ready)
+
+    # -- news -------------------------------------------------------------------------------------------------------
+
+    def on_failed_turn(self) -> None:
+        """What woke the worker may not have been acted on: see test_news_outlive_a_turn_that_failed."""
+        self.writer.must_reconcile = self.view.must_look = True
+
+    def on_rescued(self, records: list[JobRecord]) -> None:
+        """This worker has rescued these jobs of a dead one."""
+        self.signals.rescued(records)
+        self.statistics.rescued(records)
+        self._client.wake()
