@@ -15,7 +15,6 @@ from ..core.triggers import trigger_to_text
 from ..core.words import MOST
 from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
 from .driver import Driver, Run
-from .fitting import fitted, moment_in
 from .statements import jobs as job_statements
 from .statements import workers as worker_statements
 
@@ -219,19 +218,20 @@ class Store:
 
     def queues(self) -> list[QueueRow]:
         """The queues that have ready jobs."""
-        return [fitted(QueueRow, row) for row in self._read(job_statements.waiting_by_queue(), most=MOST)]
+        return [QueueRow(*row) for row in self._read(job_statements.waiting_by_queue(), most=MOST)]
 
     def next_due(self) -> int | None:
         """When the next scheduled job is due, in epoch milliseconds; None if there is none."""
-        return moment_in(self._read(job_statements.next_due())[0][0])
+        moment: int | None = self._read(job_statements.next_due())[0][0]
+        return moment
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
-        return [fitted(WorkerRow, row) for row in self._read(worker_statements.workers())]
+        return [WorkerRow(*row) for row in self._read(worker_statements.workers())]
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
-        return [fitted(ScheduleRow, row) for row in self._read(job_statements.schedules())]
+        return [ScheduleRow(*row) for row in self._read(job_statements.schedules())]
 
     def store_id(self, *, patience: float | None = None) -> str:
         """The random name that this database was given when its tables were made.

@@ -16,7 +16,6 @@ from ..core.rows import Claim, Ending, Failure, JobRecord, NewJob, Outcome, Prog
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
 from .driver import LoopLink, RowLocked, RowRefused, Run
-from .fitting import hashes_in, text_in
 from .rollups import Tally
 from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import jobs as job_statements
@@ -165,8 +164,7 @@ class WorkerStore:
             if what in found:
                 found[what].append(queue)
             else:
-                # One that is no number is greater than all of them, and never comes.
-                moments[what] = number if isinstance(number, int | float) else None
+                moments[what] = number
         suspects = tuple(found.pop("suspect"))
         queues = {kind: tuple(names) for kind, names in found.items()}
         return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues, suspects=suspects)
@@ -174,7 +172,7 @@ class WorkerStore:
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
         parameters = {"worker_id": worker_id, "queue": queue, "number": number, "now": self._store.clock()}
-        claims = [_claim(row) for row in await self._link.write(self._claim[kind], parameters, durable=False)]
+        claims = [Claim._make(row) for row in await self._link.write(self._claim[kind], parameters, durable=False)]
         # RETURNING promises no order.
         claims.sort(key=_ID)
         claims.sort(key=_PRIORITY, reverse=True)
@@ -185,7 +183,7 @@ class WorkerStore:
         names = None if queues is None else json.dumps(queues)
         parameters = {"worker_id": worker_id, "queues": names, "now": self._store.clock()}
         rows = await self._link.write(self._claim_suspect, parameters, durable=False)
-        return [_claim(row) for row in rows]
+        return [Claim._make(row) for row in rows]
 
     async def confirm(self, claims: Sequence[Claim]) -> None:
         """Have these claims reach the disk: a power cut must not undo one of a job that may run only once."""
@@ -379,7 +377,7 @@ class WorkerStore:
     async def due_schedules(self, may_fire: str, number: int) -> list[DueSchedule]:
         """Up to *number* of the schedules of *may_fire* whose time has come, most overdue first."""
         parameters = {"may_fire": may_fire, "now": self._store.clock(), "number": number}
-        return [_due(row) for row in await self._link.read(self._due_schedules, parameters)]
+        return [DueSchedule._make(row) for row in await self._link.read(self._due_schedules, parameters)]
 
     async def fire(self, firings: Sequence[Firing]) -> Fired:
         """Move schedules on and make their jobs, in one transaction; a schedule that is refused is left out.
@@ -421,7 +419,7 @@ class WorkerStore:
         """Up to *number* of the schedules of *may_fire* that have fired at a time later than *after*."""
         sql = job_statements.schedules_of_the_future(self._store.driver.dialect)
         rows = await self._link.read(sql, {"may_fire": may_fire, "after": after, "number": number})
-        return [_due(row) for row in rows]
+        return [DueSchedule._make(row) for row in rows]
 
     async def move_schedule(self, schedule: DueSchedule, next_at: int | None) -> bool:
         """Set a schedule's next time; False if another worker has moved it since it was read."""
@@ -480,10 +478,10 @@ def prune_mails(dialect: Dialect, run: Run, parameters: Mapping[str, Any]) -> in
     """Delete one batch of queued mails whose time is over, and the blobs that no other mail uses."""
     gone = run(mail_statements.expired_mails(dialect), parameters)
     if gone:
-        ids = json.dumps([text_in(row[0]) for row in gone])
+        ids = json.dumps([mail_id for mail_id, _ in gone])
         run(mail_statements.remove_recipients(dialect), {"ids": ids})
         run(mail_statements.remove_bodies(dialect), {"ids": ids})
-        released = Counter(part for _, layout in gone for part in hashes_in(layout))
+        released = Counter(part for _, layout in gone for part in mail_statements.hashes_in(layout))
         if released:
             run(mail_statements.release_blobs(dialect), {"batch": batch_of(list(released.items()))})
             run(mail_statements.remove_unused_blobs(dialect), {"hashes": json.dumps(list(released))})
@@ -512,23 +510,6 @@ def _is_plain(ended: Ended) -> bool:
         and ended.progress is None
         and not ended.claim.failures
     )
-
-
-def _claim(row: Sequence[Any]) -> Claim:
-    """A row as a claim. SQLite keeps a value of any type in any column: a job with such a one must fail alone."""
-    claim = Claim._make(row)
-    try:
-        claim.priority + claim.failures + claim.crashes + claim.created_at + claim.run_at + (claim.timeout or 0)
-    except TypeError:
-        return claim._replace(priority=0, failures=0, crashes=0, created_at=0, run_at=0, timeout=None, args="")
-    return claim
-
-
-def _due(row: Sequence[Any]) -> DueSchedule:
-    """A row as a due schedule. In one with values of other types there is nothing to be read: it harms no other."""
-    schedule = DueSchedule._make(row)
-    fits = all(isinstance(value, str) for value in row[:4]) and isinstance(row[4], int)
-    return schedule if fits else schedule._replace(trigger="")
 
 
 def _last_at(firing: Firing) -> int | None:

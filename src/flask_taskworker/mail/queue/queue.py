@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
 
@@ -39,7 +39,6 @@ from ...errors import (
 )
 from ...signals import email_queued, job_enqueued
 from ...store.driver import Run
-from ...store.fitting import hashes_in, layout_in, moment_in, shown, text_in
 from ...store.sql import Store, record_of, to_duration_ms
 from ...store.statements import jobs as job_statements
 from ...store.statements import mails as mail_statements
@@ -74,8 +73,6 @@ class RecipientState:
 
     text: str = ""
     next_try: datetime | None = None
-    odd: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What somebody has written into the row by hand that cannot be read, by the names of its columns."""
 
     @property
     def is_open(self) -> bool:
@@ -369,39 +366,25 @@ class Blobs:
                 run(mail_statements.add_blob(), {"digest": digest, "uses": uses, "bytes": self._bytes[digest]})
 
 
-def joined(layout: object, body: object, blobs: Mapping[str, object]) -> bytes:
-    """The bytes of a mail out of its own and the shared ones. Raises NotDecodable where they cannot be read."""
-    own = octets(body, "the bytes")
+def joined(layout: str | None, body: bytes, blobs: Mapping[str, bytes]) -> bytes:
+    """The bytes of a mail out of its own and the shared ones. Raises NotDecodable where these are missing."""
     if layout is None:
-        return own
+        return body
     pieces, start = [], 0
-    try:
-        parts = layout_in(layout)
-    except (ValueError, RecursionError) as error:
-        raise NotDecodable(f"The mail cannot be read: {error}.") from error
-    for part in parts:
+    for part in json.loads(layout):
         if isinstance(part, int):
-            pieces.append(own[start : start + part])
+            pieces.append(body[start : start + part])
             start += part
         elif part in blobs:
-            pieces.append(octets(blobs[part], f"the shared bytes {part}"))
+            pieces.append(blobs[part])
         else:
             raise NotDecodable(f"The mail cannot be read: the shared bytes {part!r:.80} are not stored.")
     return b"".join(pieces)
 
 
-def octets(value: object, what: str) -> bytes:
-    """The content of a column for bytes. Raises NotDecodable for anything else: 5 would become five zeros."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace")
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise NotDecodable(f"The mail cannot be read: {what} are {shown(value)!r}.")
-    return bytes(value)
-
-
-def blobs_in(layouts: Sequence[object]) -> Counter[str]:
+def blobs_in(layouts: Sequence[str | None]) -> Counter[str]:
     """How often each shared piece is used by these layouts."""
-    return Counter(digest for layout in layouts for digest in hashes_in(layout))
+    return Counter(digest for layout in layouts for digest in mail_statements.hashes_in(layout))
 
 
 def load_recipients(read: Run, dialect: Dialect, uids: Sequence[str]) -> dict[str, list[RecipientState]]:
@@ -412,22 +395,15 @@ def load_recipients(read: Run, dialect: Dialect, uids: Sequence[str]) -> dict[st
     return found
 
 
-def _recipient_state(address: object, ending: str, code: object, text: object, next_try: object) -> RecipientState:
-    fits = {
-        "address": isinstance(address, str),
-        "code": code is None or isinstance(code, int),
-        "text": text is None or isinstance(text, str),
-        "next_try": next_try is None or moment_in(next_try) is not None,
-    }
-    values = {"address": address, "code": code, "text": text, "next_try": next_try}
-    next_ms = moment_in(next_try)
+def _recipient_state(
+    address: str, ending: str, code: int | None, text: str | None, next_try: int | None
+) -> RecipientState:
     return RecipientState(
-        address=text_in(address),
+        address=address,
         ending=None if ending == _WAITING else Ending(ending),
-        code=code if isinstance(code, int) else None,
-        text="" if text is None else text_in(text),
-        next_try=None if next_ms is None else from_ms(next_ms),
-        odd={name: shown(values[name]) for name, is_right in fits.items() if not is_right},
+        code=code,
+        text=text or "",
+        next_try=None if next_try is None else from_ms(next_try),
     )
 
 

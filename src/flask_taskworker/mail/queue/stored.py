@@ -14,7 +14,6 @@ from ...client.threads import ThreadPool
 from ...core.clock import from_ms, to_ms
 from ...errors import JobNotFound, NotDecodable, StoreError
 from ...store.driver import Link, Run
-from ...store.fitting import moment_in, shown
 from ...store.sql import Store
 from ...store.statements import mails as mail_statements
 from ...store.statements.jobs import Dialect, batch_of
@@ -233,41 +232,32 @@ class MailStore:
 
 
 def load_mails(read: Run, dialect: Dialect, ids: Sequence[str]) -> dict[str, StoredMail | NotDecodable]:
-    """These mails with their bytes and recipients, by id, as far as they are there; or why one cannot be read.
-
-    What somebody has written into one row by hand harms no other mail.
-    """
+    """These mails with their bytes and recipients, by id, as far as they are there; or why one cannot be read."""
     rows = read(mail_statements.mails(dialect), {"ids": json.dumps(ids)})
     recipients = load_recipients(read, dialect, ids)
     digests = list(blobs_in([row[7] for row in rows]))
-    blobs = read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}) if digests else []
-    return {row[0]: _stored_or_not(row, dict(blobs), recipients.get(row[0], [])) for row in rows}
+    blobs: dict[str, bytes] = {}
+    if digests:
+        blobs.update(read(mail_statements.blobs(dialect), {"hashes": json.dumps(digests)}))
+    found: dict[str, StoredMail | NotDecodable] = {}
+    for row in rows:
+        try:
+            found[row[0]] = _stored(row, blobs, recipients.get(row[0], []))
+        except NotDecodable as error:
+            found[row[0]] = error
+        except ValueError as error:
+            found[row[0]] = NotDecodable(f"The mail cannot be read: {error}.")
+    return found
 
 
-def _stored_or_not(
-    row: Sequence[Any], shared: Mapping[str, object], recipients: Sequence[RecipientState]
-) -> StoredMail | NotDecodable:
-    try:
-        return _stored(row, shared, recipients)
-    except NotDecodable as error:
-        return error
-
-
-def _stored(row: Sequence[Any], shared: Mapping[str, object], recipients: Sequence[RecipientState]) -> StoredMail:
+def _stored(row: Sequence[Any], shared: Mapping[str, bytes], recipients: Sequence[RecipientState]) -> StoredMail:
     mail_id, message_id, sender, options, once, phase, tries, layout, give_up_at, finished_at, body = row
-    _require("sender", sender, isinstance(sender, str))
-    _require("phase", phase, phase is None or isinstance(phase, str))
-    _require("once", once, isinstance(once, int))
-    _require("give_up_at", give_up_at, moment_in(give_up_at) is not None)
-    _require("finished_at", finished_at, finished_at is None or moment_in(finished_at) is not None)
-    for state in recipients:
-        _require("address", state.address, "address" not in state.odd)
-    mail_options, rcpt_options = _options(options)
+    mail_options, rcpt_options = map(tuple, json.loads(options))
     envelope = Envelope(
         sender=sender,
         recipients=tuple(state.address for state in recipients),
         data=joined(layout, body, shared),
-        message_id=str(message_id),
+        message_id=message_id,
         mail_options=mail_options,
         rcpt_options=rcpt_options,
     )
@@ -276,31 +266,11 @@ def _stored(row: Sequence[Any], shared: Mapping[str, object], recipients: Sequen
         id=mail_id,
         once=bool(once),
         phase=phase,
-        tries=tries if isinstance(tries, int) else 0,
+        tries=tries,
         give_up_at=give_up_at,
         finished_at=finished_at,
         recipients=tuple(recipients),
     )
-
-
-def _options(options: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Those for MAIL and for RCPT."""
-    try:
-        found = json.loads(options) if isinstance(options, str) else None
-    except (ValueError, RecursionError):
-        found = None
-    _require("options", options, isinstance(found, list) and len(found) == 2 and all(map(_are_texts, found)))
-    assert found is not None
-    return tuple(found[0]), tuple(found[1])
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) and text.isascii() for text in value)
-
-
-def _require(name: str, value: object, fits: bool) -> None:
-    if not fits:
-        raise NotDecodable(f"The mail cannot be read: its {name} is {shown(value)!r}.")
 
 
 def _recipient_row(mail_id: str, state: RecipientState) -> tuple[object, ...]:

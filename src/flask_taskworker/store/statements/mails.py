@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ..schema import UNFINISHED
 from .jobs import ColumnType, Dialect
 
@@ -166,3 +168,8 @@ def release_blobs(dialect: Dialect) -> str:
 def remove_unused_blobs(dialect: Dialect) -> str:
     """Delete the blobs in ``:hashes`` that no mail uses any more."""
     return f"DELETE FROM taskworker_blob WHERE uses <= 0 AND sha256 IN {dialect.names('hashes')}"
+
+
+def hashes_in(layout: str | None) -> list[str]:
+    """The hashes of the shared bytes in a mail's layout, a JSON list of lengths and hashes."""
+    return [part for part in json.loads(layout) if isinstance(part, str)] if layout else []
