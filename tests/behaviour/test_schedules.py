@@ -14,6 +14,7 @@ from flask import Flask
 
 from flask_taskworker import At, BackgroundTaskWorker, Cron, Every, JobState, current_job
 from flask_taskworker.core.clock import from_ms
+from flask_taskworker.core.triggers import trigger_from_text
 from flask_taskworker.errors import ArgumentsError, DeclarationError
 from flask_taskworker.store.sql import ScheduleRow, Store
 from flask_taskworker.store.work import WorkerStore
@@ -479,6 +480,22 @@ def test_trigger_that_changed_in_code_is_replaced_at_the_next_start(
     declare(second, changed)
     wait_for(lambda: from_ms(the(store, "tick").next_at or 0) == changed.next_after(datetime.now(UTC)))
     assert fires(rows, "tick") == []
+
+
+@pytest.mark.parametrize(
+    "edited", [Cron("0 3 * * *", jitter=60), Cron("0 3 * * *", misfire="all"), Cron("0  3 * * 0-7", overlap="allow")]
+)
+def test_edit_that_leaves_the_times_alone_keeps_the_next_one(
+    idle_worker: BackgroundTaskWorker, store: Store, rows: Rows, edited: Cron
+) -> None:
+    task = idle_worker.task(name="work")(lambda: None)
+    task.schedule(Cron("0 3 * * *"), name="mine")
+    set_next(rows, "mine", 12345)
+    task.schedule(edited, name="mine")
+    assert the(store, "mine").next_at == 12345
+    assert trigger_from_text(the(store, "mine").trigger) == edited
+    task.schedule(Cron("0 4 * * *"), name="mine")
+    assert the(store, "mine").next_at != 12345
 
 
 def test_trigger_that_stayed_keeps_its_next_time_over_a_restart(

@@ -30,7 +30,7 @@ from ..store.driver import Run
 from ..store.sql import JobEnding, Store, next_fire_ms, record_of
 from . import signalling
 from .origin import current_origin
-from .rows import new_jobs
+from .rows import new_job, new_jobs
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .threads import PoolClosed, ThreadPool
 from .waiting import Waiting
@@ -66,14 +66,38 @@ class Client:
 
     def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
-        if self._registry.tracing is None:
-            return self._enqueue(task, calls, options)
-        return self.traced(task, options, len(calls), lambda: self._enqueue(task, calls, options))
+
+        def enqueue() -> list[Job[Any]]:
+            rows = new_jobs(task, calls, options, self.store.clock(), current_origin())
+            if options.session is not None:
+                return self._enqueue_within(CallerTransaction(options.session), rows)
+            return self._announced(self.store.add(rows), rows)
+
+        return self.traced(task, options, len(calls), enqueue)
+
+    def enqueue_with(
+        self, task: Task[..., Any, Any], call: str, also: Callable[[Run], None], *, schedule: str
+    ) -> Job[Any]:
+        """Store a job of *schedule* with now as its fire time, and what *also* writes, in one transaction."""
+
+        def enqueue() -> list[Job[Any]]:
+            now = self.store.clock()
+            row = new_job(task, call, options, now, current_origin())._replace(schedule=schedule, fire_at=now)
+
+            def body(run: Run) -> list[JobRecord]:
+                also(run)
+                return self.store.add_within(run, [row])
+
+            self.store.driver.prepare()
+            return self._announced(self.store.driver.transaction(body), [row])
+
+        options = EnqueueOptions()
+        return self.traced(task, options, 1, enqueue)[0]
 
     def traced(
         self, task: Task[..., Any, Any], options: EnqueueOptions, number: int, enqueue: Callable[[], list[J]]
     ) -> list[J]:
-        """Have *enqueue* make *number* jobs, and tell the tracing system of it, if there is one."""
+        """Have *enqueue* make *number* jobs, inside a span if there is a tracing system."""
         if (tracing := self._registry.tracing) is None:
             return enqueue()
         with tracing.sending(task.name, options.queue or task.options.queue, number) as sent:
@@ -81,34 +105,8 @@ class Client:
             sent([job.id for job in jobs])
         return jobs
 
-    def _enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
-        now = self.store.clock()
-        origin = current_origin()
-        rows = new_jobs(task, calls, options, now, origin)
-        if options.session is not None:
-            return self._enqueue_within(CallerTransaction(options.session), rows)
-        records = self.store.add(rows)
+    def _announced(self, records: Sequence[JobRecord], rows: Sequence[NewJob]) -> list[Job[Any]]:
         jobs: list[Job[Any]] = [Job(record, self) for record in records]
-        self._announce_enqueued(jobs, records, rows)
-        return jobs
-
-    def enqueue_with(self, task: Task[..., Any, Any], call: str, also: Callable[[Run], None]) -> Job[Any]:
-        """Store the job of one encoded call together with what *also* writes, in one transaction; then as enqueue."""
-        options = EnqueueOptions()
-        return self.traced(task, options, 1, lambda: self._enqueue_with(task, call, options, also))[0]
-
-    def _enqueue_with(
-        self, task: Task[..., Any, Any], call: str, options: EnqueueOptions, also: Callable[[Run], None]
-    ) -> list[Job[Any]]:
-        rows = new_jobs(task, [call], options, self.store.clock(), current_origin())
-
-        def body(run: Run) -> list[JobRecord]:
-            also(run)
-            return self.store.add_within(run, rows)
-
-        self.store.driver.prepare()
-        records = self.store.driver.transaction(body)
-        jobs: list[Job[Any]] = [Job(records[0], self)]
         self._announce_enqueued(jobs, records, rows)
         return jobs
 
@@ -161,16 +159,15 @@ class Client:
         else:
             records = [record_of(row, 0) for row in rows]
         jobs: list[Job[Any]] = [Job(record._replace(state=JobState.PENDING.value), self) for record in records]
-        transaction.after_commit(
-            lambda: self._on_commit(jobs, records, rows), lambda: self.store.has(records[0].id, records[0].uid)
-        )
-        return jobs
 
-    def _on_commit(self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]) -> None:
-        stored = records if records[0].id else self.store.add(rows)
-        for job, record in zip(jobs, stored, strict=True):
-            job.become(record)
-        self._announce_enqueued(jobs, stored, rows)
+        def on_commit() -> None:
+            stored = records if records[0].id else self.store.add(rows)
+            for job, record in zip(jobs, stored, strict=True):
+                job.become(record)
+            self._announce_enqueued(jobs, stored, rows)
+
+        transaction.after_commit(on_commit, lambda: self.store.has(records[0].id, records[0].uid))
+        return jobs
 
     async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
@@ -247,7 +244,7 @@ class Client:
         deadline = _deadline(timeout)
         pause = _FIRST_POLL
         with self._waiting.for_job(job_id) as finished:
-            while not _has_finished(ending := self.store.ending(job_id)):
+            while not JobState((ending := self.store.ending(job_id)).state).finished:
                 left = _time_left(job_id, ending, deadline)
                 # Another process may finish the job: then the event is never set.
                 finished.wait(min(pause, left))
@@ -259,7 +256,7 @@ class Client:
         deadline = _deadline(timeout)
         pause = _FIRST_POLL
         with self._waiting.for_job(job_id) as finished:
-            while not _has_finished(ending := await self._aside(self.store.ending, job_id)):
+            while not JobState((ending := await self._aside(self.store.ending, job_id)).state).finished:
                 await finished.async_wait(min(pause, _time_left(job_id, ending, deadline)))
                 pause = min(pause * 2, _LAST_POLL)
         return self._value(job_id, ending)
@@ -272,13 +269,21 @@ class Client:
                 reason = Failure.from_text(ending.error, ending.failure_kind).message
                 raise JobCancelled(f"Job {job_id} was cancelled. {reason}".rstrip())
             case _:
-                raise _job_failed(job_id, Failure.from_text(ending.error, ending.failure_kind))
+                failure = Failure.from_text(ending.error, ending.failure_kind)
+                raise JobFailed(
+                    f"Job {job_id} failed: {failure.type or failure.kind}: {failure.message}",
+                    job_id=job_id,
+                    kind=failure.kind,
+                    exception_type=failure.type,
+                    exception_message=failure.message,
+                    traceback=failure.traceback,
+                )
 
     def finished(self, job_ids: Iterable[int]) -> None:
         """Told by the worker of this process after the commit: end the waiting for these jobs."""
         self._waiting.end(job_ids)
 
-    # -- steering ---------------------------------------------------------------------------------------------------
+    # -- cancelling and retrying ---------------------------------------------------------------------------------------
 
     def cancel(self, job_id: int) -> bool:
         """Cancel, or ask the running job to stop."""
@@ -323,10 +328,6 @@ class Client:
         self.store.driver.abandon()
 
 
-def _has_finished(ending: JobEnding) -> bool:
-    return JobState(ending.state).finished
-
-
 def _deadline(timeout: float | None) -> float | None:
     seconds = as_seconds(timeout)
     return None if seconds is None else time.monotonic() + seconds
@@ -341,14 +342,3 @@ def _time_left(job_id: int, ending: JobEnding, deadline: float | None) -> float:
         waits = " It is still ready: if no worker takes it, flask tasks status says why." if is_ready else ""
         raise JobTimeout(f"Job {job_id} had no result within the timeout. It goes on; ask again later.{waits}")
     return left
-
-
-def _job_failed(job_id: int, failure: Failure) -> JobFailed:
-    return JobFailed(
-        f"Job {job_id} failed: {failure.type or failure.kind}: {failure.message}",
-        job_id=job_id,
-        kind=failure.kind,
-        exception_type=failure.type,
-        exception_message=failure.message,
-        traceback=failure.traceback,
-    )

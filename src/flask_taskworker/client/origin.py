@@ -37,17 +37,13 @@ def current_origin() -> str | None:
         found["job"] = job.claim.id
     elif has_request_context():
         found["request"] = f"{request.method} {request.path}"[:MAX_WORDS]
-    elif (command := _command or _click_command()) is not None:
-        found["command"] = command
+    elif _command is not None:
+        found["command"] = _command
+    elif (context := click.get_current_context(silent=True)) is not None:
+        found["command"] = context.command_path[:MAX_WORDS]  # for example "flask seed"
     for add in carriers:
         add(found)
     return json.dumps(found) if found else None
-
-
-def _click_command() -> str | None:
-    """The command that runs in this thread, for example "flask seed"."""
-    context = click.get_current_context(silent=True)
-    return context.command_path[:MAX_WORDS] if context is not None else None
 
 
 def read_origin(text: str | None) -> dict[str, Any]:

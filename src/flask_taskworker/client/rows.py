@@ -33,13 +33,17 @@ def new_job(
 ) -> NewJob:
     """The row for one encoded call of *task*."""
     timeout = task.options.timeout
+    # 0, not now, for a job that is due: a clock that is set back must not hide it.
+    run_at = 0 if options.run_at is None else to_ms(options.run_at)
+    if options.delay:
+        run_at = now + to_duration_ms(options.delay)
     return NewJob(
         uid=options.uid or new_uid(now),
         task=task.name,
         queue=options.queue or task.options.queue,
         kind=task.kind,
         priority=task.options.priority if options.priority is None else options.priority,
-        run_at=_run_at(options, now),
+        run_at=run_at if run_at > now else 0,
         args=args,
         max_attempts=task.max_attempts,
         timeout=None if timeout is None else to_duration_ms(timeout),
@@ -54,16 +58,6 @@ def unique_key(task: str, key: str) -> str:
     """What is unique among unfinished jobs: the task and the key, which stay apart where the task has a colon too."""
     escaped = task.replace("\\", "\\\\").replace(":", "\\:")
     return f"{escaped}:{key}"
-
-
-def _run_at(options: EnqueueOptions, now: int) -> int:
-    # 0, not now, for a job that is due: a clock that is set back must not hide it.
-    if options.delay is not None:
-        return now + to_duration_ms(options.delay) if options.delay else 0
-    if options.run_at is not None:
-        at = to_ms(options.run_at)
-        return at if at > now else 0
-    return 0
 
 
 def new_uid(now: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 
 class Finished:
@@ -50,21 +50,19 @@ class Waiting:
         self._lock = threading.Lock()
         self._waiters: defaultdict[int, list[Finished]] = defaultdict(list)
 
-    def for_job(self, job_id: int) -> _Waiter:
+    @contextmanager
+    def for_job(self, job_id: int) -> Iterator[Finished]:
         """A with block whose value is set when the job ends."""
-        return _Waiter(self, job_id)
-
-    def add(self, job_id: int, finished: Finished) -> None:
-        """Begin to wait."""
+        finished = Finished()
         with self._lock:
             self._waiters[job_id].append(finished)
-
-    def remove(self, job_id: int, finished: Finished) -> None:
-        """Wait no longer."""
-        with self._lock:
-            self._waiters[job_id].remove(finished)
-            if not self._waiters[job_id]:
-                del self._waiters[job_id]
+        try:
+            yield finished
+        finally:
+            with self._lock:
+                self._waiters[job_id].remove(finished)
+                if not self._waiters[job_id]:
+                    del self._waiters[job_id]
 
     def end(self, job_ids: Iterable[int]) -> None:
         """These jobs have ended."""
@@ -73,19 +71,3 @@ class Waiting:
                 for job_id in job_ids:
                     for finished in self._waiters.get(job_id, ()):
                         finished.set()
-
-
-class _Waiter:
-    __slots__ = ("_finished", "_job_id", "_waiting")
-
-    def __init__(self, waiting: Waiting, job_id: int) -> None:
-        self._waiting = waiting
-        self._job_id = job_id
-        self._finished = Finished()
-
-    def __enter__(self) -> Finished:
-        self._waiting.add(self._job_id, self._finished)
-        return self._finished
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting.remove(self._job_id, self._finished)

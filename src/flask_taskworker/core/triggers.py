@@ -24,6 +24,9 @@ Overlap = Literal["skip", "allow"]
 MISFIRE_GRACE = timedelta(seconds=10)
 """A fire time is missed when it is noticed later than this."""
 
+COUNTED_MISSES = 20
+"""Missed fire times that are stepped through one by one. A month of downtime costs no more than that of an hour."""
+
 MIN_INTERVAL = timedelta(milliseconds=100)
 MAX_EXPRESSION = 250
 
@@ -249,7 +252,7 @@ class Due:
     """The first fire time that is not decided yet. It may have passed already: then ask again. None: no more."""
 
     missed: int
-    """How many fire times get no job, skipped or collapsed into a later one; counted up to the limit."""
+    """How many fire times get no job, skipped or collapsed into a later one; of a long time at least so many."""
 
 
 def due(trigger: Trigger, next_at: datetime, now: datetime, *, limit: int = 1000) -> Due:
@@ -283,27 +286,27 @@ def _take(trigger: Trigger, first: datetime | None, end: datetime, limit: int) -
 
 
 def _take_missed(trigger: Trigger, first: datetime, end: datetime, limit: int) -> _Taken:
-    """As :func:`_take`; but beyond *limit* the times between are leapt over, so that the last one is the latest."""
-    fires, following = _take(trigger, first, end, limit)
+    """As :func:`_take`; but beyond a few the times between are leapt over, so that the last one is the latest."""
+    fires, following = _take(trigger, first, end, min(limit, COUNTED_MISSES))
     if following is None or following >= end:
         return fires, following
-    latest = _latest_before(trigger, following, end)
-    return [*fires[:-1], latest], trigger.next_after(latest)
-
-
-def _latest_before(trigger: Trigger, earlier: datetime, end: datetime) -> datetime:
-    """The latest fire time before *end*, by bisection; *earlier* is one of them."""
-    low, high = earlier, end
-    while True:
-        following = trigger.next_after(low)
-        if following is None or following >= end:
-            return low
+    # Look back from the end, further each time, for a time near to it.
+    low, back = following, (following - fires[-1]) * 2
+    while end - back > low:
+        found = trigger.next_after(end - back)
+        if found is not None and found < end:
+            low = found
+            break
+        back *= 8
+    high = end
+    while (following := trigger.next_after(low)) is not None and following < end:
         middle = low + (high - low) / 2
-        moment = trigger.next_after(middle)
-        if moment is not None and moment < end:
-            low = moment
+        found = trigger.next_after(middle)
+        if found is not None and found < end:
+            low = found
         else:
             low, high = following, middle
+    return [*fires[:-1], low], following
 
 
 # ---- the future ----
@@ -383,6 +386,27 @@ def trigger_from_text(text: str) -> Cron | Every | At:
         return _built(json.loads(text))
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise NotDecodable(f"The stored trigger {text!r:.200} cannot be read: {error!r:.200}") from error
+
+
+def fires_alike(text: str, other: str) -> bool:
+    """Whether two stored triggers fire at the same times, whatever else they say and however they are written."""
+    try:
+        return text == other or _times_of(trigger_from_text(text)) == _times_of(trigger_from_text(other))
+    except NotDecodable:
+        return False
+
+
+def _times_of(trigger: Cron | Every | At) -> tuple[object, ...]:
+    match trigger:
+        case Cron():
+            read = CronSim(trigger._fields, NAIVE_START)
+            weekdays = {day % 7 if isinstance(day, int) else day for day in read.weekdays}
+            fields = (read.seconds, read.minutes, read.hours, read.days, read.months, weekdays)
+            return (*fields, read.day_and, trigger._is_fixed, trigger.timezone)
+        case Every():
+            return trigger.interval, trigger.start
+        case At():
+            return (trigger.run_at,)
 
 
 def describe(trigger: Trigger) -> str:

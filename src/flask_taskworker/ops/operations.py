@@ -244,8 +244,11 @@ class Operations:
         return next_at
 
     def run_schedule(self, name: str) -> Job[Any]:
-        """Enqueue the job of a schedule now, besides its times. Raises DeclarationError if there is no such schedule,
-        or the code no longer has its task."""
+        """Enqueue a job of a schedule now, besides its times: with now as its fire time, and by its overlap rule.
+
+        Raises DeclarationError if there is no such schedule, the code no longer has its task, or an earlier job of it
+        is unfinished and may not be overlapped.
+        """
         schedule = self._schedule(name)
         task = self._registry.get(schedule.task)
         if task is None:
@@ -253,7 +256,17 @@ class Operations:
                 f"The schedule {name!r} is for the task {schedule.task!r}, which this code does not declare."
             )
         act = self._begin("run", f"schedule {name}")
-        job = self._client.enqueue_with(task, schedule.args, act.note_one)
+
+        def note(run: Run) -> None:
+            skips = trigger_from_text(schedule.trigger).overlap == "skip"
+            if skips and run(statements.unfinished_of_schedule(), {"name": name}):
+                raise DeclarationError(
+                    f"An earlier job of the schedule {name!r} is unfinished, and its overlap is 'skip'. Wait for "
+                    "it, or cancel it."
+                )
+            act.note_one(run)
+
+        job = self._client.enqueue_with(task, schedule.args, note, schedule=name)
         act.tell()
         return job
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..core.clock import MILLISECOND, to_ms
 from ..core.rows import STORED, Claim, JobRecord, JobState, NewJob
 from ..core.tasks import DeclaredSchedule
-from ..core.triggers import trigger_to_text
+from ..core.triggers import fires_alike, trigger_to_text
 from ..core.words import MOST
 from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
 from .driver import Driver, Run
@@ -298,9 +298,9 @@ class Store:
 
     def put_schedule(self, schedule: DeclaredSchedule, next_at: int | None) -> None:
         """Store a schedule made at run time. Raises DeclarationError when the name belongs to one in code."""
-        if not self._write(
-            job_statements.declare_schedule(), **schedule_row(schedule, next_at, "runtime", self.clock())
-        ):
+        row = schedule_row(schedule, next_at, "runtime", self.clock())
+        self.driver.prepare()
+        if not self.driver.transaction(lambda run: declare_schedule(run, row)):
             raise DeclarationError(
                 f"The schedule name {schedule.name!r} belongs to a schedule that code declares with schedule=…. "
                 "Take another name."
@@ -357,6 +357,17 @@ def _checked(found: JobRecord, wanted: NewJob) -> JobRecord:
             f"The uid {wanted.uid!r} belongs to job {found.id} of the task {found.task!r}. Give each job its own uid."
         )
     return found
+
+
+def declare_schedule(run: Run, row: dict[str, Any]) -> bool:
+    """Store a schedule, or change it; False if the name belongs to one of another source.
+
+    Only other fire times move the next one: what a restart with another jitter, or another spelling, had to make up
+    for would be lost.
+    """
+    known = run(job_statements.stored_trigger(), {"name": row["name"]})
+    same = any(fires_alike(text, row["trigger"]) for (text,) in known)
+    return bool(run(job_statements.declare_schedule(), {**row, "same_times": int(same)}))
 
 
 def schedule_row(schedule: DeclaredSchedule, next_at: int | None, source: str, now: int) -> dict[str, Any]:

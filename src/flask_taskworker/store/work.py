@@ -17,7 +17,7 @@ from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
 from .driver import LoopLink, RowLocked, RowRefused, Run
 from .rollups import Tally
-from .sql import Store, next_fire_ms, record_of, schedule_row, to_duration_ms
+from .sql import Store, declare_schedule, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import jobs as job_statements
 from .statements import mails as mail_statements
 from .statements import operations as operation_statements
@@ -359,7 +359,7 @@ class WorkerStore:
         rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in ordered]
 
         def declare(some: Sequence[dict[str, Any]], run: Run) -> dict[str, StoreError | None]:
-            return {row["name"]: None for row in some if not run(job_statements.declare_schedule(), row)}
+            return {row["name"]: None for row in some if not declare_schedule(run, row)}
 
         if not rows:
             return {}

@@ -538,7 +538,11 @@ def test_a_schedule_runs_now_besides_its_times(
     before = schedule(store).next_at
     steer.pause_schedule("hourly")
     job = steer.run_schedule("hourly")
+    assert job.schedule == "hourly"
+    assert job.fire_at == job.created_at
     assert [values["job"].id for values in heard] == [job.id]
+    with pytest.raises(DeclarationError, match="An earlier job of the schedule 'hourly' is unfinished"):
+        steer.run_schedule("hourly")
     idle_worker.start()
     ended(job)
     assert hourly.ran == ["tick"]

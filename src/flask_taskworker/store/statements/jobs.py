@@ -522,16 +522,21 @@ def remove_lines(dialect: Dialect) -> str:
 def declare_schedule() -> str:
     """Store a schedule as declared, or change the one of that name from the same source.
 
-    While its trigger stays the same its next fire time stays too, so that a restart misses nothing.
+    With ``:same_times`` its next fire time stays, so that a restart misses nothing.
     """
     return (
         "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at) "
         "VALUES (:name, :task, :trigger, :args, :next_at, :source, :now) "
         "ON CONFLICT (name) DO UPDATE SET task = excluded.task, args = excluded.args, seen_at = excluded.seen_at, "
-        "next_at = CASE WHEN taskworker_schedule.trigger = excluded.trigger THEN taskworker_schedule.next_at "
+        "next_at = CASE WHEN :same_times = 1 THEN taskworker_schedule.next_at "
         "ELSE excluded.next_at END, trigger = excluded.trigger "
         "WHERE taskworker_schedule.source = excluded.source RETURNING name"
     )
+
+
+def stored_trigger() -> str:
+    """The trigger of the schedule of that name."""
+    return "SELECT trigger FROM taskworker_schedule WHERE name = :name"
 
 
 def _may_fire(dialect: Dialect) -> str:

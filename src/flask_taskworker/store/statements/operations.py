@@ -153,6 +153,11 @@ def pause_schedule() -> str:
     return "UPDATE taskworker_schedule SET paused = 1 WHERE name = :name AND paused = 0 RETURNING name"
 
 
+def unfinished_of_schedule() -> str:
+    """Whether a job of the schedule is unfinished."""
+    return f"SELECT 1 FROM taskworker_job WHERE schedule = :name AND {UNFINISHED} LIMIT 1"
+
+
 def resume_schedule() -> str:
     """Resume a schedule at its next time."""
     return (
