@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.postgres import OVERRIDE, PostgresServer, SchemaPool, a_schema, available
 
-pytest_plugins = ["tests.support.apps"]
+pytest_plugins = ["tests.support.apps", "tests.support.cli_shop"]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli_shop import shop
 from tests.support.mail_fixtures import certificates, flask_mail, make_mail, make_message, serve
 from tests.system.cli.test_run import Shop as ProcessShop
 
-__all__ = ["certificates", "flask_mail", "make_mail", "make_message", "serve", "shop"]
+__all__ = ["certificates", "flask_mail", "make_mail", "make_message", "serve"]
 
 
 @pytest.fixture

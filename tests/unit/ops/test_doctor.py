@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,14 +16,6 @@ from flask import Flask
 from flask_taskworker import Every, Mail
 from flask_taskworker.ops.doctor import Finding, file_system_of, findings, settings
 from tests.support.cli_shop import Shop
-
-
-@pytest.fixture
-def shop(make_app: Callable[..., Flask]) -> Iterator[Shop]:
-    shop = Shop(make_app())
-    yield shop
-    shop.task_worker.stop()
-    shop.state.client.close()
 
 
 def path_of(shop: Shop) -> Path:

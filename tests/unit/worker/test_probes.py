@@ -12,11 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flask import Flask
 
 from flask_taskworker.worker.probes import FilesHealth, Health, Probes, Systemd, WorkersHealth, read_health, words_of
 from tests.support.cli_shop import Shop
@@ -40,14 +39,6 @@ class Told:
 
     def is_stopping(self) -> bool:
         return self.stops
-
-
-@pytest.fixture
-def shop(make_app: Callable[..., Flask]) -> Iterator[Shop]:
-    shop = Shop(make_app())
-    yield shop
-    shop.task_worker.stop()
-    shop.state.client.close()
 
 
 def ask(port: int | None, path: str, method: str = "GET") -> tuple[int, str]:

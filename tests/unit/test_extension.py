@@ -21,6 +21,8 @@ from flask_taskworker.worker.timing import Timing
 from flask_taskworker.worker.worker import Worker
 from tests.support.waiting import wait, wait_for, wait_for_collected
 
+pytestmark = pytest.mark.both_databases
+
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
 

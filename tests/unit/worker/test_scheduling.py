@@ -21,6 +21,8 @@ from flask_taskworker.worker.scheduling import Scheduler
 from tests.support.twins import twin_of
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.both_databases
+
 MakeWorker = Callable[..., BackgroundTaskWorker]
 Rows = Callable[..., list[tuple[Any, ...]]]
 T = TypeVar("T")

@@ -26,6 +26,8 @@ from flask_taskworker.core.failures import MAX_TEXT
 from flask_taskworker.store.sql import Store
 from tests.support.waiting import wait, wait_for
 
+pytestmark = pytest.mark.both_databases
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 KINDS = ["sync", "async"]
 

@@ -26,6 +26,8 @@ from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite import driver as sqlite_driver
 from tests.support.waiting import wait_for_collected
 
+pytestmark = pytest.mark.both_databases
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 

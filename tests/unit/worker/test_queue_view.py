@@ -20,6 +20,8 @@ from flask_taskworker.worker import quarantine
 from tests.support.twins import twin_of
 from tests.support.waiting import Clock, wait, wait_for
 
+pytestmark = pytest.mark.both_databases
+
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
 
