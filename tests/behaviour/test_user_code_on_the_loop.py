@@ -160,8 +160,8 @@ def test_waiting_claims_do_not_begin_after_a_gap_of_a_lease(
     idle_worker.task(name="first")(lambda: 1).enqueue().result(timeout=20)
     # The database is held, so that no beat gets through, and time goes on.
     (worker,) = idle_worker.workers()
-    beat = worker._registration._heartbeat._beat  # type: ignore[union-attr]
-    monkeypatch.setattr(worker._registration._heartbeat, "_beat", lambda: held.wait(20) and beat())
+    beat = worker._registration._heartbeat.beat  # type: ignore[union-attr]
+    monkeypatch.setattr(worker._registration._heartbeat, "beat", lambda: held.wait(20) and beat())
     now[0] = 1000.0
     wait_for(lambda: not worker._registration.is_current)
     job = idle_worker.task(name="second")(lambda: 2).enqueue()

@@ -38,7 +38,7 @@ _BEGINNING = re.compile(rf'\{{"type": "{_CHARS}", "message": "{_CHARS}')
 _STORED_FRAME = re.compile(r' File \\"((?:[^"\\]|\\[^"n])+)\\", line (\d+), in ((?:[^"\\]|\\[^"n])+)\\n')
 _SOURCE = re.compile(r"^(?: *\| )?    (.*)$", re.MULTILINE)
 _FOREIGN = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<")
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parents[1])
 _BRIDGE = "asgiref"
 
 

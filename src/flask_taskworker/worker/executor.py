@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import os
 import random
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from flask import Flask
 
@@ -75,7 +74,7 @@ class Executor:
         self._codec = registry.codec
         self._bridge = ThreadBridge(threads, "taskworker-job")
         self._parent_only = ParentOnly()
-        self.on_overdue: Callable[[Claim, bool], None] = _ignore
+        self.on_overdue: Callable[[Claim, bool], None] = lambda claim, is_overdue: None
         """Told True when a timed-out job keeps its thread, since its function runs on, and False when that returns."""
 
     def execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
@@ -166,7 +165,12 @@ class Executor:
         try:
             return await thread if limit is None else await self._limited(job, thread, limit / 1000)
         except PoolClosed as error:
-            return await _released_without_thread(job.claim, error)
+            # Back to the queue: no thread can be started. While the process lives the slot stays in use for a moment:
+            # else the next job would be claimed, and handed back, as fast as the database can.
+            if threading.main_thread().is_alive():
+                log.warning("%s goes back to its queue: no thread for it: %s", job.claim, error.__cause__ or error)
+                await asyncio.sleep(_NO_THREAD_PAUSE)
+            return Outcome(Ending.RELEASED)
 
     async def _limited(self, job: RunningJob, thread: asyncio.Future[Outcome], limit: float) -> Outcome:
         """Wait no longer than *limit*. The await is abandoned then, not the thread: it cannot be stopped."""
@@ -175,21 +179,21 @@ class Executor:
             return thread.result()
         if self._bridge.withdraw(thread):
             raise PoolClosed("its timeout was over before a thread was free")
+
+        def on_end(_: object) -> None:
+            self.on_overdue(job.claim, False)
+            set_running(job)
+            if not thread.cancelled() and thread.exception() is None:
+                words = "%s, timed out before, has returned (%s, dropped); its thread is free again"
+                log.info(words, job.claim, thread.result().ending)
+
         job.cancelled = True
         self.on_overdue(job.claim, True)
         # In a context of its own: jobs start when a thread is free again, and theirs is a copy of it.
-        thread.add_done_callback(functools.partial(self._on_overdue_end, job), context=contextvars.Context())
-        log.warning(
-            "%s exceeded its timeout of %g s; its thread is in use until the function returns", job.claim, limit
-        )
+        thread.add_done_callback(on_end, context=contextvars.Context())
+        words = "%s exceeded its timeout of %g s; its thread is in use until the function returns"
+        log.warning(words, job.claim, limit)
         return self.ending_of(job, TimeoutError(_TOO_LONG.format(limit)), "timeout")
-
-    def _on_overdue_end(self, job: RunningJob, thread: asyncio.Future[Outcome]) -> None:
-        self.on_overdue(job.claim, False)
-        set_running(job)
-        if not thread.cancelled() and thread.exception() is None:
-            ending = thread.result().ending
-            log.info("%s, timed out before, has returned (%s, dropped); its thread is free again", job.claim, ending)
 
     def _succeeded(self, task: Task[..., Any, Any], value: object) -> Outcome:
         keep = task.options.keep
@@ -216,33 +220,39 @@ class Executor:
 
     def ending_of(self, job: RunningJob, error: BaseException, kind: str = "exception") -> Outcome:
         """What becomes of a job whose execution raised *error*. Never raises, whatever *error* does."""
-        task = self._registry.get(job.claim.task)
+        claim, task = job.claim, self._registry.get(job.claim.task)
+        policy, asked = task.options.retry if task else None, None
         try:
-            return self._ending_of(task, job, error, kind)
-        except BaseException:  # noqa: BLE001 - its class is foreign code, and so is a policy's back-off
-            return _failed(task, error, kind)
-
-    def _ending_of(self, task: Task[..., Any, Any] | None, job: RunningJob, error: BaseException, kind: str) -> Outcome:
-        match deciding(error):
-            case SnoozeJob() as asked:
-                return _later(task, job.claim, Ending.SNOOZED, asked.delay)
-            case CancelJob() as asked:
-                return _cancelled(task, message_of(asked))
-            case JobCancelled() if job.cancelled:
-                return _cancelled(task, "Stopped on request.")
-            case asyncio.CancelledError() if job.cancelled:
-                return _cancelled(task, "Stopped on request.")
-            case asyncio.CancelledError() if job.releasing or job.lost:
-                return _interrupted(job.claim)
-            case RuntimeError() if "shutdown" in message_of(error) and not threading.main_thread().is_alive():
-                # Python refuses new threads once the main thread has ended, which says nothing about the job.
-                return _interrupted(job.claim)
-            case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
-                return _interrupted(job.claim)
-            case RetryJob() as asked:
-                return _asked_to_retry(task, job.claim, error, asked.delay)
-            case _:
-                return _raised(task, job.claim, error, kind)
+            match deciding(error):
+                case SnoozeJob() as snooze:
+                    return Outcome(Ending.SNOOZED, delay=as_timedelta(snooze.delay, "delay"))
+                case CancelJob() as cancel:
+                    return _cancelled(task, message_of(cancel))
+                case JobCancelled() | asyncio.CancelledError() if job.cancelled:
+                    return _cancelled(task, "Stopped on request.")
+                case asyncio.CancelledError() if job.releasing or job.lost:
+                    return _interrupted(claim)
+                case RuntimeError() if "shutdown" in message_of(error) and not threading.main_thread().is_alive():
+                    # Python refuses new threads once the main thread has ended, which says nothing about the job.
+                    return _interrupted(claim)
+                case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
+                    return _interrupted(claim)
+                case RetryJob() as retry:
+                    policy, asked, wants = policy or ASKED_RETRY, retry.delay, True
+                case _:
+                    wants = policy is not None and policy.wants(error)
+            if policy is not None and wants and policy.allows(claim.attempt):
+                delay = policy.delay(claim.attempt, rand=random.uniform(-1, 1))
+                if asked is not None:
+                    delay = as_timedelta(asked, "delay")
+                return Outcome(Ending.RETRYING, delay=delay, failure=failure_of(error, kind), exception=error)
+        except DeclarationError as problem:
+            problem.__cause__ = error
+            return _failed(task, problem, "exception")
+        except BaseException:
+            # The error's class is foreign code.
+            log.exception("the error of %s cannot be examined", claim)
+        return _failed(task, error, kind)
 
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
@@ -256,10 +266,6 @@ def _interrupted(claim: Claim) -> Outcome:
 
 async def _at_once(outcome: Outcome) -> Outcome:
     return outcome
-
-
-def _ignore(_: Claim, __: bool) -> None:
-    """The threads are not counted."""
 
 
 class ParentOnly:
@@ -278,19 +284,16 @@ class ParentOnly:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if os.getpid() != self._pid:
-            _end_child(error)
-
-
-def _end_child(error: BaseException | None) -> NoReturn:
-    match error:
-        case None | SystemExit(code=None):
-            end_process(0)
-        case SystemExit(code=int(code)):
-            end_process(code)
-        case _:
-            log.error("a process that a task has forked ends with %r", error, exc_info=error)
-            end_process(1)
+        if os.getpid() == self._pid:
+            return
+        match error:
+            case None | SystemExit(code=None):
+                end_process(0)
+            case SystemExit(code=int(code)):
+                end_process(code)
+            case _:
+                log.error("a process that a task has forked ends with %r", error, exc_info=error)
+                end_process(1)
 
 
 def _released_unknown(claim: Claim, now: int, reason: str) -> Outcome:
@@ -301,58 +304,6 @@ def _released_unknown(claim: Claim, now: int, reason: str) -> Outcome:
     log.error("%s goes back to its queue: %s", claim, reason)
     age = timedelta(milliseconds=max(0, now - claim.created_at))
     return Outcome(Ending.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
-
-
-async def _released_without_thread(claim: Claim, error: PoolClosed) -> Outcome:
-    """Back to the queue: no thread can be started. While the process lives the slot stays in use for a moment.
-
-    Otherwise the next job would be claimed, and handed back, at once, and so on as fast as the database can.
-    """
-    if threading.main_thread().is_alive():
-        log.warning("%s goes back to its queue: no thread for it: %s", claim, error.__cause__ or error)
-        await asyncio.sleep(_NO_THREAD_PAUSE)
-    return Outcome(Ending.RELEASED)
-
-
-def _raised(task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, kind: str) -> Outcome:
-    policy = task.options.retry if task else None
-    if policy is not None and policy.wants(error) and policy.allows(claim.attempt):
-        return _retrying(task, policy, claim, error, kind, None)
-    return _failed(task, error, kind)
-
-
-def _asked_to_retry(
-    task: Task[..., Any, Any] | None, claim: Claim, error: BaseException, delay: float | timedelta | None
-) -> Outcome:
-    policy = (task.options.retry if task else None) or ASKED_RETRY
-    if policy.allows(claim.attempt):
-        return _retrying(task, policy, claim, error, "exception", delay)
-    return _failed(task, error, "exception")
-
-
-def _retrying(
-    task: Task[..., Any, Any] | None,
-    policy: Retry,
-    claim: Claim,
-    error: BaseException,
-    kind: str,
-    asked: float | timedelta | None,
-) -> Outcome:
-    try:
-        delay = (
-            policy.delay(claim.attempt, rand=random.uniform(-1, 1)) if asked is None else as_timedelta(asked, "delay")
-        )
-    except DeclarationError as problem:
-        problem.__cause__ = error
-        return _failed(task, problem, "exception")
-    return Outcome(Ending.RETRYING, delay=delay, failure=failure_of(error, kind), exception=error)
-
-
-def _later(task: Task[..., Any, Any] | None, claim: Claim, ending: Ending, delay: float | timedelta) -> Outcome:
-    try:
-        return Outcome(ending, delay=as_timedelta(delay, "delay"))
-    except DeclarationError as problem:
-        return _failed(task, problem, "exception")
 
 
 def _cancelled(task: Task[..., Any, Any] | None, reason: str) -> Outcome:

@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -69,14 +69,6 @@ class News:
     """The database answers again, or is not the same any more: the worker should look for itself."""
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What one worker has seen of another."""
-
-    beat: int
-    missed: int = field(default=0)
-
-
 class Heartbeat:
     """One worker's heartbeat. Made on any thread; it then lives in its own until :meth:`stop`."""
 
@@ -101,15 +93,12 @@ class Heartbeat:
         self._gives_up = False
         self._beaten_at = _now()
         self._clock_ahead = store.clock() / 1000 - _now()
-        self._seen: dict[str, _Seen] = {}
-        self._failing = False
+        self._seen: dict[str, tuple[int, int]] = {}
+        """The beat last seen of each other worker, and how often it was the same."""
+        self.is_failing = False
+        """Whether the last beat did not reach the database. Safe from any thread."""
         self._beats = 0
         self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)
-
-    @property
-    def is_failing(self) -> bool:
-        """Whether the last beat did not reach the database. Safe from any thread."""
-        return self._failing
 
     @property
     def is_current(self) -> bool:
@@ -135,7 +124,7 @@ class Heartbeat:
             self._link.close()
             raise
         try:
-            self._observe()
+            self.observe()
         except StoreError as error:
             self._note_failure(error)
         self._thread.start()
@@ -164,113 +153,97 @@ class Heartbeat:
             self._thread.join(GIVE_UP_PATIENCE)
 
     def _work(self) -> None:
-        self._beat_on()
+        while not self._stopping.wait(self._timing.beat):
+            was_current, began_at = self.is_current, _now()
+            try:
+                if not self.beat():
+                    self._news.lost()
+                    return
+            except StoreError as error:
+                self._note_failure(error)
+            except Exception:
+                # Without this thread the worker would be taken for dead and never learn of it.
+                log.exception("worker %s: this should not happen; please report it", self._id)
+            else:
+                self._beaten_at = began_at
+                if self.is_failing:
+                    log.info("worker %s beats again", self._id)
+                if self.is_failing or not was_current:
+                    self._news.reached()
+                self.is_failing = False
         if self._gives_up:
             try:
                 self._link.write(worker_statements.give_up(), {"id": self._id})
             except StoreError as error:
                 log.warning("worker %s could not declare itself dead, others do after the lease: %s", self._id, error)
 
-    def _beat_on(self) -> None:
-        while not self._stopping.wait(self._timing.beat):
-            try:
-                was_current, began_at = self.is_current, _now()
-                if not self._beat():
-                    self._news.lost()
-                    return
-                self._beaten_at = began_at
-                self._note_success(was_current=was_current)
-            except StoreError as error:
-                self._note_failure(error)
-            except Exception:
-                # Without this thread the worker would be taken for dead and never learn of it.
-                log.exception("worker %s: this should not happen; please report it", self._id)
-
     def _note_failure(self, error: StoreError) -> None:
         """A beat that failed is not counted, ours or theirs. Said once, not once a second."""
-        if not self._failing:
+        if not self.is_failing:
             log.warning("worker %s cannot beat: %s", self._id, error)
             if isinstance(error, SchemaError):
                 self._news.reached()
-        self._failing = True
+        self.is_failing = True
 
-    def _note_success(self, *, was_current: bool) -> None:
-        if self._failing:
-            log.info("worker %s beats again", self._id)
-        if self._failing or not was_current:
-            self._news.reached()
-        self._failing = False
-
-    def _beat(self) -> bool:
-        """One beat; False for a worker that was declared dead."""
+    def beat(self) -> bool:
+        """One beat; False for a worker that was declared dead. Raises StoreError."""
         # A database file that is gone would otherwise be written to, and read, forever.
         self._store.driver.prepare()
         self._presence.renew()
+        now, link = self._store.clock(), self._link
         parameters = {
             "id": self._id,
-            "now": self._store.clock(),
+            "now": now,
             "info": json.dumps(self._info()),
             "server_started_at": self._presence.server_started_at,
         }
-        if not self._link.write(worker_statements.beat(), parameters):
+        if not link.write(worker_statements.beat(), parameters):
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
-        requests = [(row[0], row[1]) for row in self._link.read(worker_statements.cancel_requests(), {"id": self._id})]
-        if requests:
+        if requests := [(row[0], row[1]) for row in link.read(worker_statements.cancel_requests(), {"id": self._id})]:
             self._news.cancel(requests)
-        self._check_clock()
-        if self._beats % ORPHANS_BEATS == 0:
-            self._link.write(worker_statements.add_missing_workers(), {"now": self._store.clock()})
-        self._observe()
-        self._keep_up()
-        self._beats += 1
-        if self._beats % CLEAN_BEATS == 0:
-            self._link.write(worker_statements.remove_dead_workers(), {"before": self._store.clock() - KEEP_DEAD_MS})
-        return True
-
-    def _check_clock(self) -> None:
-        ahead = self._store.clock() / 1000 - _now()
+        ahead = now / 1000 - _now()
         lost, self._clock_ahead = self._clock_ahead - ahead, ahead
         if lost > CLOCK_STEP:
-            words = "the clock went back by %.0f s: jobs that were delayed by the wrong time wait for as long"
-            log.warning(words, lost)
+            log.warning("the clock went back by %.0f s: jobs that were delayed by it wait for as long", lost)
             self._news.clock_back()
-
-    def _keep_up(self) -> None:
+        if self._beats % ORPHANS_BEATS == 0:
+            link.write(worker_statements.add_missing_workers(), {"now": now})
+        self.observe()
         try:
             self._store.driver.upkeep()
         except StoreError as error:
             # It can wait: the beat itself was written.
             log.info("worker %s: upkeep of the database is put off: %s", self._id, error)
+        self._beats += 1
+        if self._beats % CLEAN_BEATS == 0:
+            link.write(worker_statements.remove_dead_workers(), {"before": now - KEEP_DEAD_MS})
+        return True
 
     # -- the others -------------------------------------------------------------------------------------------------
 
-    def _observe(self) -> None:
-        """Look at the other workers and rescue the jobs of those that died."""
+    def observe(self) -> None:
+        """Look at the other workers and rescue the jobs of those that died. Raises StoreError."""
         others = [Other._make(row) for row in self._link.read(worker_statements.other_workers(), {"id": self._id})]
-        self._seen = {other.id: self._look(other) for other in others}
+        seen = {}
         for other in others:
-            if self._presence.is_dead(other) or self._seen[other.id].missed >= self._timing.lease_beats:
-                self._declare_dead(other)
+            beat, missed = self._seen.get(other.id, (other.beat, -1))
+            seen[other.id] = (other.beat, missed + 1 if beat == other.beat else 0)
+        self._seen = seen
+        for other in others:
+            if not self._presence.is_dead(other) and seen[other.id][1] < self._timing.lease_beats:
+                continue
+            rows = self._link.write(worker_statements.declare_dead(), {"id": other.id, "beat": other.beat})
+            for state, host, pid, info in rows:
+                words = "is dead" if state == "dead" else "has left"
+                log.warning("worker %s (%s) %s", shown(other.id), _whereabouts(host, pid, info), words)
+                self._presence.forget(other.id)
         if self._link.read(worker_statements.held_by_the_dead(), {}):
             self._sweep()
 
-    def _look(self, other: Other) -> _Seen:
-        before = self._seen.get(other.id)
-        if before is None or before.beat != other.beat:
-            return _Seen(other.beat)
-        return _Seen(other.beat, before.missed + 1)
-
-    def _declare_dead(self, other: Other) -> None:
-        rows = self._link.write(worker_statements.declare_dead(), {"id": other.id, "beat": other.beat})
-        for state, host, pid, info in rows:
-            words = "is dead" if state == "dead" else "has left"
-            log.warning("worker %s (%s) %s", shown(other.id), _whereabouts(host, pid, info), words)
-            self._presence.forget(other.id)
-
     def _sweep(self) -> None:
         """Hand back the jobs of all dead workers, those of earlier deaths included that raced with a claim."""
-        now = self._store.clock()
+        now, dialect = self._store.clock(), self._store.driver.dialect
         parameters = {
             "now": now,
             "expires_at": now + to_duration_ms(self._store.keep_succeeded),
@@ -278,10 +251,8 @@ class Heartbeat:
             "crashed": CRASHED.to_text(),
             "interrupted": INTERRUPTED.to_text(),
         }
-        rescued: list[JobRecord] = []
-        dialect = self._store.driver.dialect
-        for sql in (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left")):
-            rescued += [JobRecord._make(row) for row in self._link.write(sql, parameters)]
+        statements = (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left"))
+        rescued = [JobRecord._make(row) for sql in statements for row in self._link.write(sql, parameters)]
         for job in rescued:
             level = logging.ERROR if job.state == Ending.FAILED else logging.WARNING
             words = "job %s (%s) is %s: its worker died; crashes: %s"
@@ -324,7 +295,7 @@ class WorkerRegistration:
         self,
         store: Store,
         loop: asyncio.AbstractEventLoop,
-        in_thread: Callable[[Callable[[], None]], Awaitable[None]],
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
         *,
         news: News,
         on_wake: Callable[[Collection[tuple[str, str]]], None],
@@ -360,9 +331,8 @@ class WorkerRegistration:
         """Take a lock, then register: so no registered worker lacks its lock. Returns the new id. Raises StoreError."""
         worker_id = secrets.token_hex(6)
         # A server may take its time.
-        await self._in_thread(lambda: self._take_presence(worker_id))
-        presence = self._presence
-        assert presence is not None
+        presence = await self._in_thread(lambda: self._store.driver.presence(worker_id))
+        self._presence = presence
         presence.listen(self._loop, self._on_wake)
         try:
             self._heartbeat = Heartbeat(
@@ -373,9 +343,6 @@ class WorkerRegistration:
             self.leave(holding=False)
             raise
         return worker_id
-
-    def _take_presence(self, worker_id: str) -> None:
-        self._presence = self._store.driver.presence(worker_id)
 
     async def stop_beating(self, *, holding: bool) -> None:
         """End the heartbeat, and deregister unless the worker still holds jobs."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
-import functools
 import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from ..client.threads import LoopThreads, flush_output
 from ..core.current_job import RunningJob
@@ -46,7 +45,7 @@ class Runner:
         self.loop.set_default_executor(LoopThreads("taskworker-default"))
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
-        self._runs: set[asyncio.Task[bool]] = set()
+        self._runs: set[asyncio.Task[None]] = set()
         self._holding: list[Worker] = []
         """Those that have ended but for jobs which threads still run."""
         self._stopping = False
@@ -83,22 +82,24 @@ class Runner:
         return True
 
     def _launch(self, worker: Worker) -> None:
-        run = OwnTask(worker.run(), loop=self.loop, name=f"taskworker-{worker.id}")
+        run = OwnTask(self._attend(worker), loop=self.loop, name=f"taskworker-{worker.id}")
         self._runs.add(run)
-        run.add_done_callback(functools.partial(self._on_run_end, worker))
+        run.add_done_callback(self._runs.discard)
+
+    async def _attend(self, worker: Worker) -> None:
+        """Run a worker to its end."""
         if self._stopping:
             worker.stop()
-
-    def _on_run_end(self, worker: Worker, run: asyncio.Task[bool]) -> None:
-        self._runs.discard(run)
-        error = asyncio.CancelledError() if run.cancelled() else run.exception()
-        if error is not None:
-            self.error = error
+        try:
+            self.handed_back &= await worker.run()
+            exit_code = worker.exit_code
+        except BaseException as error:
+            self.error, exit_code = error, 1
             log.critical("a worker could not go on", exc_info=error)
-            self._fail(1)
-        else:
-            self.handed_back &= run.result()
-            self._fail(worker.exit_code)
+        if exit_code:
+            # The others end, too: a new process may be started, or a new loop in this one.
+            self.exit_code = self.exit_code or exit_code
+            self._stop(None, is_asked=False)
         if worker.must_hand_back:
             self._holding.append(worker)
         with self._lock:
@@ -106,12 +107,6 @@ class Runner:
             self._closed = not self._workers
         if self._closed:
             self._all_ended.set()
-
-    def _fail(self, exit_code: int) -> None:
-        """All workers end where one cannot go on: a new process may be started, or a new loop in this one."""
-        if exit_code:
-            self.exit_code = self.exit_code or exit_code
-            self._stop_workers(None)
 
     def _job_of(self, task: asyncio.Task[Any]) -> RunningJob | None:
         jobs = [worker.job_of(task) for worker in self._workers.copy()]
@@ -136,15 +131,12 @@ class Runner:
             _watch(self)
             self._thread.start()
         except RuntimeError:
-            self._end_unused()
+            with self._lock:
+                self._closed = True
+            _watched.discard(self)
+            self.loop.close()
+            self._ended.set()
             raise
-
-    def _end_unused(self) -> None:
-        with self._lock:
-            self._closed = True
-        _watched.discard(self)
-        self.loop.close()
-        self._ended.set()
 
     def join(self) -> None:
         """Wait for the end. Returns at once on the loop's own thread."""
@@ -160,21 +152,18 @@ class Runner:
         for number in _AT_ONCE:
             # Ignored under nohup, and left to a handler that the application has set.
             if signal.getsignal(number) is signal.SIG_DFL:
-                self.loop.add_signal_handler(number, self._on_urgent_signal, number)
+                self.loop.add_signal_handler(number, self._on_signal, number)
         self._thread = threading.current_thread()
         self._is_main = True
         self._run(debug)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        if self._stopping:
-            self._on_urgent_signal(number)
+        is_urgent = self._stopping or number in _AT_ONCE
+        self._stop(0.0 if is_urgent else None)
+        if is_urgent:
+            log.warning("%s: running jobs go back to their queues now", number.name)
         else:
-            self._stop(None)
             log.info("%s: no more claims; waiting for running jobs", number.name)
-
-    def _on_urgent_signal(self, number: signal.Signals) -> None:
-        self._stop(0.0)
-        log.warning("%s: running jobs go back to their queues now", number.name)
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -185,11 +174,8 @@ class Runner:
         except RuntimeError:
             log.debug("the loop has ended already")
 
-    def _stop(self, timeout: float | None) -> None:
-        self._stopping = True
-        self._stop_workers(timeout)
-
-    def _stop_workers(self, timeout: float | None) -> None:
+    def _stop(self, timeout: float | None, *, is_asked: bool = True) -> None:
+        self._stopping |= is_asked
         with self._lock:
             workers = list(self._workers)
         for worker in workers:
@@ -202,7 +188,7 @@ class Runner:
         asyncio.set_event_loop(self.loop)
         self._watchdog.start()
         try:
-            self._complete(self._until_ended())
+            self._complete(self._all_ended.wait())
             self._complete(self._end_stray_tasks())
             if self._holding:
                 self._complete(self._hand_back())
@@ -222,10 +208,7 @@ class Runner:
         if self.error is not None and not self._is_main and not self._stopping:
             self.on_failure()
 
-    async def _until_ended(self) -> None:
-        await self._all_ended.wait()
-
-    def _complete(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _complete(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Run the loop until this is done, and enter it again where user code has stopped it."""
         main = OwnTask(coroutine, loop=self.loop, name="taskworker-main")
         while not main.done():
@@ -255,7 +238,13 @@ class Runner:
         Should it turn after all, its workers end. *declare*: others may have the jobs before the lease is over.
         """
         if self._is_main:
-            self._end_process()
+            with suppress(RuntimeError):
+                # What blocks the loop may hold the lock of a log handler.
+                flusher = threading.Thread(target=flush_output, name="taskworker-flush", daemon=True)
+                flusher.start()
+                flusher.join(_LAST_OUTPUT)
+            # The kernel frees the locks: the workers that look at them have the jobs then.
+            os._exit(LOOP_LOST)
         with self._lock:
             self._closed = True
             workers = list(self._workers)
@@ -263,15 +252,6 @@ class Runner:
             worker.give_up(declare=declare)
         _watched.discard(self)
         self._ended.set()
-
-    def _end_process(self) -> NoReturn:
-        """At once, with the locks: the workers that wait for them have the jobs then."""
-        with suppress(RuntimeError):
-            # What blocks the loop may hold the lock of a log handler.
-            flusher = threading.Thread(target=flush_output, name="taskworker-flush", daemon=True)
-            flusher.start()
-            flusher.join(_LAST_OUTPUT)
-        os._exit(LOOP_LOST)
 
     async def _hand_back(self) -> None:
         """The last act where threads still run jobs: hand these back, and end before another worker can begin them."""

@@ -257,9 +257,9 @@ class Worker:
         log.info("worker %s works on %s", self.id, self._role.words(self.config.queues))
         self.work_loop.signals.worker_started(self)
 
-    async def _in_thread(self, call: Callable[[], None]) -> None:
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """Not asyncio.to_thread: its threads refuse work once the main thread has ended, which is when we stop."""
-        await self._loop.run_in_executor(self._aside, call)
+        return await self._loop.run_in_executor(self._aside, call)
 
     async def _guarded_turn(self) -> float:
         """One turn. When the database fails nothing is lost: what ended is recorded when it is back."""

@@ -24,6 +24,7 @@ from flask_taskworker.store.statements import jobs as job_statements
 from flask_taskworker.store.statements import workers as worker_statements
 from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, DueSchedule, Ended, Firing, WorkerStore
 from flask_taskworker.worker.liveness import Heartbeat, News
+from flask_taskworker.worker.timing import Timing
 
 pytestmark = pytest.mark.both_databases
 
@@ -97,8 +98,8 @@ class Bench:
             reached=lambda: None, clock_back=lambda: None,
         )  # fmt: skip
         presence = self.store.driver.presence(worker_id)
-        heartbeat = Heartbeat(self.store, presence, worker_id, news, dict)
-        heartbeat._observe()
+        heartbeat = Heartbeat(self.store, presence, worker_id, news=news, info=dict, timing=Timing())
+        heartbeat.observe()
         heartbeat._link.close()
         presence.close()
         return rescued
