@@ -46,8 +46,8 @@ class Link(Protocol):
     def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own; without *durable* a power cut may undo it."""
 
-    def transaction(self, body: Callable[[Run], T]) -> T:
-        """Run *body* in one write transaction."""
+    def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
+        """Run *body* in one write transaction; without *durable* a power cut may undo it."""
 
     def hurry(self, seconds: float) -> None:
         """From now on wait for a locked database no longer than that. Safe from any thread."""
@@ -89,9 +89,9 @@ class LoopLink:
         """
         return await self._call(lambda: self._link.write(sql, parameters, durable=durable))
 
-    async def transaction(self, body: Callable[[Run], T]) -> T:
+    async def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
         """Run *body*, in the connection's thread, in one write transaction."""
-        return await self._call(lambda: self._link.transaction(body))
+        return await self._call(lambda: self._link.transaction(body, durable=durable))
 
     def hurry(self, seconds: float) -> None:
         """The worker stops: wait for a database that is locked no longer than that."""

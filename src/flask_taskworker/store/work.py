@@ -445,7 +445,7 @@ class WorkerStore:
                     run(statement, {"batch": batch_of(gone)})
             return max(len(gone), prune_mails(self._store.driver.dialect, run, parameters))
 
-        return await self._link.transaction(body)
+        return await self._link.transaction(body, durable=False)
 
     async def add_rollups(self, tally: Tally) -> None:
         """Add what ended to the figures of its minute and hour. A power cut, or a lost answer, may cost some."""

@@ -126,7 +126,7 @@ class WorkerLink:
         with self._gate:
             return self._driver.write(sql, parameters)
 
-    def transaction(self, body: Callable[[Run], T]) -> T:
+    def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
         """Run *body* in a savepoint."""
         with self._gate:
             return self._driver.transaction(body)

@@ -1,8 +1,8 @@
 """Writing down what becomes of a worker's jobs, and telling those who want to know.
 
 From time to time the same writer stores what else there is: progress and log lines twice a second, figures every two
-seconds; once a minute it deletes what is old, keeps the schedules in order and compares what the worker holds with what
-the store believes.
+seconds. It deletes what is old as fast as jobs end. Once a minute it keeps the schedules in order and compares what the
+worker holds with what the store believes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ LOCKED_INTERVAL = 0.5
 """An ending whose row another session has locked is tried again after so many seconds."""
 REPORT_INTERVAL = 0.5
 """Seconds."""
+PRUNE_INTERVAL = 5.0
+"""Finished jobs whose time is over are looked for so often while jobs end. Seconds."""
+PRUNE_PAUSE = 0.02
+"""While there are more of them, others get at the write lock for so long. Seconds."""
 
 
 class OutcomeWriter:
@@ -60,6 +64,9 @@ class OutcomeWriter:
         self._loop = asyncio.get_running_loop()
         self._cleaning_interval = cleaning_interval
         self._next_cleaning = 0.0 if cleaning_interval < math.inf else math.inf
+        self._next_pruning = self._next_cleaning
+        self._has_more_to_prune = False
+        self._ended_before = 0
         self._next_report = self._next_locked = 0.0
         self._in_doubt = False
         self.must_reconcile = False
@@ -132,18 +139,31 @@ class OutcomeWriter:
             if reports := self._jobs.take_reports():
                 await self._work.report_progress(reports)
         await self._statistics.keep_up(self._work, now)
+        if now >= self._next_pruning:
+            await self._prune(now)
         if now >= self._next_cleaning:
-            # A full batch means that there is more: go on soon, but let jobs pass between.
-            is_full = await self._work.prune() == PRUNE_BATCH
             await self._scheduler.keep_up(self._work)
             # A server may have committed a claim long after the connection was lost.
             await self.reconcile(worker_id)
-            pause = REPORT_INTERVAL if is_full else self._cleaning_interval * random.uniform(0.8, 1.2)
-            self._next_cleaning = now + pause
+            self._next_cleaning = now + self._cleaning_interval * random.uniform(0.8, 1.2)
+
+    async def _prune(self, now: float) -> None:
+        """Delete what is old: twice as much as has ended since the last time, in pieces that hold no lock for long."""
+        ended, self._ended_before = self._jobs.jobs_done - self._ended_before, self._jobs.jobs_done
+        for _ in range(1 + 2 * ended // PRUNE_BATCH):
+            self._has_more_to_prune = await self._work.prune() == PRUNE_BATCH
+            if not self._has_more_to_prune:
+                break
+        pause = PRUNE_INTERVAL if ended else self._cleaning_interval
+        self._next_pruning = now + (PRUNE_PAUSE if self._has_more_to_prune else pause * random.uniform(0.8, 1.2))
 
     def delays(self) -> list[float]:
         """How long what is pending may wait. Seconds."""
-        pending = [(REPORT_INTERVAL, self._jobs.reporting), (FIGURES_INTERVAL, self._statistics.pending)]
+        pending = [
+            (REPORT_INTERVAL, self._jobs.reporting),
+            (FIGURES_INTERVAL, self._statistics.pending),
+            (PRUNE_PAUSE, self._has_more_to_prune),
+        ]
         return [delay for delay, is_pending in pending if is_pending]
 
     async def reconcile(self, worker_id: str) -> None:

@@ -322,7 +322,7 @@ class PostgresqlLink:
         with translated():
             return fetch(connection, sql, parameters)
 
-    def transaction(self, body: Callable[[Run], T]) -> T:
+    def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
         """Run *body* in one transaction."""
         connection = self.connected()
         with translated(), connection.transaction():

@@ -403,10 +403,11 @@ class SqliteLink:
         with translated(self._guard.path, self._guard):
             return patiently(self._durable if durable else self._light, sql, parameters, self._patience)
 
-    def transaction(self, body: Callable[[Run], T]) -> T:
+    def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
         """Run *body* in ``BEGIN IMMEDIATE … COMMIT``."""
+        connection = self._durable if durable else self._light
         self._guard.check()
-        with translated(self._guard.path, self._guard), Transaction(self._durable, self._patience) as run:
+        with translated(self._guard.path, self._guard), Transaction(connection, self._patience) as run:
             return body(run)
 
     def close(self) -> None:
