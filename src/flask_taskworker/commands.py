@@ -1,6 +1,6 @@
-"""``flask tasks …`` and ``flask mail …``: their groups. The commands are imported when one of them is wanted.
+"""``flask tasks …`` and ``flask mail …``: their groups. The commands are imported when one of them is called.
 
-A web application, or a worker beside it, wants none: they would take a megabyte of its memory.
+A web application needs none of them: they would take a megabyte of its memory.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def add_commands(app: Flask, group: click.Group, name: str, remedy: str) -> None
 tasks_command = TasksGroup(
     "tasks",
     modules=(".cli",),
-    help="Run and look after background tasks.",
+    help="Run background tasks and manage their jobs.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 nothing matched, 4 unhealthy, 5 the database's schema does not "
     "fit, 6 search incomplete, 130 interrupted. Data goes to stdout, everything else to stderr.",
 )
 
-mail_commands = LazyGroup("mail", modules=(".mail.cli", ".cli"), help="Look after mail.")
+mail_commands = LazyGroup("mail", modules=(".mail.cli", ".cli"), help="Send test mails and look at queued ones.")

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import click
@@ -18,7 +19,6 @@ from flask.cli import ScriptInfo, with_appcontext
 from ..commands import tasks_command
 from ..core.clock import MAX_PERIOD
 from ..core.filters import STATES, JobFilter
-from ..core.tasks import Task
 from ..errors import (
     ArgumentsError,
     ConfigError,
@@ -82,7 +82,10 @@ class TasksCommand(click.Command):
         """Run the command. NO_COLOR (no-color.org) wins over a terminal."""
         if os.environ.get("NO_COLOR"):
             ctx.color = False
-        _accept_all_characters()
+        for stream in (sys.stdout, sys.stderr):
+            # A task's name that the terminal's encoding lacks must not end the command.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             if self.needs_tables:
                 with_appcontext(lambda: require_tables(require_worker()))()
@@ -107,33 +110,37 @@ class MailCommand(TasksCommand):
     below = "mail_"
 
 
-def _accept_all_characters() -> None:
-    """A task's name that the terminal's encoding lacks must not end the command."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 tasks_command.command_class = TasksCommand
 
 
-AS_JSON = click.option("--json", "in_json", is_flag=True, help="Print one JSON object a line.")
+AS_JSON = click.option("--json", "in_json", is_flag=True, help="Print one JSON object per line.")
 LIMIT = click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most so many."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Maximum number of rows.",
 )
 
 
 def app_state() -> AppState:
-    """What the current app has of its TaskWorker. Raises StoreError for a database that everybody may change."""
+    """What the current app has of its TaskWorker. Raises StoreError where every user may write to the
+    database."""
     state = require_worker()
-    _refuse_open_file(state)
+    path = Path(state.config.database_uri.database or "")
+    if state.config.driver == "sqlite" and os.name != "nt" and path.is_file():
+        mode = path.stat().st_mode & 0o7777
+        if mode & 0o002:
+            # Who may write into the file decides what the workers run.
+            raise StoreError(f"Every user on this machine may write to {path} (mode {mode:#o}). Run: chmod 600 {path}")
     return state
 
 
 def require_worker() -> AppState:
     """As :func:`app_state`, whatever the database is like."""
     if "taskworker" not in current_app.extensions:
-        raise click.ClickException("The app has no TaskWorker. Make one: task_worker = BackgroundTaskWorker(app)")
+        raise click.ClickException("This app has no TaskWorker. Create one: task_worker = BackgroundTaskWorker(app)")
     return cast("AppState", current_app.extensions["taskworker"])
 
 
@@ -142,19 +149,6 @@ def require_tables(state: AppState) -> None:
     if state.store.driver.schema_version() is None:
         where = state.config.database_uri.render_as_string(hide_password=True)
         raise StoreError(f"There are no tables in {where}. Check TASKER_DATABASE_URI, or create them: {CREATE}")
-
-
-def _refuse_open_file(state: AppState) -> None:
-    """Whoever may write into the file decides what the workers run."""
-    path = state.config.database_uri.database
-    if state.config.driver != "sqlite" or path is None or os.name == "nt":
-        return
-    try:
-        mode = os.stat(path).st_mode & 0o7777
-    except OSError:
-        return
-    if mode & 0o002:
-        raise StoreError(f"Everybody on this machine may write into {path}: its mode is {mode:#o}. chmod 600 it.")
 
 
 def browser() -> Browser:
@@ -166,14 +160,11 @@ def operations() -> Operations:
     """What can be done to the current app's rows, in the name of whoever runs the command."""
     state = app_state()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    return Operations(app, state.client, state.registry, who=f"{_user()} (flask tasks)")
-
-
-def _user() -> str:
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (OSError, KeyError):  # no name for this number, as in many containers
-        return f"user {os.getuid()}"
+        user = f"user {os.getuid()}"
+    return Operations(app, state.client, state.registry, who=f"{user} (flask tasks)")
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -181,9 +172,9 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.UsageError(f"{safe(question)} Nobody can be asked here; add --yes if that is meant.")
+        raise click.UsageError(f"{safe(question)} Cannot prompt (no terminal). Pass --yes to confirm.")
     if not click.confirm(safe(question), err=True):
-        tell("Nothing was done.")
+        tell("Nothing was changed.")
         sys.exit(FAILED)
 
 
@@ -197,7 +188,7 @@ def tell(message: str) -> None:
 
 def complete_task(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of tasks, for the shell."""
-    return _matching({task.name for task in _tasks(ctx)}, incomplete)
+    return _matching({task.name for task in _state_of(ctx).registry}, incomplete)
 
 
 def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -213,13 +204,10 @@ def known_queues(state: AppState) -> set[str]:
 def complete_filter(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The words of a filter, for the shell: keys, states, tasks and queues."""
     word = incomplete.rpartition(" ")[2]
-    return _matching({incomplete.removesuffix(word) + known for known in _filter_words(ctx)}, incomplete)
-
-
-def _filter_words(ctx: click.Context) -> set[str]:
     words = {f"state:{state}" for state in STATES} | {f"{key}:" for key in _FILTER_KEYS}
-    words |= {f"task:{task.name}" for task in _tasks(ctx)}
-    return words | {f"queue:{name}" for name in known_queues(_state_of(ctx))}
+    words |= {f"task:{task.name}" for task in _state_of(ctx).registry}
+    words |= {f"queue:{name}" for name in known_queues(_state_of(ctx))}
+    return _matching({incomplete.removesuffix(word) + known for known in words}, incomplete)
 
 
 def complete_mail(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -266,10 +254,6 @@ def _found(ctx: click.Context, look: Callable[[Store], Iterable[Any]]) -> Iterab
 
 def _matching(names: set[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
-
-
-def _tasks(ctx: click.Context) -> list[Task[..., Any, Any]]:
-    return list(_state_of(ctx).registry)
 
 
 def _state_of(ctx: click.Context) -> AppState:

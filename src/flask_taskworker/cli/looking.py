@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import click
 
 from ..client.origin import read_origin
 from ..commands import tasks_command
-from ..core.clock import from_ms, to_ms
+from ..core.clock import from_ms
 from ..core.retry import Retry
 from ..core.rows import Failure
-from ..core.tasks import DeclaredSchedule, Task
-from ..core.triggers import Cron, describe
+from ..core.tasks import Task
 from ..core.words import spoken
 from ..errors import NotDecodable
 from ..ops.rows import JobWhole
-from ..ops.views import JobView, TryView, as_json, job_view, line_views, try_view
-from ..state import AppState
+from ..ops.views import (
+    JobView,
+    ScheduleView,
+    TryView,
+    as_json,
+    declared_schedules,
+    job_view,
+    line_views,
+    schedule_view,
+    try_view,
+)
 from .follow import follow_job, progress_words
-from .group import CreatingCommand, app_state, browser, complete_job, tell
+from .group import AS_JSON, CreatingCommand, app_state, browser, complete_job, tell
 from .running import NO_TASKS
+from .schedules import next_in
 from .text import moment, pairs, plural, safe, safe_lines, shortened, to_json
 
 _LONGEST_VALUE = 2000
@@ -32,51 +42,49 @@ _LONGEST_VALUE = 2000
 
 
 @tasks_command.command("list", cls=CreatingCommand)
-@click.option("--json", "in_json", is_flag=True, help="Print one JSON object a line.")
+@AS_JSON
 def list_tasks(in_json: bool) -> None:
     """List the tasks that the code declares.
 
-    With their signatures, options and schedules; those made at run time are in the status.
+    With their signatures, options and schedules. See the status for schedules made at run time.
     """
     state = app_state()
-    now = from_ms(state.store.clock())
+    now = state.store.clock()
     tasks = sorted(state.registry, key=lambda task: task.name)
+    schedules = [schedule_view(row, now) for row in declared_schedules(state.registry, (), now)]
     for task in tasks:
-        click.echo(_task_json(task, now) if in_json else _task_text(task, now))
+        own = [schedule for schedule in schedules if schedule.task == task.name]
+        click.echo(_task_json(task, own) if in_json else _task_text(task, own, now))
     if not tasks:
         tell(NO_TASKS)
 
 
-def _task_text(task: Task[..., Any, Any], now: datetime) -> str:
-    options = task.options
-    facts = [
-        task.kind,
-        f"queue {options.queue}",
-        f"priority {options.priority}" if options.priority else None,
-        f"retry: {_retry_words(options.retry)}" if options.retry else "no retry",
-        f"timeout {_period(options.timeout)}" if options.timeout else None,
-    ]
-    lines = [click.style(safe(task.name), bold=True) + safe(_signature(task))]
-    lines.append("    " + safe(", ".join(fact for fact in facts if fact)))
-    lines += [f"    {safe(_declared_words(schedule, now))}" for schedule in task.declared_schedules()]
+def _task_text(task: Task[..., Any, Any], schedules: list[ScheduleView], now: int) -> str:
+    options, retry = task.options, task.options.retry
+    facts = [task.kind, f"queue {options.queue}"]
+    if options.priority:
+        facts.append(f"priority {options.priority}")
+    if retry:
+        facts.append(f"retry: {retry.max_attempts} tries, {_backoff(retry)}")
+        facts.append(f"from {_period(retry.base)} to {_period(retry.cap)}")
+    else:
+        facts.append("no retry")
+    if options.timeout:
+        facts.append(f"timeout {_period(options.timeout)}")
+    lines = [click.style(safe(task.name), bold=True) + safe(_signature(task)), f"    {safe(', '.join(facts))}"]
+    for schedule in schedules:
+        explained = f' "{schedule.explained}"' if schedule.explained else ""
+        fires = f"next {moment(schedule.next_at)} ({next_in(schedule, now)})" if schedule.next_at else "never again"
+        lines.append(f"    {safe(f'schedule {schedule.name}: {schedule.when}{explained}, {fires}')}")
     return "\n".join(lines)
-
-
-def _retry_words(retry: Retry) -> str:
-    backoff = retry.backoff if isinstance(retry.backoff, str) else getattr(retry.backoff, "__name__", "own back-off")
-    return f"{retry.max_attempts} tries, {backoff}, from {_period(retry.base)} to {_period(retry.cap)}"
 
 
 def _period(period: timedelta) -> str:
     return spoken(round(period.total_seconds() * 1000))
 
 
-def _declared_words(schedule: DeclaredSchedule, now: datetime) -> str:
-    trigger = schedule.trigger
-    explained = f' "{trigger.explain()}"' if isinstance(trigger, Cron) else ""
-    following = trigger.next_after(now)
-    fires = f"next {moment(to_ms(following))} (in {_period(following - now)})" if following else "never again"
-    return f"schedule {schedule.name}: {describe(trigger)}{explained}, {fires}"
+def _backoff(retry: Retry) -> str:
+    return retry.backoff if isinstance(retry.backoff, str) else getattr(retry.backoff, "__name__", "own back-off")
 
 
 class _Bare:
@@ -90,17 +98,16 @@ class _Bare:
 
 
 def _signature(task: Task[..., Any, Any]) -> str:
+    def bare(annotation: Any) -> Any:
+        return _Bare(annotation) if isinstance(annotation, str) else annotation
+
     signature = task.signature
-    parameters = [p.replace(annotation=_bare(p.annotation)) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=_bare(signature.return_annotation)))
+    parameters = [p.replace(annotation=bare(p.annotation)) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=bare(signature.return_annotation)))
 
 
-def _bare(annotation: Any) -> Any:
-    return _Bare(annotation) if isinstance(annotation, str) else annotation
-
-
-def _task_json(task: Task[..., Any, Any], now: datetime) -> str:
-    options = task.options
+def _task_json(task: Task[..., Any, Any], schedules: list[ScheduleView]) -> str:
+    options, retry = task.options, task.options.retry
     return to_json(
         {
             "name": task.name,
@@ -109,36 +116,19 @@ def _task_json(task: Task[..., Any, Any], now: datetime) -> str:
             "queue": options.queue,
             "priority": options.priority,
             "max_attempts": task.max_attempts,
-            "retry": options.retry and _retry_fields(options.retry),
+            "retry": retry
+            and {
+                "backoff": _backoff(retry),
+                "base_s": retry.base.total_seconds(),
+                "cap_s": retry.cap.total_seconds(),
+                "jitter": retry.jitter,
+                "on": [kind.__name__ for kind in retry.on],
+                "never": [kind.__name__ for kind in retry.never],
+            },
             "timeout_s": options.timeout and options.timeout.total_seconds(),
-            "schedules": [_declared_fields(schedule, now) for schedule in task.declared_schedules()],
+            "schedules": [as_json(schedule) for schedule in schedules],
         }
     )
-
-
-def _retry_fields(retry: Retry) -> dict[str, Any]:
-    return {
-        "backoff": retry.backoff if isinstance(retry.backoff, str) else getattr(retry.backoff, "__name__", "callable"),
-        "base_s": retry.base.total_seconds(),
-        "cap_s": retry.cap.total_seconds(),
-        "jitter": retry.jitter,
-        "on": [kind.__name__ for kind in retry.on],
-        "never": [kind.__name__ for kind in retry.never],
-    }
-
-
-def _declared_fields(schedule: DeclaredSchedule, now: datetime) -> dict[str, Any]:
-    trigger = schedule.trigger
-    following = trigger.next_after(now)
-    return {
-        "name": schedule.name,
-        "when": describe(trigger),
-        "explained": trigger.explain() if isinstance(trigger, Cron) else None,
-        "misfire": trigger.misfire,
-        "overlap": trigger.overlap,
-        "jitter_s": trigger.jitter.total_seconds(),
-        "next_at": following and following.isoformat(),
-    }
 
 
 # -- job ---------------------------------------------------------------------------------------------------------------
@@ -149,37 +139,79 @@ def _declared_fields(schedule: DeclaredSchedule, now: datetime) -> dict[str, Any
 @click.option(
     "--follow",
     is_flag=True,
-    help="Show state, progress and log lines as they come, until the job has ended. Exits with 1 if it has failed.",
+    help="Show state, progress and log lines as they come, until the job has ended. Exits with 1 if it failed.",
 )
-@click.option("--json", "in_json", is_flag=True, help="Print one JSON object; with --follow one for each event.")
+@click.option("--json", "in_json", is_flag=True, help="Print one JSON object; with --follow one per event.")
 def show_job(job_id: int, follow: bool, in_json: bool) -> None:
-    """Show all that is known of one job.
+    """Show everything about one job.
 
-    Its state, arguments and result, where it comes from, what its tries have logged, and the tracebacks of those that
-    did not succeed.
+    Its state, arguments and result, where it was enqueued, what its tries logged, and the tracebacks of failed tries.
     """
     if follow:
         follow_job(job_id, in_json=in_json)
         return
     state = app_state()
-    job = browser().job(job_id)
-    click.echo(_job_json(state, job) if in_json else "\n".join(_job_lines(state, job)))
+    whole = browser().job(job_id)
+    job, codec = job_view(whole), state.registry.codec
+    tries = [try_view(one) for one in whole.attempts]
+    origin = read_origin(whole.origin)
+    args: Any
+    kwargs: Any
+    try:
+        args, kwargs = codec.decode_call(whole.args)
+    except NotDecodable:
+        args, kwargs = _unread(whole.args), None
+    try:
+        result = None if whole.result is None else codec.decode(whole.result)
+    except NotDecodable:
+        result = _unread(whole.result or "")
+    if in_json:
+        more = {
+            "args": args,
+            "kwargs": kwargs,
+            "result": result,
+            "traceback": Failure.from_text(whole.error, None).traceback or None,
+            "origin": origin or None,
+            "tries": [as_json(one) for one in tries],
+            "lines": [as_json(line) for line in line_views(whole.lines)],
+        }
+        click.echo(to_json(as_json(job) | more))
+        return
+    # The call as it would be typed; the stored text where this version of the code cannot read it.
+    words = [to_json(value) for value in args] if kwargs is not None else [whole.args]
+    words += [f"{name}={to_json(value)}" for name, value in (kwargs or {}).items()]
+    payload = [
+        ("arguments", ", ".join(words) or "none"),
+        ("result", to_json(result) if job.state == "succeeded" else None),
+        ("by", ", ".join(f"{name} {value}" for name, value in origin.items()) or None),
+    ]
+    click.echo(click.style(f"Job {job.id} {safe(job.task)}", bold=True))
+    click.echo("\n".join(_facts(job, payload, state.store.clock())))
+    for line in _try_lines(job, whole, {one.claim: one for one in tries}):
+        click.echo(line)
 
 
-def _job_lines(state: AppState, whole: JobWhole) -> list[str]:
-    now, job = state.store.clock(), job_view(whole)
+def _unread(text: str) -> Any:
+    """What another version of the code has stored, as far as JSON goes."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _facts(job: JobView, payload: list[tuple[str, str | None]], now: int) -> list[str]:
+    asked = ", asked to stop" if job.cancel_requested and job.state == "running" else ""
+    crashes = f", {plural(job.crashes, 'crash', 'crashes')}" if job.crashes else ""
     facts = [
-        ("state", _state_words(job)),
-        ("arguments", _shown_call(state, whole.args)),
-        ("result", shortened(to_json(_result(state, whole)), _LONGEST_VALUE) if job.state == "succeeded" else None),
-        ("error", shortened(job.error.text, _LONGEST_VALUE) if job.error else None),
+        ("state", f"{job.state}{asked}{', discarded' if job.discarded else ''}"),
+        *payload,
+        ("error", job.error.text if job.error else None),
         ("group", job.failure_group),
         ("progress", progress_words(job) or None),
         ("queue", f"{job.queue}, priority {job.priority}, {job.kind}"),
-        ("tries", _tries_words(job)),
+        ("try", f"{job.attempt} of {job.max_attempts}, claimed {plural(job.claim, 'time')}{crashes}"),
         ("due", _ago(job.run_at, now)),
         ("enqueued", _ago(job.created_at, now)),
-        ("by", _origin_words(whole.origin)),
         ("started", _ago(job.started_at, now)),
         ("finished", _ago(job.finished_at, now)),
         ("pruned", _ago(job.expires_at, now)),
@@ -188,44 +220,7 @@ def _job_lines(state: AppState, whole: JobWhole) -> list[str]:
         ("worker", job.worker_id),
         ("uid", job.uid),
     ]
-    lines = [click.style(f"Job {job.id} {safe(job.task)}", bold=True), *pairs(facts)]
-    tries = {one.claim: one for one in map(try_view, whole.attempts)}
-    for claim in sorted({*tries, *whole.lines}):
-        lines += ["", click.style(safe(_try_title(job, claim, tries.get(claim))), bold=True)]
-        if (one := tries.get(claim)) is not None and one.error is not None:
-            lines += [f"  {line}" for line in safe_lines(one.traceback or one.error.text).splitlines()]
-        for line in whole.lines.get(claim, ()):
-            lines.append(safe(f"  {from_ms(line.at):%H:%M:%S} {line.level} {line.logger}: {line.text}"))
-    return lines
-
-
-def _state_words(job: JobView) -> str:
-    asked = ", asked to stop" if job.cancel_requested and job.state == "running" else ""
-    return f"{job.state}{asked}{', discarded' if job.discarded else ''}"
-
-
-def _shown_call(state: AppState, text: str) -> str:
-    """The call as it would be typed; the stored text where this version of the code cannot read it."""
-    try:
-        args, kwargs = state.registry.codec.decode_call(text)
-    except NotDecodable:
-        return shortened(text, _LONGEST_VALUE)
-    shown = [to_json(value) for value in args] + [f"{name}={to_json(value)}" for name, value in kwargs.items()]
-    return shortened(", ".join(shown), _LONGEST_VALUE) or "none"
-
-
-def _result(state: AppState, job: JobWhole) -> Any:
-    if job.result is None:
-        return None
-    try:
-        return state.registry.codec.decode(job.result)
-    except NotDecodable:
-        return _unread(job.result)
-
-
-def _tries_words(job: JobView) -> str:
-    crashes = f", {plural(job.crashes, 'crash', 'crashes')}" if job.crashes else ""
-    return f"{job.attempt} of {job.max_attempts}, claimed {plural(job.claim, 'time')}{crashes}"
+    return pairs([(name, value and shortened(value, _LONGEST_VALUE)) for name, value in facts])
 
 
 def _ago(milliseconds: int | None, now: int) -> str | None:
@@ -235,41 +230,16 @@ def _ago(milliseconds: int | None, now: int) -> str | None:
     return f"{moment(milliseconds)} ({f'{spoken(age)} ago' if age >= 0 else f'in {spoken(-age)}'})"
 
 
-def _origin_words(text: str | None) -> str | None:
-    origin = read_origin(text)
-    return shortened(", ".join(f"{name} {value}" for name, value in origin.items()), _LONGEST_VALUE) or None
-
-
-def _try_title(job: JobView, claim: int, one: TryView | None) -> str:
-    if one is None:
-        # Only the last one can be of a job that runs, or that has simply succeeded.
-        return f"Claim {claim}: {job.state if claim == job.claim else 'ended'}"
-    took = "" if one.took_ms is None else f" after {spoken(one.took_ms)}"
-    return f"Try {one.attempt}: {one.outcome}{took}, {moment(one.finished_at)}, worker {one.worker_id}"
-
-
-def _job_json(state: AppState, whole: JobWhole) -> str:
-    try:
-        args, kwargs = state.registry.codec.decode_call(whole.args)
-    except NotDecodable:
-        args, kwargs = _unread(whole.args), None
-    return to_json(
-        as_json(job_view(whole))
-        | {
-            "args": args,
-            "kwargs": kwargs,
-            "result": _result(state, whole),
-            "traceback": Failure.from_text(whole.error, None).traceback or None,
-            "origin": read_origin(whole.origin) or None,
-            "tries": [as_json(try_view(one)) for one in whole.attempts],
-            "lines": [as_json(line) for line in line_views(whole.lines)],
-        }
-    )
-
-
-def _unread(text: str) -> Any:
-    """What another version of the code has stored, as far as JSON goes."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+def _try_lines(job: JobView, whole: JobWhole, tries: dict[int, TryView]) -> Iterator[str]:
+    for claim in sorted({*tries, *whole.lines}):
+        if (one := tries.get(claim)) is not None:
+            took = "" if one.took_ms is None else f" after {spoken(one.took_ms)}"
+            title = f"Try {one.attempt}: {one.outcome}{took}, {moment(one.finished_at)}, worker {one.worker_id}"
+        else:
+            # Only the last one can be of a job that runs, or that has simply succeeded.
+            title = f"Claim {claim}: {job.state if claim == job.claim else 'ended'}"
+        yield f"\n{click.style(safe(title), bold=True)}"
+        if one is not None and one.error is not None:
+            yield from (f"  {line}" for line in safe_lines(one.traceback or one.error.text).splitlines())
+        for line in whole.lines.get(claim, ()):
+            yield safe(f"  {from_ms(line.at):%H:%M:%S} {line.level} {line.logger}: {line.text}")

@@ -9,11 +9,11 @@ from email.policy import default as policy
 import click
 
 from ..commands import mail_commands
-from ..errors import NotDecodable, StoreError
+from ..errors import NotDecodable
 from ..mail.queue.stored import load_mails
 from ..ops.rows import RecipientRow
 from ..ops.views import MailView, as_json, mail_view
-from ..store.sql import MAX_ID, Store
+from ..store.sql import MAX_ID
 from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
 from .text import moment, pairs, safe, table, to_json
 
@@ -24,15 +24,15 @@ _HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
 
 
 @mail_commands.command("list", cls=MailCommand)
-@click.option("--to", "address", metavar="TEXT", help="Only mails to an address that has this in it.")
+@click.option("--to", "address", metavar="TEXT", help="Only mails to an address that contains this.")
 @LIMIT
-@click.option("--before", metavar="ID", help="Only older ones than this mail: the next page.")
+@click.option("--before", metavar="ID", help="Only mails older than this one: the next page.")
 @AS_JSON
 def list_mails(address: str | None, limit: int, before: str | None, in_json: bool) -> None:
-    """List queued mails, the newest first: those that mail.send_later has stored.
+    """List mails queued with mail.send_later, newest first.
 
-    They are kept for MAIL_KEEP after their end. Exits with 3 if no mail is to the address, with 6 if the search stopped
-    before it had seen all mails: go on with --before.
+    They are kept for MAIL_KEEP after they ended. Exits with 3 if no mail matches --to, with 6 if the search stopped
+    before it had seen all mails: continue with --before.
     """
     found = browser()
     page = found.mails(limit=limit, before=before, address=address)
@@ -66,18 +66,19 @@ def _cells(mail: MailView) -> tuple[str, ...]:
 
 @mail_commands.command("show", cls=MailCommand)
 @click.argument("mail_id", metavar="ID", shell_complete=complete_mail)
-@click.option("--eml", is_flag=True, help="Print the mail's bytes, as they are sent, and nothing else.")
+@click.option("--eml", is_flag=True, help="Print only the bytes of the mail, as they are sent.")
 @AS_JSON
 def show_mail(mail_id: str, eml: bool, in_json: bool) -> None:
-    """Show one queued mail: its header, and where each recipient stands.
+    """Show one queued mail: its header and the state of each recipient.
 
-    ID is that of the mail, as in the list, or the number of its job. Its text is shown by --eml only.
+    ID is the id from the list or the number of its job. Only --eml shows the text.
     """
     if eml and in_json:
         raise click.UsageError("Give either --eml or --json, not both.")
-    store = app_state().store
-    uid = _uid_of(store, mail_id)
-    found = browser()
+    store, found = app_state().store, browser()
+    # An id is longer than the number of any job.
+    is_number = mail_id.isascii() and mail_id.isdecimal() and len(mail_id) < 19
+    uid = store.record(int(mail_id)).uid if is_number else mail_id
     row = found.mail(uid)
     stored = load_mails(store.driver.read, store.driver.dialect, [uid]).get(uid)
     if row is None or stored is None:
@@ -99,15 +100,6 @@ def show_mail(mail_id: str, eml: bool, in_json: bool) -> None:
         click.echo(to_json(as_json(mail) | {"header": header, "problem": problem}))
     else:
         click.echo("\n".join(_lines(mail, header, problem)))
-
-
-def _uid_of(store: Store, mail_id: str) -> str:
-    """The id of a mail by the number of its job. An id is longer than any such number."""
-    if mail_id.isascii() and mail_id.isdecimal() and len(mail_id) < 19:
-        return store.record(int(mail_id)).uid
-    if "\0" in mail_id:
-        raise StoreError("No database takes NUL.")
-    return mail_id
 
 
 def _lines(mail: MailView, header: dict[str, str], problem: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands that steer: ``retry``, ``cancel``, ``discard``, ``restore``, ``pause``, ``resume`` and ``purge``."""
+"""The commands that change jobs and queues: retry, cancel, discard, restore, pause, resume and purge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..core.clock import from_ms
 from ..core.filters import JobFilter
 from ..core.tasks import MAX_NAME
 from ..errors import JobNotFound, NotAccepted
-from ..ops.operations import Operations, names_of
+from ..ops.operations import names_of
 from .group import (
     FAILED,
     NOTHING,
@@ -40,10 +40,10 @@ _IN_STATES = {
 """The states of jobs with which each act is possible."""
 
 _REFUSALS = {
-    "retry": "only failed and cancelled jobs can be tried again",
-    "cancel": "it has finished already",
-    "discard": "a running job cannot be put away, nor one that is put away",
-    "restore": "it was not put away",
+    "retry": "only failed and cancelled jobs can be retried",
+    "cancel": "it has already finished",
+    "discard": "a job that runs or is discarded already cannot be discarded",
+    "restore": "it was not discarded",
 }
 
 
@@ -62,13 +62,15 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             "text",
             metavar="FILTER",
             shell_complete=complete_filter,
-            help="All jobs that fit, in the language of flask tasks jobs.",
+            help="All jobs that match, in the language of flask tasks jobs.",
         ),
-        click.option("--dry-run", is_flag=True, help="Print the numbers of the jobs, and leave them as they are."),
-        click.option("--yes", is_flag=True, help="Do not ask."),
+        click.option("--dry-run", is_flag=True, help="Print the numbers of the jobs and change nothing."),
+        click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
     ]
     if act in ("retry", "discard"):
-        parameters.insert(2, click.option("--group", metavar="ID", help="All jobs of a group of flask tasks failures."))
+        parameters.insert(
+            2, click.option("--group", metavar="ID", help="All jobs of a group from flask tasks failures.")
+        )
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in reversed(parameters):
@@ -81,10 +83,9 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @tasks_command.command("retry")
 @_on_jobs("retry")
 def retry(**chosen: Any) -> None:
-    """Put failed or cancelled jobs back into their queues.
+    """Retry failed or cancelled jobs, with a new count of tries.
 
-    Their tries are counted anew. Prints the numbers of the jobs with which it was possible; with --filter and --group
-    how many they are.
+    Prints the numbers of the retried jobs; with --filter and --group how many there were.
     """
     _act("retry", **chosen)
 
@@ -92,9 +93,9 @@ def retry(**chosen: Any) -> None:
 @tasks_command.command("cancel")
 @_on_jobs("cancel")
 def cancel(**chosen: Any) -> None:
-    """Cancel waiting jobs, and ask running ones to stop.
+    """Cancel waiting jobs and ask running ones to stop.
 
-    Prints the numbers of the jobs with which it was possible; with --filter how many they are.
+    Prints the numbers of these jobs; with --filter how many there were.
     """
     _act("cancel", **chosen)
 
@@ -102,10 +103,10 @@ def cancel(**chosen: Any) -> None:
 @tasks_command.command("discard")
 @_on_jobs("discard")
 def discard(**chosen: Any) -> None:
-    """Put finished or waiting jobs away: they are shown no more, and those that waited do not run.
+    """Discard jobs: hide finished ones, cancel waiting ones. Undo with restore.
 
-    They can be restored until they are pruned. Prints the numbers of the jobs with which it was possible; with
-    --filter and --group how many they are.
+    You can restore them until they are pruned. Prints the numbers of the discarded jobs; with --filter and --group how
+    many there were.
     """
     _act("discard", **chosen)
 
@@ -113,9 +114,9 @@ def discard(**chosen: Any) -> None:
 @tasks_command.command("restore")
 @_on_jobs("restore")
 def restore(**chosen: Any) -> None:
-    """Take discarded jobs back: those that waited wait again.
+    """Restore discarded jobs: those that waited wait again.
 
-    Prints the numbers of the jobs with which it was possible; with --filter how many they are.
+    Prints the numbers of the restored jobs; with --filter how many there were.
     """
     _act("restore", **chosen)
 
@@ -127,21 +128,18 @@ def _act(
         groups = ", or --group" if act in ("retry", "discard") else ""
         raise click.UsageError(f"Say which jobs: give their numbers, or --filter{groups}, and only one of these.")
     if job_ids:
-        _on_each(act, tuple(dict.fromkeys(job_ids)), dry_run=dry_run)
-    else:
-        chosen = JobFilter(group=group) if text is None else _parsed(text)
-        _on_all(act, _possible(act, chosen), dry_run=dry_run, yes=yes)
+        each = dict.fromkeys(job_ids)
+        done = sum((_look if dry_run else _do)(act, job_id) for job_id in each)
+        if done < len(each):
+            sys.exit(FAILED if done else NOTHING)
+        return
+    chosen = JobFilter(group=group) if text is None else JobFilter.parse(text, app_state().store.clock())
+    if not chosen:
+        raise click.UsageError("The filter is empty. If you mean every job, say so: --filter 'task:*'")
+    _act_on_all(act, possible(act, chosen), dry_run=dry_run, yes=yes)
 
 
 # -- by number ---------------------------------------------------------------------------------------------------------
-
-
-def _on_each(act: str, job_ids: tuple[int, ...], *, dry_run: bool) -> None:
-    """Do it to each job. Ends with 3 if that was possible with none of them, with 1 if only with some."""
-    look = _look if dry_run else _do
-    done = sum(look(act, job_id) for job_id in job_ids)
-    if done < len(job_ids):
-        sys.exit(FAILED if done else NOTHING)
 
 
 def _do(act: str, job_id: int) -> bool:
@@ -156,8 +154,8 @@ def _do(act: str, job_id: int) -> bool:
         return False
     click.echo(job_id)
     asked = found.record.state == "running" and act == "cancel"
-    put_away = ", put away" if found.hidden else ""
-    tell(f"Job {job_id} is {'asked to stop' if asked else found.record.state}{put_away}.")
+    discarded = ", discarded" if found.hidden else ""
+    tell(f"Job {job_id} is {'asked to stop' if asked else found.record.state}{discarded}.")
     return True
 
 
@@ -177,14 +175,7 @@ def _look(act: str, job_id: int) -> bool:
 # -- by filter ---------------------------------------------------------------------------------------------------------
 
 
-def _parsed(text: str) -> JobFilter:
-    chosen = JobFilter.parse(text, app_state().store.clock())
-    if not chosen:
-        raise click.UsageError("The filter is empty. If you mean every job, say so: --filter 'task:*'")
-    return chosen
-
-
-def _possible(act: str, chosen: JobFilter) -> JobFilter | None:
+def possible(act: str, chosen: JobFilter) -> JobFilter | None:
     """The jobs among the *chosen* with which the act is possible; None where there can be none."""
     chosen = replace(chosen, hidden=act == "restore")
     if not chosen.states:
@@ -194,16 +185,17 @@ def _possible(act: str, chosen: JobFilter) -> JobFilter | None:
     return replace(chosen, states=states) if states else None
 
 
-def _on_all(act: str, chosen: JobFilter | None, *, dry_run: bool, yes: bool) -> None:
+def _act_on_all(act: str, chosen: JobFilter | None, *, dry_run: bool, yes: bool) -> None:
     names = names_of(app_state().registry)
     before = browser().end()
     number = 0 if chosen is None else browser().count_all(chosen, before=before, names=names)
     if chosen is None or not number:
-        tell(f"No job fits with which that is possible: {' or '.join(_IN_STATES[act])}.")
+        tell(f"No job matches in a state that allows this: {' or '.join(_IN_STATES[act])}.")
         sys.exit(NOTHING)
     if dry_run:
-        total = _print_numbers(browser().ids(chosen, before=before, names=names))
-        tell(f"{act.capitalize()} would take {plural(total, 'job')}. Nothing was done.")
+        for ids in browser().ids(chosen, before=before, names=names):
+            click.echo("\n".join(map(str, ids)))
+        tell(f"{act.capitalize()} would change {plural(number, 'job')}. Nothing was changed.")
         return
     confirm(f"{act.capitalize()} {plural(number, 'job')}?", yes=yes)
     # No job that came after the question is touched.
@@ -212,14 +204,6 @@ def _on_all(act: str, chosen: JobFilter | None, *, dry_run: bool, yes: bool) -> 
     click.echo(total)
     if not total:
         sys.exit(NOTHING)
-
-
-def _print_numbers(batches: Iterable[list[int]]) -> int:
-    total = 0
-    for ids in batches:
-        click.echo("\n".join(map(str, ids)))
-        total += len(ids)
-    return total
 
 
 def with_progress(batches: Iterable[int], number: int, label: str) -> Iterator[int]:
@@ -239,14 +223,14 @@ def with_progress(batches: Iterable[int], number: int, label: str) -> Iterator[i
 @tasks_command.command("pause")
 @click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, shell_complete=complete_queue)
 def pause(queues: tuple[str, ...]) -> None:
-    """Have no worker take jobs from these queues until they are resumed.
+    """Pause queues. Running jobs finish; no new jobs start.
 
-    Running jobs go on, and jobs can be enqueued all the time.
+    Jobs can still be enqueued.
     """
     _check_names(queues)
     for name in queues:
         if name not in known_queues(app_state()):
-            tell(f"Note: no task names the queue {name!r}.")
+            tell(f"Note: no task uses the queue {name!r}.")
         operations().pause_queue(name)
         tell(f"Queue {name!r} is paused.")
 
@@ -254,20 +238,18 @@ def pause(queues: tuple[str, ...]) -> None:
 @tasks_command.command("resume")
 @click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, shell_complete=complete_queue)
 def resume(queues: tuple[str, ...]) -> None:
-    """Have workers take jobs from paused queues again.
+    """Resume paused queues.
 
     Exits with 3 if none of them was paused, with 1 if only some were.
     """
     _check_names(queues)
-    done = sum(_resume(operations(), name) for name in dict.fromkeys(queues))
+    done = 0
+    for name in dict.fromkeys(queues):
+        resumed = operations().resume_queue(name)
+        done += resumed
+        tell(f"Queue {name!r} is {'resumed' if resumed else 'not paused'}.")
     if done < len(set(queues)):
         sys.exit(FAILED if done else NOTHING)
-
-
-def _resume(steer: Operations, name: str) -> bool:
-    resumed = steer.resume_queue(name)
-    tell(f"Queue {name!r} is {'resumed' if resumed else 'not paused'}.")
-    return resumed
 
 
 def _check_names(queues: Iterable[str]) -> None:
@@ -286,15 +268,15 @@ def _check_names(queues: Iterable[str]) -> None:
     type=Period(),
     required=True,
     metavar="PERIOD",
-    help="Those that ended longer ago than this: 12h, 7d.",
+    help="Jobs that ended longer ago than this: 12h, 7d.",
 )
-@click.option("--dry-run", is_flag=True, help="Print how many there are, and leave them as they are.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Print how many there are and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def purge(age: float, dry_run: bool, yes: bool) -> None:
-    """Delete finished jobs for good, and print how many they were.
+    """Delete finished jobs for good and print how many there were.
 
-    Workers do so by themselves when the time in TASKER_KEEP_SUCCEEDED and TASKER_KEEP_FAILED is over. It goes in small
-    batches, so that workers get at the database between them; stopped halfway, it can be started again.
+    Workers do this by themselves after TASKER_KEEP_SUCCEEDED and TASKER_KEEP_FAILED. It works in small batches, so that
+    workers can use the database between them; you can stop it and start it again.
     """
     before = app_state().store.clock() - round(age * 1000)
     total = sum(operations().purgeable(before))
@@ -302,7 +284,7 @@ def purge(age: float, dry_run: bool, yes: bool) -> None:
         tell("No job ended before that.")
         sys.exit(NOTHING)
     if dry_run:
-        tell("Nothing was done.")
+        tell("Nothing was changed.")
     else:
         moment = f"{from_ms(before):%Y-%m-%d %H:%M:%S} UTC"
         confirm(f"Delete {plural(total, 'job')} that ended before {moment}?", yes=yes)

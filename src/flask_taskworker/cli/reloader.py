@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -98,17 +98,12 @@ def own_folders(files: Iterable[str]) -> list[str]:
     return sorted(str(folder) for folder in folders if folder.is_dir() and folders.isdisjoint(folder.parents))
 
 
-def _imported_files() -> Iterator[str]:
-    for module in list(sys.modules.values()):
-        name = getattr(module, "__file__", None)
-        if isinstance(name, str) and name.endswith(".py"):
-            yield os.path.realpath(name)
-
-
 def reload() -> int:
     """Run the command that runs here, and again whenever the application's code changes; the exit code."""
     try:
         import watchfiles  # noqa: F401
     except ImportError:
         raise click.ClickException("--reload needs watchfiles: pip install 'Flask-TaskWorker[reload]'") from None
-    return Reloader(own_command(), own_folders(_imported_files()), environment=os.environ).run()
+    names = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    files = [os.path.realpath(name) for name in names if isinstance(name, str) and name.endswith(".py")]
+    return Reloader(own_command(), own_folders(files), environment=os.environ).run()

@@ -31,7 +31,7 @@ from .text import pairs, plural, safe
 log = get_logger("worker")
 
 NO_TASKS = (
-    "No task is registered with this app. Declare one with @task_worker.task, and see that its module is imported."
+    "No task is registered with this app. Declare one with @task_worker.task, and make sure its module is imported."
 )
 _COUNT = click.IntRange(min=1)
 
@@ -66,34 +66,44 @@ class Address(click.ParamType):  # type: ignore[type-arg]
 @tasks_command.command("run", cls=CreatingCommand)
 @click.argument("queues", nargs=-1, metavar="[QUEUE]...", shell_complete=complete_queue)
 @click.option(
-    "-x", "--exclude", multiple=True, metavar="QUEUE", shell_complete=complete_queue, help="Leave this one to others."
+    "-x",
+    "--exclude",
+    multiple=True,
+    metavar="QUEUE",
+    shell_complete=complete_queue,
+    help="Queue to ignore (repeatable).",
 )
 @click.option(
-    "-w", "--workers", type=Workers(), default="1", metavar="N|auto", help="Processes; auto: one for each processor."
+    "-w",
+    "--workers",
+    type=Workers(),
+    default="1",
+    metavar="N|auto",
+    help="Number of processes; auto: one per processor.",
 )
 @click.option("-c", "--concurrency", type=_COUNT, metavar="N", help="Async jobs at once (TASKER_CONCURRENCY).")
 @click.option("--threads", type=_COUNT, metavar="N", help="Sync jobs at once (TASKER_THREADS).")
-@click.option("--drain", "--burst", is_flag=True, help="End when no job is ready; jobs that are due later stay.")
-@click.option("--max-jobs", type=_COUNT, metavar="N", help="End after so many jobs.")
-@click.option("--max-idle", type=Period(), metavar="SECONDS", help="End after so long without a job.")
+@click.option("--drain", "--burst", is_flag=True, help="Exit when no job is ready; jobs that are due later stay.")
+@click.option("--max-jobs", type=_COUNT, metavar="N", help="Exit after this many jobs.")
+@click.option("--max-idle", type=Period(), metavar="SECONDS", help="Exit after this time without a job.")
 @click.option(
     "--max-memory",
     type=click.FloatRange(min=1),
     metavar="MB",
-    help="End once the process holds more memory, but not before its first job. Linux only.",
+    help="Exit once the process uses more memory, but not before its first job. Linux only.",
 )
 @click.option(
     "--grace",
     type=Period(),
     metavar="SECONDS",
-    help="How long running jobs have to end before they go back to their queues (TASKER_SHUTDOWN_TIMEOUT).",
+    help="Time for running jobs to finish before they go back to their queues (TASKER_SHUTDOWN_TIMEOUT).",
 )
-@click.option("--no-scheduler", is_flag=True, help="Fire no schedules, and store none; jobs run all the same.")
+@click.option("--no-scheduler", is_flag=True, help="Run jobs only: neither fire nor store schedules.")
 @click.option(
     "--name",
     "template",
     metavar="TEMPLATE",
-    help="What people shall call this worker; {host}, {pid} and {number} (of --workers) are filled in.",
+    help="Display name of this worker; {host}, {pid} and {number} (of --workers) are filled in.",
 )
 @click.option(
     "--reload",
@@ -106,34 +116,34 @@ class Address(click.ParamType):  # type: ignore[type-arg]
     "address",
     type=Address(),
     metavar="[HOST:]PORT",
-    help="Answer /livez and /readyz there; without HOST on all interfaces.",
+    help="Serve /livez and /readyz at this address; without HOST on all interfaces.",
 )
 @click.option(
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
-    help="Write the worker's health into this file each second, for a probe that reads it.",
+    help="Write the worker's health to this file every second, for a probe that reads it.",
 )
 @click.option(
     "--metrics-port",
     type=Address(),
     metavar="[HOST:]PORT",
-    help="Answer Prometheus there; without HOST on all interfaces. Needs the extra prometheus.",
+    help="Serve Prometheus metrics at this address; without HOST on all interfaces. Needs the extra prometheus.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
-    help="How to write the log. Defaults to text, or to what the application has set up.",
+    help="Format of the log. Defaults to text, or to what the application has configured.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every job.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors.")
-@click.option("--check", is_flag=True, help="Open the database, say what would run, and exit.")
+@click.option("--check", is_flag=True, help="Print what would run, check the database, and exit.")
 def run(queues: tuple[str, ...], **options: Any) -> None:
-    """Run a worker in this process until SIGTERM or SIGINT; or several, each in a process of its own.
+    """Run a worker until SIGTERM or SIGINT, or several workers, each in its own process.
 
-    Works on the queues given, in that order; without any on those of TASKER_QUEUES, else on all. The first signal ends
-    it when the running jobs have ended, or after the grace; a second one ends it at once. Jobs that have not ended then
-    go back to their queues. SIGUSR1 has the running jobs written into the log, with where they are.
+    Works on the given queues, in that order; without any on those of TASKER_QUEUES, else on all. After the first signal
+    it finishes the running jobs, for the grace period at most; a second signal ends it at once. Unfinished jobs go back
+    to their queues. On SIGUSR1 it logs the running jobs with their stacks.
     """
     state, bounds = app_state(), _bounds(options)
     settings, workers = _settings(queues, options), options["workers"]
@@ -146,7 +156,10 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
     form = options["log_format"]
     set_up_log(app, form=form, verbose=options["verbose"], quiet=options["quiet"], with_process=workers > 1)
     if options["reloads"] and not is_child:
-        _reload(state, workers)
+        if workers > 1:
+            raise click.UsageError("--reload is for one process. Leave out --workers.")
+        state.client.close()
+        sys.exit(reload())
     if is_child and workers > 1:
         file = os.environ.pop(HEALTH, None)
         with Probes(WorkersHealth(state.workers), file=Path(file) if file else None):
@@ -165,13 +178,6 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
 def _work(state: AppState, bounds: Bounds, role: WorkerRole, settings: dict[str, Any]) -> None:
     print_on_signal(state.workers)
     state.run(bounds=bounds, role=role, **settings)
-
-
-def _reload(state: AppState, workers: int) -> NoReturn:
-    if workers > 1:
-        raise click.UsageError("--reload is for one process. Leave out --workers.")
-    state.client.close()
-    sys.exit(reload())
 
 
 def _supervise(app: Flask, state: AppState, bounds: Bounds, options: dict[str, Any]) -> NoReturn:
@@ -214,7 +220,7 @@ def _metrics(app: Flask, address: tuple[str, int] | None) -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise _cannot_listen("--metrics-port", address, error) from error
-    log.info("metrics are told at http://%s:%s", host, server.server_port)
+    log.info("serving metrics at http://%s:%s", host, server.server_port)
     try:
         yield
     finally:
@@ -225,35 +231,29 @@ def _metrics(app: Flask, address: tuple[str, int] | None) -> Iterator[None]:
 def _cannot_listen(option: str, address: tuple[str, int], error: OSError) -> click.ClickException:
     host, port = address
     reason = error.strerror or str(error)
-    return click.ClickException(f"{option}: {host} port {port} cannot be listened on: {reason}. Take another one.")
+    return click.ClickException(f"{option}: {host} port {port} cannot be used: {reason}. Choose another one.")
 
 
 def _role(queues: tuple[str, ...], options: dict[str, Any], number: str) -> WorkerRole:
     exclude = frozenset(options["exclude"])
     both = sorted(exclude & set(queues))
     if both or "" in exclude:
-        raise click.UsageError(f"The queue {both[0]!r} is both given and excluded." if both else "A queue has a name.")
-    return WorkerRole(
-        exclude=exclude, schedules=not options["no_scheduler"], name=_filled(options["template"] or "", number)
-    )
-
-
-def _filled(template: str, number: str) -> str:
-    """The worker's name."""
-    name = template
+        message = f"The queue {both[0]!r} is both given and excluded." if both else "A queue's name cannot be empty."
+        raise click.UsageError(message)
+    template = name = options["template"] or ""
     for word, value in (("{host}", socket.gethostname()), ("{pid}", str(os.getpid())), ("{number}", number)):
         name = name.replace(word, value)
     if "{" in name or "}" in name or not name.isprintable() or len(name) > MAX_NAME:
         raise click.UsageError(
-            f"--name {template!r:.100} is no name. It has {MAX_NAME} printable characters at most; {{host}}, {{pid}} "
-            "and {number} are filled in."
+            f"--name {template!r:.100} is invalid. Give at most {MAX_NAME} printable characters; {{host}}, {{pid}} and "
+            "{number} are filled in."
         )
-    return name
+    return WorkerRole(exclude=exclude, schedules=not options["no_scheduler"], name=name)
 
 
 def _bounds(options: dict[str, Any]) -> Bounds:
     if options["max_memory"] is not None and resident_mb() is None:
-        raise click.UsageError("--max-memory works on Linux only: this system does not tell how much memory is held.")
+        raise click.UsageError("--max-memory works on Linux only: this system does not report memory use.")
     return Bounds(
         drain=options["drain"],
         max_jobs=options["max_jobs"],
@@ -287,7 +287,7 @@ def _check(state: AppState, settings: dict[str, Any], bounds: Bounds, role: Work
         click.echo(line)
     for name in settings.get("queues", ()):
         if name not in known_queues(state):
-            tell(f"Note: no task names the queue {name!r}; only jobs with using(queue={name!r}) go there.")
+            tell(f"Note: no task uses the queue {name!r}; it only gets jobs enqueued with using(queue={name!r}).")
     if not len(registry):
         tell(NO_TASKS)
         sys.exit(FAILED)
@@ -304,8 +304,8 @@ def _plan(
         ("processes", str(workers) if workers > 1 else None),
         ("name", role.name or None),
         ("queues", ", ".join(config.queues or ("all",))),
-        ("but not", ", ".join(sorted(role.exclude)) or None),
-        ("schedules", None if role.schedules else "left to others"),
+        ("except", ", ".join(sorted(role.exclude)) or None),
+        ("schedules", None if role.schedules else "none"),
         ("at once", f"{plural(config.concurrency, 'async job')}, {plural(config.threads, 'sync job')}"),
         ("grace", f"{config.shutdown_timeout:g} s"),
         ("ends", _ends(bounds)),

@@ -1,4 +1,4 @@
-"""``flask tasks schedule …``: what fires when, and stopping it from doing so."""
+"""``flask tasks schedule …``: list, run, pause and resume schedules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NAME = click.argument("name", shell_complete=complete_schedule)
 
 @tasks_command.group("schedule", cls=_ScheduleGroup)
 def schedule_command() -> None:
-    """Look at schedules, run, pause and resume them."""
+    """List, run, pause and resume schedules."""
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -48,9 +48,9 @@ def schedule_command() -> None:
 @schedule_command.command("list")
 @AS_JSON
 def list_schedules(in_json: bool) -> None:
-    """List all schedules: what they mean, when they have fired last and when they fire next.
+    """List schedules, with what they mean, when they last fired and when they fire next.
 
-    Those that the code declares are stored when a worker first starts with it.
+    Schedules declared in code are stored when a worker first starts with it.
     """
     state = app_state()
     now, schedules = state.store.clock(), _schedules(state)
@@ -91,7 +91,12 @@ def next_words(schedule: ScheduleView, now: int) -> str:
         return f"late by {spoken(schedule.late_ms)}"
     if schedule.paused or schedule.next_at is None:
         return "paused" if schedule.paused else "never again"
-    return f"in {spoken(schedule.next_at - now)}{'' if schedule.is_stored else ', once a worker has started'}"
+    return next_in(schedule, now) + ("" if schedule.is_stored else ", once a worker has started")
+
+
+def next_in(schedule: ScheduleView, now: int) -> str:
+    """How far off its next time is: "in 3 h"."""
+    return f"in {spoken((schedule.next_at or now) - now)}"
 
 
 # -- next --------------------------------------------------------------------------------------------------------------
@@ -100,13 +105,13 @@ def next_words(schedule: ScheduleView, now: int) -> str:
 @schedule_command.command("next")
 @_NAME
 @click.option(
-    "-n", "--number", type=click.IntRange(1, _MOST), default=10, show_default=True, metavar="N", help="How many."
+    "-n", "--number", type=click.IntRange(1, _MOST), default=10, show_default=True, metavar="N", help="How many times."
 )
 @AS_JSON
 def show_next(name: str, number: int, in_json: bool) -> None:
     """Show the next times at which a schedule fires, in UTC and in its own zone.
 
-    With a note where a clock goes forward or back.
+    With a note where the clock changes.
     """
     state = app_state()
     schedule = _find(state, name)
@@ -146,7 +151,7 @@ def _find(state: AppState, name: str) -> ScheduleRow:
 @schedule_command.command("run")
 @_NAME
 def run_schedule(name: str) -> None:
-    """Enqueue the job of a schedule now, besides its times, and print its number."""
+    """Enqueue the job of a schedule now, in addition to its times, and print its number."""
     _require_stored(name)
     job = operations().run_schedule(name)
     click.echo(job.id)
@@ -156,7 +161,7 @@ def run_schedule(name: str) -> None:
 @schedule_command.command("pause")
 @_NAME
 def pause_schedule(name: str) -> None:
-    """Have a schedule fire no more until it is resumed. Exits with 3 if it was paused."""
+    """Pause a schedule: it does not fire until you resume it. Exits with 3 if it was paused."""
     _require_stored(name)
     if not operations().pause_schedule(name):
         tell(f"The schedule {name!r} is paused already.")
@@ -167,9 +172,9 @@ def pause_schedule(name: str) -> None:
 @schedule_command.command("resume")
 @_NAME
 def resume_schedule(name: str) -> None:
-    """Have a paused schedule fire again, from its next time on. Exits with 3 if it was not paused.
+    """Resume a paused schedule from its next time on. Exits with 3 if it was not paused.
 
-    What it would have fired meanwhile is not made up for.
+    Times that passed meanwhile are not made up for.
     """
     _require_stored(name)
     if not operations().resume_schedule(name):
@@ -181,9 +186,9 @@ def resume_schedule(name: str) -> None:
 @schedule_command.command("skip")
 @_NAME
 def skip_schedule(name: str) -> None:
-    """Leave out the next time at which a schedule fires."""
+    """Skip the next time at which a schedule fires."""
     if _require_stored(name).next_at is None:
-        tell(f"The schedule {name!r} fires never again.")
+        tell(f"The schedule {name!r} never fires again.")
         sys.exit(NOTHING)
     operations().skip_next(name)
     _tell_next(name)
@@ -200,4 +205,4 @@ def _require_stored(name: str) -> ScheduleRow:
 
 def _tell_next(name: str) -> None:
     next_at = _find(app_state(), name).next_at
-    tell(f"The schedule {name!r} fires next {f'at {moment(next_at)}' if next_at else 'never again'}.")
+    tell(f"The schedule {name!r} {f'fires next at {moment(next_at)}' if next_at else 'never fires again'}.")

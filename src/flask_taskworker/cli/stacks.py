@@ -27,22 +27,19 @@ def print_on_signal(workers: Callable[[], list[Worker]]) -> None:
     if number is None:
         return
 
+    def print_jobs() -> None:
+        for worker in workers():
+            parts = []
+            for task, job in worker.running_jobs():
+                stack = "".join(stack_of(task, job)) or "  (no stack at the moment)"
+                parts.append(f"{job.claim}, try {job.claim.attempt}, {job.claim.kind}\n{stack}")
+            log.warning("worker %s runs %s jobs%s%s", worker.id, len(parts), ":\n" if parts else "", "\n".join(parts))
+
     def on_signal(_: int, __: FrameType | None) -> None:
         # The thread that the signal has interrupted may hold the lock of a log handler.
-        threading.Thread(target=_print, args=(workers(),), name="taskworker-stacks", daemon=True).start()
+        threading.Thread(target=print_jobs, name="taskworker-stacks", daemon=True).start()
 
     signal.signal(number, on_signal)
-
-
-def _print(workers: list[Worker]) -> None:
-    for worker in workers:
-        jobs = worker.running_jobs()
-        parts = [f"{_title(job)}\n{''.join(stack_of(task, job)) or '  (it has no stack now)'}" for task, job in jobs]
-        log.warning("worker %s runs %s jobs%s%s", worker.id, len(jobs), ":\n" if parts else "", "\n".join(parts))
-
-
-def _title(job: RunningJob) -> str:
-    return f"{job.claim}, try {job.claim.attempt}, {job.claim.kind}"
 
 
 def stack_of(task: asyncio.Task[Any], job: RunningJob) -> list[str]:

@@ -1,4 +1,4 @@
-"""``flask tasks status``: one screen that says whether all is well."""
+"""``flask tasks status``: one screen that shows whether everything is healthy."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
     is_flag=False,
     flag_value=_WATCH,
     metavar="[SECONDS]",
-    help="Look again every so often, without a number every 2 seconds, until Ctrl+C.",
+    help="Repeat until Ctrl+C, every 2 seconds by default.",
 )
 def status(in_json: bool, watch: float | None) -> None:
-    """Say whether all is well.
+    """Show whether everything is healthy.
 
-    Shows workers, queues, counts and schedules. Exits with 4 if all is not well: jobs are ready or due and no living
+    Lists workers, queues, counts and schedules. Exits with 4 if something is wrong: jobs are ready or due and no living
     worker takes them, a worker has not checked in for 30 seconds, its event loop is blocked or hung jobs hold all its
     threads, a schedule is late by more than a minute, or a job has been ready for more than 5 minutes. Jobs of paused
     queues may wait.
@@ -94,11 +94,20 @@ def _as_text(status: Status) -> str:
         verdict = [click.style("Unhealthy.", fg="red", bold=True), *(f"  - {safe(line)}" for line in status.problems)]
     else:
         verdict = [click.style("Healthy.", fg="green", bold=True)]
+    counts = [status.counts.words(name) for name in STATES]
+    has_jobs = any(count not in ("", "0") for count in counts)
     parts = [
         verdict,
         [click.style("Workers", bold=True), *_workers(status)],
         [click.style("Queues", bold=True), *_queues(status)],
-        [click.style("Jobs", bold=True), *_counts(status)],
+        [
+            click.style("Jobs", bold=True),
+            *(
+                table(STATES, [counts], right=set(STATES))
+                if has_jobs
+                else ["  There are no jobs yet. Enqueue one: flask tasks call NAME"]
+            ),
+        ],
         [click.style("Schedules", bold=True), *_schedules(status)],
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)
@@ -141,13 +150,6 @@ def _queues(status: Status) -> list[str]:
     ]
     headers = ("queue", "state", "ready", "running", "oldest wait")
     return table(headers, rows, right=set(headers[2:])) if rows else ["  No queue has jobs."]
-
-
-def _counts(status: Status) -> list[str]:
-    counts = [status.counts.words(name) for name in STATES]
-    if not any(count not in ("", "0") for count in counts):
-        return ["  There is no job yet. Enqueue one: flask tasks call NAME"]
-    return table(STATES, [counts], right=set(STATES))
 
 
 def _schedules(status: Status) -> list[str]:

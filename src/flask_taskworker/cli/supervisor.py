@@ -8,6 +8,7 @@ the parent's death, whatever its cause.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import random
@@ -96,23 +97,16 @@ class Supervisor:
         self._code = 0
 
     def write_health_to(self, folder: Path) -> FilesHealth:
-        """Have each worker write into *folder* how it is; the health of them all."""
+        """Let each worker write its health into *folder*; returns the health of all of them."""
         self._folder = folder
-        return FilesHealth(self._health_files, lambda: self.is_stopping)
 
-    def _health_files(self) -> list[Path]:
-        """Those of the workers that have had the time to write one."""
-        now = time.monotonic()
-        assert self._folder is not None
-        return [
-            self._folder / str(slot.number)
-            for slot in self.slots
-            if slot.process is not None and (self._has_written(slot) or now - slot.started_at > STEADY)
-        ]
+        def files() -> list[Path]:
+            """Those of the workers that have had the time to write one."""
+            running = [(slot, folder / str(slot.number)) for slot in self.slots if slot.process is not None]
+            now = time.monotonic()
+            return [file for slot, file in running if file.exists() or now - slot.started_at > STEADY]
 
-    def _has_written(self, slot: Slot) -> bool:
-        assert self._folder is not None
-        return (self._folder / str(slot.number)).exists()
+        return FilesHealth(files, lambda: self.is_stopping)
 
     def run(self) -> int:
         """Returns the exit code: 0 if all ended well, else 1, or that of a worker for which there is no hope."""
@@ -124,23 +118,19 @@ class Supervisor:
             for slot in self.slots:
                 self.start(slot)
             while any(slot.process is not None or slot.start_at is not None for slot in self.slots):
-                self._take_event()
+                due = min((slot.start_at for slot in self.slots if slot.start_at is not None), default=math.inf)
+                try:
+                    event = self.events.get(timeout=min(LOOK, max(0.0, due - time.monotonic())))
+                except queue.Empty:
+                    self.on_quiet()
+                else:
+                    event()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             os.close(self._write_end)
             os.close(read_end)
         return self._code
-
-    def _take_event(self) -> None:
-        due = [slot.start_at for slot in self.slots if slot.start_at is not None]
-        pause = max(0.0, min(due) - time.monotonic()) if due else LOOK
-        try:
-            event = self.events.get(timeout=min(pause, LOOK))
-        except queue.Empty:
-            self.on_quiet()
-        else:
-            event()
 
     # -- starting ---------------------------------------------------------------------------------------------------
 

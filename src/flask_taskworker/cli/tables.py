@@ -1,5 +1,5 @@
-"""``flask tasks db …``: the tables and their version. Tables are made, and upgraded, at the first use; this is for
-whoever wants to do that at a moment of their own, or has a database user of its own for it."""
+"""``flask tasks db …``: create, upgrade and check the tables. Processes do so at their first use of the database; these
+commands are for doing it at another moment, or as another database user."""
 
 from __future__ import annotations
 
@@ -31,52 +31,50 @@ class _DbGroup(AppGroup):
 
 @tasks_command.group("db", cls=_DbGroup)
 def db_command() -> None:
-    """Make, upgrade and check the tables in the database.
+    """Create, upgrade and check the tables in the database.
 
-    All of that happens by itself when a process first uses the database. These commands are for doing it beforehand,
-    for example with a database user who may create tables, when the application's user may not.
+    This happens by itself when a process first uses the database. Use these commands to do it beforehand, for example
+    as a database user who may create tables.
     """
 
 
 @db_command.command("init")
 def init() -> None:
-    """Make the tables where there are none, and print their version."""
+    """Create the tables if there are none, and print their version."""
     found = _found()
     if found is None:
         _prepare()
-        tell("The tables are made.")
+        tell("The tables were created.")
     elif found < newest():
-        tell(f"The tables are of version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
+        tell(f"The tables have version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
         sys.exit(SCHEMA)
     else:
-        tell("The tables are there already.")
+        tell("The tables exist already.")
     click.echo(newest())
 
 
 @db_command.command("upgrade")
 def upgrade() -> None:
-    """Take the tables to the version that this Flask-TaskWorker needs, and print it.
+    """Upgrade the tables to the version that this Flask-TaskWorker needs, and print it.
 
-    The database is locked for that long. Processes with the former code go on working, but cannot be started again.
+    The database is locked meanwhile. Processes with older code keep working, but cannot be started again.
     """
     found = _found()
     if found is None:
         tell(f"There are no tables yet. Create them: {CREATE}")
         sys.exit(SCHEMA)
     _prepare()
-    tell("The tables need no upgrade." if found == newest() else f"The tables were of version {found}.")
+    tell("The tables need no upgrade." if found == newest() else f"The tables had version {found}.")
     click.echo(newest())
 
 
-_AS_JSON = click.option(
-    "--json", "in_json", is_flag=True, help="Print one JSON object: version, needed, and whether it fits."
-)
+_AS_JSON = click.option("--json", "in_json", is_flag=True, help="Print one JSON object: version, needed and fits.")
 
 
 @db_command.command("current")
 @_AS_JSON
 def current(in_json: bool) -> None:
-    """Print the version of the tables that are there. Exits with 5 if there are none. Changes nothing."""
+    """Print the version of the tables. Exits with 5 if there are none. Changes nothing."""
     found = app_state().store.driver.schema_version()
     if in_json:
         _print_json(found)
@@ -90,16 +88,16 @@ def current(in_json: bool) -> None:
 @db_command.command("check")
 @_AS_JSON
 def check(in_json: bool) -> None:
-    """Exit with 0 if the tables are those that this Flask-TaskWorker needs, else with 5. Changes nothing."""
+    """Exit with 0 if the tables fit this Flask-TaskWorker, else with 5. Changes nothing."""
     if in_json:
         _print_json(app_state().store.driver.schema_version())
     found = _found()
     if found is None:
         tell(f"There are no tables yet. Create them: {CREATE}")
     elif found < newest():
-        tell(f"The tables are of version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
+        tell(f"The tables have version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
     else:
-        tell(f"The tables are of version {found}, as they should be.")
+        tell(f"The tables have version {found}, as needed.")
         return
     sys.exit(SCHEMA)
 
@@ -110,13 +108,17 @@ def _print_json(found: int | None) -> None:
 
 @db_command.command("sql")
 @click.option(
-    "--dialect", type=click.Choice(["sqlite", "postgresql"]), help="For which database. Defaults to TASKER_DRIVER."
+    "--dialect", type=click.Choice(["sqlite", "postgresql"]), help="Database to print for. Defaults to TASKER_DRIVER."
 )
 @click.option(
-    "--from", "since", type=click.IntRange(min=1), metavar="VERSION", help="Upgrade tables of that version instead."
+    "--from",
+    "since",
+    type=click.IntRange(min=1),
+    metavar="VERSION",
+    help="Print the upgrade from that version instead.",
 )
 def sql(dialect: Any, since: int | None) -> None:
-    """Print the statements that make the tables, for somebody else to run. Opens no database."""
+    """Print the SQL that creates the tables, for someone else to run. Opens no database."""
     chosen = Dialect(dialect or app_state().config.driver)
     statements = creation_sql(chosen) if since is None else upgrade_sql(chosen, since)
     if not statements:
@@ -133,7 +135,7 @@ def _found() -> int | None:
     found = app_state().store.driver.schema_version()
     if found is not None and found > newest():
         raise SchemaError(
-            f"The tables are of version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}. "
+            f"The tables have version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}. "
             "Install the newer one."
         )
     return found

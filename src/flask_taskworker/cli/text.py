@@ -16,16 +16,14 @@ from ..core.clock import from_ms
 def safe(text: object) -> str:
     r"""*text* as one line in which nothing steers a terminal: control characters are written as escapes (``\x1b``)."""
     line = str(text)
-    return line if line.isprintable() else "".join(map(_visible, line))
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def safe_lines(text: str) -> str:
     """As :func:`safe`, but line by line: for tracebacks."""
     return "\n".join(safe(line.expandtabs()) for line in text.splitlines())
-
-
-def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def shortened(text: str, most: int) -> str:
@@ -36,12 +34,10 @@ def shortened(text: str, most: int) -> str:
 def to_json(value: Any) -> str:
     """*value* as one line of JSON; what JSON does not know becomes the nearest that it does."""
     line = json.dumps(_plain(value), ensure_ascii=False)
-    return line if line.isprintable() else "".join(map(_visible_in_json, line))
-
-
-def _visible_in_json(character: str) -> str:
+    if line.isprintable():
+        return line
     # A control character can only stand inside a string here, where this escape means the same.
-    return character if character.isprintable() else json.dumps(character)[1:-1]
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def _plain(value: Any) -> Any:
