@@ -32,7 +32,7 @@ def doctor(smtp: bool, timeout: float, with_settings: bool, in_json: bool) -> No
     """Find problems and say how to fix them.
 
     Checks the database, its files and their disk, at workers, clocks, queues, schedules and tasks, and at the mail
-    server. Changes nothing. Exits with 4 if it finds an error; with 1 if the only error is that there are no tables,
+    server. Changes nothing. Exits with 4 if it finds an error; with 1 if the only error is that no tables exist,
     with 5 if it is that they do not fit this version.
     """
     require_worker()

@@ -148,7 +148,7 @@ def require_tables(state: AppState) -> None:
     """Raise StoreError where the tables do not exist: the address may be mistyped, so looking must not create them."""
     if state.store.driver.schema_version() is None:
         where = state.config.database_uri.render_as_string(hide_password=True)
-        raise StoreError(f"There are no tables in {where}. Check TASKER_DATABASE_URI, or create them: {CREATE}")
+        raise StoreError(f"No tables found in {where}. Check TASKER_DATABASE_URI, or create them: {CREATE}")
 
 
 def browser() -> Browser:
@@ -157,7 +157,7 @@ def browser() -> Browser:
 
 
 def operations() -> Operations:
-    """What can be done to the current app's rows, in the name of whoever runs the command."""
+    """What can be done to the current app's rows, in the name of the user who runs the command."""
     state = app_state()
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     try:

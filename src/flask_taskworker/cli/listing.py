@@ -55,7 +55,7 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, in_json: b
     if page.older is not None:
         tell(f"{f'Searched down to job {page.older}. ' if page.searched_out else ''}Older jobs: --before {page.older}")
     elif not jobs:
-        tell("No job matches the filter." if chosen else "There are no jobs yet. Enqueue one: flask tasks call NAME")
+        tell("No job matches the filter." if chosen else "No jobs yet. Enqueue one: flask tasks call NAME")
     if not jobs and chosen:
         sys.exit(NOTHING if page.older is None else INCOMPLETE)
 

@@ -70,7 +70,7 @@ def set_up_log(app: Flask, *, form: Format | None, verbose: bool, quiet: bool, w
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(formatter)
         root.addHandler(handler)
-        # Flask gave its own one when nobody had set up logging; each of the app's lines would come twice.
+        # Flask adds its own where logging is not set up; each of the app's lines would come twice.
         app.logger.removeHandler(default_handler)
     elif form is not None:
         for existing in (*root.handlers, default_handler):

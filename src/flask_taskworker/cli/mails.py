@@ -49,7 +49,7 @@ def list_mails(address: str | None, limit: int, before: str | None, in_json: boo
         tell(f"Older mails: --before {page.older}")
     if not mails:
         which = "None of the newest mails" if page.searched_out else "No mail"
-        tell(f"{which} is to such an address." if address else "There is no queued mail.")
+        tell(f"{which} is to such an address." if address else "No mail is queued.")
         if address:
             sys.exit(INCOMPLETE if page.searched_out else NOTHING)
 
@@ -82,7 +82,7 @@ def show_mail(mail_id: str, eml: bool, in_json: bool) -> None:
     row = found.mail(uid)
     stored = load_mails(store.driver.read, store.driver.dialect, [uid]).get(uid)
     if row is None or stored is None:
-        tell(f"There is no queued mail {mail_id!r}: it never existed, or it was pruned after MAIL_KEEP.")
+        tell(f"Mail {mail_id!r} is not queued: it never existed, or it was pruned after MAIL_KEEP.")
         sys.exit(NOTHING)
     if eml:
         if isinstance(stored, NotDecodable):

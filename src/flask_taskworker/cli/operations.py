@@ -255,7 +255,9 @@ def resume(queues: tuple[str, ...]) -> None:
 def _check_names(queues: Iterable[str]) -> None:
     for name in queues:
         if not name or len(name) > MAX_NAME or not name.isprintable():
-            raise click.UsageError(f"{name!r:.300} is no queue: a name has 1 to {MAX_NAME} printable characters.")
+            raise click.UsageError(
+                f"{name!r:.300} is not a valid queue name: give 1 to {MAX_NAME} printable characters."
+            )
 
 
 # -- purge -------------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def _probes(health: Health, options: dict[str, Any]) -> Probes:
     address: tuple[str, int] | None = options["address"]
     file: Path | None = options["health_file"]
     if file is not None and not file.absolute().parent.is_dir():
-        raise click.UsageError(f"--health-file: there is no folder {str(file.absolute().parent)!r}.")
+        raise click.UsageError(f"--health-file: the folder {str(file.absolute().parent)!r} does not exist.")
     try:
         return Probes(health, address=address, file=file, environment=os.environ)
     except OSError as error:
@@ -277,7 +277,7 @@ def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
 
 def _check(state: AppState, settings: dict[str, Any], bounds: Bounds, role: WorkerRole, workers: int) -> None:
     if state.store.driver.schema_version() is None:
-        tell("There are no tables yet: the worker creates them.")
+        tell("No tables yet: the worker creates them.")
     else:
         state.store.driver.prepare()
     registry = state.registry

@@ -63,7 +63,7 @@ def list_schedules(in_json: bool) -> None:
         headers = ("schedule", "task", "when", "meaning", "last", "next", "state")
         click.echo("\n".join(table(headers, [_cells(schedule, now) for schedule in found])))
     else:
-        tell("There is no schedule. Declare one: @task_worker.task(schedule=Cron('0 3 * * *'))")
+        tell("No schedules yet. Declare one: @task_worker.task(schedule=Cron('0 3 * * *'))")
 
 
 def _schedules(state: AppState) -> list[ScheduleRow]:
@@ -141,7 +141,7 @@ def _find(state: AppState, name: str) -> ScheduleRow:
     for schedule in _schedules(state):
         if schedule.name == name:
             return schedule
-    tell(f"There is no schedule {name!r}. List them: flask tasks schedule list")
+    tell(f"No schedule is named {name!r}. List them: flask tasks schedule list")
     sys.exit(NOTHING)
 
 

@@ -14,7 +14,7 @@ from ..core.words import MOST, counted, spoken
 from ..ops.browse import Browser
 from ..ops.overview import Overview
 from ..ops.rows import StateCounts
-from ..ops.views import QueueView, ScheduleView, WorkerView, as_json, queue_view, schedule_view, worker_view
+from ..ops.views import QueueSummary, ScheduleView, WorkerView, as_json, queue_summary, schedule_view, worker_view
 from ..state import AppState
 from .group import UNHEALTHY, Period, app_state
 from .schedules import LAST_RUNS, next_words
@@ -63,7 +63,7 @@ class Status:
     at: int
     problems: list[str]
     workers: tuple[WorkerView, ...]
-    queues: tuple[QueueView, ...]
+    queues: tuple[QueueSummary, ...]
     counts: StateCounts
     next_due_at: int | None
     schedules: tuple[ScheduleView, ...]
@@ -78,7 +78,7 @@ class Status:
             at=now,
             problems=overview.problems(),
             workers=tuple(worker_view(worker, now) for worker in overview.workers),
-            queues=tuple(queue_view(queue, overview.workers, now) for queue in browser.queues()),
+            queues=tuple(queue_summary(queue, overview.workers, now) for queue in browser.queues()),
             counts=browser.state_counts(),
             next_due_at=overview.next_due,
             schedules=tuple(schedule_view(s, now, runs.get(s.name, ())) for s in overview.schedules),
@@ -105,7 +105,7 @@ def _as_text(status: Status) -> str:
             *(
                 table(STATES, [counts], right=set(STATES))
                 if has_jobs
-                else ["  There are no jobs yet. Enqueue one: flask tasks call NAME"]
+                else ["  No jobs yet. Enqueue one: flask tasks call NAME"]
             ),
         ],
         [click.style("Schedules", bold=True), *_schedules(status)],

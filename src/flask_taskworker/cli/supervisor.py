@@ -45,14 +45,14 @@ LOOK = 0.5
 """Seconds from look to look for signals: one that reaches another thread than the main one does not wake it."""
 
 STEADY = 30.0
-"""A worker that lived so many seconds has not failed to start."""
+"""Seconds after which a worker counts as started."""
 
 _HOPELESS = frozenset({USAGE, SCHEMA})
 """Exit codes that a new start does not change."""
 
 PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 NOTED = ("SIGUSR1",)
-"""Passed on, too, but nobody ends of it."""
+"""Passed on, too; no worker ends because of them."""
 
 _NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """What systemd tells the parent: the children's word does not count there."""
@@ -109,7 +109,7 @@ class Supervisor:
         return FilesHealth(files, lambda: self.is_stopping)
 
     def run(self) -> int:
-        """Returns the exit code: 0 if all ended well, else 1, or that of a worker for which there is no hope."""
+        """Returns the exit code: 0 if all ended well, else 1, or that of a worker that a new start cannot help."""
         read_end, self._write_end = os.pipe()
         self._lifeline = read_end
         # Only a note: it is acted on between two other events.

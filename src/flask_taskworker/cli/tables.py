@@ -61,7 +61,7 @@ def upgrade() -> None:
     """
     found = _found()
     if found is None:
-        tell(f"There are no tables yet. Create them: {CREATE}")
+        tell(f"No tables yet. Create them: {CREATE}")
         sys.exit(SCHEMA)
     _prepare()
     tell("The tables need no upgrade." if found == newest() else f"The tables had version {found}.")
@@ -81,7 +81,7 @@ def current(in_json: bool) -> None:
     elif found is not None:
         click.echo(found)
     if found is None:
-        tell(f"There are no tables yet. Create them: {CREATE}")
+        tell(f"No tables yet. Create them: {CREATE}")
         sys.exit(SCHEMA)
 
 
@@ -93,7 +93,7 @@ def check(in_json: bool) -> None:
         _print_json(app_state().store.driver.schema_version())
     found = _found()
     if found is None:
-        tell(f"There are no tables yet. Create them: {CREATE}")
+        tell(f"No tables yet. Create them: {CREATE}")
     elif found < newest():
         tell(f"The tables have version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
     else:

@@ -47,7 +47,6 @@ def job_row(view: View, row: JobRow) -> dict[str, Any]:
         "error": _error(row),
         "schedule": record.schedule,
         "created_at": record.created_at,
-        "odd": dict(row.odd),
     }
 
 

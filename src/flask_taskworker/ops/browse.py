@@ -7,6 +7,7 @@ a count stops at :data:`MOST`; what ended, and how long it took, is read from th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,6 @@ from ..core.filters import EVERYTHING, JobFilter
 from ..core.words import MOST
 from ..errors import JobNotFound
 from ..store.driver import Row
-from ..store.fitting import fitted, is_moment, moment_in, number_in, shown, text_in
 from ..store.sql import MAX_ID, Attempt, ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as statements
 from ..store.statements.jobs import batch_of
@@ -49,14 +49,14 @@ GROUPED = 10_000
 """Failed jobs that are grouped: the newest."""
 HOUR_MS = 3_600_000
 SKEW_MS = 5_000
-"""By so much the clocks of the machines that enqueue may differ."""
+"""The clocks of the machines that enqueue may differ by this much."""
 MOST_TEXT = 2**31 - 2
 """Characters that no stored text has."""
 _CHUNK = 500
 
 Names = Callable[[str], Sequence[str] | None]
-"""The names of a task's parameters, in order; none where the task is not known. None itself says that nobody may ask
-for the arguments of its jobs, which fit nothing then."""
+"""The names of a task's parameters, in order; none where the task is not known. None itself says that the arguments of
+its jobs may not be asked for: they fit nothing then."""
 
 
 class Browser:
@@ -75,37 +75,34 @@ class Browser:
         limit: int = 50,
         before: int | None = None,
         names: Names = lambda task: (),
+        everywhere: bool = False,
     ) -> JobPage:
-        """A page of jobs, newest first. *before*: the id above which to look no more. *names*: for ``args.…``."""
-        return self._page(chosen, limit, before, names)
+        """A page of jobs, newest first. *before*: the id above which to look no more. *names*: for ``args.…``.
 
-    def _page(
-        self, chosen: JobFilter, limit: int, before: int | None, names: Names, *, everywhere: bool = False
-    ) -> JobPage:
-        below = MAX_ID if before is None else before
-        # Asked for once: the window grows by what is pruned meanwhile, and its end then was not looked at.
-        floor = self._floor(chosen, below, everywhere=everywhere)
-        if chosen.args:
-            return self._page_by_args(chosen, limit, below, floor, names, everywhere=everywhere)
-        sql = statements.jobs(self._dialect, chosen, everywhere=everywhere)
-        found = self._read(sql, {**_parameters(chosen, below, floor), "limit": limit + 1})
-        rows = [job_row(row) for row in found]
-        if len(rows) > limit:
-            return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
-        return JobPage(rows=rows, older=floor, searched_out=floor is not None)
-
-    def _page_by_args(
-        self, chosen: JobFilter, limit: int, below: int, floor: int | None, names: Names, *, everywhere: bool
-    ) -> JobPage:
-        older, found = floor, []
+        *everywhere*: look at all jobs, window by window, where a list begins with the few that are next.
+        """
+        below, floor = MAX_ID if before is None else before, None
+        if everywhere or statements.few_ids(chosen) is None:
+            # Asked for once: the window grows by what is pruned meanwhile, and its end then was not looked at.
+            sql = statements.jobs_floor(self._dialect, chosen, everywhere=everywhere)
+            end = self._read(sql, _parameters(chosen, below))
+            floor = end[0][0] if end else None
+        if not chosen.args:
+            sql = statements.jobs(self._dialect, chosen, everywhere=everywhere)
+            found = self._read(sql, {**_parameters(chosen, below, floor), "limit": limit + 1})
+            rows = [job_row(row) for row in found]
+            if len(rows) > limit:
+                return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
+            return JobPage(rows=rows, older=floor, searched_out=floor is not None)
+        older, ids = floor, []
         for looked, (job_id, task, args) in enumerate(self._args(chosen, below, floor or 0, everywhere=everywhere), 1):
             if args_fit(args, chosen.args, names(task)):
-                found.append(job_id)
-            if len(found) == limit or looked == ARGS_WINDOW:
+                ids.append(job_id)
+            if len(ids) == limit or looked == ARGS_WINDOW:
                 older = job_id
                 break
-        rows = list(self.jobs_by_id(found).values())
-        return JobPage(rows=rows, older=older, searched_out=older is not None and len(found) < limit)
+        rows = list(self.jobs_by_id(ids).values())
+        return JobPage(rows=rows, older=older, searched_out=older is not None and len(ids) < limit)
 
     def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
         """Id, task and arguments of the jobs that fit but for these."""
@@ -114,18 +111,9 @@ class Browser:
             yield from rows
             below = rows[-1][0]
 
-    def _floor(self, chosen: JobFilter, below: int, *, everywhere: bool = False) -> int | None:
-        """Where the window ends, if there is more below it."""
-        if not everywhere and statements.few_ids(chosen) is not None:
-            # They are fewer than a window.
-            return None
-        sql = statements.jobs_floor(self._dialect, chosen, everywhere=everywhere)
-        rows = self._read(sql, _parameters(chosen, below))
-        return rows[0][0] if rows else None
-
     def first(self, chosen: JobFilter, *, limit: int, names: Names = lambda task: ()) -> JobPage:
         """The newest jobs that fit, for an act on all that do: these are all of them only where ``older`` is None."""
-        return self._page(chosen, limit, None, names, everywhere=self._has_more_than_few(chosen))
+        return self.jobs(chosen, limit=limit, names=names, everywhere=self._has_more_than_few(chosen))
 
     def count_all(self, chosen: JobFilter, *, before: int | None = None, names: Names = lambda task: ()) -> int:
         """Exactly how many jobs fit, however many there are. *before*: count only jobs with a smaller number.
@@ -152,7 +140,7 @@ class Browser:
         """
         everywhere = self._has_more_than_few(chosen)
         while True:
-            page = self._page(chosen, 1000, before, names, everywhere=everywhere)
+            page = self.jobs(chosen, limit=1000, before=before, names=names, everywhere=everywhere)
             if page.rows:
                 yield [row.record.id for row in page.rows]
             before = page.older
@@ -174,9 +162,9 @@ class Browser:
         parameters = {"id": job_id, "most": most + 1}
         rows = self._read(statements.job_whole(), parameters) if 0 < job_id <= MAX_ID else []
         if not rows:
-            raise JobNotFound(f"There is no job {job_id}: it never existed, or it was pruned after its time.")
+            raise JobNotFound(f"Job {job_id} does not exist: it was never created, or it was pruned.")
         parts = self._read(statements.tries(), {"id": job_id, "tries": tries})
-        attempts = [fitted(Attempt, tuple(row)) for what, *row in parts if what == "try"]
+        attempts = [Attempt(*row) for what, *row in parts if what == "try"]
         lines = {claim: _lines(text) for what, claim, *_, text in parts if what == "log"}
         return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines)
 
@@ -208,12 +196,12 @@ class Browser:
 
     def oldest_ready_at(self) -> int | None:
         """Since when the job waits that has waited longest, in epoch ms; None where none waits."""
-        return moment_in(self._read(statements.oldest_ready(), {"few": 1_000})[0][0])
+        oldest: int | None = self._read(statements.oldest_ready(), {"few": 1_000})[0][0]
+        return oldest
 
     def tasks_waiting(self) -> dict[str, int]:
         """How many unfinished jobs each task has, among the first 10,000 ready and as many scheduled ones."""
-        found = self._read(statements.unfinished_tasks(), {"window": MOST})
-        return {text_in(task): number for task, number in found}
+        return dict(map(tuple, self._read(statements.unfinished_tasks(), {"window": MOST})))
 
     def overdue_for_pruning(self, before: int) -> int:
         """How many finished jobs should have been deleted before *before* (epoch ms), counted up to :data:`MOST`."""
@@ -227,18 +215,33 @@ class Browser:
         found: dict[str, list[Row]] = {}
         parameters = {"window": GROUPED, "since": since, "step": step}
         for group, *figures in self._read(statements.failure_groups(self._dialect), parameters):
-            found.setdefault(group or "", []).append((group, *map(number_in, figures)))
+            found.setdefault(group or "", []).append((group, *figures))
         latest = sorted((rows for rows in found.values() if _last_at(rows) >= since), key=_last_at, reverse=True)
         ids = [max(row[3] for row in rows) for rows in latest[:limit]]
-        newest, places = self.jobs_by_id(ids), self._places(ids)
-        groups = (_failure_group(rows, newest, places) for rows in latest[:limit])
-        return [group for group in groups if group is not None]
-
-    def _places(self, ids: Sequence[int]) -> dict[int, str | None]:
-        if not ids:
-            return {}
-        rows = self._read(statements.error_ends(self._dialect), {"batch": batch_of([(i,) for i in ids])})
-        return {job_id: place_in(end or "") for job_id, end in rows}
+        newest = self.jobs_by_id(ids)
+        ends = self._read(statements.error_ends(self._dialect), {"batch": batch_of([(i,) for i in ids])}) if ids else []
+        places = {job_id: place_in(end or "") for job_id, end in ends}
+        groups = []
+        for rows in latest[:limit]:
+            last = max(row[3] for row in rows)
+            # It may have been pruned meanwhile.
+            if last not in newest:
+                continue
+            recent = {row[1]: row[2] for row in rows if row[1] >= 0}
+            count = sum(recent.values())
+            groups.append(
+                FailureGroup(
+                    group=rows[0][0] or "",
+                    count=count,
+                    older=sum(row[2] for row in rows) - count,
+                    first_at=min(row[4] for row in rows),
+                    last_at=_last_at(rows),
+                    newest=newest[last],
+                    place=places.get(last),
+                    by_slice=recent,
+                )
+            )
+        return groups
 
     def jobs_by_id(self, ids: Sequence[int]) -> dict[int, JobRow]:
         """These jobs, as far as they are there, in this order."""
@@ -252,13 +255,11 @@ class Browser:
 
     def queues(self, *, also: Sequence[str] = ()) -> list[QueueState]:
         """The queues with jobs, those that are paused, those that worked in the last hour, and *also*, by name."""
-        found = self._read(statements.queues(), {"most": MOST})
-        ready = {text_in(name): (number, moment_in(oldest)) for name, number, oldest in found}
+        ready = {name: (number, oldest) for name, number, oldest in self._read(statements.queues(), {"most": MOST})}
         facts = self._read(statements.running_and_paused(), {})
-        running: dict[str, int] = {text_in(name): number for name, is_paused, number, _, _ in facts if not is_paused}
-        paused = {text_in(name): (at, who) for name, is_paused, _, at, who in facts if is_paused}
-        now = self._store.clock()
-        worked = {f.key: f for f in self.figures(now - HOUR_MS, step=MAX_ID, by="queue")}
+        running: dict[str, int] = {name: number for name, is_paused, number, _, _ in facts if not is_paused}
+        paused = {name: (at, who) for name, is_paused, _, at, who in facts if is_paused}
+        worked = {f.key: f for f in self.figures(self._store.clock() - HOUR_MS, step=MAX_ID, by="queue")}
         return [
             QueueState(
                 name=name,
@@ -266,10 +267,9 @@ class Browser:
                 running=running.get(name, 0),
                 oldest_at=ready.get(name, (0, None))[1],
                 paused=name in paused,
-                paused_at=moment_in(paused.get(name, (None, None))[0]),
-                paused_by=None if (who := paused.get(name, (None, None))[1]) is None else text_in(who),
+                paused_at=paused.get(name, (None, None))[0],
+                paused_by=paused.get(name, (None, None))[1],
                 figures=worked.get(name),
-                odd=_odd_moment("paused_at", paused.get(name, (None, None))[0]),
             )
             for name in sorted({*ready, *running, *paused, *worked, *also})
         ]
@@ -277,7 +277,7 @@ class Browser:
     def paused_queues(self) -> list[str]:
         """The names of the queues that are paused."""
         facts = self._read(statements.running_and_paused(), {})
-        return sorted(text_in(name) for name, is_paused, *_ in facts if is_paused)
+        return sorted(name for name, is_paused, *_ in facts if is_paused)
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
@@ -288,7 +288,7 @@ class Browser:
         runs: dict[str, list[ScheduleRun]] = {}
         sql = statements.schedule_runs(self._dialect)
         for row in self._read(sql, {"limit": limit, "names": json.dumps(list(names))}):
-            run = fitted(ScheduleRun, row)
+            run = ScheduleRun(*row)
             runs.setdefault(run.schedule, []).append(run)
         return runs
 
@@ -325,24 +325,23 @@ class Browser:
     def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> MailPage:
         """A page of queued mails, newest first. *before*: the id above which to look no more; *address*: only those
         with a recipient that has this in it, among :data:`WINDOW` mails."""
-        floor = None if address is None else self._mails_floor(before)
-        parameters = {"before": before, "floor": floor, "address": address and f"%{_escaped(address)}%"}
-        given = {name: value for name, value in parameters.items() if value is not None}
+        given = {} if before is None else {"before": before}
+        floor = None
+        if address is not None:
+            end = self._read(statements.mails_floor(given), {**given, "window": WINDOW})
+            floor = end[0][0] if end else None
+            escaped = re.sub(r"([\\%_])", r"\\\1", address)
+            given |= {"address": f"%{escaped}%"} | ({"floor": floor} if floor else {})
         sql = statements.mails(self._dialect, given)
-        rows = [fitted(MailRow, row) for row in self._read(sql, {**given, "limit": limit + 1})]
+        rows = [MailRow(*row) for row in self._read(sql, {**given, "limit": limit + 1})]
         if len(rows) > limit:
             return MailPage(rows=rows[:limit], older=rows[limit - 1].id, searched_out=False)
         return MailPage(rows=rows, older=floor, searched_out=floor is not None)
 
-    def _mails_floor(self, before: str | None) -> str | None:
-        parameters = {} if before is None else {"before": before}
-        rows = self._read(statements.mails_floor(parameters), {**parameters, "window": WINDOW})
-        return rows[0][0] if rows else None
-
     def mail(self, mail_id: str) -> MailRow | None:
         """One queued mail; None where there is none of that id."""
         rows = self._read(statements.mail(), {"id": mail_id})
-        return fitted(MailRow, rows[0]) if rows else None
+        return MailRow(*rows[0]) if rows else None
 
     def first_recipients(self, ids: Sequence[str], most: int) -> dict[str, list[RecipientRow]]:
         """The first *most* recipients of each of these mails."""
@@ -365,15 +364,11 @@ class Browser:
     def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:
         """What people did, newest first."""
         parameters = {"limit": limit, "before": MAX_ID if before is None else before}
-        return [fitted(AuditRow, row) for row in self._read(statements.audit(), parameters)]
+        return [AuditRow(*row) for row in self._read(statements.audit(), parameters)]
 
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()
         return self._store.driver.read(sql, parameters)
-
-
-def _odd_moment(name: str, value: object) -> dict[str, str]:
-    return {} if value is None or (isinstance(value, int) and is_moment(value)) else {name: shown(value)}
 
 
 def _parameters(chosen: JobFilter, below: int, floor: int | None = None) -> dict[str, Any]:
@@ -391,43 +386,14 @@ def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str] 
         given = {**dict(zip(names, positional, strict=False)), **keywords}
     except (ValueError, TypeError, RecursionError):
         return False
-    return all(name in given and _is_written(given[name], text) for name, text in wanted)
-
-
-def _is_written(value: object, text: str) -> bool:
-    return text == (value if isinstance(value, str) else json.dumps(value))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return all(name in written and written[name] == text for name, text in wanted)
 
 
 def _lines(text: str) -> list[LogLine]:
-    try:
-        return [fitted(LogLine, tuple(line)) for line in json.loads(text)]
-    except (ValueError, TypeError, RecursionError):
-        return []
+    return [LogLine(*line) for line in json.loads(text)]
 
 
 def _last_at(rows: Sequence[Row]) -> int:
     last: int = max(row[5] for row in rows)
     return last
-
-
-def _failure_group(
-    rows: Sequence[Row], newest: dict[int, JobRow], places: dict[int, str | None]
-) -> FailureGroup | None:
-    last = max(row[3] for row in rows)
-    if last not in newest:
-        return None
-    recent = {row[1]: row[2] for row in rows if row[1] >= 0}
-    return FailureGroup(
-        group=rows[0][0] or "",
-        count=sum(recent.values()),
-        older=sum(row[2] for row in rows) - sum(recent.values()),
-        first_at=min(row[4] for row in rows),
-        last_at=_last_at(rows),
-        newest=newest[last],
-        place=places.get(last),
-        by_slice=recent,
-    )

@@ -1,4 +1,4 @@
-"""The built-in task that acts on many jobs: a page asks for it, and a worker does it, batch by batch."""
+"""The built-in task for bulk actions: a page enqueues it, and a worker acts on the jobs batch by batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..core.filters import JobFilter
 from ..core.jobs import Job
 from ..core.tasks import EnqueueOptions, TaskOptions, TaskRegistry
 from ..errors import ArgumentsError
-from .browse import Browser, Names
+from .browse import Browser
 from .health import SILENT_MS, info_of, takes
 from .operations import BULK, Operations, names_of
 
 QUEUE = "bulk"
 AT_ONCE = 1_000
-"""So many jobs are acted on in the request itself."""
+"""Jobs that are acted on in the request itself."""
 _PRIORITY = 1_000
 
 
@@ -29,7 +29,18 @@ def act_on_all(action: str, filter: str, who: str, before: int) -> int:
     registry: TaskRegistry = state.registry
     operations = Operations(app, state.client, registry, who=who)
     chosen = JobFilter.parse(filter, state.store.clock())
-    batches = operations.act_on_all(action, chosen, before=before, names=_open_names(registry, chosen))
+    known, asked = names_of(registry), {name.lower() for name, _ in chosen.args}
+
+    def names(task_name: str) -> Sequence[str] | None:
+        """None of these arguments may be asked of a task that is not known, or covers one of them.
+
+        How many jobs it acts on tells whether a value is the one, and the process that asks may know fewer tasks.
+        """
+        task = registry.get(task_name)
+        covers = task is None or not asked.isdisjoint(name.lower() for name in task.options.sensitive)
+        return None if covers else known(task_name)
+
+    batches = operations.act_on_all(action, chosen, before=before, names=names)
     total = 0
     try:
         for changed in batches:
@@ -40,21 +51,6 @@ def act_on_all(action: str, filter: str, who: str, before: int) -> int:
         # Stopped half way, what was done is noted at once.
         batches.close()
     return total
-
-
-def _open_names(registry: TaskRegistry, chosen: JobFilter) -> Names:
-    """As ``names_of``, but none of these arguments may be asked of a task that is not known, or covers one of them.
-
-    How many jobs it acts on tells whether a value is the one. What asked for it may not know all tasks of this process.
-    """
-    known, asked = names_of(registry), {name.lower() for name, _ in chosen.args}
-
-    def names(task_name: str) -> Sequence[str] | None:
-        task = registry.get(task_name)
-        covers = task is None or not asked.isdisjoint(name.lower() for name in task.options.sensitive)
-        return None if covers else known(task_name)
-
-    return names
 
 
 def register_bulk(registry: TaskRegistry) -> None:
@@ -87,7 +83,7 @@ def exact(chosen: JobFilter) -> str:
 
 
 def _queue(client: Client) -> str:
-    """A queue that a living worker takes jobs from, and that is not paused: what it acts on may be a paused queue."""
+    """A queue that a living worker takes jobs from and that is not paused, as the queue of the jobs may be."""
     browser = Browser(client.store)
     now = client.store.clock()
     queues = browser.queues()

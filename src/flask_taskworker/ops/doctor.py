@@ -1,6 +1,6 @@
-"""What is wrong with an installation, and what to do about it: for ``flask tasks doctor`` and the System page.
+"""Find problems of an installation and say how to fix them: for ``flask tasks doctor`` and the System page.
 
-Each check only looks, in a bounded time, and fails alone. The tables are neither made nor upgraded here.
+Each check only looks, in a bounded time, and fails alone. The tables are neither created nor upgraded here.
 """
 
 from __future__ import annotations
@@ -14,31 +14,27 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 from flask import Flask
 from sqlalchemy.engine import URL
 
 from ..core.mail_config import MailConfig
-from ..core.triggers import trigger_from_text
 from ..core.words import counted, spoken
-from ..errors import NotDecodable, NotSupported, SchemaError, StoreError
+from ..errors import NotSupported, SchemaError, StoreError
 from ..mail.errors import MailError
 from ..mail.smtp.connection import SMTPConnection
 from ..mail.smtp.hosts import server_of
-from ..mail.smtp.server import Server
+from ..state import AppState
 from ..store.migrations import newest
-from ..store.sql import ScheduleRow
 from .browse import Browser
-from .health import LATE_MS, name_of
+from .health import name_of
 from .overview import Overview
-
-if TYPE_CHECKING:
-    from ..state import AppState
+from .views import schedule_view
 
 Level = Literal["ok", "warning", "error"]
 
@@ -76,7 +72,7 @@ class Finding:
     fix: str | None = None
     """What to do about it; None where nothing is to be done."""
     cause: Literal["no tables", "schema"] | None = None
-    """Whether there are no tables, or they do not fit this version."""
+    """Whether the tables are missing, or do not fit this version."""
 
 
 def _ok(text: str) -> Finding:
@@ -92,20 +88,21 @@ def _error(text: str, fix: str, cause: Literal["no tables", "schema"] | None = N
 
 
 def findings(app: Flask, *, smtp: bool = True, timeout: float = 3.0) -> list[Finding]:
-    """All that can be told of *app*'s tasks and mail, the worst not first but where it belongs.
+    """What is right and wrong with *app*'s tasks and mail.
 
     *smtp*: also connect to the mail server, which takes up to *timeout* seconds. Safe from any thread. Never raises
     for what it finds.
     """
-    state = cast("AppState", app.extensions["taskworker"])
-    found = [*_guarded(_platform, state)]
-    schema = list(_guarded(_schema, state))
-    found += schema
-    found += [f for check in _FILE_CHECKS for f in _guarded(check, state)]
+    state: AppState = app.extensions["taskworker"]
+    schema = [*_guarded(tables, state)]
+    found = [*_guarded(platform, state), *schema]
+    path = Path(state.config.database_uri.database or "")
+    if state.config.driver == "sqlite":
+        found += [f for check in FILE_CHECKS for f in _guarded(lambda _: check(path), state)]  # noqa: B023
     if all(finding.level == "ok" for finding in schema):
-        found += [f for check in _STORE_CHECKS for f in _guarded(check, state)]
+        found += [f for check in STORE_CHECKS for f in _guarded(check, state)]
     if smtp:
-        found += _guarded(partial(_mail, app, timeout), state)
+        found += _guarded(lambda _: mail_server(app, timeout), state)
     return found
 
 
@@ -114,7 +111,7 @@ def _guarded(check: Callable[[AppState], Iterator[Finding]], state: AppState) ->
     try:
         yield from check(state)
     except StoreError as error:
-        fix = "See that the database can be reached, then run flask tasks doctor again."
+        fix = "Make sure the database can be reached, then run flask tasks doctor again."
         yield _error(str(error), fix, "schema" if isinstance(error, SchemaError) else None)
     except (OSError, sqlite3.Error) as error:
         yield _warning(f"A check could not be made: {error}", "Run it as the user that runs the application.")
@@ -123,138 +120,122 @@ def _guarded(check: Callable[[AppState], Iterator[Finding]], state: AppState) ->
 # -- the database ------------------------------------------------------------------------------------------------------
 
 
-def _platform(state: AppState) -> Iterator[Finding]:
+def platform(state: AppState) -> Iterator[Finding]:
+    """Whether workers can run here."""
     try:
         state.store.driver.check_platform()
     except NotSupported as error:
         yield _error(str(error), "Run workers elsewhere; enqueueing works here.")
 
 
-def _schema(state: AppState) -> Iterator[Finding]:
+def tables(state: AppState) -> Iterator[Finding]:
+    """Whether the tables exist and fit this version."""
     where = state.config.database_uri.render_as_string(hide_password=True)
     found = state.store.driver.schema_version()
     if found is None:
         fix = "Check TASKER_DATABASE_URI. If it is right: flask tasks db init"
-        yield _error(f"There are no tables in {where}.", fix, "no tables")
+        yield _error(f"No tables found in {where}.", fix, "no tables")
     elif found < newest():
-        text = f"The tables are of version {found}, {newest()} is needed."
+        text = f"The tables have version {found}, {newest()} is needed."
         yield _error(text, "flask tasks db upgrade", "schema")
     elif found > newest():
         yield _error(
-            f"The tables are of version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}.",
+            f"The tables have version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}.",
             "Install the newer one.",
             "schema",
         )
     else:
-        yield _ok(f"The tables are of version {found}, in {where}.")
+        yield _ok(f"The tables have version {found}, in {where}.")
 
 
-def _path(state: AppState) -> Path | None:
-    """The SQLite file, if there is one."""
-    path = state.config.database_uri.database
-    return Path(path) if state.config.driver == "sqlite" and path and Path(path).exists() else None
-
-
-def _sqlite_version(state: AppState) -> Iterator[Finding]:
-    if state.config.driver != "sqlite":
-        return
+def sqlite_version(_: Path) -> Iterator[Finding]:
+    """Whether SQLite has the fix for racing checkpoints."""
     version = sqlite3.sqlite_version
     if sqlite3.sqlite_version_info >= FIXED_SQLITE:
         yield _ok(f"SQLite {version}.")
         return
     yield _warning(
-        f"SQLite {version} can corrupt a file when two checkpoints race (the WAL-reset bug, mended in 3.51.3). "
+        f"SQLite {version} can corrupt a file when two checkpoints race (the WAL-reset bug, fixed in 3.51.3). "
         "Flask-TaskWorker makes one checkpoint at a time, which avoids it.",
-        "Let no other program write into the file, or use a Python with SQLite 3.51.3 or newer.",
+        "Let no other program write to the file, or use a Python with SQLite 3.51.3 or newer.",
     )
 
 
-def _journal(state: AppState) -> Iterator[Finding]:
-    path = _path(state)
-    if path is None:
+def journal(path: Path) -> Iterator[Finding]:
+    """The journal mode, and how long the write-ahead log is."""
+    if not path.exists():
         return
-    # Made read-only, so that looking changes nothing.
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)
-    try:
+    # Opened read-only, so that looking changes nothing.
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
         ((mode,),) = connection.execute("PRAGMA journal_mode").fetchall()
-    finally:
-        connection.close()
     log = Path(f"{path}-wal")
     size = log.stat().st_size if log.exists() else 0
     if mode != "wal":
         yield _error(f"The journal mode of {path} is {mode}, not wal.", "flask tasks db init")
     elif size > LONG_LOG:
         yield _warning(
-            f"The write-ahead log {log} has {_megabytes(size)}: a read transaction that somebody keeps open holds it.",
+            f"The write-ahead log {log} has {_megabytes(size)}: a process keeps a read transaction open.",
             f"Find the process and end it: fuser -v {log}",
         )
     else:
         yield _ok(f"The journal mode is wal; {path} has {_megabytes(path.stat().st_size)}, its log {_megabytes(size)}.")
 
 
-def _modes(state: AppState) -> Iterator[Finding]:
-    path = _path(state)
-    if path is None or os.name == "nt":
+def file_modes(path: Path) -> Iterator[Finding]:
+    """Who may use the database and the files beside it."""
+    if not path.exists() or os.name == "nt":
         return
-    open_files = list(_open_files(path))
-    yield from open_files
-    if not open_files:
-        yield _ok("Only the owner can read the database and its companions.")
-
-
-def _open_files(path: Path) -> Iterator[Finding]:
-    owner = path.stat().st_uid
+    found, owner = [], path.stat().st_uid
     for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-live")):
         if not name.exists():
             continue
-        found = name.stat()
-        mode = stat.S_IMODE(found.st_mode)
-        if found.st_uid != owner:
-            yield _error(
-                f"{name} belongs to user {found.st_uid}, the database to user {owner}.",
-                f"Stop the workers, delete {name} if you did not create it, and start them again.",
+        status = name.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if status.st_uid != owner:
+            found.append(
+                _error(
+                    f"{name} belongs to user {status.st_uid}, the database to user {owner}.",
+                    f"Stop the workers, delete {name} if you did not create it, and start them again.",
+                )
             )
         fix = f"chmod {'700' if name.is_dir() else '600'} {name}"
         if mode & (0o022 if name.is_dir() else 0o002):
-            yield _error(f"Other users on this machine may write to {name} (mode {mode:#o}).", fix)
+            found.append(_error(f"Other users on this machine may write to {name} (mode {mode:#o}).", fix))
         elif mode & 0o077:
-            yield _warning(
-                f"Others than its owner may use {name} (mode {mode:#o}); mails lie there in clear text.", fix
-            )
+            text = f"Other users may read {name} (mode {mode:#o}), and mails are stored there in clear text."
+            found.append(_warning(text, fix))
     folder = stat.S_IMODE(path.parent.stat().st_mode)
     if folder & 0o002 and not folder & stat.S_ISVTX:
-        yield _error(
-            f"Everybody on this machine may replace files in {path.parent} (mode {folder:#o}).",
-            f"chmod o-w {path.parent}",
-        )
+        text = f"Other users on this machine may replace files in {path.parent} (mode {folder:#o})."
+        found.append(_error(text, f"chmod o-w {path.parent}"))
+    yield from found or [_ok("Only the owner can read the database and the files beside it.")]
 
 
-def _space(state: AppState) -> Iterator[Finding]:
-    path = _path(state)
-    if path is None:
+def free_space(path: Path) -> Iterator[Finding]:
+    """How much room is left on the disk."""
+    if not path.exists():
         return
     free = shutil.disk_usage(path.parent).free
-    fix = "Make room: without it no job is accepted and no ending can be recorded."
-    if free < NO_SPACE:
-        yield _error(f"There are {_megabytes(free)} free beside {path}.", fix)
-    elif free < LITTLE_SPACE:
-        yield _warning(f"There are {_megabytes(free)} free beside {path}.", fix)
+    text = f"{_megabytes(free)} are free on the disk of {path}."
+    fix = "Free some space: without it no job is accepted and no result can be recorded."
+    if free < LITTLE_SPACE:
+        yield _error(text, fix) if free < NO_SPACE else _warning(text, fix)
     else:
-        yield _ok(f"There are {_megabytes(free)} free beside the database.")
+        yield _ok(text)
 
 
-def _file_system(state: AppState) -> Iterator[Finding]:
-    path = _path(state)
-    if path is None or not _MOUNTS.exists():
+def file_system(path: Path) -> Iterator[Finding]:
+    """Whether the file is on a local disk."""
+    if not path.exists() or not _MOUNTS.exists():
         return
     kind = file_system_of(path.resolve(), _MOUNTS.read_text())
     if kind in _NETWORK:
         yield _error(
-            f"{path} lies on a network file system ({kind}), where SQLite's locks and its write-ahead log do not work.",
+            f"{path} is on a network file system ({kind}), where SQLite's locks and its write-ahead log do not work.",
             "Put it on a local disk (TASKER_DATABASE_URI), or use PostgreSQL for several machines.",
         )
     elif kind is not None:
-        yield _ok(f"The database lies on a local file system ({kind}).")
+        yield _ok(f"The database is on a local file system ({kind}).")
 
 
 def file_system_of(path: Path, mounts: str) -> str | None:
@@ -275,13 +256,14 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-_FILE_CHECKS = (_sqlite_version, _journal, _modes, _space, _file_system)
+FILE_CHECKS = (sqlite_version, journal, file_modes, free_space, file_system)
 
 
 # -- what lies in it ---------------------------------------------------------------------------------------------------
 
 
-def _workers(state: AppState) -> Iterator[Finding]:
+def workers(state: AppState) -> Iterator[Finding]:
+    """What makes the status unhealthy, and whether clocks agree."""
     overview = Overview.take(state.store)
     problems = overview.problems()
     for problem in problems:
@@ -289,15 +271,9 @@ def _workers(state: AppState) -> Iterator[Finding]:
     if not problems:
         count = len(overview.claiming)
         yield _ok(f"{count} {'worker takes' if count == 1 else 'workers take'} jobs; none waits too long.")
-    yield from _clocks(overview)
-
-
-def _clocks(overview: Overview) -> Iterator[Finding]:
-    """A beat in the future is told by a clock that goes ahead; an old one by one behind, or by a slow worker."""
-    fix = "Keep the clocks of all machines by NTP: times of jobs are compared with the clock of whoever looks."
-    ages = [(worker, overview.now - worker.beat_at) for worker in overview.claiming]
-    for worker, age in ages:
-        name = name_of(worker)
+    fix = "Keep the clocks of all machines in sync (NTP): times of jobs are compared across machines."
+    ages = [(name_of(worker), overview.now - worker.beat_at) for worker in overview.claiming]
+    for name, age in ages:
         if age < -SKEW_MS:
             yield _warning(f"The clock of worker {name} is {spoken(-age)} ahead of this machine's.", fix)
         elif age > LATE_BEAT_MS:
@@ -306,105 +282,82 @@ def _clocks(overview: Overview) -> Iterator[Finding]:
         yield _ok(f"The clocks of all workers agree within {spoken(LATE_BEAT_MS)}.")
 
 
-def _tasks(state: AppState) -> Iterator[Finding]:
-    registry = state.registry
+def tasks(state: AppState) -> Iterator[Finding]:
+    """Whether the code declares the tasks of all waiting jobs."""
     waiting = Browser(state.store).tasks_waiting()
-    unknown = {name: number for name, number in waiting.items() if registry.get(name) is None}
+    unknown = {name: number for name, number in waiting.items() if state.registry.get(name) is None}
     for name, number in list(unknown.items())[:_SHOWN]:
         jobs = "1 job waits" if number == 1 else f"{counted(number)} jobs wait"
+        chosen = shlex.quote(f'task:"{name}"')
         yield _warning(
             f"{jobs} for the task {name!r}, which this code does not declare.",
-            f"Deploy code that declares it, or put them away: flask tasks discard --filter {_quoted(name)}",
+            f"Deploy code that declares it, or discard them: flask tasks discard --filter {chosen}",
         )
     if len(unknown) > _SHOWN:
         yield _warning(f"So do jobs of {len(unknown) - _SHOWN} more tasks.", "flask tasks jobs state:ready,scheduled")
     if not unknown:
-        yield _ok("The code declares the tasks of all jobs that wait.")
+        yield _ok("The code declares the tasks of all waiting jobs.")
 
 
-def _quoted(task: str) -> str:
-    return shlex.quote(f'task:"{task}"')
-
-
-def _queues(state: AppState) -> Iterator[Finding]:
+def queues(state: AppState) -> Iterator[Finding]:
+    """Which queues are paused."""
     for queue in Browser(state.store).queues():
         if queue.paused:
             since = "" if queue.paused_at is None else f" for {spoken(state.store.clock() - queue.paused_at)}"
             yield _warning(
-                f"Queue {queue.name!r} is paused{since} by {queue.paused_by or 'somebody'}; {counted(queue.ready)} of "
-                "its jobs are ready.",
+                f"Queue {queue.name!r} is paused{since} by {queue.paused_by or 'an unknown user'}; "
+                f"{counted(queue.ready)} of its jobs are ready.",
                 f"flask tasks resume {shlex.quote(queue.name)}",
             )
 
 
-def _schedules(state: AppState) -> Iterator[Finding]:
-    registry, now = state.registry, state.store.clock()
-    stored = state.store.schedules()
-    wrong = [finding for schedule in stored for finding in _schedule(schedule, registry.get(schedule.task), now)]
+def schedules(state: AppState) -> Iterator[Finding]:
+    """Which schedules do not fire, and why."""
+    now, stored, wrong = state.store.clock(), state.store.schedules(), []
+    for row in stored:
+        schedule = schedule_view(row, now)
+        if schedule.state == "unreadable":
+            text = f"The schedule {row.name!r} cannot be read by this version, so it never fires."
+            fix = "Install the version that stored it, or remove it with task_worker.unschedule and create it again."
+            wrong.append(_error(text, fix))
+        if state.registry.get(row.task) is None:
+            text = f"The schedule {row.name!r} is for the task {row.task!r}, which this code does not declare."
+            fix = "Deploy code that declares it. A schedule from code is deleted after a week; remove one made at run "
+            wrong.append(_warning(text, f"{fix}time with task_worker.unschedule({row.name!r})."))
+        elif schedule.paused:
+            text = f"The schedule {row.name!r} is paused."
+            wrong.append(_warning(text, f"flask tasks schedule resume {shlex.quote(row.name)}"))
+        elif schedule.late_ms:
+            text = f"The schedule {row.name!r} is late by {spoken(schedule.late_ms)}."
+            wrong.append(_error(text, "Make sure a worker with its task runs: flask tasks run"))
     yield from wrong
     if not wrong:
         yield _ok(f"{len(stored)} {'schedule is' if len(stored) == 1 else 'schedules are'} stored.")
 
 
-def _schedule(schedule: ScheduleRow, task: object, now: int) -> Iterator[Finding]:
-    try:
-        trigger_from_text(schedule.trigger)
-    except NotDecodable:
-        yield _error(
-            f"The schedule {schedule.name!r} cannot be read by this version, and so never fires.",
-            "Install the version that stored it, or end it with task_worker.unschedule and make it again.",
-        )
-    if schedule.odd:
-        words = ", ".join(f"{name} is {value!r}" for name, value in schedule.odd.items())
-        yield _error(
-            f"The schedule {schedule.name!r} has values that cannot be read: {words}.",
-            "Somebody has written them by hand: delete the row from taskworker_schedule, and make the schedule again. "
-            "One that code declares is stored again by the next worker that starts.",
-        )
-    if task is None:
-        yield _warning(
-            f"The schedule {schedule.name!r} is for the task {schedule.task!r}, which this code does not declare.",
-            "Deploy code that declares it. A schedule from code is deleted after a week; one made at run time ends "
-            f"with task_worker.unschedule({schedule.name!r}).",
-        )
-    elif schedule.paused:
-        yield _warning(
-            f"The schedule {schedule.name!r} is paused.", f"flask tasks schedule resume {shlex.quote(schedule.name)}"
-        )
-    elif schedule.next_at is not None and now - schedule.next_at > LATE_MS:
-        yield _error(
-            f"The schedule {schedule.name!r} is late for {spoken(now - schedule.next_at)}.",
-            "See that a worker with its task runs: flask tasks run",
-        )
-
-
-def _pruning(state: AppState) -> Iterator[Finding]:
+def pruning(state: AppState) -> Iterator[Finding]:
+    """Whether finished jobs are deleted in time."""
     late = Browser(state.store).overdue_for_pruning(state.store.clock() - LATE_PRUNING_MS)
-    config = state.config
+    kept, kept_failed = state.config.keep_succeeded, state.config.keep_failed
     if late:
         yield _warning(
             f"{counted(late)} finished jobs should have been deleted an hour ago.",
-            "Workers delete them: see that one runs. Or now: flask tasks purge --done-before "
-            f"{max(config.keep_succeeded, config.keep_failed) // timedelta(days=1) or 1}d",
+            "Workers delete them: make sure one runs. Or now: flask tasks purge --done-before "
+            f"{max(kept, kept_failed) // timedelta(days=1) or 1}d",
         )
     else:
-        yield _ok(
-            f"Finished jobs are kept for {_days(config.keep_succeeded)}, failed ones for {_days(config.keep_failed)}, "
-            "and deleted in time."
-        )
+        one, other = (spoken(round(period.total_seconds() * 1000)) for period in (kept, kept_failed))
+        yield _ok(f"Finished jobs are kept for {one}, failed ones for {other}, and deleted in time.")
 
 
-def _days(period: timedelta) -> str:
-    return spoken(round(period.total_seconds() * 1000))
-
-
-_STORE_CHECKS = (_workers, _tasks, _queues, _schedules, _pruning)
+STORE_CHECKS = (workers, tasks, queues, schedules, pruning)
 
 
 # -- mail --------------------------------------------------------------------------------------------------------------
 
 
-def _mail(app: Flask, timeout: float, _: AppState) -> Iterator[Finding]:
+def mail_server(app: Flask, timeout: float) -> Iterator[Finding]:
+    """Whether the mail server can be used. Connects, logs in and leaves, in a thread: the caller's may run a loop."""
     mail: Any = app.extensions.get("mail")
     config = getattr(mail, "config", None)
     if not isinstance(config, MailConfig):
@@ -415,35 +368,27 @@ def _mail(app: Flask, timeout: float, _: AppState) -> Iterator[Finding]:
         yield _ok(f"No mail leaves this machine: {why}.")
         return
     server = server_of(mail)
-    try:
-        tls = _reach(replace(server, timeout=min(timeout, server.timeout)))
-    except MailError as error:
-        yield _error(f"The mail server {server} cannot be used: {error}", "Check MAIL_SERVER, MAIL_PORT and its log.")
-        return
-    if tls is None and not _is_local(server.hostname):
-        yield _warning(
-            f"The mail server {server} is reached in clear text, passwords and mails alike.",
-            "Set MAIL_USE_TLS = True (port 587), or MAIL_USE_SSL = True (port 465).",
-        )
-    else:
-        yield _ok(f"The mail server {server} answers{f' over {tls}' if tls else ', in clear text on this machine'}.")
-
-
-def _reach(server: Server) -> str | None:
-    """Connect, log in and leave; the version of TLS that was spoken. In a thread: the caller's may run a loop."""
 
     async def talk() -> str | None:
-        connection = await SMTPConnection.open(server)
+        connection = await SMTPConnection.open(replace(server, timeout=min(timeout, server.timeout)))
         tls = connection.tls
         await connection.quit()
         return tls
 
-    with ThreadPoolExecutor(1, "taskworker-doctor") as beside:
-        return beside.submit(asyncio.run, talk()).result()
-
-
-def _is_local(hostname: str) -> bool:
-    return hostname in ("localhost", "::1") or hostname.startswith("127.")
+    try:
+        with ThreadPoolExecutor(1, "taskworker-doctor") as beside:
+            tls = beside.submit(asyncio.run, talk()).result()
+    except MailError as error:
+        yield _error(f"The mail server {server} cannot be used: {error}", "Check MAIL_SERVER, MAIL_PORT and its log.")
+        return
+    is_local = server.hostname in ("localhost", "::1") or server.hostname.startswith("127.")
+    if tls is None and not is_local:
+        yield _warning(
+            f"The connection to the mail server {server} is not encrypted: passwords and mails can be read.",
+            "Set MAIL_USE_TLS = True (port 587), or MAIL_USE_SSL = True (port 465).",
+        )
+    else:
+        yield _ok(f"The mail server {server} answers{f' over {tls}' if tls else ', in clear text on this machine'}.")
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What a person may do to jobs, queues and schedules, from the pages and the commands alike. Each act is noted.
+"""What a person may do to jobs, queues and schedules, with a page or a command. Each act is noted in the audit log.
 
-The note is written in the transaction of the act: neither is ever there without the other. An act on many jobs goes in
-batches, each a transaction of its own, so that workers get at the database between them; each adds to the one note.
+The note is written in the transaction of the act: neither exists without the other. An act on many jobs goes in
+batches, each a transaction of its own, so that workers can use the database between them; each adds to the one note.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .browse import Browser, Names
 
 ACTIONS = ("retry", "cancel", "discard", "restore", "run")
 """What can be done to jobs. ``retry``: failed or cancelled ones go back to their queues. ``cancel``: waiting ones end,
-running ones are asked to stop. ``discard``: finished and waiting ones are put away, until they are pruned; ``restore``
-takes them back. ``run``: scheduled ones run now."""
+running ones are asked to stop. ``discard``: finished and waiting ones are hidden, until they are pruned; ``restore``
+undoes that. ``run``: scheduled ones run now."""
 
 BULK = "flask_taskworker.bulk"
 """The built-in task that acts on many jobs: see bulk.py."""
@@ -64,9 +64,8 @@ class Operations:
         _require(action)
         record = self._store.record(job_id)
         act = self._begin(action, f"job {job_id} ({record.task})")
-        if action in ("retry", "cancel"):
-            one = self._retry if action == "retry" else self._cancel
-            changed = act.write(lambda run: one(run, record))
+        if action == "retry":
+            changed = act.write(lambda run: self._retry(run, record))
             self._tell(action, changed)
         else:
             changed = self._batch(act, [job_id], None)
@@ -78,7 +77,7 @@ class Operations:
 
     def _refuse_taken_key(self, job_id: int) -> None:
         if self._read(statements.hidden_key_taken(), {"id": job_id}):
-            raise NotAccepted(f"Job {job_id} cannot come back: another unfinished job has its unique key.")
+            raise NotAccepted(f"Job {job_id} cannot be restored: another unfinished job has its unique key.")
 
     def act_on_some(self, action: str, ids: Sequence[int], target: str = "", *, chosen: JobFilter | None = None) -> int:
         """Do *action* to these jobs, at most 1,000; how many were in a state for it.
@@ -123,13 +122,13 @@ class Operations:
         batch = statements.BATCH[act.action](self._dialect, fits)
         changed = act.write(lambda run: run(batch, parameters))
         if special := statements.SPECIAL.get(act.action):
+            # Of two jobs with one unique key only one can come back, and a mail's recipients have to be opened again.
             for (job_id,) in self._read(special(self._dialect, fits), {**parameters, "mail": DELIVER}):
-                changed += self._one_by_one(act, fits, {**parameters, "job_id": job_id})
+                changed += self._act_alone(act, fits, {**parameters, "job_id": job_id})
         self._tell(act.action, changed)
         return changed
 
-    def _one_by_one(self, act: Act, fits: str, parameters: dict[str, Any]) -> list[Row]:
-        """Of two jobs with one unique key only one can come back, and a mail's recipients have to be opened again."""
+    def _act_alone(self, act: Act, fits: str, parameters: dict[str, Any]) -> list[Row]:
         if act.action == "restore":
             return act.write(lambda run: run(statements.restore_one(fits), parameters))
 
@@ -146,16 +145,12 @@ class Operations:
 
     def _retry(self, run: Run, record: JobRecord) -> list[Row]:
         if record.task == BULK:
-            # Whoever may retry jobs need not be one who may do to them what this one does.
-            raise NotAccepted(f"Job {record.id} has acted on many jobs and is not repeated. Ask for the act once more.")
+            # Permission to retry jobs is not permission to do what this one does.
+            raise NotAccepted(f"Job {record.id} was a bulk action and cannot be retried. Start the action again.")
         config = getattr(self._app.extensions.get("mail"), "config", None)
         if record.task == DELIVER and isinstance(config, MailConfig) and record.state in _ENDED_BADLY:
             MailQueue(self._app, config).reopen_within(run, record.uid)
         return [(record.id, "ready")] if self._store.retry_within(run, record.id) else []
-
-    def _cancel(self, run: Run, record: JobRecord) -> list[Row]:
-        state = self._store.cancel_within(run, record.id)
-        return [] if state is None else [(record.id, state.value)]
 
     def _tell(self, action: str, rows: Sequence[Row]) -> None:
         if action in ("retry", "restore", "run"):
@@ -172,10 +167,18 @@ class Operations:
         It is noted batch by batch. Their mails stay for their own time.
         """
         act = self._begin("purge", f"finished before {from_ms(before).isoformat(timespec='seconds')}")
+
+        def delete(run: Run, ids: Sequence[tuple[int]]) -> list[Row]:
+            gone = run(statements.purge(self._dialect), {"batch": batch_of(ids), "before": before})
+            for table in ("taskworker_attempt", "taskworker_log"):
+                run(expired_attempts(self._dialect, table), {"batch": batch_of(gone)})
+            return gone
+
         try:
             for ids in self._ended(before):
                 for start in range(0, len(ids), PRUNE_BATCH):
-                    yield len(self._delete(act, ids[start : start + PRUNE_BATCH], before))
+                    some = [(job_id,) for job_id in ids[start : start + PRUNE_BATCH]]
+                    yield len(act.write(lambda run, some=some: delete(run, some)))  # type: ignore[misc]
         finally:
             act.end()
 
@@ -190,22 +193,10 @@ class Operations:
             yield [job_id for job_id, ended in rows if ended]
             last = rows[-1][0]
 
-    def _delete(self, act: Act, ids: Sequence[int], before: int) -> list[Row]:
-        batch = {"batch": batch_of([(job_id,) for job_id in ids])}
-
-        def body(run: Run) -> list[Row]:
-            gone = run(statements.purge(self._dialect), {**batch, "before": before})
-            parts = {"batch": batch_of(gone)}
-            run(expired_attempts(self._dialect, "taskworker_attempt"), parts)
-            run(expired_attempts(self._dialect, "taskworker_log"), parts)
-            return gone
-
-        return act.write(body)
-
     # -- queues and schedules -----------------------------------------------------------------------------------------
 
     def pause_queue(self, name: str) -> None:
-        """No worker takes jobs from this queue until it is resumed. Running jobs go on."""
+        """Pause a queue: running jobs finish, no new jobs start."""
         parameters = {"name": name, "now": self._store.clock(), "who": self._who}
         self._do("pause", f"queue {name}", lambda run: run(statements.pause_queue(), parameters))
         self._client.announce(signals.queue_paused, queue=name, paused=True)
@@ -219,17 +210,16 @@ class Operations:
         return True
 
     def pause_schedule(self, name: str) -> bool:
-        """It fires no more until it is resumed; False if it was paused. Raises DeclarationError if there is none."""
+        """Pause a schedule; False if it was paused. Raises DeclarationError if none has this name."""
         return self._on_schedule(name, "pause", statements.pause_schedule())
 
     def resume_schedule(self, name: str) -> bool:
-        """It fires again, from its next time on: what it would have fired while paused is not made up for."""
+        """Resume a schedule at its next time; times that passed while it was paused are not made up for."""
         schedule = self._schedule(name)
         return self._on_schedule(name, "resume", statements.resume_schedule(), next_at=self._next(schedule))
 
     def skip_next(self, name: str) -> int | None:
-        """Leave out the next fire time; returns the one after it, in epoch ms. Raises DeclarationError if there is
-        no such schedule.
+        """Skip the next fire time; returns the one after it, in epoch ms. Raises DeclarationError if none has this name.
 
         A schedule that was made at run time and has no time left is deleted, as after its last firing.
         """
@@ -274,7 +264,7 @@ class Operations:
         for schedule in self._store.schedules():
             if schedule.name == name:
                 return schedule
-        raise DeclarationError(f"There is no schedule {name!r}. flask tasks schedule list shows those that there are.")
+        raise DeclarationError(f"No schedule is named {name!r}. List them: flask tasks schedule list")
 
     def _next(self, schedule: ScheduleRow) -> int | None:
         following = trigger_from_text(schedule.trigger).next_after(from_ms(self._store.clock()))
@@ -331,8 +321,9 @@ class Act:
             try:
                 return self._write(body)
             except StoreError as error:
-                # PostgreSQL has undone all of it, so that whoever wanted the same rows, or the same key, can go on.
-                if not _met_another(error):
+                # A deadlock, or a unique key that another transaction has just taken: PostgreSQL has undone all of it.
+                state = getattr(error.__cause__, "sqlstate", None) or ""
+                if not (state.startswith("40") or state == "23505"):
                     raise
         return self._write(body)
 
@@ -354,7 +345,7 @@ class Act:
         return int(note)
 
     def note_one(self, run: Run) -> None:
-        """Note one row, inside a transaction of somebody else's."""
+        """Note one row, inside a transaction of the caller's."""
         self._add(run, 1)
         self.number = 1
 
@@ -370,15 +361,9 @@ class Act:
         self._client.announce(signals.dashboard_action, **values)
 
 
-def _met_another(error: StoreError) -> bool:
-    """Whether two transactions were in each other's way: a deadlock, or a unique key that one has just taken."""
-    state = getattr(error.__cause__, "sqlstate", None) or ""
-    return state.startswith("40") or state == "23505"
-
-
 def _require(action: str) -> None:
     if action not in ACTIONS:
-        raise ValueError(f"There is no action {action!r}. Actions: {', '.join(ACTIONS)}.")
+        raise ValueError(f"Unknown action {action!r}. Actions: {', '.join(ACTIONS)}.")
 
 
 def names_of(registry: TaskRegistry) -> Callable[[str], Sequence[str]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ..core.words import MOST, counted, spoken
-from ..store.fitting import columns, fitted, moment_in, text_in
 from ..store.sql import QueueRow, ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as browse_statements
 from ..store.statements import jobs as job_statements
@@ -17,7 +15,7 @@ from ..store.statements import workers as worker_statements
 from ..store.statements.jobs import Dialect
 from .health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 
-_FIRE = "Start one with this code and without --no-scheduler: flask tasks run"
+_START = "Start one: flask tasks run"
 FAILURES = 3_000
 """Failed jobs that are looked at: the newest."""
 
@@ -46,144 +44,114 @@ class Overview:
         """Look now. Bounded. Raises StoreError."""
         store.driver.prepare()
         rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
-        found: dict[str, list[Any]] = {name: _rows(text) for name, text in rows}
+        found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}
         return cls(
-            workers=tuple(fitted(WorkerRow, row) for row in found["workers"]),
-            queues=tuple(fitted(QueueRow, row) for row in found["queues"]),
+            workers=tuple(WorkerRow(*row) for row in found["workers"]),
+            queues=tuple(QueueRow(*row) for row in found["queues"]),
             ready=min(MOST, found["ready"][0][0] + found["suspect"][0][0]),
             scheduled=found["scheduled"][0][0],
             has_jobs=bool(found["any"]),
-            schedules=tuple(fitted(ScheduleRow, row) for row in found["schedules"]),
-            next_due=moment_in(found["next_due"][0][0]),
-            paused=frozenset(text_in(row[0]) for row in found["paused"]),
+            schedules=tuple(ScheduleRow(*row) for row in found["schedules"]),
+            next_due=found["next_due"][0][0],
+            paused=frozenset(row[0] for row in found["paused"]),
             now=store.clock(),
         )
-
-    def problems(self) -> list[str]:
-        """What is wrong, a sentence each; empty when all is well."""
-        taken = self._not_taken_by_all() if self.claiming else self._not_taken()
-        return [*self._silent(), *self._stuck(), *taken, *self._late(), *self._slow()]
-
-    @property
-    def open_queues(self) -> list[QueueRow]:
-        """The queues that have ready jobs and are not paused."""
-        return [queue for queue in self.queues if queue.name not in self.paused]
 
     @property
     def claiming(self) -> list[WorkerRow]:
         """The living workers that take jobs; one that drains takes none."""
         return [worker for worker in self.workers if worker.state == "alive" and not is_silent(worker, self.now)]
 
-    def _silent(self) -> Iterator[str]:
+    def problems(self) -> list[str]:
+        """What is wrong, a sentence each; empty when everything is healthy."""
+        found = []
         for worker in self.workers:
+            name, info = name_of(worker), info_of(worker)
+            lag, hung, unable = info.get("loop_lag_ms"), info.get("hung_threads"), info.get("unable_schedules")
             if is_silent(worker, self.now):
-                yield (
-                    f"Worker {name_of(worker)} has not checked in for {spoken(self.now - worker.beat_at)}: "
-                    "frozen, cut off or dead. Another worker takes its jobs over."
+                found.append(
+                    f"Worker {name} has not checked in for {spoken(self.now - worker.beat_at)}: frozen, cut off or "
+                    "dead. Another worker takes over its jobs."
                 )
+            elif worker.state == "alive":
+                if lag is not None and lag > BLOCKED_MS:
+                    found.append(
+                        f"The event loop of worker {name} has not turned for {spoken(int(lag))}. Its log names the job "
+                        "that blocks it."
+                    )
+                if hung and hung == info.get("threads"):
+                    found.append(
+                        f"Worker {name} runs no sync jobs: jobs that exceeded their timeout hold all {hung} of its "
+                        "threads. Restart it."
+                    )
+                if unable:
+                    what = "1 schedule" if unable == 1 else f"{unable} schedules"
+                    found.append(f"Worker {name} cannot fire {what}. Its log names them and says why.")
+        return [*found, *self._waiting(), *self._late()]
 
-    def _stuck(self) -> Iterator[str]:
-        for worker in self.claiming:
-            info = info_of(worker)
-            lag, hung, threads = (info.get(name) for name in ("loop_lag_ms", "hung_threads", "threads"))
-            if lag is not None and lag > BLOCKED_MS:
-                yield (
-                    f"The event loop of worker {name_of(worker)} has not turned for {spoken(int(lag))}. "
-                    "Its log names the job that blocks it."
-                )
-            if unable := info.get("unable_schedules"):
-                what = "1 schedule" if unable == 1 else f"{unable} schedules"
-                yield f"Worker {name_of(worker)} cannot fire {what}. Its log names them and says why."
-            if hung and hung == threads:
-                yield (
-                    f"Worker {name_of(worker)} runs no sync jobs: jobs that exceeded their timeout hold all "
-                    f"{hung} of its threads. Restart it."
-                )
-
-    def _not_taken(self) -> Iterator[str]:
-        remedy = "and no living worker takes them. Start one: flask tasks run"
-        ready = sum(queue.ready for queue in self.open_queues) if self.paused else self.ready
-        if ready == 1:
-            yield "1 job is ready and no living worker takes it. Start one: flask tasks run"
-        elif ready:
-            yield f"{counted(ready)} jobs are ready {remedy}"
-        elif self.next_due is not None and self.now - self.next_due > LATE_MS:
-            yield f"Jobs have been due for {spoken(self.now - self.next_due)} {remedy}"
-
-    def _late(self) -> Iterator[str]:
-        late = {
-            schedule.name: self.now - (schedule.next_at or 0)
-            for schedule in self.schedules
-            if is_late(schedule, self.now)
-        }
-        if late:
-            worst = max(late, key=lambda name: late[name])
-            many = (
-                f"{len(late)} schedules are late, {worst!r} by" if len(late) > 1 else f"Schedule {worst!r} is late by"
-            )
-            yield f"{many} {spoken(late[worst])}: no living worker fires {'them' if len(late) > 1 else 'it'}. {_FIRE}"
-
-    def _not_taken_by_all(self) -> Iterator[str]:
+    def _waiting(self) -> Iterator[str]:
+        """Of jobs that are ready or due, and of no paused queue."""
+        queues = [queue for queue in self.queues if queue.name not in self.paused]
         infos = [info_of(worker) for worker in self.claiming]
-        for queue in self.open_queues:
-            if not any(takes(info, queue.name) for info in infos):
-                yield (
-                    f"Queue {queue.name!r} has jobs that are ready ({counted(queue.ready)}) and no living worker works "
-                    f"on it. Start one: flask tasks run {queue.name}"
-                )
-
-    def _slow(self) -> Iterator[str]:
-        for queue in self.open_queues:
+        ready = sum(queue.ready for queue in queues) if self.paused else self.ready
+        if infos:
+            for queue in queues:
+                if not any(takes(info, queue.name) for info in infos):
+                    yield (
+                        f"Queue {queue.name!r} has ready jobs ({counted(queue.ready)}) and no living worker takes them. Start "
+                        f"one: flask tasks run {queue.name}"
+                    )
+        elif ready == 1:
+            yield f"1 job is ready and no living worker takes it. {_START}"
+        elif ready:
+            yield f"{counted(ready)} jobs are ready and no living worker takes them. {_START}"
+        elif self.next_due is not None and self.now - self.next_due > LATE_MS:
+            yield f"Jobs have been due for {spoken(self.now - self.next_due)} and no living worker takes them. {_START}"
+        for queue in queues:
             if self.now - queue.oldest_at > LONG_WAIT_MS:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
 
+    def _late(self) -> Iterator[str]:
+        late = {s.name: self.now - (s.next_at or 0) for s in self.schedules if is_late(s, self.now)}
+        if late:
+            worst = max(late, key=lambda name: late[name])
+            which = (
+                f"Schedule {worst!r} is late by" if len(late) == 1 else f"{len(late)} schedules are late, {worst!r} by"
+            )
+            what = "it" if len(late) == 1 else "them"
+            yield (
+                f"{which} {spoken(late[worst])}: no living worker fires {what}. Start one with this code and without "
+                "--no-scheduler: flask tasks run"
+            )
+
 
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT :most) AS counted"
+_WORKER, _QUEUE, _SCHEDULE = (
+    tuple(name for name in row._fields if name != "odd") for row in (WorkerRow, QueueRow, ScheduleRow)
+)
 
 
 def _statement(dialect: Dialect) -> str:
+    """A row for each part: its name, and its rows as JSON, in their order."""
     parts = {
-        "workers": (worker_statements.workers(), columns(WorkerRow)),
-        "queues": (browse_statements.queues(), columns(QueueRow)),
-        "ready": (_COUNT.format("state = 'ready' AND solo = 0"), ("number",)),
-        "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), ("number",)),
-        "scheduled": (_COUNT.format("state = 'scheduled'"), ("number",)),
-        "any": ("SELECT 1 FROM taskworker_job LIMIT 1", ("one",)),
-        "schedules": (job_statements.schedules(), columns(ScheduleRow)),
-        "next_due": (job_statements.next_due(), ("due",)),
-        "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", ("name",)),
+        "workers": (worker_statements.workers(), len(_WORKER)),
+        "queues": (browse_statements.queues(), len(_QUEUE)),
+        "ready": (_COUNT.format("state = 'ready' AND solo = 0"), 1),
+        "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), 1),
+        "scheduled": (_COUNT.format("state = 'scheduled'"), 1),
+        "any": ("SELECT 1 FROM taskworker_job LIMIT 1", 1),
+        "schedules": (job_statements.schedules(), len(_SCHEDULE)),
+        "next_due": (job_statements.next_due(), 1),
+        "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", 1),
     }
-    return " UNION ALL ".join(_part(dialect, name, sql, fields) for name, (sql, fields) in parts.items())
-
-
-def _part(dialect: Dialect, name: str, sql: str, fields: Sequence[str]) -> str:
-    """One row: the name, and the rows of *sql* as JSON, in their order."""
-    picked = [f"c{i}" for i, _ in enumerate(fields)]
-    rows = f"json_group_array(json_array({', '.join(map(_in_json, picked))}))"
-    if dialect.name == "postgresql":
-        rows = f"CAST(json_agg(json_build_array({', '.join(picked)})) AS text)"
-    return f"SELECT '{name}', (WITH q({', '.join(picked)}) AS ({sql}) SELECT {rows} FROM q)"
-
-
-def _in_json(column: str) -> str:
-    """JSON takes neither blobs nor infinity. No column here is for either."""
-    return f"CASE WHEN typeof({column}) IN ('blob', 'real') THEN CAST({column} AS text) ELSE {column} END"
-
-
-def _rows(text: str | None) -> list[Any]:
-    text = text or "[]"
-    if "\\x" in text or "\\u0000" in text:
-        # Bytes that are no UTF-8 have come as \\xff, and such an escape JSON does not know.
-        text = _ESCAPE.sub(_doubled, text)
-    found: list[Any] = json.loads(text)
-    return found
-
-
-_ESCAPE = re.compile(r"\\(x|u0000|.)")
-
-
-def _doubled(escape: re.Match[str]) -> str:
-    return {"x": r"\\x", "u0000": r"\\x00"}.get(escape[1], escape[0])
+    selects = []
+    for name, (sql, columns) in parts.items():
+        picked = ", ".join(f"c{i}" for i in range(columns))
+        rows = f"json_group_array(json_array({picked}))"
+        if dialect.name == "postgresql":
+            rows = f"CAST(json_agg(json_build_array({picked})) AS text)"
+        selects.append(f"SELECT '{name}', (WITH q({picked}) AS ({sql}) SELECT {rows} FROM q)")
+    return " UNION ALL ".join(selects)
 
 
 class FailureLine(NamedTuple):
@@ -205,11 +173,6 @@ class FailureLine(NamedTuple):
 def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
     """The causes of the failures since *since* (epoch ms), latest first, in one statement. Raises StoreError."""
     store.driver.prepare()
-    rows = store.driver.read(_latest_failures(), {"since": since, "window": FAILURES, "limit": limit})
-    return [fitted(FailureLine, row) for row in rows]
-
-
-def _latest_failures() -> str:
     newest = (
         "SELECT id, failure_group, finished_at FROM taskworker_job WHERE state = 'failed' "
         "AND state IN ('failed', 'cancelled') AND discarded = 0 ORDER BY id DESC LIMIT :window"
@@ -220,14 +183,16 @@ def _latest_failures() -> str:
         f"max(finished_at) AS last_at, max(id) AS newest FROM ({newest}) AS f GROUP BY failure_group "
         "HAVING max(finished_at) >= :since ORDER BY max(finished_at) DESC LIMIT :limit"
     )
-    return (
+    sql = (
         "SELECT g.failure_group, g.recent, g.first_at, g.last_at, j.id, j.task, j.failure_kind, "
         f"substr(j.error, 1, {browse_statements.SHOWN}) FROM ({grouped}) AS g "
         "JOIN taskworker_job AS j ON j.id = g.newest ORDER BY g.last_at DESC, j.id DESC"
     )
+    rows = store.driver.read(sql, {"since": since, "window": FAILURES, "limit": limit})
+    return [FailureLine(*row) for row in rows]
 
 
-class Ended(NamedTuple):
+class EndedSlice(NamedTuple):
     """How many jobs ended in a slice of time, from *start* (epoch ms) on."""
 
     start: int
@@ -236,12 +201,12 @@ class Ended(NamedTuple):
     cancelled: int
 
 
-def ended(store: Store, since: int, *, step: int, span: Literal[60, 3600]) -> list[Ended]:
+def ended(store: Store, since: int, *, step: int, span: Literal[60, 3600]) -> list[EndedSlice]:
     """What ended since *since* in slices of *step* ms, from the roll-ups of *span* seconds. Raises StoreError."""
     store.driver.prepare()
-    sums = ", ".join(f"CAST(sum({name}) AS bigint)" for name in Ended._fields[1:])
+    sums = ", ".join(f"CAST(sum({name}) AS bigint)" for name in EndedSlice._fields[1:])
     sql = (
         f"SELECT start / :step * :step AS slice, {sums} FROM taskworker_rollup "
         "WHERE span = :span AND start >= :since GROUP BY 1 ORDER BY 1"
     )
-    return [Ended._make(row) for row in store.driver.read(sql, {"since": since, "step": step, "span": span})]
+    return [EndedSlice._make(row) for row in store.driver.read(sql, {"since": since, "step": step, "span": span})]

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from ..core.filters import STATES
 from ..core.rows import JobRecord
 from ..store.driver import Row
-from ..store.fitting import fitted_and_odd
 from ..store.rollups import Percentile, percentile
 from ..store.schema import BUCKETS_MS, ROLLUP_FIGURES
 from ..store.sql import Attempt
@@ -23,8 +22,6 @@ class JobRow(NamedTuple):
     failure_group: str | None
     args: str
     error: str | None
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
 
 
 class JobWhole(NamedTuple):
@@ -40,8 +37,6 @@ class JobWhole(NamedTuple):
     attempts: list[Attempt]
     lines: dict[int, list[LogLine]]
     """What each try has logged, by its claim."""
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
 
 
 class LogLine(NamedTuple):
@@ -122,8 +117,6 @@ class QueueState:
     paused_by: str | None
     figures: Figures | None
     """Those of the last hour."""
-    odd: Mapping[str, str]
-    """What stands in its row in columns for numbers and is none, as text."""
 
 
 class ScheduleRun(NamedTuple):
@@ -156,8 +149,6 @@ class MailRow(NamedTuple):
     state: str | None
     failure_kind: str | None
     run_at: int | None
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,39 +276,14 @@ def figures_of(row: Row) -> Figures:
     return Figures(start=start, key=key, run=tuple(run), wait=tuple(wait), **single)
 
 
-# -- jobs --------------------------------------------------------------------------------------------------------------
-
-
-class _Listed(NamedTuple):
-    """What a list has of a job beside its record."""
-
-    hidden: int
-    failure_group: str | None
-    args: str
-    error: str | None
-
-
-class _Kept(NamedTuple):
-    """What the page of a job has beside its record."""
-
-    hidden: int
-    failure_group: str | None
-    args: str
-    error: str | None
-    result: str | None
-    origin: str | None
-
-
 _RECORD = len(JobRecord._fields)
 
 
 def job_row(row: Row) -> JobRow:
     """A row of ``jobs``."""
-    (record, odd), (rest, more) = fitted_and_odd(JobRecord, row[:_RECORD]), fitted_and_odd(_Listed, row[_RECORD:])
-    return JobRow(record, *rest, odd={**odd, **more})
+    return JobRow(JobRecord(*row[:_RECORD]), *row[_RECORD:])
 
 
 def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]]) -> JobWhole:
     """A row of ``job_whole``, and what is known of the job's tries."""
-    (record, odd), (rest, more) = fitted_and_odd(JobRecord, row[:_RECORD]), fitted_and_odd(_Kept, row[_RECORD:])
-    return JobWhole(record, *rest, attempts=attempts, lines=lines, odd={**odd, **more})
+    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines))

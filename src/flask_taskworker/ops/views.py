@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.clock import from_ms
 from ..core.failures import read_cut
-from ..core.rows import Failure, JobRecord, Progress
+from ..core.rows import Failure, Progress
 from ..core.tasks import TaskRegistry
 from ..core.triggers import Cron, Trigger, describe, trigger_from_text, trigger_to_text
 from ..errors import NotDecodable
@@ -118,39 +118,32 @@ class JobView:
         return self.finished_at or (self.started_at if self.state == "running" else None) or self.run_at
 
 
-def job_view(row: JobRow | JobWhole) -> JobView:
-    """One job of a list, or with all that is stored of it."""
-    return JobView(**_job_values(row.record), **_beside(row))
-
-
-def _beside(row: JobRow | JobWhole) -> dict[str, Any]:
-    return {
-        "discarded": bool(row.hidden),
-        "failure_group": row.failure_group,
-        "error": error_view(row.error, row.record.failure_kind),
-    }
-
-
 _SAME = (
     *("id", "uid", "task", "queue", "kind", "priority", "max_attempts", "failures", "crashes", "claim", "run_at"),
     *("created_at", "started_at", "finished_at", "expires_at", "schedule", "fire_at", "unique_key", "worker_id"),
 )
 
 
-def _job_values(record: JobRecord) -> dict[str, Any]:
+def job_view(row: JobRow | JobWhole) -> JobView:
+    """One job of a list, or with all that is stored of it."""
+    record = row.record
     progress = Progress.from_text(record.progress)
     share = 100 * progress.done / progress.total if progress and progress.total else None
     has_ended = record.started_at is not None and record.finished_at is not None
-    return {
-        **{name: getattr(record, name) for name in _SAME},
-        "state": "retrying" if record.state == "scheduled" and record.failures else record.state,
-        "attempt": record.failures + (record.state != "failed" or not record.failures),
-        "cancel_requested": bool(record.cancel_requested),
-        "at_most_once": bool(record.at_most_once),
-        "progress": progress,
-        "percent": None if share is None else round(max(0.0, min(100.0, share)), 1),
-        "took_ms": max(0, (record.finished_at or 0) - (record.started_at or 0)) if has_ended else None,
-    }
+    same: dict[str, Any] = {name: getattr(record, name) for name in _SAME}
+    return JobView(
+        **same,
+        state="retrying" if record.state == "scheduled" and record.failures else record.state,
+        discarded=bool(row.hidden),
+        attempt=record.failures + (record.state != "failed" or not record.failures),
+        cancel_requested=bool(record.cancel_requested),
+        at_most_once=bool(record.at_most_once),
+        progress=progress,
+        percent=None if share is None else round(max(0.0, min(100.0, share)), 1),
+        took_ms=max(0, (record.finished_at or 0) - (record.started_at or 0)) if has_ended else None,
+        failure_group=row.failure_group,
+        error=error_view(row.error, record.failure_kind),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +257,20 @@ UNREADABLE = "cannot be read by this version"
 def schedule_view(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun] = ()) -> ScheduleView:
     """One schedule. *runs*: its last jobs, newest first."""
     trigger = trigger_of(schedule)
+    if trigger is None:
+        state = "unreadable"
+    elif schedule.paused:
+        state = "paused"
+    elif is_late(schedule, now):
+        state = "late"
+    elif runs and runs[0].state == "running":
+        state = "running"
+    elif next((run.state for run in runs if run.finished_at is not None), None) == "failed":
+        state = "failing"
+    elif schedule.next_at is None:
+        state = "ended"
+    else:
+        state = "up" if runs or schedule.last_at is not None else "new"
     return ScheduleView(
         name=schedule.name,
         task=schedule.task,
@@ -275,7 +282,7 @@ def schedule_view(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun] =
         jitter_s=None if trigger is None else trigger.jitter.total_seconds(),
         source=schedule.source or "code",
         is_stored=bool(schedule.source),
-        state="unreadable" if trigger is None else _schedule_state(schedule, now, runs),
+        state=state,
         paused=bool(schedule.paused),
         late_ms=now - (schedule.next_at or 0) if is_late(schedule, now) else 0,
         last_at=schedule.last_at,
@@ -289,20 +296,6 @@ def trigger_of(schedule: ScheduleRow) -> Trigger | None:
         return trigger_from_text(schedule.trigger)
     except NotDecodable:
         return None
-
-
-def _schedule_state(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun]) -> str:
-    if schedule.paused:
-        return "paused"
-    if is_late(schedule, now):
-        return "late"
-    if runs and runs[0].state == "running":
-        return "running"
-    if next((run.state for run in runs if run.finished_at is not None), None) == "failed":
-        return "failing"
-    if schedule.next_at is None:
-        return "ended"
-    return "up" if runs or schedule.last_at is not None else "new"
 
 
 def declared_schedules(registry: TaskRegistry, stored: Container[str], now: int) -> Iterator[ScheduleRow]:
@@ -374,7 +367,7 @@ def worker_view(worker: WorkerRow, now: int) -> WorkerView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueView:
+class QueueSummary:
     """One queue."""
 
     name: str
@@ -393,14 +386,22 @@ class QueueView:
     p95_wait: Percentile | None
 
 
-def queue_view(queue: QueueState, workers: Iterable[WorkerRow], now: int) -> QueueView:
+def queue_summary(queue: QueueState, workers: Iterable[WorkerRow], now: int) -> QueueSummary:
     """One queue and the living ones among *workers* that take its jobs."""
     living = (info_of(w) for w in workers if w.state == "alive" and not is_silent(w, now))
     serving = [info for info in living if takes(info, queue.name)]
+    if queue.paused:
+        state = "paused"
+    elif queue.ready and not serving:
+        state = "no worker"
+    elif queue.oldest_at is not None and now - queue.oldest_at > LONG_WAIT_MS:
+        state = "slow"
+    else:
+        state = "ok" if serving else "idle"
     figures = queue.figures
-    return QueueView(
+    return QueueSummary(
         name=queue.name,
-        state=_queue_state(queue, bool(serving), now),
+        state=state,
         ready=queue.ready,
         running=queue.running,
         slots=sum(info.get("concurrency", 0) + info.get("threads", 0) for info in serving),
@@ -411,16 +412,6 @@ def queue_view(queue: QueueState, workers: Iterable[WorkerRow], now: int) -> Que
         failed_last_hour=figures.failed if figures else 0,
         p95_wait=figures.wait_percentile(0.95) if figures else None,
     )
-
-
-def _queue_state(queue: QueueState, is_served: bool, now: int) -> str:
-    if queue.paused:
-        return "paused"
-    if queue.ready and not is_served:
-        return "no worker"
-    if queue.oldest_at is not None and now - queue.oldest_at > LONG_WAIT_MS:
-        return "slow"
-    return "ok" if is_served else "idle"
 
 
 # -- mails -------------------------------------------------------------------------------------------------------------
@@ -438,8 +429,8 @@ class MailView:
     sender: str
     """The envelope's."""
     state: str
-    """Its job's state, or ``accepted``, ``partly refused``, ``held`` (perhaps delivered: nobody tries it again by
-    itself) or ``orphaned`` (without a job)."""
+    """Its job's state, or ``accepted``, ``partly refused``, ``held`` (perhaps delivered, and not tried
+    again by itself) or ``orphaned`` (without a job)."""
     endings: Mapping[str, int]
     """How many of its recipients stand how."""
     recipients: tuple[RecipientRow, ...]
@@ -456,13 +447,21 @@ class MailView:
 def mail_view(mail: MailRow, endings: Mapping[str, int], recipients: Sequence[RecipientRow]) -> MailView:
     """One queued mail. *recipients*: those to show."""
     headers = headers_of(mail.head or b"")
+    if mail.state == "failed" and mail.failure_kind == "unknown":
+        state = "held"
+    elif mail.state == "scheduled" and mail.tries:
+        state = "retrying"
+    elif mail.state == "succeeded" or (mail.state is None and mail.finished_at is not None):
+        state = "accepted" if set(endings) <= {"accepted"} else "partly refused"
+    else:
+        state = mail.state or "orphaned"
     return MailView(
         id=mail.id,
         message_id=mail.message_id,
         subject=header_in(headers, "Subject") or "",
         author=header_in(headers, "From") or mail.sender,
         sender=mail.sender,
-        state=_mail_state(mail, endings),
+        state=state,
         endings=endings,
         recipients=tuple(recipients),
         job=mail.job_id,
@@ -474,13 +473,3 @@ def mail_view(mail: MailRow, endings: Mapping[str, int], recipients: Sequence[Re
         give_up_at=mail.give_up_at if mail.finished_at is None else None,
         finished_at=mail.finished_at,
     )
-
-
-def _mail_state(mail: MailRow, endings: Mapping[str, int]) -> str:
-    if mail.state == "failed" and mail.failure_kind == "unknown":
-        return "held"
-    if mail.state == "scheduled" and mail.tries:
-        return "retrying"
-    if mail.state == "succeeded" or (mail.state is None and mail.finished_at is not None):
-        return "accepted" if set(endings) <= {"accepted"} else "partly refused"
-    return mail.state or "orphaned"

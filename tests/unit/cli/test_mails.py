@@ -63,7 +63,7 @@ def make_office(make_app: Callable[..., Flask]) -> Iterator[Callable[..., Office
 
 def test_queued_mails_are_listed_the_newest_first(make_office: Callable[..., Office]) -> None:
     office = make_office()
-    assert office("list") == Answer(0, "", "There is no queued mail.\n")
+    assert office("list") == Answer(0, "", "No mail is queued.\n")
     office.queue("ana@example.org", "bo@example.org")
     office.queue("zed@example.org", subject="Grüße")
     header, first, second = office("list").out.splitlines()

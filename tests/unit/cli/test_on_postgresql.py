@@ -55,5 +55,5 @@ def test_doctor_and_mails_are_shown(shop: Shop) -> None:
     assert result.exit_code == 0
     assert "ana@example.org  waiting" in result.stdout
     texts = [str(row["text"]) for row in map(json.loads, shop("doctor", "--no-smtp", "--json").out.splitlines())]
-    assert any(text.startswith("The tables are of version") for text in texts)
+    assert any(text.startswith("The tables have version") for text in texts)
     assert not any("check could not be made" in text for text in texts), texts

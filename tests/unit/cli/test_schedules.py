@@ -45,7 +45,7 @@ def test_list_without_schedules_says_how_to_declare_one(make_app: Callable[..., 
     shop.task_worker.registry._tasks.pop("shop.nightly")
     answer = shop("schedule", "list")
     assert (answer.code, answer.out) == (0, "")
-    assert answer.err.startswith("There is no schedule. Declare one: @task_worker.task(schedule=")
+    assert answer.err.startswith("No schedules yet. Declare one: @task_worker.task(schedule=")
     shop.state.client.close()
 
 
@@ -108,7 +108,7 @@ def test_skip_leaves_out_the_next_time(shop: Shop) -> None:
 @pytest.mark.parametrize("command", ["run", "pause", "resume", "skip", "next"])
 def test_unknown_schedule_ends_with_3(shop: Shop, command: str) -> None:
     answer = shop("schedule", command, "nope")
-    assert answer == Answer(3, "", "There is no schedule 'nope'. List them: flask tasks schedule list\n")
+    assert answer == Answer(3, "", "No schedule is named 'nope'. List them: flask tasks schedule list\n")
 
 
 @pytest.mark.parametrize("command", ["run", "pause", "resume", "skip"])
@@ -127,4 +127,4 @@ def test_schedule_of_another_version_is_shown_all_the_same(shop: Shop) -> None:
     assert shop("schedule", "next", "often").code == 1
     answer = shop("doctor", "--no-smtp")
     assert answer.code == 4
-    assert "ERROR    The schedule 'often' cannot be read by this version, and so never fires." in answer.out
+    assert "ERROR    The schedule 'often' cannot be read by this version, so it never fires." in answer.out

@@ -61,15 +61,15 @@ def said(result: Result) -> tuple[int, str, str]:
 
 
 def test_init_makes_the_tables_once(shop: Shop) -> None:
-    assert said(shop.run("init")) == (0, f"{VERSION}\n", "The tables are made.\n")
+    assert said(shop.run("init")) == (0, f"{VERSION}\n", "The tables were created.\n")
     store_id = shop.state.store.store_id()
-    assert said(shop.run("init")) == (0, f"{VERSION}\n", "The tables are there already.\n")
+    assert said(shop.run("init")) == (0, f"{VERSION}\n", "The tables exist already.\n")
     assert shop.state.store.store_id() == store_id
 
 
 @pytest.mark.parametrize("command", ["current", "check", "upgrade"])
 def test_without_tables_nothing_is_made(shop: Shop, command: str) -> None:
-    assert said(shop.run(command)) == (5, "", "There are no tables yet. Create them: flask tasks db init\n")
+    assert said(shop.run(command)) == (5, "", "No tables yet. Create them: flask tasks db init\n")
     if shop.url.get_backend_name() == "sqlite":
         assert not shop.file.exists()
     assert shop.state.store.driver.schema_version() is None
@@ -78,7 +78,7 @@ def test_without_tables_nothing_is_made(shop: Shop, command: str) -> None:
 def test_tables_of_this_version_are_fine(shop: Shop) -> None:
     shop.run("init")
     assert said(shop.run("current")) == (0, f"{VERSION}\n", "")
-    assert said(shop.run("check")) == (0, "", f"The tables are of version {VERSION}, as they should be.\n")
+    assert said(shop.run("check")) == (0, "", f"The tables have version {VERSION}, as needed.\n")
     assert said(shop.run("upgrade")) == (0, f"{VERSION}\n", "The tables need no upgrade.\n")
 
 
@@ -101,7 +101,7 @@ def test_versions_are_there_as_json(shop: Shop, command: str) -> None:
 def test_older_tables_want_an_upgrade(shop: Shop, command: str) -> None:
     shop.run("init")
     shop.set_version(VERSION - 1)
-    words = f"The tables are of version {VERSION - 1}; this Flask-TaskWorker needs {VERSION}: flask tasks db upgrade\n"
+    words = f"The tables have version {VERSION - 1}; this Flask-TaskWorker needs {VERSION}: flask tasks db upgrade\n"
     assert said(shop.run(command)) == (5, "", words)
     assert said(shop.run("current")) == (0, f"{VERSION - 1}\n", "")
 
@@ -113,7 +113,7 @@ def test_newer_tables_are_refused(shop: Shop, command: str) -> None:
     code, out, err = said(shop.run(command))
     assert (code, out) == (5, "")
     assert err == (
-        f"Error: The tables are of version {VERSION + 1}, which a newer Flask-TaskWorker made; this one knows "
+        f"Error: The tables have version {VERSION + 1}, which a newer Flask-TaskWorker made; this one knows "
         f"{VERSION}. Install the newer one.\n"
     )
     assert shop.run("current").stdout == f"{VERSION + 1}\n"

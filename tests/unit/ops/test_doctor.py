@@ -47,14 +47,14 @@ def test_sound_installation_has_nothing_wrong(shop: Shop) -> None:
     assert wrong(shop) == []
     answer = shop("doctor")
     assert answer.code == 0
-    assert "ok       The code declares the tasks of all jobs that wait.\n" in answer.out
+    assert "ok       The code declares the tasks of all waiting jobs.\n" in answer.out
 
 
 def test_doctor_makes_no_tables_and_no_file(make_app: Callable[..., Flask]) -> None:
     shop = Shop(make_app(), tables=False)
     answer = shop("doctor")
     assert answer.code == 1
-    assert "ERROR    There are no tables in sqlite:///" in answer.out
+    assert "ERROR    No tables found in sqlite:///" in answer.out
     assert "         Check TASKER_DATABASE_URI. If it is right: flask tasks db init\n" in answer.out
     assert not path_of(shop).exists()
 
@@ -78,7 +78,7 @@ def test_schema_of_another_version_is_an_error_and_is_left_alone(
     shop.state.client.close()
     other = Shop(make_app(TASKER_DATABASE_URI=f"sqlite:///{path_of(shop)}2"))
     path_of(shop).rename(path_of(other))
-    finding = found(other, f"The tables are of version {version}")
+    finding = found(other, f"The tables have version {version}")
     assert (finding.level, finding.fix) == ("error", fix)
     assert other("doctor").code == other("doctor", "--json").code == 5
     path_of(other).chmod(0o602)
@@ -93,13 +93,13 @@ def test_files_of_others_are_found(shop: Shop) -> None:
     shop.add.enqueue(1)
     path = path_of(shop)
     path.chmod(0o644)
-    finding = found(shop, f"may use {path} (mode 0o644)")
+    finding = found(shop, f"may read {path} (mode 0o644)")
     assert (finding.level, finding.fix) == ("warning", f"chmod 600 {path}")
     path.chmod(0o602)
     assert found(shop, f"Other users on this machine may write to {path} (mode 0o602)").level == "error"
     path.chmod(0o600)
     path.parent.chmod(0o777)
-    assert found(shop, f"Everybody on this machine may replace files in {path.parent}").level == "error"
+    assert found(shop, f"Other users on this machine may replace files in {path.parent}").level == "error"
     path.parent.chmod(0o700)
 
 
@@ -140,7 +140,7 @@ def test_jobs_of_a_task_that_is_gone_are_found(shop: Shop) -> None:
     finding = found(shop, "2 jobs wait for the task")
     assert finding.level == "warning"
     assert finding.fix is not None
-    command = finding.fix.partition("put them away: flask tasks ")[2]
+    command = finding.fix.partition("discard them: flask tasks ")[2]
     assert command.startswith("discard --filter ")
     answer = shop("discard", "--filter", 'task:"old.it\'s gone"', "--yes")
     assert (answer.code, answer.out) == (0, "2\n")
@@ -167,7 +167,7 @@ def test_schedule_that_nobody_fires_is_found(shop: Shop) -> None:
     shop.add.schedule(Every(hours=1, start=start), name="often", args=(1,))
     shop.register_worker()
     shop.jump(2 * 3_600_000)
-    assert found(shop, "The schedule 'often' is late for 1 h").level == "error"
+    assert found(shop, "The schedule 'often' is late by 1 h").level == "error"
 
 
 def test_jobs_that_nobody_deletes_are_found(shop: Shop) -> None:
@@ -211,7 +211,7 @@ def test_check_that_cannot_look_says_so_and_others_go_on(shop: Shop) -> None:
     path_of(shop).write_bytes(b"no database at all" * 100)
     texts = [finding.text for finding in findings(shop.app)]
     assert any("file is not a database" in text for text in texts), texts
-    assert any("free beside" in text for text in texts), texts
+    assert any("are free on the disk" in text for text in texts), texts
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -162,9 +162,9 @@ def test_a_discarded_job_is_kept_until_its_time_and_comes_back_as_it_was(
 def test_one_unknown_job_or_action_is_named(steer: Operations, store: Store) -> None:
     with pytest.raises(JobNotFound, match="There is no job 7:"):
         steer.act("retry", 7)
-    with pytest.raises(ValueError, match="There is no action 'explode'. Actions: retry"):
+    with pytest.raises(ValueError, match="Unknown action 'explode'. Actions: retry"):
         steer.act("explode", 7)
-    with pytest.raises(ValueError, match="There is no action 'explode'"):
+    with pytest.raises(ValueError, match="Unknown action 'explode'"):
         list(steer.act_on_all("explode", EVERYTHING))
     assert notes(store) == []
 

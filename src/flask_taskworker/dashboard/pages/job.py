@@ -63,7 +63,6 @@ def page(view: View, job_id: int) -> Response:
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
         "origin": origin,
         **_children(view, whole),
-        "odd": dict(whole.odd),
         "payload": view.may("payload"),
         **_payload(view, whole),
         "progress": _progress(record),

@@ -105,7 +105,6 @@ def _facts(mail: MailRow) -> dict[str, Any]:
         "next_at": mail.run_at if mail.state == "scheduled" else None,
         "give_up_at": mail.give_up_at,
         "finished_at": mail.finished_at,
-        "odd": dict(mail.odd),
     }
 
 
@@ -170,7 +169,6 @@ def _recipient(recipient: RecipientRow | RecipientState, ending: str, next_try: 
         "code": recipient.code,
         "text": plain(recipient.text or ""),
         "next_at": None if next_try is None else to_ms(next_try),
-        "odd": {},
     }
 
 

@@ -13,7 +13,7 @@ from ...core.filters import JobFilter
 from ...mail.queue.queue import DELIVER
 from ...ops.browse import HOUR_MS
 from ...ops.health import is_late
-from ...ops.overview import FAILURES, Ended, FailureLine, Overview, ended, latest_failures
+from ...ops.overview import FAILURES, EndedSlice, FailureLine, Overview, ended, latest_failures
 from ...ops.rows import Figures, add_up
 from ...store.sql import ScheduleRow
 from .. import charts, words
@@ -155,7 +155,7 @@ def _bars(view: View, window: Window) -> list[charts.Bar]:
     last = view.now // window.step * window.step
     starts = range(last - (window.bars - 1) * window.step, last + 1, window.step)
     found = {slice_.start: slice_ for slice_ in ended(view.state.store, starts[0], step=window.step, span=window.span)}
-    slices = (found.get(start) or Ended(start, 0, 0, 0) for start in starts)
+    slices = (found.get(start) or EndedSlice(start, 0, 0, 0) for start in starts)
     return [charts.Bar(start=s.start, ok=s.succeeded, failed=s.failed, cancelled=s.cancelled) for s in slices]
 
 

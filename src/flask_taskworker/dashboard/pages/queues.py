@@ -71,7 +71,6 @@ def _row(queue: QueueState, workers: Sequence[WorkerRow], now: int) -> dict[str,
         "paused": queue.paused,
         "paused_at": queue.paused_at,
         "paused_by": queue.paused_by,
-        "odd": dict(queue.odd),
     }
 
 

@@ -92,7 +92,6 @@ def _row(view: View, schedule: ScheduleRow, runs: Sequence[ScheduleRun]) -> dict
         "next_at": schedule.next_at,
         "runs": [_run(run) for run in runs],
         "chart": _chart(runs),
-        "odd": dict(schedule.odd),
     }
 
 

@@ -62,7 +62,6 @@ def _row(worker: WorkerRow, jobs: Sequence[JobRow], now: int) -> dict[str, Any]:
         "loop_lag_ms": _number(info, "loop_lag_ms"),
         "hung_threads": _number(info, "hung_threads"),
         "jobs": [_job(job) for job in jobs[:_SHOWN]],
-        "odd": dict(worker.odd),
     }
 
 
