@@ -219,9 +219,9 @@ class Operations:
         return self._on_schedule(name, "resume", statements.resume_schedule(), next_at=self._next(schedule))
 
     def skip_next(self, name: str) -> int | None:
-        """Skip the next fire time; returns the one after it, in epoch ms. Raises DeclarationError if none has this name.
+        """Skip the next fire time; returns the one after it, in epoch ms.
 
-        A schedule that was made at run time and has no time left is deleted, as after its last firing.
+        Raises DeclarationError if no schedule has this name. One that was made at run time and has no time left is deleted, as after its last firing.
         """
         schedule = self._schedule(name)
         if schedule.next_at is None:

@@ -95,12 +95,11 @@ class Overview:
         infos = [info_of(worker) for worker in self.claiming]
         ready = sum(queue.ready for queue in queues) if self.paused else self.ready
         if infos:
-            for queue in queues:
-                if not any(takes(info, queue.name) for info in infos):
-                    yield (
-                        f"Queue {queue.name!r} has ready jobs ({counted(queue.ready)}) and no living worker takes them. Start "
-                        f"one: flask tasks run {queue.name}"
-                    )
+            for queue in (q for q in queues if not any(takes(info, q.name) for info in infos)):
+                yield (
+                    f"Queue {queue.name!r} has ready jobs ({counted(queue.ready)}) and no living worker takes them. "
+                    f"Start one: flask tasks run {queue.name}"
+                )
         elif ready == 1:
             yield f"1 job is ready and no living worker takes it. {_START}"
         elif ready:

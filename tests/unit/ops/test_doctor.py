@@ -249,4 +249,4 @@ def test_app_without_a_worker_is_told_what_to_do(make_app: Callable[..., Flask])
     for words in (["doctor"], ["jobs"]):
         result = app.test_cli_runner().invoke(args=["tasks", *words])
         assert result.exit_code == 1
-        assert "The app has no TaskWorker." in result.stderr
+        assert "This app has no TaskWorker." in result.stderr
