@@ -221,7 +221,8 @@ class Operations:
     def skip_next(self, name: str) -> int | None:
         """Skip the next fire time; returns the one after it, in epoch ms.
 
-        Raises DeclarationError if no schedule has this name. One that was made at run time and has no time left is deleted, as after its last firing.
+        Raises DeclarationError if no schedule has this name. One made at run time that has no time left is deleted, as
+        after its last firing.
         """
         schedule = self._schedule(name)
         if schedule.next_at is None:
