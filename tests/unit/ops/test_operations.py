@@ -210,7 +210,7 @@ def test_of_two_jobs_with_one_key_only_one_is_restored(steer: Operations, rows: 
     assert list(steer.act_on_all("restore", JobFilter(hidden=True))) == [2]
     assert sorted(look(rows, job_id)[0] for job_id in ids[:2]) == ["cancelled", "ready"]
     left = next(job_id for job_id in ids if look(rows, job_id)[1])
-    with pytest.raises(NotAccepted, match=f"Job {left} cannot come back: another unfinished job has its unique key"):
+    with pytest.raises(NotAccepted, match=f"Job {left} cannot be restored: another unfinished job has its unique key"):
         steer.act("restore", left)
 
 
@@ -553,7 +553,7 @@ def test_a_schedule_runs_now_besides_its_times(
 
 def test_a_schedule_that_is_not_there_is_named(steer: Operations, store: Store, rows: Rows, hourly: Recorder) -> None:
     for act in (steer.pause_schedule, steer.resume_schedule, steer.skip_next, steer.run_schedule):
-        with pytest.raises(DeclarationError, match="There is no schedule 'nightly'"):
+        with pytest.raises(DeclarationError, match="No schedule is named 'nightly'"):
             act("nightly")
     rows("UPDATE taskworker_schedule SET task = 'gone'")
     with pytest.raises(DeclarationError, match="The schedule 'hourly' is for the task 'gone', which this code does"):
