@@ -56,7 +56,7 @@ _LONGEST_ERROR = 1000
 _COMPLETED = 50
 _FILTER_KEYS = (
     *("schedule", "worker", "group", "unique", "uid", "id", "parent"),
-    *("attempts", "after", "before", "hidden"),
+    *("attempts", "after", "before", "discarded"),
 )
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -226,9 +226,9 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     return _jobs_of(ctx, JobFilter(), incomplete)
 
 
-def complete_job_in(*states: str, hidden: bool = False) -> Callable[..., list[CompletionItem]]:
+def complete_job_in(*states: str, discarded: bool = False) -> Callable[..., list[CompletionItem]]:
     """As :func:`complete_job`, for an act that only these states allow."""
-    chosen = JobFilter(states=states, hidden=hidden)
+    chosen = JobFilter(states=states, discarded=discarded)
     return lambda ctx, _param, incomplete: _jobs_of(ctx, chosen, incomplete)
 
 

@@ -55,7 +55,7 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             metavar="[ID]...",
             type=int,
             nargs=-1,
-            shell_complete=complete_job_in(*_IN_STATES[act], hidden=act == "restore"),
+            shell_complete=complete_job_in(*_IN_STATES[act], discarded=act == "restore"),
         ),
         click.option(
             "--filter",
@@ -154,7 +154,7 @@ def _do(act: str, job_id: int) -> bool:
         return False
     click.echo(job_id)
     asked = found.record.state == "running" and act == "cancel"
-    discarded = ", discarded" if found.hidden else ""
+    discarded = ", discarded" if found.discarded else ""
     tell(f"Job {job_id} is {'asked to stop' if asked else found.record.state}{discarded}.")
     return True
 
@@ -165,7 +165,7 @@ def _look(act: str, job_id: int) -> bool:
     except JobNotFound as error:
         tell(str(error))
         return False
-    if found.record.state not in _IN_STATES[act] or bool(found.hidden) != (act == "restore"):
+    if found.record.state not in _IN_STATES[act] or bool(found.discarded) != (act == "restore"):
         tell(f"Job {job_id} is {found.record.state}: {_REFUSALS[act]}.")
         return False
     click.echo(job_id)
@@ -177,7 +177,7 @@ def _look(act: str, job_id: int) -> bool:
 
 def possible(act: str, chosen: JobFilter) -> JobFilter | None:
     """The jobs among the *chosen* with which the act is possible; None where there can be none."""
-    chosen = replace(chosen, hidden=act == "restore")
+    chosen = replace(chosen, discarded=act == "restore")
     if not chosen.states:
         return replace(chosen, states=_IN_STATES[act])
     # "retrying" is some of "scheduled".

@@ -28,13 +28,13 @@ _LAST = to_ms(datetime.max.replace(tzinfo=UTC))
 HELP = (
     "state:failed (also retrying), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, worker:ID, "
     "group:ID, unique:KEY, uid:UID, id:42, parent:42 (enqueued inside job 42), attempts:3 (tries that failed, at "
-    "least), args.NAME:VALUE, after:-1h and before:2026-01-31T12:00 (enqueued then, UTC), hidden:yes"
+    "least), args.NAME:VALUE, after:-1h and before:2026-01-31T12:00 (enqueued then, UTC), discarded:yes"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs. Times are epoch milliseconds. An empty one fits every job that is not hidden."""
+    """Which jobs. Times are epoch milliseconds. An empty one fits every job that is not discarded."""
 
     states: tuple[str, ...] = ()
     task: str | None = None
@@ -55,7 +55,7 @@ class JobFilter:
     before: int | None = None
     args: tuple[tuple[str, str], ...] = ()
     """Names of arguments, and how their values begin when written as text."""
-    hidden: bool = False
+    discarded: bool = False
     """The discarded jobs, rather than the others."""
 
     def __bool__(self) -> bool:
@@ -96,7 +96,7 @@ class JobFilter:
 
     def changeable(self) -> JobFilter:
         """What of it a job may fit at one moment and not at the next: the rest of a job never changes."""
-        kept = {name: getattr(self, name) for name in ("states", "queue", "worker", "group", "attempts", "hidden")}
+        kept = {name: getattr(self, name) for name in ("states", "queue", "worker", "group", "attempts", "discarded")}
         return JobFilter(**kept)
 
     def task_pattern(self) -> str | None:
@@ -177,7 +177,7 @@ _READERS = {
     **dict.fromkeys(("task", "queue", "schedule", "worker", "group", "unique", "uid"), _plain),
     **dict.fromkeys(("id", "parent", "attempts"), _number),
     **dict.fromkeys(("after", "before"), _moment),
-    "hidden": _yes,
+    "discarded": _yes,
 }
 
 

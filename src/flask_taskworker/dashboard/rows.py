@@ -32,7 +32,7 @@ _FITTING = {
 def job_row(view: View, row: JobRow) -> dict[str, Any]:
     """One line of a list."""
     record = row.record
-    state = state_of(record, row.hidden)
+    state = state_of(record, row.discarded)
     return {
         "id": record.id,
         "task": record.task,

@@ -28,9 +28,9 @@ SHAPES = {
 _NOTHING = Markup('<span class="none">–</span>')
 
 
-def state_of(record: JobRecord, hidden: int = 0) -> str:
+def state_of(record: JobRecord, discarded: int = 0) -> str:
     """The state as the pages name it: a scheduled job that has failed before is retrying."""
-    if hidden:
+    if discarded:
         return "discarded"
     return "retrying" if record.state == "scheduled" and record.failures else record.state
 

@@ -32,7 +32,7 @@ from .browse import Browser, Names
 
 ACTIONS = ("retry", "cancel", "discard", "restore", "run")
 """What can be done to jobs. ``retry``: failed or cancelled ones go back to their queues. ``cancel``: waiting ones end,
-running ones are asked to stop. ``discard``: finished and waiting ones are hidden, until they are pruned; ``restore``
+running ones are asked to stop. ``discard``: finished and waiting ones are hidden until they are pruned; ``restore``
 undoes that. ``run``: scheduled ones run now."""
 
 BULK = "flask_taskworker.bulk"
@@ -76,7 +76,7 @@ class Operations:
         return bool(changed)
 
     def _refuse_taken_key(self, job_id: int) -> None:
-        if self._read(statements.hidden_key_taken(), {"id": job_id}):
+        if self._read(statements.discarded_key_taken(), {"id": job_id}):
             raise NotAccepted(f"Job {job_id} cannot be restored: another unfinished job has its unique key.")
 
     def act_on_some(self, action: str, ids: Sequence[int], target: str = "", *, chosen: JobFilter | None = None) -> int:

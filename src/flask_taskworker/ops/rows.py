@@ -18,7 +18,7 @@ class JobRow(NamedTuple):
     """One job in a list. Times are epoch milliseconds; arguments and error are cut."""
 
     record: JobRecord
-    hidden: int
+    discarded: int
     failure_group: str | None
     args: str
     error: str | None
@@ -28,7 +28,7 @@ class JobWhole(NamedTuple):
     """One job with all that is stored of it. Times are epoch milliseconds, payloads as stored."""
 
     record: JobRecord
-    hidden: int
+    discarded: int
     failure_group: str | None
     args: str
     error: str | None
@@ -246,7 +246,7 @@ def add_up(parts: Sequence[Figures]) -> Figures | None:
 
 def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
     """What the rows of ``count_states`` mean, of which each counts up to *most*."""
-    others = [found[name] for name in ("failed", "cancelled", "hidden")]
+    others = [found[name] for name in ("failed", "cancelled", "discarded")]
     ready = min(most, found["ready"] + found["suspect"])
     succeeded = None if max(others) >= most else min(most, max(0, found["finished"] - sum(others)))
     counts = {**found, "ready": ready, "succeeded": succeeded or 0}

@@ -134,7 +134,7 @@ def job_view(row: JobRow | JobWhole) -> JobView:
     return JobView(
         **same,
         state="retrying" if record.state == "scheduled" and record.failures else record.state,
-        discarded=bool(row.hidden),
+        discarded=bool(row.discarded),
         attempt=record.failures + (record.state != "failed" or not record.failures),
         cancel_requested=bool(record.cancel_requested),
         at_most_once=bool(record.at_most_once),

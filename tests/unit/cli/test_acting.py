@@ -64,7 +64,7 @@ def test_call_passes_queue_priority_and_time_on(shop: Shop) -> None:
         (["x=1", "--at", "noon"], "'noon' is not a moment. Give one such as"),
         (["x=1", "--queue", ""], "queue = '' is not allowed"),
         (["x=1", "--priority", "3000000000"], "priority = 3000000000 is not allowed"),
-        (["x=1", "--now", "--in", "5"], "--now makes no job. Leave out --in"),
+        (["x=1", "--now", "--in", "5"], "--now creates no job. Leave out --in"),
         (["x=1", "--wait", "y=2"], "To wait without a limit put --wait last."),
     ],
 )

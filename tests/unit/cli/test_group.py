@@ -177,7 +177,7 @@ def test_reading_command_never_creates_a_database(make_app: Callable[..., Flask]
     shop = Shop(make_app(), tables=False)
     answer = shop(*words)
     assert answer.code == 1
-    assert f"There are no tables in {shop.state.config.database_uri}" in answer.out + answer.err
+    assert f"No tables found in {shop.state.config.database_uri}" in answer.out + answer.err
     assert not Path(shop.state.config.database_uri.database or "").exists()
     assert completed(shop, ["job"], "") == []
     assert shop("run", "--check").code == 0
@@ -193,7 +193,7 @@ def test_reading_command_never_creates_tables_on_postgresql(
     shop = Shop(app, tables=False)
     answer = shop.runner.invoke(args=words if words[0] == "mail" else ["tasks", *words])
     assert (answer.exit_code, answer.stdout) == (1, "")
-    assert "There are no tables in postgresql" in answer.stderr
+    assert "No tables found in postgresql" in answer.stderr
     assert shop.state.store.driver.schema_version() is None
     shop.state.client.close()
 
@@ -229,7 +229,7 @@ def test_database_that_everybody_may_change_is_refused(shop: Shop) -> None:
     for words in (["jobs"], ["status"], ["retry", "1"], ["run"]):
         answer = shop(*words)
         assert (answer.code, answer.out) == (1, ""), words
-        assert f"Everybody on this machine may write into {path}: its mode is 0o666. chmod 600 it." in answer.err
+        assert f"Every user on this machine may write to {path} (mode 0o666). Run: chmod 600 {path}" in answer.err
     path.chmod(0o600)
     assert shop("jobs").code == 0
 

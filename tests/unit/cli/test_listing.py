@@ -21,7 +21,7 @@ def test_jobs_are_listed_the_newest_first(shop: Shop) -> None:
 
 
 def test_jobs_of_an_empty_store_teach(shop: Shop) -> None:
-    assert shop("jobs") == Answer(0, "", "There is no job yet. Enqueue one: flask tasks call NAME\n")
+    assert shop("jobs") == Answer(0, "", "No jobs yet. Enqueue one: flask tasks call NAME\n")
 
 
 def test_jobs_that_fit_the_filter_are_listed_as_json(shop: Shop) -> None:
@@ -34,7 +34,7 @@ def test_jobs_that_fit_the_filter_are_listed_as_json(shop: Shop) -> None:
 
 def test_jobs_that_do_not_fit_end_with_3(shop: Shop) -> None:
     shop.add.enqueue(1)
-    assert shop("jobs", "state:failed") == Answer(3, "", "No job fits the filter.\n")
+    assert shop("jobs", "state:failed") == Answer(3, "", "No job matches the filter.\n")
     assert shop("jobs", "state:failed", "--json").code == 3
 
 
@@ -55,7 +55,7 @@ def test_first_job_that_fits_is_found_beyond_the_first_page(shop: Shop, monkeypa
     (row,) = rows_of(shop("jobs", "task:shop.crawl", "--json"))
     assert row["id"] == first.id
     answer = shop("jobs", "task:nope")
-    assert answer == Answer(3, "", "No job fits the filter.\n")
+    assert answer == Answer(3, "", "No job matches the filter.\n")
 
 
 @pytest.mark.parametrize(

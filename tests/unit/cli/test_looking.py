@@ -53,7 +53,7 @@ def test_job_shows_state_arguments_and_result(shop: Shop) -> None:
     out = shop("job", str(job.id)).out
     assert out.startswith(f"Job {job.id} shop.crawl\n  state       succeeded\n")
     assert f'  result      {{"app": "{shop.app.name}", "at": "2026-01-02T00:00:00+00:00", "pair": ["x", 3]}}\n' in out
-    assert "  tries       1 of 3, claimed 1 time\n" in out
+    assert "  try         1 of 3, claimed 1 time\n" in out
     assert "  unique key  shop.crawl:k\n" in out
 
 
@@ -91,4 +91,4 @@ def test_job_whose_arguments_nobody_can_read_is_shown_all_the_same(shop: Shop, s
 def test_unknown_job_is_told_by_the_exit_code(shop: Shop) -> None:
     answer = shop("job", "77")
     assert (answer.code, answer.out) == (3, "")
-    assert answer.err.startswith("Error: There is no job 77: ")
+    assert answer.err.startswith("Error: Job 77 does not exist: ")

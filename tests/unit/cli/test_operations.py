@@ -25,11 +25,11 @@ def test_cancel_and_retry_print_the_jobs_with_which_it_was_possible(shop: Shop) 
     assert answer.err.splitlines()[1].startswith("There is no job 77: ")
     answer = shop("cancel", str(two))
     assert (answer.code, answer.out) == (3, "")
-    assert answer.err == f"Job {two} is cancelled: it has finished already.\n"
+    assert answer.err == f"Job {two} is cancelled: it has already finished.\n"
     answer = shop("retry", str(one))
     assert (answer.code, answer.err) == (
         3,
-        f"Job {one} is ready: only failed and cancelled jobs can be tried again.\n",
+        f"Job {one} is ready: only failed and cancelled jobs can be retried.\n",
     )
 
 
@@ -61,7 +61,7 @@ def test_act_on_many_refuses_without_yes_where_nobody_can_be_asked(shop: Shop) -
     for act in ("retry", "discard"):
         answer = shop(act, "--filter", "state:failed")
         assert (answer.code, answer.out) == (2, "")
-        assert f"{act.capitalize()} 2 jobs? Nobody can be asked here; add --yes if that is meant." in answer.err
+        assert f"{act.capitalize()} 2 jobs? Cannot prompt (no terminal). Pass --yes to confirm." in answer.err
     assert {job.refresh().state for job in jobs} == {JobState.FAILED}
 
 
@@ -83,7 +83,7 @@ def test_dry_run_prints_the_jobs_and_changes_nothing(shop: Shop) -> None:
     ready = shop.add.enqueue(1)
     answer = shop("retry", "--filter", "task:*", "--dry-run")
     assert (answer.code, answer.out.split()) == (0, [str(job.id) for job in reversed(jobs)])
-    assert answer.err == "Retry would take 2 jobs. Nothing was done.\n"
+    assert answer.err == "Retry would change 2 jobs. Nothing was changed.\n"
     answer = shop("cancel", str(ready.id), str(jobs[0].id), "--dry-run")
     assert (answer.code, answer.out) == (1, f"{ready.id}\n")
     assert ready.refresh().state is JobState.READY
@@ -118,7 +118,7 @@ def test_act_that_is_possible_with_no_job_ends_with_3(shop: Shop, act: str, text
     shop.add.enqueue(1)
     answer = shop(act, "--filter", text, "--yes")
     assert (answer.code, answer.out) == (3, "")
-    assert answer.err.startswith("No job fits with which that is possible: ")
+    assert answer.err.startswith("No job matches in a state that allows this: ")
 
 
 def test_running_job_cannot_be_put_away(shop: Shop) -> None:
@@ -126,13 +126,13 @@ def test_running_job_cannot_be_put_away(shop: Shop) -> None:
     write(shop, "UPDATE taskworker_job SET state = 'running', worker_id = 'w'")
     answer = shop("discard", str(job.id))
     assert (answer.code, answer.out) == (3, "")
-    assert answer.err.startswith(f"Job {job.id} is running: a running job cannot be put away")
+    assert answer.err.startswith(f"Job {job.id} is running: a job that runs or is discarded already")
     assert shop("cancel", str(job.id)).err == f"Job {job.id} is asked to stop.\n"
 
 
 def test_discarded_job_that_waited_waits_again_when_restored(shop: Shop) -> None:
     job = shop.add.enqueue(1)
-    assert shop("discard", str(job.id)).err == f"Job {job.id} is cancelled, put away.\n"
+    assert shop("discard", str(job.id)).err == f"Job {job.id} is cancelled, discarded.\n"
     assert shop("jobs").out == ""
     assert "state      cancelled, discarded" in shop("job", str(job.id)).out
     assert shop("restore", str(job.id)).err == f"Job {job.id} is ready.\n"
@@ -213,7 +213,7 @@ def test_resume_of_what_is_not_paused_ends_with_3(shop: Shop) -> None:
 
 
 def test_pause_of_a_queue_that_no_task_names_says_so(shop: Shop) -> None:
-    assert shop("pause", "typo").err == "Note: no task names the queue 'typo'.\nQueue 'typo' is paused.\n"
+    assert shop("pause", "typo").err == "Note: no task uses the queue 'typo'.\nQueue 'typo' is paused.\n"
     assert shop("pause", "").code == 2
     assert shop("pause").code == 2
 
@@ -224,10 +224,10 @@ def test_purge_deletes_what_ended_before_and_nothing_else(shop: Shop) -> None:
     new = fail(shop, 7)
     waiting = shop.add.enqueue(1)
     answer = shop("purge", "--done-before", "1h", "--dry-run")
-    assert answer == Answer(0, "300\n", "Nothing was done.\n")
+    assert answer == Answer(0, "300\n", "Nothing was changed.\n")
     answer = shop("purge", "--done-before", "1h")
     assert answer.code == 2
-    assert "add --yes" in answer.err
+    assert "Pass --yes" in answer.err
     assert shop("purge", "--done-before", "1h", "--yes") == Answer(0, "300\n", "")
     assert [row["id"] for row in rows_of(shop("jobs", "task:shop.add", "--json"))] == [waiting.id, new[0].id]
     assert shop.state.store.attempts(old[0].id) == []

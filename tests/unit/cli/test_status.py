@@ -16,7 +16,7 @@ def test_status_of_an_empty_store_is_healthy_and_teaches(shop: Shop) -> None:
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.startswith("Healthy.\n")
     assert "No worker runs. Start one: flask tasks run" in answer.out
-    assert "There is no job yet. Enqueue one: flask tasks call NAME" in answer.out
+    assert "No jobs yet. Enqueue one: flask tasks call NAME" in answer.out
 
 
 def test_status_is_unhealthy_while_jobs_are_ready_and_no_worker_lives(shop: Shop) -> None:
@@ -82,7 +82,7 @@ def test_status_is_unhealthy_when_no_living_worker_works_on_a_queue(shop: Shop) 
     shop.crawl.enqueue("x")
     answer = shop("status")
     assert answer.code == 4
-    assert "Queue 'web' has jobs that are ready (1) and no living worker works on it." in answer.out
+    assert "Queue 'web' has ready jobs (1) and no living worker takes them." in answer.out
     assert "Start one: flask tasks run web" in answer.out
 
 

@@ -38,8 +38,8 @@ WORDS = {
     "unique:user-7": JobFilter(unique="user-7"),
     "uid:019f": JobFilter(uid="019f"),
     "attempts:3": JobFilter(attempts=3),
-    "hidden:yes": JobFilter(hidden=True),
-    "hidden:no": EVERYTHING,
+    "discarded:yes": JobFilter(discarded=True),
+    "discarded:no": EVERYTHING,
     "args.user_id:42": JobFilter(args=(("user_id", "42"),)),
     "args.url:http://x/?a=b:c": JobFilter(args=(("url", "http://x/?a=b:c"),)),
     'args.name:"Ana Maria"': JobFilter(args=(("name", "Ana Maria"),)),
@@ -110,7 +110,7 @@ REFUSED = {
     "after:yesterday": "after: takes a span like -90s, -15m, -1h, -7d or a moment like 2026-01-31T12:00, not 'yester",
     "before:2026-02-30": "before: takes a span",
     "before:+1h": "before: takes a span",
-    "hidden:maybe": "hidden: takes yes or no, not 'maybe'",
+    "discarded:maybe": "discarded: takes yes or no, not 'maybe'",
     'task:"a': "The filter 'task:\"a' has a quotation mark without its partner",
     "task:a\0b": "The filter word 'task:a\\\\x00b' contains a character that cannot be stored",
     "args.x:\0": "contains a character that cannot be stored",
@@ -132,7 +132,7 @@ def test_the_longest_filter_is_read() -> None:
 def test_help_names_every_key() -> None:
     for key in ("state", "task", "queue", "schedule", "worker", "group", "unique", "uid", "id", "attempts"):
         assert f"{key}:" in HELP
-    for key in ("args.NAME", "after", "before", "hidden"):
+    for key in ("args.NAME", "after", "before", "discarded"):
         assert f"{key}:" in HELP
 
 

@@ -26,7 +26,7 @@ PAGES = (
         "/jobs?filter=state:scheduled",
         "/jobs?filter=after:-1h",
     ),
-    *("/jobs?filter=hidden:yes", "/jobs?filter=group:g7", "/jobs/999999", "/jobs/1"),
+    *("/jobs?filter=discarded:yes", "/jobs?filter=group:g7", "/jobs/999999", "/jobs/1"),
     *("/jobs/450000", "/jobs?filter=parent:450000"),
     *("/failures", "/queues", "/schedules", "/workers", "/mail", "/system"),
 )

@@ -135,7 +135,7 @@ def test_a_full_last_page_has_none_after_it(browser: Browser, rows: Rows) -> Non
 def test_a_row_tells_what_a_list_needs_and_no_more(browser: Browser, rows: Rows) -> None:
     (job_id,) = store_jobs(rows, {"state": "failed", "args": "[" * 5000, "error": "x" * 5000, "failure_group": "g"})
     (row,) = browser.jobs().rows
-    assert (row.record.id, row.record.task, row.hidden, row.failure_group) == (job_id, "app.add", 0, "g")
+    assert (row.record.id, row.record.task, row.discarded, row.failure_group) == (job_id, "app.add", 0, "g")
     assert len(row.args) == len(row.error or "") == 2000
 
 
@@ -208,9 +208,9 @@ FITTING = {
     "after:-1h": {"nightly2", "unique"},
     "after:-1h before:-1m": {"nightly2"},
     "before:-1h state:failed": {"failed", "broken"},
-    "hidden:yes": HIDDEN,
-    "hidden:yes state:failed": {"put away failed"},
-    "hidden:yes group:g1": {"put away failed"},
+    "discarded:yes": HIDDEN,
+    "discarded:yes state:failed": {"put away failed"},
+    "discarded:yes group:g1": {"put away failed"},
 }
 
 
@@ -383,7 +383,7 @@ def test_a_job_comes_with_all_that_is_stored_of_it(browser: Browser, rows: Rows)
     rows("INSERT INTO taskworker_log VALUES (?, 1, ?)", job_id, lines)
     job = browser.job(job_id)
     assert (job.record.id, job.args, job.error, job.result) == (job_id, args, "e", "r")
-    assert (job.origin, job.failure_group, job.hidden) == ('{"job": 7}', "g", 0)
+    assert (job.origin, job.failure_group, job.discarded) == ('{"job": 7}', "g", 0)
     assert [(a.claim, a.outcome) for a in job.attempts] == [(1, "retrying"), (2, "failed")]
     assert job.lines == {1: [(5, "INFO", "app", "hello")]}
 

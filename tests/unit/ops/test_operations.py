@@ -122,12 +122,12 @@ def test_an_action_changes_the_jobs_that_are_in_a_state_for_it_and_no_other(
 
     rows("DELETE FROM taskworker_job")
     together = dict(zip(KINDS, store_jobs(rows, *KINDS.values()), strict=True))
-    changed = sum(steer.act_on_all(action, EVERYTHING)) + sum(steer.act_on_all(action, JobFilter(hidden=True)))
+    changed = sum(steer.act_on_all(action, EVERYTHING)) + sum(steer.act_on_all(action, JobFilter(discarded=True)))
     # What one pass has put away, or taken back, is not what the other finds in a state for it.
     assert changed == len(expected)
     assert {kind: look(rows, job_id) for kind, job_id in together.items()} == before | expected
     target = f"job {one_by_one[list(expected)[-1]]} (app.add)"
-    assert [n[2] for n in notes(store)[:3]] == ["hidden:yes", "every job", target]
+    assert [n[2] for n in notes(store)[:3]] == ["discarded:yes", "every job", target]
 
 
 def test_a_retry_begins_anew(steer: Operations, store: Store, rows: Rows) -> None:
@@ -153,7 +153,7 @@ def test_a_discarded_job_is_kept_until_its_time_and_comes_back_as_it_was(
     assert Browser(store).count_all(EVERYTHING) == 0
     assert (store.record(waiting).expires_at or 0) > at
     assert store.record(ended).expires_at == FAR
-    assert list(steer.act_on_all("restore", JobFilter(hidden=True))) == [2]
+    assert list(steer.act_on_all("restore", JobFilter(discarded=True))) == [2]
     record = store.record(waiting)
     assert (record.state, record.run_at, record.finished_at, record.expires_at) == ("scheduled", at, None, None)
     assert (store.record(ended).state, store.ending(ended).error) == ("failed", "e")
@@ -207,7 +207,7 @@ def test_of_two_jobs_with_one_key_only_one_is_retried(steer: Operations, rows: R
 def test_of_two_jobs_with_one_key_only_one_is_restored(steer: Operations, rows: Rows) -> None:
     keyed = {"state": "cancelled", "discarded": 2, "unique_key": "app.add:k"}
     ids = store_jobs(rows, keyed, keyed, {"state": "cancelled", "discarded": 2})
-    assert list(steer.act_on_all("restore", JobFilter(hidden=True))) == [2]
+    assert list(steer.act_on_all("restore", JobFilter(discarded=True))) == [2]
     assert sorted(look(rows, job_id)[0] for job_id in ids[:2]) == ["cancelled", "ready"]
     left = next(job_id for job_id in ids if look(rows, job_id)[1])
     with pytest.raises(NotAccepted, match=f"Job {left} cannot be restored: another unfinished job has its unique key"):
@@ -287,7 +287,7 @@ def test_what_cannot_be_noted_is_not_done(
     rows("ALTER TABLE taskworker_audit RENAME TO taskworker_elsewhere")
     acts: list[Callable[[], object]] = [
         *(lambda a=action, k=kind: steer.act(a, ids[k]) for action in ACTIONS for kind in CHANGES[action]),
-        *(lambda a=action: list(steer.act_on_all(a, JobFilter(hidden=a == "restore"))) for action in ACTIONS),
+        *(lambda a=action: list(steer.act_on_all(a, JobFilter(discarded=a == "restore"))) for action in ACTIONS),
         lambda: steer.act_on_some("cancel", list(ids.values())),
         lambda: list(steer.purge(FAR)),
         lambda: steer.pause_queue("a"),
@@ -322,7 +322,7 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "state:failed": ({"state": "failed", "discarded": 0}, {"state": "cancelled"}),
     "state:failed attempts:2": ({"state": "failed", "failures": 3}, {"failures": 1}),
     "group:g": ({"state": "failed", "failure_group": "g"}, {"failure_group": "h"}),
-    "hidden:yes": ({"state": "failed", "discarded": 1}, {"discarded": 0}),
+    "discarded:yes": ({"state": "failed", "discarded": 1}, {"discarded": 0}),
 }
 
 
@@ -340,9 +340,9 @@ def test_jobs_that_no_longer_fit_the_filter_are_left_alone(
     for name, value in change.items():
         rows(f"UPDATE taskworker_job SET {name} = ? WHERE id = ?", value, goes)
     before = look(rows, goes)
-    assert steer.act_on_some("restore" if chosen.hidden else "retry", ids, chosen=chosen) == 1
+    assert steer.act_on_some("restore" if chosen.discarded else "retry", ids, chosen=chosen) == 1
     assert look(rows, goes) == before
-    assert look(rows, stays)[0] == ("ready" if not chosen.hidden else "failed")
+    assert look(rows, stays)[0] == ("ready" if not chosen.discarded else "failed")
 
 
 def test_jobs_that_move_while_an_act_on_many_goes_on_are_left_alone(

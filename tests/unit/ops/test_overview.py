@@ -136,7 +136,7 @@ def test_every_page_is_there_on_each_database(app: Flask, idle_worker: Backgroun
         if "GET" in route.methods and not route.endpoint.startswith(("mail_", "schedule")):
             address = f"/tasks{route.rule.replace('<int:job_id>', str(job.id))}"
             assert client.get(address).status_code == 200, address
-    for text in ("state:failed", "state:ready", "task:*tick args.x:1", "after:-1h", "hidden:yes", "group:x"):
+    for text in ("state:failed", "state:ready", "task:*tick args.x:1", "after:-1h", "discarded:yes", "group:x"):
         assert client.get("/tasks/jobs", query_string={"filter": text}).status_code == 200
     own = {"Origin": "http://localhost"}
     form = {"action": "retry", "scope": "all", "filter": "state:failed"}

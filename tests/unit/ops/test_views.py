@@ -27,10 +27,10 @@ NOW = 1_800_000_000_000
 MINUTE = 60_000
 
 
-def job(*, hidden: int = 0, error: str | None = None, **values: Any) -> JobRow:
+def job(*, discarded: int = 0, error: str | None = None, **values: Any) -> JobRow:
     fields = {"id": 7, "uid": "u", "task": "shop.add", "queue": "web", "kind": "sync", "priority": 0, "state": "ready"}
     record = JobRecord(**{**fields, "run_at": NOW, "max_attempts": 3, "timeout": None, **values})
-    return JobRow(record, hidden, None, "[[],{}]", error)
+    return JobRow(record, discarded, None, "[[],{}]", error)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_job_has_the_same_state_and_try_wherever_it_is_shown(values: Any, stat
 
 
 def test_a_discarded_job_says_so_and_keeps_its_state() -> None:
-    view = job_view(job(hidden=1, state="failed", failures=1))
+    view = job_view(job(discarded=1, state="failed", failures=1))
     assert (view.state, view.discarded, view.word) == ("failed", True, "discarded")
 
 

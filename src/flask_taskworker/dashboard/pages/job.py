@@ -47,7 +47,7 @@ def page(view: View, job_id: int) -> Response:
     """One job. Raises JobNotFound."""
     whole = view.browser.job(job_id, tries=_TRIES, most=redact.READ)
     record = whole.record
-    state = state_of(record, whole.hidden)
+    state = state_of(record, whole.discarded)
     origin = {key: _plain(value) for key, value in read_origin(whole.origin).items()}
     failure = _failure(whole)
     data = {

@@ -41,7 +41,7 @@ def page(view: View) -> Response:
 
 def _offered(view: View, action: str, chosen: JobFilter) -> bool:
     """Whether the action fits any job of the list."""
-    return view.may(PERMISSION[action]) and (action == "restore") == chosen.hidden
+    return view.may(PERMISSION[action]) and (action == "restore") == chosen.discarded
 
 
 def _tabs(counts: StateCounts, chosen: JobFilter) -> list[dict[str, Any]]:
@@ -58,8 +58,8 @@ def _tabs(counts: StateCounts, chosen: JobFilter) -> list[dict[str, Any]]:
                 "current": current,
             }
         )
-    hidden = {"state": "discarded", "word": "Discarded", "count": None, "filter": "hidden:yes"}
-    return [*tabs, {**hidden, "current": chosen == JobFilter(hidden=True)}]
+    discarded = {"state": "discarded", "word": "Discarded", "count": None, "filter": "discarded:yes"}
+    return [*tabs, {**discarded, "current": chosen == JobFilter(discarded=True)}]
 
 
 ROUTES = (Route("/jobs", "jobs", page, arguments=("filter", "before", "limit")),)

@@ -31,7 +31,7 @@ def _base(dialect: Dialect, chosen: JobFilter, *, everywhere: bool = False) -> s
         return "id = :id"
     if chosen.uid is not None:
         return "uid = :uid"
-    if chosen.hidden:
+    if chosen.discarded:
         return "discarded <> 0"
     if chosen.group is not None:
         return f"state = 'failed' AND {_ALIVE} AND failure_group = :group"
@@ -77,7 +77,7 @@ def few_ids(chosen: JobFilter) -> str | None:
 
 def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     """What must hold of a row that fits, but for its arguments."""
-    parts = ["discarded <> 0" if chosen.hidden else _ALIVE]
+    parts = ["discarded <> 0" if chosen.discarded else _ALIVE]
     if chosen.states:
         retrying = "(state = 'scheduled' AND failures > 0)"
         states = [retrying if state == "retrying" else f"state = '{state}'" for state in chosen.states]
@@ -231,7 +231,7 @@ def count_states() -> str:
         "suspect": "state = 'ready' AND solo = 1",
         "running": "state = 'running'",
         **{s: f"state = '{s}' AND state IN ('failed', 'cancelled') AND {_ALIVE}" for s in ("failed", "cancelled")},
-        "hidden": "discarded <> 0",
+        "discarded": "discarded <> 0",
     }
     parts = [counted.format(what, where, ":most") for what, where in kinds.items()]
     parts.append(counted.format("finished", FINISHED, "4 * CAST(:most AS integer)"))

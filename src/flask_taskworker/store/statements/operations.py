@@ -59,7 +59,7 @@ def discard(dialect: Dialect, fits: str) -> str:
         f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
         f"state = CASE WHEN {FINISHED} THEN state ELSE 'cancelled' END "
         f"WHERE {_chosen(dialect, fits)} AND discarded = 0 AND state <> 'running' RETURNING id, "
-        "CASE WHEN discarded = 2 THEN 'cancelled' ELSE 'hidden' END"
+        "CASE WHEN discarded = 2 THEN 'cancelled' ELSE 'discarded' END"
     )
 
 
@@ -111,7 +111,7 @@ SPECIAL: Mapping[str, Callable[[Dialect, str], str]] = {"retry": special_retries
 """The jobs of a batch with which the act is done one by one."""
 
 
-def hidden_key_taken() -> str:
+def discarded_key_taken() -> str:
     """Whether a discarded job waits for its unique key."""
     return f"SELECT 1 FROM taskworker_job WHERE id = :id AND discarded = 2 AND NOT {_KEY_FREE}"
 

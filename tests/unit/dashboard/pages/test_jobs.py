@@ -220,7 +220,7 @@ def test_values_of_the_wrong_type_are_shown_as_they_are(lab: Lab, state: str, od
     )
     lines = json.dumps([["then", 1, None, ["x"]], 5, "line"])
     lab.rows("INSERT INTO taskworker_log (job_id, claim, lines) SELECT id, 1, ? FROM taskworker_job", lines)
-    pages = ["/jobs", f"/jobs?filter=state:{state}", "/jobs?filter=hidden:yes", "/failures", "/queues", "/system"]
+    pages = ["/jobs", f"/jobs?filter=state:{state}", "/jobs?filter=discarded:yes", "/failures", "/queues", "/system"]
     pages += ["/", "/schedules", "/workers"]
     for path in (*pages, *(f"/jobs/{job_id}" for job_id in ids)):
         assert_harmless(lab.page(path))
@@ -483,9 +483,9 @@ def test_only_the_buttons_that_fit_are_there(lab: Lab) -> None:
 
 def test_discarded_jobs_can_only_be_taken_back(lab: Lab) -> None:
     store_jobs(lab.rows, {"discarded": 1, "state": "failed"})
-    assert lab.data("/jobs", filter="hidden:yes")["actions"] == [["restore", "Take back"]]
+    assert lab.data("/jobs", filter="discarded:yes")["actions"] == [["restore", "Take back"]]
     assert "restore" not in dict(lab.data("/jobs")["actions"])
-    assert "1 job taken back" in lab.act("/jobs/bulk", action="restore", filter="hidden:yes")
+    assert "1 job taken back" in lab.act("/jobs/bulk", action="restore", filter="discarded:yes")
 
 
 def test_ticked_jobs_are_acted_on(lab: Lab) -> None:
@@ -593,7 +593,7 @@ def test_job_that_acts_is_not_put_into_a_paused_queue(lab: Lab) -> None:
 
 
 def test_filter_that_would_mean_something_else_later_is_refused() -> None:
-    chosen = JobFilter.parse("task:a.* after:-1h args.x:1 state:failed,ready hidden:yes", 10**12)
+    chosen = JobFilter.parse("task:a.* after:-1h args.x:1 state:failed,ready discarded:yes", 10**12)
     assert JobFilter.parse(exact(chosen), 0) == chosen
     with pytest.raises(ArgumentsError, match="read differently"):
         exact(JobFilter(args=(("a b", "1"),)))

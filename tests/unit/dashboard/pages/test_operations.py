@@ -261,7 +261,7 @@ def test_all_jobs_of_one_cause_are_discarded(lab: Lab) -> None:
     add_failed(lab)
     asked = lab.post("/jobs/confirm", **button(lab.page("/failures"), "Discard 1"))
     lab.post("/jobs/bulk", **button(asked.text, "Discard"))
-    assert (count(lab, "hidden:yes"), count(lab, "state:failed")) == (1, 1)
+    assert (count(lab, "discarded:yes"), count(lab, "state:failed")) == (1, 1)
     assert [group["group"] for group in lab.data("/failures")["groups"]] == ["other"]
 
 
@@ -564,4 +564,4 @@ def test_tasks_that_no_code_declares_are_told(lab: Lab) -> None:
     }
     asked = lab.post("/jobs/confirm", **button(lab.page("/system"), "Discard 2"))
     lab.post("/jobs/bulk", **button(asked.text, "Discard"))
-    assert count(lab, "hidden:yes task:old.cleanup") == 2
+    assert count(lab, "discarded:yes task:old.cleanup") == 2
