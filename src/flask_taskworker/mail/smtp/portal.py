@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from ...core.loggers import get_logger
+from ...errors import AppError
 
 log = get_logger("mail")
 
@@ -94,24 +95,36 @@ class Portal:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None or self._thread is None or not self._thread.is_alive():
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_serve, args=(self._loop,), name="flask-taskworker-mail", daemon=True
-                )
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                runs: Future[None] = Future()
+                thread = threading.Thread(target=_serve, args=(loop, runs), name="flask-taskworker-mail", daemon=True)
+                thread.start()
+                runs.result()
+                self._loop, self._thread = loop, thread
             return self._loop
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, runs: Future[None]) -> None:
     asyncio.set_event_loop(loop)
+    loop.call_soon(runs.set_result, None)
     try:
         loop.run_forever()
+    except RuntimeError as error:
+        # Green threads share one thread of the system, in which the worker's loop runs.
+        runs.set_exception(
+            AppError(
+                f"Mail cannot be sent here: {error}. Beside a BackgroundTaskWorker, gevent and eventlet leave no thread "
+                "for it. Run the worker in a process of its own (flask tasks run), or use threads."
+            )
+        )
+        return
     finally:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.run_until_complete(asyncio.sleep(0))  # closed transports let go of their sockets
+        if runs.done() and runs.exception() is None:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(asyncio.sleep(0))  # closed transports let go of their sockets
         loop.close()
 
 
