@@ -113,8 +113,8 @@ def _serve(loop: asyncio.AbstractEventLoop, runs: Future[None]) -> None:
         # Green threads share one thread of the system, in which the worker's loop runs.
         runs.set_exception(
             AppError(
-                f"Mail cannot be sent here: {error}. Beside a BackgroundTaskWorker, gevent and eventlet leave no thread "
-                "for it. Run the worker in a process of its own (flask tasks run), or use threads."
+                f"Mail cannot be sent here: {error}. Beside a BackgroundTaskWorker, gevent and eventlet leave no "
+                "thread for it. Run the worker in a process of its own (flask tasks run), or use threads."
             )
         )
         return
