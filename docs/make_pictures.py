@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     known = {picture.name for picture in pictures(0)}
     if not known.issuperset(options.names):
-        parser.error(f"there are no pictures but {', '.join(sorted(known))}")
+        parser.error(f"the pictures are {', '.join(sorted(known))}")
     show_an_hour(options.names, options.to)
 
 

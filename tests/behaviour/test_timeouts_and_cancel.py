@@ -251,7 +251,7 @@ def test_finished_job_cannot_be_cancelled(task_worker: BackgroundTaskWorker) -> 
 
 
 def test_job_that_does_not_exist_cannot_be_cancelled(task_worker: BackgroundTaskWorker, store: Store) -> None:
-    with pytest.raises(JobNotFound, match="There is no job 77: it never existed, or it was pruned"):
+    with pytest.raises(JobNotFound, match="Job 77 never existed, or it was pruned"):
         store.cancel(77)
 
 

@@ -1,4 +1,4 @@
-"""The stylesheet and the script: read once, named by their content, so that browsers may keep them for ever."""
+"""The stylesheet and the script: read once, named by their content, so that browsers may cache them forever."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _bad_arguments(route: Route, values: Mapping[str, Any]) -> str | None:
     unknown = sorted(name for name in set(request.args) - known if not is_passed_over(name))
     if unknown:
         allowed = ", ".join(sorted({"format", *route.arguments}))
-        return f"There is no argument {unknown[0]!r:.80} here. Allowed: {allowed}."
+        return f"Unknown argument {unknown[0]!r:.80}. Allowed: {allowed}."
     if request.args.get("format", "json") not in ("json", "html"):
         return f"format is {request.args['format']!r:.80}. Allowed: json, html."
     return None

@@ -61,13 +61,13 @@ _AnyTask = Task[..., Any, Any] | None
 
 
 class Unreadable(ValueError):
-    """What is stored is not what the codec writes, or only its beginning is at hand."""
+    """What is stored is not what the codec writes, or only its beginning was read."""
 
 
 def arguments(text: str, task: _AnyTask) -> dict[str, Any]:
     """The arguments of a stored call by name, covered. Raises Unreadable.
 
-    Nobody knows what an unknown task calls secret: all of its values are covered, and the positional ones numbered.
+    What an unknown task calls secret is unknown too: all of its values are covered, and the positional ones numbered.
     """
     call = _load(text)
     if not isinstance(call, list) or len(call) != 2 or not isinstance(call[0], list) or not isinstance(call[1], dict):
@@ -104,7 +104,7 @@ def pretty(value: Any, most: int | None = MOST) -> str:
     text = _json(value, indent=2)
     if most is None or len(text) <= most:
         return text
-    return f"{text[:most]}\n… ({len(text):,} characters, of which these are the first)"
+    return f"{text[:most]}\n… ({len(text):,} characters; these are the first)"
 
 
 def cut(value: Any) -> Any:

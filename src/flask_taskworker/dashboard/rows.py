@@ -56,7 +56,7 @@ def _args(view: View, row: JobRow) -> str | None:
     try:
         return redact.brief(redact.arguments(row.args, view.task(row.record.task)))
     except Unreadable:
-        # Of what was cut off, or is damaged, nobody can tell what is secret.
+        # What was cut off, or is damaged, may be secret.
         return "… (open the job to see them)"
 
 

@@ -78,7 +78,7 @@ class View:
     @property
     def names(self) -> Names:
         """The names of a task's parameters, which a filter on arguments needs; None of a task that is not known: its
-        arguments are covered, and whoever may ask for them may guess them."""
+        arguments are covered, and a filter on them could guess them."""
         known = names_of(self.state.registry)
         return lambda task: None if self.task(task) is None else known(task)
 
@@ -179,7 +179,7 @@ class View:
         return current_app.response_class(status=303, headers={"Location": self.url(endpoint, **values)})
 
     def _note(self) -> str:
-        """The message of the act before. It is signed: nobody can have the page say something by a link."""
+        """The message of the act before. It is signed, so that a link cannot make the page say something."""
         message = request.args.get("note", "")
         given = request.args.get("sign", "").encode("utf-8", "replace")
         return message if message and hmac.compare_digest(self._signature(message).encode(), given) else ""

@@ -53,7 +53,7 @@ def _valid(name: str, address: str) -> str:
 
 def _test_message(address: str, sender: Any, number: int) -> Message:
     if not sender:
-        raise click.UsageError("There is no sender. Give --from ADDRESS, or set MAIL_DEFAULT_SENDER.")
+        raise click.UsageError("The mail has no sender. Give --from ADDRESS, or set MAIL_DEFAULT_SENDER.")
     return Message(
         f"Test mail {number + 1} of {current_app.name}",
         sender=sender,
@@ -87,7 +87,7 @@ def _as_text(result: SendResult) -> str:
     if result.error is not None:
         return f"failed: {_printable(str(result.error))}"
     refused = "".join(f"; refused for {address}: {_printable(str(reply))}" for address, reply in result.refused.items())
-    return f"sent to {', '.join(result.accepted) or 'nobody'} as {result.message_id}{refused}"
+    return f"sent to {', '.join(result.accepted) or 'no recipient'} as {result.message_id}{refused}"
 
 
 def _printable(text: str) -> str:

@@ -90,7 +90,7 @@ class SendResult:
 
 
 def reply_to(error: MailError) -> Reply:
-    """What *error* means for each recipient of whom it says nothing else."""
+    """What *error* means for each recipient that it says nothing else about."""
     match error:
         case DeliveryUnknown():
             return Reply(-1, str(error), Ending.UNKNOWN)

@@ -3,7 +3,7 @@
 ::
 
     MailError (TaskWorkerError, smtplib.SMTPException, so an OSError too)
-    ├── MissingRecipients (AssertionError)      nobody to send to
+    ├── MissingRecipients (AssertionError)      no recipients
     ├── MissingSender (AssertionError)          no sender and no MAIL_DEFAULT_SENDER
     ├── BadHeaderError (ValueError)             a field would break the header or the dialogue
     │   └── BadAddressError                     an address, or a list of them, is malformed
@@ -18,7 +18,7 @@
     ├── AuthenticationFailed                    smtplib.SMTPAuthenticationError
     ├── NotOffered                              smtplib.SMTPNotSupportedError: STARTTLS, AUTH or SMTPUTF8 is missing
     ├── SenderRefused                           smtplib.SMTPSenderRefused
-    ├── RecipientsRefused                       smtplib.SMTPRecipientsRefused: nobody was accepted
+    ├── RecipientsRefused                       smtplib.SMTPRecipientsRefused: no recipient was accepted
     ├── DataRefused                             smtplib.SMTPDataError
     └── ServerDisconnected                      smtplib.SMTPServerDisconnected: the dialogue broke off
         ├── ServerTimeout (TimeoutError)        no reply in MAIL_TIMEOUT
@@ -119,7 +119,7 @@ class ReplyError(MailError, aiosmtplib.SMTPResponseException, smtplib.SMTPRespon
 
 
 class ConnectError(ReplyError, aiosmtplib.SMTPConnectError, smtplib.SMTPConnectError):
-    """There is no connection to the mail server. ``smtp_code`` is -1 unless the server's greeting refused us."""
+    """The mail server cannot be reached. ``smtp_code`` is -1 unless the server's greeting refused us."""
 
     def __init__(self, message: str | None = None, code: int = -1, text: str = "") -> None:
         super().__init__(code, text, message or inspect.cleandoc(type(self).__doc__ or ""))

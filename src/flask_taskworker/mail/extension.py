@@ -465,7 +465,7 @@ class _Batch:
         return len(self._chunk) >= self._chunk_size or time.monotonic() - self._flushed_at > _FLUSH_AFTER_S
 
     def take(self) -> list[Numbered]:
-        """The chunk, which begins anew."""
+        """The chunk, which starts again."""
         chunk, self._chunk = self._chunk, []
         self._chunk_size = min(2 * self._chunk_size, CHUNK)
         return chunk
@@ -489,7 +489,7 @@ class _Batch:
         return [self._results[number] for number in range(self._count)]
 
     def send_one(self, message: Any) -> list[SendResult]:
-        """Where there is no bulk: suppressed, another backend, or a host of the user's own."""
+        """Without a bulk: suppressed, another backend, or a host of the user's own."""
         try:
             with self._connection as connection:
                 return [connection.send(message)]

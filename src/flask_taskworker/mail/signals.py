@@ -1,7 +1,7 @@
 """``email_dispatched``, for receivers of both orders.
 
 Flask-Mail's documentation shows ``def receiver(message, app)``, its code since 0.10 sends ``(app, message=message)``.
-Both are served: which one a receiver wants is told by the names of its parameters.
+Both are served: the names of its parameters say which one a receiver wants.
 """
 
 from __future__ import annotations

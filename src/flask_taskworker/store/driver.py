@@ -18,7 +18,7 @@ Row = tuple[Any, ...]
 Parameters = Mapping[str, Any]
 Run = Callable[[str, Parameters], list[Row]]
 Ready = Collection[tuple[str, str]]
-"""Queues with ready jobs, and of which kind these are."""
+"""Queues with ready jobs, and the kinds of these jobs."""
 
 
 class RowRefused(StoreError):
@@ -121,7 +121,7 @@ class Presence(Protocol):
         """Call *on_wake* on *loop* when another process has news: with what is ready, or with nothing: look."""
 
     server_started_at: int | None
-    """When the server started that holds the lock, in epoch milliseconds; None where there is no server."""
+    """When the server started that holds the lock, in epoch milliseconds; None without a server."""
 
     def renew(self) -> None:
         """Take the lock again if the server lost it. Called with each beat. Raises StoreError."""

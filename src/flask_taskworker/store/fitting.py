@@ -1,6 +1,6 @@
 """Values of the wrong type in rows. Pure.
 
-SQLite keeps a value of any type in any column. What somebody wrote there by hand must not take a page, or a worker,
+SQLite keeps a value of any type in any column. What was written there by hand must not take a page, or a worker,
 with it: a value of the wrong type is taken out of its field, and shown as it is beside the row.
 """
 
@@ -44,7 +44,7 @@ class _Kind(NamedTuple):
 def fitted(kind: type[R], row: Sequence[Any]) -> R:
     """*row* as *kind*, a named tuple, with neutral values in the place of those of the wrong type.
 
-    If its last field is ``odd``, that is no column, and gets what :func:`fitted_and_odd` has beside the row.
+    If its last field is ``odd``, that is not a column, and gets what :func:`fitted_and_odd` has beside the row.
     """
     values, odd = _values(kind, row)
     return kind(*values, *([odd] if odd and _kind(kind).has_odd else []))
@@ -128,7 +128,7 @@ def layout_in(value: object) -> list[int | str]:
     """The lengths and the hashes that a mail's layout consists of. Raises ValueError where it is no such list."""
     parts = json.loads(value) if isinstance(value, str) else None
     if not isinstance(parts, list) or not all(type(part) is str or (type(part) is int and part >= 0) for part in parts):
-        raise ValueError(f"the layout {shown(value)!r} is no list of lengths and hashes")
+        raise ValueError(f"the layout {shown(value)!r} is not a list of lengths and hashes")
     return parts
 
 

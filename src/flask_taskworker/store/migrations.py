@@ -143,7 +143,7 @@ def _create_table(dialect: Dialect, table: Table) -> list[str]:
 
 
 def creation_sql(dialect: Dialect) -> list[str]:
-    """All that makes a database ready, for somebody else to run. Each run of it gives another store."""
+    """All that makes a database ready, for another user to run. Each run of it makes another store."""
     at_random = (
         "lower(hex(randomblob(16)))" if dialect.name == "sqlite" else "replace(gen_random_uuid()::text, '-', '')"
     )

@@ -48,7 +48,7 @@ WHERE = "where"
 
 
 def _partial(name: str, *columns: str | TextClause, where: str, unique: bool = False) -> Index:
-    # Not sqlite_where and postgresql_where: naming them loads both dialects, 3 MB for a database that nobody uses.
+    # Not sqlite_where and postgresql_where: naming them loads both dialects, 3 MB for a database that is not used.
     parts = [text(column) if isinstance(column, str) else column for column in columns]
     return Index(name, *parts, unique=unique, info={WHERE: where})
 

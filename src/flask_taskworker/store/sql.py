@@ -326,7 +326,7 @@ def _check_id(job_id: int) -> None:
 
 
 def _not_found(job_id: int) -> JobNotFound:
-    return JobNotFound(f"There is no job {job_id}: it never existed, or it was pruned after its time in TASKER_KEEP_*.")
+    return JobNotFound(f"Job {job_id} never existed, or it was pruned after its time in TASKER_KEEP_*.")
 
 
 def record_of(job: NewJob, job_id: int) -> JobRecord:

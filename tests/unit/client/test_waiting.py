@@ -287,7 +287,7 @@ def test_pruned_job_is_not_found(task_worker: BackgroundTaskWorker, rows: Rows) 
     job.result(timeout=20)
     rows("DELETE FROM taskworker_job")
     for ask in (*results(job), job.refresh, job.cancel, job.retry, lambda: task_worker.get_job(job.id)):
-        with pytest.raises(JobNotFound, match=f"There is no job {job.id}: it never existed, or it was pruned"):
+        with pytest.raises(JobNotFound, match=f"Job {job.id} never existed, or it was pruned"):
             ask()
 
 
@@ -314,7 +314,7 @@ def test_cancelled_job_raises_for_those_who_wait_already(task_worker: Background
 
 @pytest.mark.parametrize("job_id", [0, -1, 2**63 - 1, 2**63, 10**30])
 def test_number_that_no_job_has_is_not_found(task_worker: BackgroundTaskWorker, job_id: int) -> None:
-    with pytest.raises(JobNotFound, match=f"There is no job {job_id}"):
+    with pytest.raises(JobNotFound, match=f"Job {job_id} never existed"):
         task_worker.get_job(job_id)
 
 

@@ -18,7 +18,7 @@ _DONE = {
     "run": "{} made ready",
     "cancel": "{} cancelled, or asked to stop",
     "discard": "{} discarded; that can be undone until pruning",
-    "restore": "{} taken back",
+    "restore": "{} restored",
 }
 
 

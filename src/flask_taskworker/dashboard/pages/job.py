@@ -225,7 +225,7 @@ def _frame(frame: Frame) -> dict[str, Any]:
 
 
 def _tries(view: View, whole: JobWhole) -> dict[str, Any]:
-    """The tries of which something is known, newest first, with the last lines that each has logged."""
+    """The known attempts, newest first, with the last lines that each has logged."""
     record = whole.record
     known = {one.claim: one for one in whole.attempts}
     tries, left = [], MAX_LOG
@@ -352,7 +352,7 @@ def _earlier(view: View, task: str) -> dict[str, Any] | None:
         "p50": words.percentile(total.run_percentile(0.5)),
         "p95": words.percentile(total.run_percentile(0.95)),
         "longest_ms": total.longest_ms,
-        "chart": charts.sparkline(medians, "Half took at most so many seconds, in 2 hours each"),
+        "chart": charts.sparkline(medians, "Median seconds, in 2 hours each"),
     }
 
 

@@ -1,6 +1,6 @@
 """Mail: what was queued, where each recipient stands, and what a mail looks like.
 
-Mails hold links that log somebody in, so what stands in them needs the permission ``mail_body``. Their HTML is never
+Mails hold login links, so their content needs the permission ``mail_body``. Their HTML is never
 part of a page: it has an address of its own, which forbids it everything, and is shown in a sandboxed frame.
 """
 
@@ -48,7 +48,7 @@ _ENDINGS = {
     "unknown": ("warn", "unknown"),
 }
 _PLAIN_HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
-"""Those that are no part of what ``mail_body`` guards."""
+"""Those that ``mail_body`` does not guard."""
 
 FRAME_CSP = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src {}; form-action 'none'; base-uri 'none'; "
@@ -157,7 +157,7 @@ def _found(view: View) -> MailRow:
     mail_id = request.values.get("id", "")
     mail = view.browser.mail(mail_id)
     if mail is None:
-        raise NotFound(f"There is no mail {mail_id!r:.80}: it was never queued, or it was pruned after MAIL_KEEP.")
+        raise NotFound(f"Mail {mail_id!r:.80} was never queued, or it was pruned after MAIL_KEEP.")
     return mail
 
 

@@ -120,7 +120,7 @@ def _tiles(view: View, seen: Overview, hour: _Hour) -> list[dict[str, Any]]:
         _tile("Done a minute", rate, f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", done, "Ended in 5 minutes each"),
         _tile("Failed in an hour", sum(failed), f"{sum(failed):,}", failed, "Failed in 5 minutes each", "failed"),
         _tile("Waiting", seen.ready, words.number(seen.ready), [], "", detail=_due(seen)),
-        {**_tile("Oldest wait", 0, "–", waits, "95 % waited at most so many seconds"), "since": _oldest(seen)},
+        {**_tile("Oldest wait", 0, "–", waits, "95 % waited at most this many seconds"), "since": _oldest(seen)},
         _tile("Mails in an hour", sum(mails), f"{sum(mails):,}", mails, "Mails sent in 5 minutes each", "ok"),
     ]
 
@@ -176,7 +176,7 @@ def _slowest(hour: _Hour) -> list[dict[str, Any]]:
                 "p95_at_least": p95.at_least,
                 "text": words.percentile(p95),
                 "tries": sum(total.run),
-                "chart": charts.sparkline(series, "95 % took at most so many seconds, in 5 minutes each"),
+                "chart": charts.sparkline(series, "95 % took at most this many seconds, in 5 minutes each"),
             }
         )
     return sorted(rows, key=lambda row: -int(str(row["p95_ms"])))[:_FEW]

@@ -106,7 +106,7 @@ def resume(view: View) -> Response:
 def _known(view: View) -> str:
     name = request.form.get("name", "")
     if name not in {queue.name for queue in view.browser.queues(also=_named(view))}:
-        raise NotFound(f"There is no queue {name!r:.80}: no task names it, and no job is in it.")
+        raise NotFound(f"Queue {name!r:.80} is unknown: no task names it, and it has no jobs.")
     return name
 
 

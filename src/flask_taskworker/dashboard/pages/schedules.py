@@ -71,7 +71,7 @@ def one(view: View) -> Response:
     name = request.args.get("name", "")
     schedule = next((schedule for schedule in view.browser.schedules() if schedule.name == name), None)
     if schedule is None:
-        raise NotFound(f"There is no schedule {name!r:.200}.")
+        raise NotFound(f"No schedule has the name {name!r:.200}.")
     row = _row(view, schedule, view.browser.schedule_runs([name], RUNS).get(name, []))
     return view.page("schedule.html", {**row, "fires": _fires(schedule, view.now)}, title=f"Schedule {name}")
 

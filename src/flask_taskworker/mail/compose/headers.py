@@ -33,7 +33,7 @@ ASCII_ONLY = frozenset(
         *("date", "resent-date", "message-id", "return-path", "autocrypt", "dkim-signature"),
     }
 )
-"""Headers that hold ids, links and dates, in which there is no place for encoded words."""
+"""Headers that hold ids, links and dates, which cannot hold encoded words."""
 
 MIME_HEADERS = frozenset({"content-type", "content-transfer-encoding", "mime-version"})
 HIDDEN = frozenset({"bcc", "resent-bcc"})

@@ -99,7 +99,7 @@ def prepare(
 
 
 def check_presence(message: Any) -> None:
-    """Raise where there is no recipient, or no sender."""
+    """Raise MissingRecipients or MissingSender if the message lacks one."""
     for name in ("recipients", "cc", "bcc"):
         check_list(name, getattr(message, name, None))
     if not hasattr(message, "send_to"):

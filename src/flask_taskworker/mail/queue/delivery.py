@@ -2,7 +2,7 @@
 
 :func:`deliver` is the task; its argument is the mail's id. It loads the mail, hands it to the server over the loop's
 pool, records what became of each recipient, and steers its own job: done, failed, or again later. A server that
-cannot be reached, or does not let us in, parks the whole :class:`Transport` and counts against no mail.
+cannot be reached, or refuses our login, parks the whole :class:`Transport` and counts against no mail.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _LAST_WORD_S = 5.0
 
 
 class MailHeld(MailError):
-    """The connection broke off after the mail was handed over; nobody knows if it arrived, and it must not go twice.
+    """The connection broke off after the mail was handed over; whether it arrived is unknown, and it must not go twice.
 
     Look for it in the log of the mail server; ``job.retry()`` sends it again.
     """
@@ -80,7 +80,7 @@ class MailHeld(MailError):
 async def deliver(mail_id: str) -> dict[str, str] | None:
     """Send one queued mail. Returns what the server said to each refused recipient; None, which is cheap, for none.
 
-    Raises RecipientsRefused when nobody was accepted, MailHeld when that is unknown and must not be tried again.
+    Raises RecipientsRefused when no recipient was accepted, MailHeld when that is unknown and must not be tried again.
     """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     if "mail" not in app.extensions:
@@ -114,7 +114,7 @@ class Withdrawn(asyncio.CancelledError):
 
 
 class Transport:
-    """The way to the server: who opens a connection, and when there is no point in it. On the loop's clock."""
+    """The way to the server: who opens a connection, and when that is pointless. On the loop's clock."""
 
     def __init__(self, on_slow: Callable[[], None] = lambda: None) -> None:
         self._opening = asyncio.Lock()
@@ -134,7 +134,7 @@ class Transport:
     async def open(self, pool: Pool) -> SMTPConnection:
         """Open a connection, one at a time: after a failure the others need not find out for themselves.
 
-        Raises Parked where the server cannot be reached, or does not let us in; what it said where it only refused
+        Raises Parked where the server cannot be reached, or refuses our login; what it said where it only refused
         one connection more than it allows.
         """
         async with self._opening:
@@ -208,7 +208,7 @@ class MailDelivery:
         self._transport = Transport(self._dismiss)
         self._sender: SmtpSender | None = None
         self._under_way = 0
-        # A mail that the server has taken, and of which that is not recorded, would be sent again if the process died
+        # A mail that the server has taken, without a record of that, would be sent again if the process died
         # now. So there are never more of them than connections: further messages wait, also where the database is slow.
         self._unrecorded = asyncio.Semaphore(config.pool_size)
         # A loaded mail holds its bytes: so no more of them than can soon be sent.
@@ -299,7 +299,7 @@ class MailDelivery:
         elif (host := local_host(state, app)) is not None:
             yield verdicts(envelope, await _give_to(host, envelope))
         else:
-            # Since this mail was let in, the server may have fallen silent.
+            # Since this mail was admitted, the server may have fallen silent.
             self._transport.check()
             async with self._sending(state, mail, envelope) as outcome:
                 yield verdicts(envelope, self._tried(outcome))

@@ -139,7 +139,7 @@ def _dialogue_error(error: Exception, server: Server, act: str) -> MailError:
         case aiosmtplib.SMTPTimeoutError():
             return ServerTimeout(f"{server} did not answer within {server.timeout:g} s (MAIL_TIMEOUT).")
         case aiosmtplib.SMTPServerDisconnected() | OSError():
-            return ServerDisconnected(f"{server} closed the connection before it let us in.")
+            return ServerDisconnected(f"{server} closed the connection before the login.")
         case aiosmtplib.SMTPException():
             return NotOffered(f"Cannot {act} {server}: {error}")
     # A setting that was changed after the start, such as a number for a password. repr() could show it.

@@ -184,14 +184,14 @@ class PipeliningProtocol(SMTPProtocol):
     def _end_group(self) -> None:
         goodbye = self._buffer.startswith(str(_CLOSING).encode())
         if self._buffer and not goodbye:
-            self._break()  # a line too many: nobody knows which one answers what
+            self._break()  # a line too many: which one answers what is unknown
         elif self._group is not None and not self._group.done():
             self._group.set_result(self._replies)
         if goodbye:
             self.abort()
 
     def _receive_single(self, data: bytes) -> None:
-        """For aiosmtplib's own commands; it would drop what nobody asked for, or keep it for the next command."""
+        """For aiosmtplib's own commands; it would drop an unsolicited reply, or keep it for the next command."""
         waiter = self._response_waiter
         if waiter is None or not self._response_pending or waiter.done():
             self._stray(data)

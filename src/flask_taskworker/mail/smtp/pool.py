@@ -57,7 +57,7 @@ class Pool:
         """A connection for the caller alone, to be given back with :meth:`release`; a new one comes from ``opener``.
 
         None where all that the server allows are in use and the caller may not wait. Raises what the opener raises
-        where there is no connection at all.
+        where no connection can be had.
         """
         deadline = time.monotonic() + self.server.timeout
         while True:

@@ -61,7 +61,7 @@ class Portal:
         self._closers.append(closer)
 
     def close(self, timeout: float = 2.0) -> None:
-        """End the loop and its thread; the next call begins anew. Done at exit."""
+        """End the loop and its thread; the next call starts new ones. Done at exit."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None

@@ -168,7 +168,7 @@ def _is_too_many(reply: Reply) -> bool:
 
 
 def flights(envelope: Envelope, mail: Command, recipients: Sequence[Command], *, together: bool) -> list[list[Command]]:
-    """The commands of a transaction in groups, the replies to each of which are looked at before the next."""
+    """The commands of a transaction in groups; the replies to each group are read before the next."""
     if not together:
         return [[command] for command in (mail, *recipients, DATA)]
     groups = [list(recipients[i : i + TOGETHER]) for i in range(0, len(recipients), TOGETHER)] or [[]]

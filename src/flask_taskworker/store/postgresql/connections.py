@@ -33,7 +33,7 @@ _PREPARE_AFTER = 5
 """A statement that one connection has run so often is prepared."""
 
 
-# A plan made while a table was small is kept, and scans it when it is large; planning anew costs less than a claim.
+# A plan made while a table was small is kept, and scans it when it is large; planning again costs less than a claim.
 # A row that another session has locked must not hold up a worker's other rows.
 _WORKER_SETTINGS = (
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('lock_timeout', '100ms', false)"

@@ -36,7 +36,7 @@ _SCHEMA_LOCK = 0x7461736B
 """The advisory lock under which processes that start at once make the schema, one after the other."""
 
 NOTIFY_INTERVAL = 0.005
-"""Seconds: bursts of news from one process become one NOTIFY in so much time."""
+"""Seconds: bursts of news from one process become one NOTIFY in this time."""
 
 _POOL_SIZE = 8
 _POOL_MOST = 72
@@ -61,7 +61,7 @@ class PostgresqlDriver:
         self._notifier = Notifier(self._notify)
 
     def _new_pool(self) -> QueuePool:
-        # Whoever returns a connection has ended its transaction: a rollback at each return would be a round trip.
+        # A returned connection has ended its transaction: a rollback at each return would be a round trip.
         return QueuePool(
             cast(Any, self._server.open),
             pool_size=_POOL_SIZE,
@@ -169,7 +169,7 @@ class PostgresqlDriver:
         try:
             self.write(_NOTIFY, {"payload": payload_of(ready)})
         except StoreError as error:
-            log.debug("nobody was notified; workers look by themselves: %s", error)
+            log.debug("no worker was notified; workers look by themselves: %s", error)
 
     def close(self) -> None:
         """Send what is to be notified and close pooled connections; they are opened again when needed."""
@@ -184,7 +184,7 @@ class PostgresqlDriver:
         self._fresh()
 
 
-# A crash of the server takes its listeners' connections along, and whoever listens anew looks: no need for the disk.
+# A crash of the server ends its listeners' connections too, and a worker that listens again looks: no disk needed.
 _NOTIFY = f"SELECT set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', :payload)"
 
 _inherited: list[Any] = []

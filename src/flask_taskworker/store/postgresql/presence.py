@@ -2,7 +2,7 @@
 
 The lock's absence alone proves nothing: a restarted server frees all of them, and so does an administrator who ends
 sessions. Behind a pooler that lends sessions for a transaction there are neither locks nor notifications: then deaths
-are told by missing beats alone, and news are found by looking.
+are noticed by missing beats alone, and news are found by looking.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_PAYLOAD = 7000
 """Bytes; the server takes 7,999. What does not fit is left to a look at the database."""
 
 SUSPECT_BEATS = 2
-"""A worker whose lock was absent in so many of the observer's beats, and that did not beat meanwhile, is dead."""
+"""A worker whose lock was absent in this many of the observer's beats, and that did not beat meanwhile, is dead."""
 
 _LISTEN_BACK_OFF = (0.1, 4.0)
 
@@ -106,14 +106,14 @@ class AdvisoryPresence:
                 async with await self._server.open_async() as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     pause = shortest
-                    # What was notified while nobody listened is news, too.
+                    # What was notified while the connection was broken is news, too.
                     on_wake(())
                     async for notification in connection.notifies():
                         on_wake(ready_in(notification.payload))
             except (psycopg.Error, StoreError) as error:
                 log.warning("not listening for notifications, next try in %.1f s: %s", pause, in_words(error))
             except Exception:
-                # A worker that hears nothing would say so to nobody.
+                # A worker that hears nothing would not say so.
                 log.exception("not listening for notifications, next try in %.1f s", pause)
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, longest)
@@ -157,7 +157,7 @@ def _lock_key(worker_id: str) -> int:
     try:
         return int(worker_id, 16)
     except ValueError:
-        # No worker of ours made that row: nobody holds a lock for it.
+        # No worker of ours made that row: no process holds a lock for it.
         return -1
 
 
@@ -167,7 +167,7 @@ class BeatsOnly:
     server_started_at: int | None = None
 
     def renew(self) -> None:
-        """Nothing: there is no lock."""
+        """Nothing: it has no lock."""
 
     def is_dead(self, other: Other) -> bool:
         """Never proven here; 30 missed beats tell."""

@@ -31,8 +31,8 @@ _ANSWERS = (sqlite3.Error, StoreError)
 class SharedCommit:
     """Lets threads that write at the same moment share one commit, and so one fsync.
 
-    Each puts its statement into the line and takes the lock. Whoever gets it first runs all that stand in line and
-    commits; the others find their statement done. All writes go through one connection, made when it is needed:
+    Each puts its statement into the line and takes the lock. The first thread that gets it runs all that stand in line,
+    and commits; the others find their statement done. All writes go through one connection, made when it is needed:
     there is one writer at a time anyway, and a pool's share in an enqueue is more than a third of its Python.
     """
 
@@ -109,7 +109,7 @@ class SharedCommit:
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is not None and self._connection.in_transaction:
-            # Its rollback has failed, and nobody else is in here.
+            # Its rollback has failed, and no other thread is in here.
             self._drop()
         if self._connection is None:
             self._connection = self._connect()
@@ -125,7 +125,7 @@ class SharedCommit:
             while self._line:
                 together.append(self._line.popleft())
             connection = self._connected()
-            # Whoever came last has the most time left.
+            # The thread that came last has the most time left.
             started = together[-1].started
             if len(together) == 1:
                 own.rows = patiently(connection, own.sql, own.parameters, self._patience, started)
@@ -204,7 +204,7 @@ class Transaction:
         try:
             patiently(self._connection, "BEGIN IMMEDIATE", {}, self._patience, self._started)
         except BaseException:
-            # An interruption right after it must not leave the lock with a connection that nobody uses.
+            # An interruption right after it must not leave the lock with an unused connection.
             self._roll_back()
             raise
         return self._run
@@ -270,7 +270,7 @@ def patiently(
 
 def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:
     """How long to wait before the next try: short at first, so that the lock goes round; longer once it is plain
-    that somebody keeps it. Raises *error* when it is another error, or when the time is over."""
+    that another connection keeps it. Raises *error* when it is another error, or when the time is over."""
     waited = time.monotonic() - started
     # Errors of Python's own layer have no code.
     if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or waited > lock_timeout:

@@ -59,7 +59,7 @@ LAST_PATIENCE = 1.0
 """Seconds that a worker waits for the write lock when its time is over."""
 
 SPARE_SPACE = 10
-"""It is not made longer where the disk has less than so many times the space that it takes."""
+"""It is not made longer if the disk has less than this many times the space that it takes."""
 
 LAYING_OUT_PATIENCE = 0.1
 """Seconds to wait for the write lock, which this then holds for some 5 ms."""
@@ -68,10 +68,10 @@ LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
 """A write-ahead log above this size, which a reader keeps from being cut, is warned of; again at each doubling."""
 
 CHECKPOINT_ENQUEUES = 256
-"""An enqueuing process looks at the log's size once in so many writes."""
+"""A process that enqueues checks the log's size every this many writes."""
 
 INSPECT_BEATS = 3
-"""A worker looks at the content of the file once in so many beats."""
+"""A worker checks the content of the file every this many beats."""
 
 CHECKED_BYTES = 64 * 1024 * 1024
 """A file up to this size is checked when a worker starts, which takes 50 ms at most."""
@@ -104,7 +104,7 @@ class SqliteDriver:
         self._warn_at = LONG_LOG_BYTES
 
     def _engine(self) -> Engine:
-        # Whoever returns a connection has ended its transaction: a rollback at each return would be a wasted call.
+        # A returned connection has ended its transaction: a rollback at each return would be a wasted call.
         return create_engine(
             "sqlite://",
             creator=self._open,
@@ -154,8 +154,8 @@ class SqliteDriver:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             raise StoreError(
-                f"The tables for jobs are not yet in {self.path}, and somebody holds its lock, perhaps the transaction "
-                "in which this was called. Make them beforehand, once: flask tasks db init"
+                f"The tables for jobs are not yet in {self.path}, and another transaction holds its lock, perhaps "
+                "the one in which this was called. Make them beforehand, once: flask tasks db init"
             ) from error
 
     def _is_ready(self, connection: sqlite3.Connection) -> bool:
@@ -205,7 +205,7 @@ class SqliteDriver:
         return list(range(last + 1, first))
 
     def _look_after_log(self) -> None:
-        """With no worker alive nobody else keeps the write-ahead log short."""
+        """Without a living worker nothing else keeps the write-ahead log short."""
         self._writes += 1
         if self._writes == LAYING_OUT_ENQUEUES:
             self._lay_out_log()
@@ -242,7 +242,7 @@ class SqliteDriver:
 
         A commit that makes the file longer waits for the disk about twice as long as one within it: for the file
         system's journal, too. A page that does not fit into the cache goes to the log before the commit
-        (sqlite.org/fileformat2.html#walformat); what is not committed is overwritten by whoever writes next.
+        (sqlite.org/fileformat2.html#walformat); what is not committed is overwritten by the next writer.
         """
         missing = LAID_OUT_BYTES - self._log_size()
         try:
@@ -262,14 +262,14 @@ class SqliteDriver:
         return shutil.disk_usage(self.path.parent).free >= number
 
     def _warn_of_reader(self, *, held_back: bool) -> None:
-        """The log is begun anew only when no reader needs its pages any more."""
+        """The log restarts only when no reader needs its pages any more."""
         size = self._log_size()
         if not held_back:
             self._warn_at = LONG_LOG_BYTES
         elif size >= self._warn_at:
             self._warn_at = 2 * size
             log.warning(
-                "the write-ahead log %s-wal has grown to %.0f MB: a read transaction that somebody keeps open holds "
+                "the write-ahead log %s-wal has grown to %.0f MB: an open read transaction holds "
                 "it back. It is cut when that ends; find the process with: fuser -v %s-wal",
                 self.path,
                 size / 1e6,
@@ -324,7 +324,7 @@ class SqliteDriver:
             raise StoreError(f"SQLite at {self.path}: {' '.join(found.split())}. {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
 
     def connect_light(self) -> SqliteLink:
-        """A connection for a heartbeat thread. Beats need no fsync: after a power cut nobody is alive."""
+        """A connection for a heartbeat thread. Beats need no fsync: after a power cut no worker is alive."""
         with translated(self.path):
             light = self._open("NORMAL")
         return SqliteLink(light, light, self._guard, lambda: LAST_PATIENCE)
@@ -339,13 +339,13 @@ class SqliteDriver:
         self._live.wake_others(ready)
 
     def close(self) -> None:
-        """Close all connections of the sync face; they are made anew when needed."""
+        """Close all connections of the sync face; new ones are made when needed."""
         self._commits.close()
         self.engine.dispose()
         self._live.close()
 
     def abandon(self) -> None:
-        """After a fork, in the child: begin anew with connections of its own."""
+        """After a fork, in the child: start afresh with connections of its own."""
         after_fork_in_child()
         _inherited.append((self.engine.pool, self._commits))
         self.engine.dispose(close=False)
@@ -457,7 +457,7 @@ def _connect(path: Path, synchronous: str, patience: Patience) -> sqlite3.Connec
 
 
 def _any_text(content: bytes) -> str:
-    """Text that is no UTF-8 must harm its own row alone, not all that are read with it."""
+    """Text that is not UTF-8 must harm its own row alone, not all that are read with it."""
     return content.decode("utf-8", "backslashreplace")
 
 

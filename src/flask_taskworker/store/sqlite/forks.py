@@ -2,7 +2,7 @@
 
 SQLite keeps one account of its locks for a process and a file (``unixInodeInfo`` and ``unixShmNode`` in os_unix.c). A
 fork copies the account, but not the locks, which the kernel keeps for the parent alone. A connection that the child
-opens then joins that account: it believes to hold locks that it does not have, or waits in vain for one that another
+opens then joins that account: it believes to hold locks that it does not have, or waits forever for one that another
 thread of the parent had. So none of our statements and transactions is under way while a process forks, and the child
 closes what it inherited before it opens anything; at rest that touches nothing of the parent's, and ends the account.
 """
@@ -117,7 +117,7 @@ def _before_fork() -> None:
     _entrance.acquire()
     while _busy and time.monotonic() < deadline:
         time.sleep(_STEP)
-    # Nobody may hold it in the child either.
+    # No thread may hold it in the child either.
     _count.acquire()
 
 

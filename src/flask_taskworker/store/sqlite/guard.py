@@ -1,6 +1,6 @@
 """Whether the file at a path is still the database that this process has opened, and whole.
 
-A connection to a file that was deleted or replaced goes on "accepting": into a file that nobody will ever read. One to
+A connection to a file that was deleted or replaced goes on "accepting": into a file that is never read. One to
 a file that was damaged beneath it may do so too, from its cache, and a checkpoint would then spread the damage. So the
 path is looked at before each accept and each step of a worker, which costs one ``stat``, and the content every third
 beat, with a connection of its own that has nothing cached.
@@ -59,7 +59,7 @@ class FileGuard:
     def check(self) -> None:
         """Refuse a file that is not the one, or not whole. Costs one ``stat``.
 
-        Raises DatabaseReplaced, SchemaError where there is no file, StoreError for a damaged or unreadable one.
+        Raises DatabaseReplaced, SchemaError for a missing file, StoreError for a damaged or unreadable one.
         """
         if self._damage is not None:
             raise StoreError(_DAMAGED.format(self.path, self._damage))
@@ -118,7 +118,7 @@ def refuse_remnants(path: Path, *, others_live: bool) -> None:
     To create the file then would delete what the write-ahead log still holds, or part the processes into two queues.
     *others_live*: whether a worker lives that has opened it.
     """
-    # The log first: whoever makes the database writes into the file before anything is in the log.
+    # The log first: the process that makes the database writes into the file before anything is in the log.
     log = Path(f"{path}-wal")
     has_log = _size(log) > 0
     if _size(path) > 0:

@@ -4,9 +4,9 @@
 that has the descriptor ends, however it ends; so a lock that can be taken proves a death, across containers on one
 kernel and immune to reused process ids and to clocks. A missing file proves nothing.
 
-*Wake-up.* A worker listens on a UNIX datagram socket. Whoever enqueues sends a datagram to each socket, which names the
-queues that have work now; an empty one says only that there is news. A full socket means that its worker is awake
-already: having read so many, it looks at the database rather than believe that it has them all.
+*Wake-up.* A worker listens on a UNIX datagram socket. An enqueuing process sends a datagram to each socket, which names
+the queues that have work now; an empty one says only that there is news. A full socket means that its worker is awake
+already: having read that many, it looks at the database rather than believe that it has them all.
 
 Needs ``fcntl`` and UNIX sockets. Where they are missing (Windows), :func:`supported` says so in words.
 """
@@ -40,7 +40,7 @@ log = get_logger("store")
 
 SOCKET = ".sock"
 LONGEST_ADDRESS = 103
-"""Bytes; macOS and the BSDs allow so many, Linux 107."""
+"""Bytes; macOS and the BSDs allow this many, Linux 107."""
 _LINUX: bool = sys.platform == "linux" and Path("/proc/self/fd").is_dir()
 LONGEST_WORDS = 1000
 """Bytes of a datagram; what does not fit is left to a look at the database."""
@@ -88,7 +88,7 @@ class LiveDirectory:
         return _CAN_LOCK and any(_is_locked(self.path / name) for name in names)
 
     def wake_others(self, ready: Ready = ()) -> None:
-        """Send a datagram to each worker of another process. Costs one stat call when nobody listens. Never raises:
+        """Send a datagram to each worker of another process. Costs one stat call when no worker listens. Never raises:
         the caller's job is stored, and workers look by themselves soon."""
         if not _CAN_LOCK:
             return
@@ -109,7 +109,7 @@ class LiveDirectory:
         self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
 
     def _forget_replaced(self) -> None:
-        """Somebody may have removed the directory, and a worker have made it again."""
+        """The directory may have been removed, and a worker have made it again."""
         with self._opening:
             if self._descriptor is not None and not os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
                 os.close(self._descriptor)
@@ -151,7 +151,7 @@ class LiveDirectory:
         short.mkdir(mode=0o700, exist_ok=True)
         status = short.stat(follow_symlinks=False)
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise NotSupported(f"{short} belongs to somebody else. Remove it, or set TMPDIR to a private directory.")
+            raise NotSupported(f"{short} belongs to another user. Remove it, or set TMPDIR to a private directory.")
         return short
 
     def close(self) -> None:
@@ -293,7 +293,7 @@ def _ready_in(heard: Sequence[bytes]) -> Ready:
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether a process holds the lock; None where there is no file, or where it cannot be asked."""
+    """Whether a process holds the lock; None without a file, or if it cannot be asked."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -92,7 +92,7 @@ def test_empty_page_says_what_to_do(lab: Lab, path: str) -> None:
         "/workers": "No worker has ever checked in. Start one: <code>flask tasks run</code>",
         "/schedules": "@task_worker.task(schedule=Cron(",
         "/mail": "<code>mail.send_later(message)</code>",
-        "/system": "Nobody has done anything here yet",
+        "/system": "No actions yet",
         "/queues": "mail",
     }
     assert words[path] in lab.page(path)

@@ -630,10 +630,10 @@ def test_log_that_an_open_reader_holds_back_is_warned_of_once(
         reader.execute("SELECT count(*) FROM taskworker_job").fetchall()
         for _ in range(10):
             task.enqueue("x" * 70_000)
-    assert caplog.text.count("a read transaction that somebody keeps open holds it back") == 1
+    assert caplog.text.count("an open read transaction holds it back") == 1
     for _ in range(10):
         task.enqueue("x" * 70_000)
-    assert caplog.text.count("a read transaction that somebody keeps open holds it back") == 1
+    assert caplog.text.count("an open read transaction holds it back") == 1
 
 
 def log_size(app: Flask) -> int:
