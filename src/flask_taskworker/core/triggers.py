@@ -252,7 +252,7 @@ class Due:
     """The first fire time that is not decided yet. It may have passed already: then ask again. None: no more."""
 
     missed: int
-    """How many fire times get no job, skipped or collapsed into a later one; of a long time at least so many."""
+    """How many fire times get no job, skipped or collapsed into a later one; after a long time this is a minimum."""
 
 
 def due(trigger: Trigger, next_at: datetime, now: datetime, *, limit: int = 1000) -> Due:

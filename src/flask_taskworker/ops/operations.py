@@ -351,7 +351,7 @@ class Act:
         self.number = 1
 
     def end(self) -> None:
-        """An act on many is over: where it has changed nothing, that is noted; then it is told."""
+        """An act on many is over: if it has changed nothing, that is noted; then the signal is sent."""
         if self._note is None:
             self._note = self._store.driver.transaction(lambda run: self._add(run, 0))
         self.tell()

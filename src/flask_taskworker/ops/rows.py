@@ -245,7 +245,7 @@ def add_up(parts: Sequence[Figures]) -> Figures | None:
 
 
 def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
-    """What the rows of ``count_states`` mean, of which each counts up to *most*."""
+    """What the rows of ``count_states`` mean; each counts up to *most*."""
     others = [found[name] for name in ("failed", "cancelled", "discarded")]
     ready = min(most, found["ready"] + found["suspect"])
     succeeded = None if max(others) >= most else min(most, max(0, found["finished"] - sum(others)))

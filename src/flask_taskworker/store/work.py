@@ -427,7 +427,7 @@ class WorkerStore:
         return bool(await self._link.write(operation_statements.move_schedule(), parameters))
 
     async def see_schedules(self, names: Sequence[str]) -> None:
-        """Note that these schedules are still declared, and delete those that nobody has declared for a week."""
+        """Note that these schedules are still declared, and delete those that no worker has declared for a week."""
         now = self._store.clock()
         await self._link.write(self._see_schedules, {"now": now, "batch": batch_of([(name,) for name in names])})
         await self._link.write(job_statements.remove_unseen_schedules(), {"before": now - UNSEEN_SCHEDULE_MS})

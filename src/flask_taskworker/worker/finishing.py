@@ -29,7 +29,7 @@ FLUSH_DELAY = 0.002
 """Seconds for which endings wait for company while other jobs run."""
 FLUSH_AT = 64
 LOCKED_INTERVAL = 0.5
-"""An ending whose row another session has locked is tried again after so many seconds."""
+"""An outcome whose row another session has locked is tried again after this many seconds."""
 REPORT_INTERVAL = 0.5
 """Seconds."""
 PRUNE_INTERVAL = 5.0

@@ -5,7 +5,7 @@ event loop does not look like a death. No clocks are compared. There are two pro
 
 * *exact*: the lock that the kernel frees when a process ends (see ``store/live.py``) can be taken;
 * *frozen*: ``lease_beats`` of the observer's own successful beats went by without one of the other's. A database
-  outage or a sleeping machine stops the observer's count too, so it makes nobody dead.
+  outage or a sleeping machine stops the observer's count too, so no worker is declared dead.
 
 The worker that finds a death says so in the dead worker's row, if its beat is still the one that was seen, and hands
 the jobs of all dead workers back to their queues.

@@ -36,7 +36,7 @@ MAX_LOGGED = 16_000
 SHOWN = 10
 """Jobs that a worker names."""
 AHEAD_SECONDS = 0.02
-"""Claimed ahead are only jobs that will start within so much time, going by how long jobs took of late."""
+"""Only jobs that will start within this time are claimed ahead, judged by how long recent jobs took."""
 
 AHEAD_MOST = 128
 _SMOOTHING = 0.2
@@ -54,7 +54,7 @@ class Slots:
     moved_at: float = 0.0
     """When a job was last claimed or started, on the loop's clock."""
     seconds: float = 1.0
-    """How long a job took of late, smoothed."""
+    """How long recent jobs took, smoothed."""
 
     @property
     def free(self) -> int:
@@ -103,7 +103,7 @@ class HungThreads:
         self.full_since, self.told = None, False
 
     def to_tell(self, now: float) -> bool:
-        """Whether all threads are lost, and nobody was told yet. True once."""
+        """Whether all threads are lost, and that was not reported yet. True once."""
         if self.told or self.full_since is None or now - self.full_since < self.grace:
             return False
         self.told = True

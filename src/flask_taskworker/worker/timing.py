@@ -12,7 +12,7 @@ class Timing:
     beat: float = 1.0
     """From one heartbeat to the next. Defaults to 1."""
     lease_beats: int = 30
-    """A worker that has not beaten during so many beats of an observer counts as dead. Defaults to 30 beats."""
+    """A worker that has not beaten during this many beats of an observer counts as dead. Defaults to 30 beats."""
     watchdog_turn: float = 0.5
     """From one question of the watchdog to the next. Defaults to 0.5."""
     blocked_after: float = 1.0

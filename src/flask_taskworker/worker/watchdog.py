@@ -2,7 +2,7 @@
 
 A thread of its own asks the loop twice a second to note the time, unless it is idle. From the answers comes the loop's
 lag; where none comes for ``blocked_after``, the log gets the job that runs on the loop, and where in its code it
-is: once for each blockage, and once more when it is over. The heartbeat goes on meanwhile, and the worker keeps its
+is: once for each blockage, and again when it is over. The heartbeat goes on meanwhile, and the worker keeps its
 jobs, but only for ``lost_after``. Then the loop is given up.
 """
 

@@ -61,7 +61,7 @@ class WorkerParts:
         return QueueView(order, exclude)
 
     def room(self, room: int, loop: WorkLoop) -> int:
-        """How many jobs to claim where there is *room* for so many."""
+        """How many jobs to claim into this *room*."""
         return room
 
     def on_claim(self) -> None:

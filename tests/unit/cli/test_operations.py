@@ -22,7 +22,7 @@ def test_cancel_and_retry_print_the_jobs_with_which_it_was_possible(shop: Shop) 
     answer = shop("retry", str(one), "77")
     assert (answer.code, answer.out) == (1, f"{one}\n")
     assert answer.err.splitlines()[0] == f"Job {one} is ready."
-    assert answer.err.splitlines()[1].startswith("There is no job 77: ")
+    assert answer.err.splitlines()[1].startswith("Job 77 never existed")
     answer = shop("cancel", str(two))
     assert (answer.code, answer.out) == (3, "")
     assert answer.err == f"Job {two} is cancelled: it has already finished.\n"

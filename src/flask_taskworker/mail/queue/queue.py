@@ -411,7 +411,7 @@ def _recipient_state(
 
 
 class SuppressedMails:
-    """Stands behind the jobs of an app that suppresses mail: they have succeeded, and there is no store."""
+    """Stands behind the jobs of an app that suppresses mail: they have succeeded, without a store."""
 
     def __init__(self, accepted: Sequence[str], now: int, options: EnqueueOptions) -> None:
         self._accepted = tuple(accepted)
@@ -435,11 +435,11 @@ class SuppressedMails:
         return self._record
 
     def wait(self, job_id: int, timeout: float | None) -> Any:
-        """Nobody was refused."""
+        """No recipient was refused."""
         return {}
 
     async def await_result(self, job_id: int, timeout: float | None) -> Any:
-        """Nobody was refused."""
+        """No recipient was refused."""
         return {}
 
     def cancel(self, job_id: int) -> bool:

@@ -31,7 +31,7 @@ _TOLD = (StoreError, NotDecodable)
 
 
 def verdicts(envelope: Envelope, outcome: Receipt | Exception) -> dict[str, Reply]:
-    """What a try came to for each recipient of *envelope*, but for those whom the server wants in another mail."""
+    """What a try came to for each recipient of *envelope*, but for those that the server wants in another mail."""
     if isinstance(outcome, Receipt):
         accepted = dict.fromkeys(outcome.accepted, outcome.reply)
         known = {**accepted, **outcome.refused}
