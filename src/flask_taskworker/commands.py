@@ -17,6 +17,9 @@ from .core.loggers import get_logger
 
 log = get_logger("worker")
 
+INTERRUPTED = 130
+"""The exit code after Ctrl+C."""
+
 _ORDER = (
     *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
     *("retry", "cancel", "discard", "restore", "pause", "resume", "purge", "schedule", "db"),
@@ -39,6 +42,14 @@ class LazyGroup(AppGroup):
         """One of them."""
         self._load()
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run one of them. Ctrl+C ends it with 130, wherever it is: click would end with 1, as if it had failed."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
 
     def _load(self) -> None:
         for module in self._modules:

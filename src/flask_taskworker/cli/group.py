@@ -40,7 +40,7 @@ from .text import safe, shortened
 ENVIRONMENT = "TASKER_CLI_"
 """How the environment variables of options begin; the command and the option follow."""
 
-FAILED, USAGE, NOTHING, UNHEALTHY, SCHEMA, INCOMPLETE, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
+FAILED, USAGE, NOTHING, UNHEALTHY, SCHEMA, INCOMPLETE = 1, 2, 3, 4, 5, 6
 
 _EXIT_CODES: tuple[tuple[type[TaskWorkerError], int], ...] = (
     (SchemaError, SCHEMA),
@@ -90,9 +90,6 @@ class TasksCommand(click.Command):
             if self.needs_tables:
                 with_appcontext(lambda: require_tables(require_worker()))()
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            tell("")
-            ctx.exit(INTERRUPTED)
         except TaskWorkerError as error:
             tell(shortened(f"Error: {error}", _LONGEST_ERROR))
             ctx.exit(next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), FAILED))

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -210,6 +211,20 @@ def test_ctrl_c_ends_a_command_with_130(shop: Shop, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(time, "sleep", interrupt)
     monkeypatch.setattr(Job, "result", interrupt)
     assert shop(*words).code == 130
+
+
+def test_ctrl_c_while_a_line_is_printed_ends_the_command_with_130(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.add.enqueue(1)
+    echo = click.echo
+
+    def interrupt(message: object = None, **options: Any) -> None:
+        if not options.get("err"):
+            raise KeyboardInterrupt
+        echo(message, **options)
+
+    monkeypatch.setattr(click, "echo", interrupt)
+    for words in (["job", "1"], ["jobs"], ["status"], ["schedule", "list"], ["doctor"], ["list", "--json"]):
+        assert shop(*words).code == 130, words
 
 
 def test_search_that_stopped_early_has_an_exit_code_of_its_own(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
