@@ -36,6 +36,7 @@ from .worker.bounds import EVERY_ROLE, NO_BOUNDS, Bounds, WorkerRole
 from .worker.job_log import install as install_job_log
 from .worker.launch import (
     after_uwsgi_fork,
+    check_gevent,
     check_server,
     flask_command,
     forks_later,
@@ -92,7 +93,9 @@ class TaskWorker:
         if KEY in app.extensions:
             raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
         config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
-        _warn_of_unknown_keys(app)
+        for key, meant in TaskWorkerConfig.unknown_keys(app.config).items():
+            remedy = f"Did you mean {meant}?" if meant is not None else "No such key is read."
+            log.warning("The configuration of the app %r has %s, which means nothing. %s", app.import_name, key, remedy)
         install_job_log()
         find_app = weakref.ref(app)
         store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
@@ -127,6 +130,7 @@ class TaskWorker:
 
     def state(self) -> AppState:
         """The state of the app that is meant: the current one, else the only one. Raises AppError."""
+        check_gevent()
         if has_app_context():
             app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
             state = self._states.get(app)
@@ -201,7 +205,8 @@ class TaskWorker:
 
         def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:
             task = self.registry.register(decorated, options, name)
-            self._tell_workers()
+            for worker in self.workers():
+                worker.wake()
             return task
 
         return decorate if function is None else decorate(function)
@@ -220,11 +225,6 @@ class TaskWorker:
         removed = client.store.remove_schedule(name)
         client.wake()
         return removed
-
-    def _tell_workers(self) -> None:
-        for state in list(self._states.values()):
-            if state.worker is not None:
-                state.worker.wake()
 
     # -- starting and stopping --------------------------------------------------------------------------------------
 
@@ -444,15 +444,6 @@ class _Decorator:
     def __call__(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
     def __call__(self, function: Any, /) -> Any:
         """Make a task of the function."""
-
-
-# -- one database, one app ---------------------------------------------------------------------------------------------
-
-
-def _warn_of_unknown_keys(app: Flask) -> None:
-    for key, meant in TaskWorkerConfig.unknown_keys(app.config).items():
-        remedy = f"Did you mean {meant}?" if meant is not None else "No such key is read."
-        log.warning("The configuration of the app %r has %s, which means nothing. %s", app.import_name, key, remedy)
 
 
 # -- fork --------------------------------------------------------------------------------------------------------------

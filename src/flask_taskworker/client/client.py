@@ -166,7 +166,7 @@ class Client:
                 job.become(record)
             self._announce_enqueued(jobs, stored, rows)
 
-        transaction.after_commit(on_commit, lambda: self.store.has(records[0].id, records[0].uid))
+        transaction.after_commit(on_commit)
         return jobs
 
     async def _aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +16,7 @@ from sqlalchemy import Connection, Engine, TextClause, event, text
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 
 from ..core.loggers import get_logger
-from ..errors import ArgumentsError, StoreError
+from ..errors import ArgumentsError
 from ..store.driver import Parameters, Row
 
 if TYPE_CHECKING:
@@ -41,7 +39,14 @@ class CallerTransaction:
         elif isinstance(given, Connection):
             self.connection = given
         else:
-            raise ArgumentsError(_wrong_session(given))
+            if is_async(given):
+                raise ArgumentsError(
+                    "session is asynchronous: await task.using(session=…).aenqueue(…) instead of enqueue."
+                )
+            remedy = " Give its .session, as in session=db.session." if hasattr(given, "session") else ""
+            raise ArgumentsError(
+                f"session = {given!r:.100} is not an SQLAlchemy Session, scoped_session or Connection.{remedy}"
+            )
 
     @property
     def engine(self) -> Engine:
@@ -80,16 +85,14 @@ class CallerTransaction:
                 "an engine with transactions, or enqueue after the commit without session=…."
             )
 
-    def after_commit(self, call: Callable[[], None], is_stored: Callable[[], bool] = lambda: True) -> None:
+    def after_commit(self, call: Callable[[], None]) -> None:
         """Call *call* once the transaction has committed; never if it, or the savepoint it is in, was rolled back.
 
-        A session tells that by itself, and what *call* raises comes out of its ``commit()``, which stands. A bare
-        connection tells only that it is about to commit: there *is_stored* is asked, for some seconds and in a thread.
+        What *call* raises comes out of the session's ``commit()``, which stands. A bare connection does not say when it
+        has committed, so nothing is called there: workers find the job at their next look.
         """
         if self.session is not None:
             _watch(self.session).add(call)
-        else:
-            _watch_connection(self.connection).add(call, is_stored)
 
 
 def _connection_of(session: Session) -> Connection:
@@ -132,13 +135,6 @@ async def run_within(given: Any, call: Callable[[Any], T]) -> T:
     session = given() if isinstance(given, orm.async_scoped_session) else given
     result: T = await session.run_sync(call)
     return result
-
-
-def _wrong_session(given: object) -> str:
-    if is_async(given):
-        return "session is asynchronous: await task.using(session=…).aenqueue(…) instead of enqueue."
-    remedy = " Give its .session, as in session=db.session." if hasattr(given, "session") else ""
-    return f"session = {given!r:.100} is not an SQLAlchemy Session, scoped_session or Connection.{remedy}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -192,20 +188,15 @@ class _Watch:
             self._waiting.clear()
             # Not in on_commit: the session could not be used any more if one of these raised there.
             calls, self._committed = self._committed, []
-            _call_each(calls)
-
-
-def _call_each(calls: list[Callable[[], None]]) -> None:
-    """Call each, whatever the others raise; then raise the first of that."""
-    first: BaseException | None = None
-    for call in calls:
-        try:
-            call()
-        except Exception as error:
-            log.exception("what was to happen after a commit did not")
-            first = first or error
-    if first is not None:
-        raise first
+            first: Exception | None = None
+            for call in calls:
+                try:
+                    call()
+                except Exception as error:
+                    log.exception("what was to happen after a commit did not")
+                    first = first or error
+            if first is not None:
+                raise first
 
 
 def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
@@ -214,57 +205,6 @@ def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> b
             return True
         inner = inner.parent
     return False
-
-
-# -- watching a connection ---------------------------------------------------------------------------------------------
-
-_connection_watches: weakref.WeakKeyDictionary[Connection, _ConnectionWatch] = weakref.WeakKeyDictionary()
-
-
-def _watch_connection(connection: Connection) -> _ConnectionWatch:
-    watch = _connection_watches.get(connection)
-    if watch is None:
-        watch = _connection_watches[connection] = _ConnectionWatch()
-        event.listen(connection, "commit", watch.on_commit)
-        event.listen(connection, "rollback", watch.on_rollback)
-    return watch
-
-
-class _ConnectionWatch:
-    """The calls that wait for one connection's commit. What a savepoint took along it does not know, and looks."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Callable[[], None], Callable[[], bool]]] = []
-
-    def add(self, call: Callable[[], None], is_stored: Callable[[], bool]) -> None:
-        self._waiting.append((call, is_stored))
-
-    def on_commit(self, _connection: Connection) -> None:
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            threading.Thread(target=_look, args=(waiting,), name="taskworker-commit", daemon=True).start()
-
-    def on_rollback(self, _connection: Connection) -> None:
-        self._waiting.clear()
-
-
-def _look(waiting: list[tuple[Callable[[], None], Callable[[], bool]]]) -> None:
-    for pause in LOOKS_AFTER_COMMIT:
-        time.sleep(pause)
-        waiting = [(call, is_stored) for call, is_stored in waiting if not _called(call, is_stored)]
-        if not waiting:
-            return
-
-
-def _called(call: Callable[[], None], is_stored: Callable[[], bool]) -> bool:
-    try:
-        if not is_stored():
-            return False
-        call()
-    except StoreError as error:
-        log.debug("whether a connection has committed is not known yet: %s", error)
-        return False
-    return True
 
 
 # -- no commit but ours ------------------------------------------------------------------------------------------------

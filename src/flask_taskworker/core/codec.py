@@ -313,6 +313,8 @@ class _Packer:
         """A value that JSON has no form for: one of the standard library's, an enum or a dataclass."""
         cls = type(value)
         _check_depth(depth + 1)
+        if cls.__module__ == "freezegun.api":
+            cls = next(base for base in cls.__mro__ if base in _LEAVES)
         if (leaf := _LEAVES.get(cls)) is not None:
             tag, encode = leaf
             packed = {TAG: tag, "v": encode(value)}
@@ -504,15 +506,13 @@ class _Unpacker:
 _PARTS = ("days", "seconds", "microseconds")
 _READERS: dict[str, Callable[[Any], Any]] = {
     "date": lambda inner: date.fromisoformat(_checked(inner, str)),
-    "timedelta": lambda inner: timedelta(**dict(zip(_PARTS, _integers(inner), strict=True))),
+    "timedelta": lambda inner: timedelta(
+        **{part: _checked(value, int) for part, value in zip(_PARTS, _checked(inner, list), strict=True)}
+    ),
     "decimal": lambda inner: _finite_decimal(Decimal(_checked(inner, str))),
     "uuid": lambda inner: UUID(_checked(inner, str)),
     "bytes": lambda inner: base64.b64decode(_checked(inner, str), validate=True),
 }
-
-
-def _integers(inner: Any) -> list[int]:
-    return [_checked(part, int) for part in _checked(inner, list)]
 
 
 def _require(condition: bool, otherwise: str) -> None:

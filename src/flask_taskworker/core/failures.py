@@ -50,7 +50,9 @@ def failure_of(error: BaseException, kind: str = "exception") -> Failure:
     try:
         if kind == "exception" and issubclass(type(error), TaskWorkerError):
             kind = getattr(error, "failure_kind", kind)
-        return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=_traceback(error))
+        text = "".join(_described(error, 0, set()))
+        text = text if len(text) <= MAX_TEXT else "…\n" + text[-MAX_TEXT:]
+        return Failure(kind=kind, type=_type_name(error), message=message_of(error), traceback=storable(text))
     except BaseException as second:  # noqa: BLE001 - foreign code
         raised = type.__dict__["__name__"].__get__(type(second))
         name = type.__dict__["__name__"].__get__(type(error))
@@ -175,11 +177,6 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
 
 
-def _traceback(error: BaseException) -> str:
-    text = "".join(_described(error, 0, set()))
-    return storable(text if len(text) <= MAX_TEXT else "…\n" + text[-MAX_TEXT:])
-
-
 def _described(error: BaseException, indent: int, seen: set[int]) -> Iterator[str]:
     """The lines that Python prints of *error* and of what it came from, the exceptions of groups indented in them."""
     for link, words in reversed(list(_chain(error, seen))):
@@ -193,20 +190,16 @@ def _described(error: BaseException, indent: int, seen: set[int]) -> Iterator[st
             yield f"{begin}Traceback (most recent call last):\n"
         yield from (f"{margin}{line}\n" for line in [*frames, *_last_lines(link)])
         if isinstance(link, BaseExceptionGroup):
-            yield from _parts_of(link, at, seen)
+            for number, part in enumerate(link.exceptions, 1):
+                if len(seen) >= _MAX_DESCRIBED:
+                    yield f"{margin}  and {len(link.exceptions) - number + 1} more exceptions\n"
+                    break
+                corner = "+-+" if number == 1 else "  +"
+                yield f"{' ' * at}{corner}---------------- {number} ----------------\n"
+                yield from _described(part, at + 2, seen)
+            if not isinstance(link.exceptions[-1], BaseExceptionGroup):
+                yield f"{' ' * at}  +------------------------------------\n"
         yield from (f"{margin}{line}\n" for line in words)
-
-
-def _parts_of(group: BaseExceptionGroup[BaseException], at: int, seen: set[int]) -> Iterator[str]:
-    for number, part in enumerate(group.exceptions, 1):
-        if len(seen) >= _MAX_DESCRIBED:
-            yield f"{' ' * at}  | and {len(group.exceptions) - number + 1} more exceptions\n"
-            break
-        corner = "+-+" if number == 1 else "  +"
-        yield f"{' ' * at}{corner}---------------- {number} ----------------\n"
-        yield from _described(part, at + 2, seen)
-    if not isinstance(group.exceptions[-1], BaseExceptionGroup):
-        yield f"{' ' * at}  +------------------------------------\n"
 
 
 def _chain(error: BaseException, seen: set[int]) -> Iterator[tuple[BaseException, list[str]]]:
@@ -239,7 +232,10 @@ def _last_lines(error: BaseException) -> list[str]:
 
 def _frames(tb: TracebackType | None) -> list[str]:
     """The lines of the user's frames: those before the task's function say nothing about the failure."""
-    while tb is not None and tb.tb_next is not None and _is_bridge(tb.tb_frame.f_code.co_filename):
+    while tb is not None and tb.tb_next is not None:
+        file = tb.tb_frame.f_code.co_filename
+        if not file.startswith(_OURS) and _BRIDGE not in Path(file).parts:
+            break
         tb = tb.tb_next
     try:
         frames = [frame[:2000] for frame in traceback.format_tb(tb, limit=-_MAX_FRAMES)]
@@ -252,7 +248,3 @@ def _bare_frames(tb: TracebackType | None) -> list[str]:
     """The frames without their source lines: nothing foreign runs for it."""
     walked = [(frame.f_code, line) for frame, line in traceback.walk_tb(tb)][-_MAX_FRAMES:]
     return [f'  File "{code.co_filename}", line {line}, in {code.co_name}\n'[:2000] for code, line in walked]
-
-
-def _is_bridge(filename: str) -> bool:
-    return filename.startswith(_OURS) or _BRIDGE in Path(filename).parts

@@ -66,12 +66,20 @@ class JobFilter:
         """Read a filter. *now*: epoch milliseconds. Raises ArgumentsError that names the word."""
         if len(text) > _LONGEST:
             raise ArgumentsError(f"A filter has at most {_LONGEST} characters; this one has {len(text)}.")
-        _require_storable(text)
+        for word in text.split():
+            # No database takes NUL, or half a surrogate pair; neither can be in anything that is stored.
+            if "\0" in word or word.encode("utf-8", "replace") != word.encode("utf-8", "surrogatepass"):
+                raise ArgumentsError(f"The filter word {word!r} contains a character that cannot be stored.")
         found: dict[str, object] = {}
         args: list[tuple[str, str]] = []
         states: list[str] = []
         for word in _words(text):
-            key, value = _split(word)
+            key, colon, value = word.partition(":")
+            if not colon:
+                number = word.removeprefix("#")
+                key, value = ("id", number) if number.isdecimal() else ("task", word)
+            if not value:
+                raise ArgumentsError(f"The filter word {word!r} has no value.")
             if key.startswith("args.") and len(key) > 5:
                 args.append((key[5:], value))
             elif key == "state":
@@ -119,32 +127,12 @@ def _words(text: str) -> list[str]:
         raise ArgumentsError(f"The filter {text!r} has a quotation mark without its partner.") from None
 
 
-def _split(word: str) -> tuple[str, str]:
-    key, colon, value = word.partition(":")
-    if not colon:
-        return ("id", key.removeprefix("#")) if key.removeprefix("#").isdecimal() else ("task", key)
-    if not value:
-        raise ArgumentsError(f"The filter word {word!r} has no value.")
-    return key, value
-
-
 def _states(value: str) -> list[str]:
     names = value.split(",")
     for name in names:
         if name not in STATES:
             raise ArgumentsError(f"Unknown state {name!r}. States: {', '.join(STATES)}.")
     return names
-
-
-def _require_storable(text: str) -> None:
-    """No database takes NUL, or half a surrogate pair; neither can be in anything that is stored."""
-    for word in text.split():
-        if "\0" in word or word.encode("utf-8", "replace") != word.encode("utf-8", "surrogatepass"):
-            raise ArgumentsError(f"The filter word {word!r} contains a character that cannot be stored.")
-
-
-def _plain(key: str, value: str, now: int) -> str:
-    return value
 
 
 def _number(key: str, value: str, now: int) -> int:
@@ -174,7 +162,7 @@ def _yes(key: str, value: str, now: int) -> bool:
 
 
 _READERS = {
-    **dict.fromkeys(("task", "queue", "schedule", "worker", "group", "unique", "uid"), _plain),
+    **dict.fromkeys(("task", "queue", "schedule", "worker", "group", "unique", "uid"), lambda key, value, now: value),
     **dict.fromkeys(("id", "parent", "attempts"), _number),
     **dict.fromkeys(("after", "before"), _moment),
     "discarded": _yes,

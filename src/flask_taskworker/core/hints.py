@@ -76,31 +76,28 @@ def hints_of(owner: Any) -> tuple[list[Any], list[str]]:
     hints: list[Any] = []
     unresolved = []
     for holder in owner.__mro__ if isinstance(owner, type) else (owner,):
-        for name, hint in _annotations(holder).items():
+        if sys.version_info >= (3, 14):
+            found: Any = annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
+        else:
+            # A class without annotations would show those of its base.
+            own = (
+                vars(holder)
+                if isinstance(holder, type)
+                else {"__annotations__": getattr(holder, "__annotations__", None)}
+            )
+            found = own.get("__annotations__")
+        scope = getattr(holder, "__globals__", vars(sys.modules.get(holder.__module__, types.SimpleNamespace())))
+        names = dict(vars(holder)) if isinstance(holder, type) else {}
+        for name, hint in found.items() if isinstance(found, dict) else ():
             try:
-                hints.append(_resolved(hint, holder))
+                # One by one, so that one unknown name does not hide the others.
+                one = type("_Hint", (), {"__annotations__": {"it": hint}})
+                hints.append(typing.get_type_hints(one, scope, names)["it"])
             # Evaluating a hint runs the user's code; a name that is not defined yet is only the most common failure.
             except Exception as error:  # noqa: BLE001
                 log.debug("the hint %r of %r cannot be resolved yet: %s", name, holder, error)
                 unresolved.append(name)
     return hints, unresolved
-
-
-def _annotations(holder: Any) -> dict[str, Any]:
-    if sys.version_info >= (3, 14):
-        return annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
-    # A class without annotations would show those of its base.
-    names = vars(holder) if isinstance(holder, type) else {"__annotations__": getattr(holder, "__annotations__", None)}
-    found = names.get("__annotations__")
-    return found if isinstance(found, dict) else {}
-
-
-def _resolved(hint: Any, holder: Any) -> Any:
-    module = vars(sys.modules.get(holder.__module__, types.SimpleNamespace()))
-    scope = getattr(holder, "__globals__", module)
-    names = dict(vars(holder)) if isinstance(holder, type) else {}
-    # Resolved one by one, so that one unknown name does not hide the others.
-    return typing.get_type_hints(type("_Hint", (), {"__annotations__": {"it": hint}}), scope, names)["it"]
 
 
 def named_types(hints: list[Any]) -> Iterator[type]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from ..errors import DeclarationError
 from .clock import MAX_PERIOD, as_timedelta
@@ -57,12 +57,26 @@ class Retry:
         on: ExceptionTypes = (Exception,),
         never: ExceptionTypes = (),
     ) -> None:
+        if not _is_number(max_attempts, int) or not 1 <= max_attempts <= MAX_ATTEMPTS:
+            raise DeclarationError(
+                f"Retry's max_attempts is {max_attempts!r}. Give a whole number from 1, the first attempt alone, to "
+                f"{MAX_ATTEMPTS}."
+            )
+        if backoff not in ("exponential", "linear") and not callable(backoff):
+            raise DeclarationError(
+                f"Retry's backoff is {backoff!r}. Give 'exponential', 'linear' or a callable that takes the attempt's "
+                "number."
+            )
+        if not _is_number(jitter) or not 0 <= jitter <= 1:
+            raise DeclarationError(
+                f"Retry's jitter is {jitter!r}. Give a share from 0 to 1; 0.2 spreads delays by ± 20 %."
+            )
         _set = object.__setattr__
-        _set(self, "max_attempts", _attempts(max_attempts))
-        _set(self, "backoff", _backoff(backoff))
+        _set(self, "max_attempts", max_attempts)
+        _set(self, "backoff", backoff)
         _set(self, "base", as_timedelta(base, "Retry's base"))
         _set(self, "cap", as_timedelta(cap, "Retry's cap"))
-        _set(self, "jitter", _share(jitter))
+        _set(self, "jitter", float(jitter))
         _set(self, "on", _exception_types(on, "on"))
         _set(self, "never", _exception_types(never, "never"))
 
@@ -95,16 +109,15 @@ class Retry:
 
         Raises DeclarationError if a callable ``backoff`` raises or returns anything but a period.
         """
-        seconds = min(self._seconds(attempt), self.cap.total_seconds())
-        return _spread(seconds, self.jitter, rand)
-
-    def _seconds(self, attempt: int) -> float:
-        base = self.base.total_seconds()
+        seconds = self.base.total_seconds()
         if self.backoff == "exponential":
-            return base * 2.0 ** min(attempt - 1, MAX_DOUBLINGS)
-        if self.backoff == "linear":
-            return base * attempt
-        return self._called(attempt).total_seconds()
+            seconds *= 2.0 ** min(attempt - 1, MAX_DOUBLINGS)
+        elif self.backoff == "linear":
+            seconds *= attempt
+        else:
+            seconds = self._called(attempt).total_seconds()
+        spread = max(0.0, min(seconds, self.cap.total_seconds()) * (1.0 + self.jitter * rand))
+        return timedelta(seconds=min(spread, MAX_PERIOD.total_seconds()))
 
     def _called(self, attempt: int) -> timedelta:
         assert callable(self.backoff)
@@ -115,16 +128,12 @@ class Retry:
                 f"Retry's backoff {self.backoff!r} raised {type(error).__name__}: {error} for attempt {attempt}. "
                 "It must return seconds or a timedelta for every attempt."
             ) from error
-        return as_timedelta(
-            self._capped(value), f"What Retry's backoff {self.backoff!r} returned for attempt {attempt}"
-        )
-
-    def _capped(self, value: Any) -> Any:
         # 2**attempt is a sensible backoff and soon longer than any period: the cap comes before the check.
         if isinstance(value, timedelta):
-            return min(value, self.cap)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value != math.inf
-        return min(value, self.cap.total_seconds()) if is_number else value
+            value = min(value, self.cap)
+        elif _is_number(value) and value != math.inf:
+            value = min(value, self.cap.total_seconds())
+        return as_timedelta(value, f"What Retry's backoff {self.backoff!r} returned for attempt {attempt}")
 
 
 def leaves_of(error: BaseException) -> list[BaseException]:
@@ -143,31 +152,8 @@ def leaves_of(error: BaseException) -> list[BaseException]:
     return [one for one in found.values() if not issubclass(type(one), BaseExceptionGroup)] or [error]
 
 
-def _spread(seconds: float, jitter: float, rand: float) -> timedelta:
-    spread = max(0.0, seconds * (1.0 + jitter * rand))
-    return timedelta(seconds=min(spread, MAX_PERIOD.total_seconds()))
-
-
-def _attempts(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ATTEMPTS:
-        raise DeclarationError(
-            f"Retry's max_attempts is {value!r}. Give a whole number from 1, the first try alone, to {MAX_ATTEMPTS}."
-        )
-    return value
-
-
-def _backoff(value: Backoff) -> Backoff:
-    if value in ("exponential", "linear") or callable(value):
-        return value
-    raise DeclarationError(
-        f"Retry's backoff is {value!r}. Give 'exponential', 'linear' or a callable that takes the attempt's number."
-    )
-
-
-def _share(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise DeclarationError(f"Retry's jitter is {value!r}. Give a share from 0 to 1; 0.2 spreads delays by ± 20 %.")
-    return float(value)
+def _is_number(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
 
 
 def _exception_types(value: object, what: str) -> tuple[type[BaseException], ...]:

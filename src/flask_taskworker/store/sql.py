@@ -242,10 +242,6 @@ class Store:
         name: str = self._read(job_statements.store_id())[0][0]
         return name
 
-    def has(self, job_id: int, uid: str) -> bool:
-        """Whether that job is stored; the number of one that was rolled back may have been given again."""
-        return bool(self._read(job_statements.has_job(), id=job_id, uid=uid))
-
     def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         self.driver.prepare()
         return self.driver.read(sql, parameters)

@@ -116,7 +116,8 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception as error:  # noqa: BLE001 - the words of the caller, whose str() may do anything; logging reports it
-        return f"{record.msg!s:.500} ({type(error).__name__} when its arguments were put in)"
+        words = record.msg if isinstance(record.msg, str) else f"<{type(record.msg).__qualname__}>"
+        return f"{words[:500]} ({type(error).__name__} when its text was asked for)"
 
 
 def _cut(text: str, length: int) -> str:

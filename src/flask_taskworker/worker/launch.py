@@ -43,8 +43,33 @@ def is_spawning() -> bool:
     return ("multiprocessing.spawn", "prepare") in _calls(sys._getframe())
 
 
+def _patched_by_gevent() -> bool:
+    monkey: Any = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+_PATCHED_BEFORE = _patched_by_gevent()
+
+
+def check_gevent() -> None:
+    """Raise NotSupported where gevent has replaced threads and locks after this package had begun to use them."""
+    if not _PATCHED_BEFORE and _patched_by_gevent():
+        raise NotSupported(
+            "gevent has patched this process after the application was imported, so locks of two kinds are mixed and "
+            "would wait for each other. Patch first: begin the application's module, or gunicorn's configuration file, "
+            "with `from gevent import monkey; monkey.patch_all()`; or leave out --preload; or use threads (gthread)."
+        )
+
+
 def check_server() -> None:
     """Raise NotSupported under a server that lets no thread run."""
+    check_gevent()
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        raise NotSupported(
+            "eventlet has replaced threads, and asyncio cannot run beside it. Run the worker in a process of its own, "
+            "flask tasks run, or serve with threads (gthread)."
+        )
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is not None and not any(_is_set(uwsgi.opt, name) for name in ("enable-threads", "threads")):
         raise NotSupported(

@@ -18,13 +18,11 @@ from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, cre
 from sqlalchemy.orm import Session
 
 from flask_taskworker import BackgroundTaskWorker, Job, JobState
-from flask_taskworker.client import sessions
 from flask_taskworker.errors import ArgumentsError, JobNotFound, NotAccepted, StoreError
 from flask_taskworker.signals import job_enqueued
 from flask_taskworker.store.sql import Store
 from tests.support.doors import DOORS, AsyncDoor, Door, SessionDoor, engine_of, with_psycopg
 from tests.support.postgres import a_schema
-from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.both_databases
 
@@ -489,10 +487,7 @@ def test_process_that_never_used_the_jobs_may_begin_in_a_transaction_that_holds_
 
 
 @same_place
-def test_connection_is_a_transaction_too(
-    session: SessionDoor, add: Any, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions, "LOOKS_AFTER_COMMIT", (0.005, 0.02, 0.1, 0.5))
+def test_connection_is_a_transaction_too(session: SessionDoor, add: Any, store: Store) -> None:
     session.begin_immediately()
     with session.engine.connect() as connection:
         gone = add.using(session=connection).enqueue(1)
@@ -503,21 +498,18 @@ def test_connection_is_a_transaction_too(
             savepoint.rollback()
         assert (job.state, stored(store)) == (JobState.PENDING, [])
         connection.commit()
-    wait_for(lambda: job.state is JobState.READY, "the commit was seen")
+    assert job.refresh().state is JobState.READY
     assert stored(store) == [job.id]
-    # One thread still looks for the job that the savepoint took along.
-    wait_for(lambda: not any(thread.name == "taskworker-commit" for thread in threading.enumerate()))
     assert [one.state for one in (gone, inside)] == ["pending", "pending"]
 
 
 @same_place
-def test_worker_is_woken_after_the_commit_of_a_connection(
+def test_worker_finds_what_the_commit_of_a_connection_left(
     session: SessionDoor, add: Any, idle_worker: BackgroundTaskWorker
 ) -> None:
-    idle_worker.start()
     with session.engine.begin() as connection:
         job = add.using(session=connection).enqueue(1, 2)
-    wait_for(lambda: job.state is not JobState.PENDING, "the commit was seen")
+    idle_worker.start()
     assert job.result(timeout=20) == 3
 
 
@@ -548,7 +540,7 @@ def test_asynchronous_connection_and_scoped_session(session_url: str, add: Any, 
 
     jobs = asyncio.run(main())
     assert jobs[1].state is JobState.READY
-    wait_for(lambda: jobs[0].state is JobState.READY, "the commit of the connection was seen")
+    assert jobs[0].refresh().state is JobState.READY
     assert stored(store) == [job.id for job in jobs]
 
 

@@ -148,5 +148,5 @@ def test_same_rand_gives_the_same_delay(make: Callable[[], Retry]) -> None:
 @pytest.mark.parametrize("attempts", [2**31, sys.maxsize, 10**20])
 def test_number_of_attempts_that_no_database_holds_is_refused_at_the_declaration(attempts: int) -> None:
     assert Retry(2**31 - 1).allows(10**6)
-    with pytest.raises(DeclarationError, match="from 1, the first try alone, to 2147483647"):
+    with pytest.raises(DeclarationError, match="from 1, the first attempt alone, to 2147483647"):
         Retry(attempts)

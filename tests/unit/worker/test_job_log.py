@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import Flask
@@ -21,7 +21,7 @@ from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.rows import LogLine
 from flask_taskworker.store import work
 from flask_taskworker.store.sql import Store
-from flask_taskworker.worker.job_log import LONGEST_PAUSE, MAX_LINES, MAX_TEXT, LoggingJobs, keep_line
+from flask_taskworker.worker.job_log import LONGEST_PAUSE, MAX_LINES, MAX_TEXT, LoggingJobs, keep_line, lines_of
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait, wait_for
 
@@ -201,7 +201,7 @@ def test_no_line_harms_its_job(task_worker: BackgroundTaskWorker, store: Store, 
     job = spite.enqueue()
     found = wait_for(lambda: len(t := texts(store, job)) > 2 and t)
     job.result(timeout=20)
-    assert found[0] == "%s (RuntimeError when its arguments were put in)"
+    assert found[0] == "%s (RuntimeError when its text was asked for)"
     assert found[1].startswith("%d (TypeError")
     assert found[2] == "\\0 and \\ud800 and ü"
 
@@ -369,3 +369,15 @@ def test_logging_is_left_as_the_application_has_it(task_worker: BackgroundTaskWo
 def test_a_wrong_level_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"TASKER_JOB_LOG_LEVEL.*a level of logging \(CRITICAL, .*OFF\)"):
         TaskWorkerConfig.from_mapping({"TASKER_JOB_LOG_LEVEL": value}, instance_path="/tmp")
+
+
+@pytest.mark.parametrize("arguments", [(), (1,)])
+def test_an_object_whose_text_cannot_be_had_is_logged_by_its_type(arguments: tuple[object, ...]) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise IndexError("no text")
+
+    job = RunningJob(cast(Any, None), cast(Any, None))
+    record = logging.LogRecord("shop", logging.ERROR, __file__, 1, Odd(), arguments, None)
+    keep_line(job, record)
+    assert "Odd> (IndexError when its text was asked for)" in (lines_of(job) or "")
