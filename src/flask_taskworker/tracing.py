@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from .client.origin import carriers, read_origin
-from .core.rows import Claim, Ending, Outcome
+from .core.rows import Claim, Outcome, OutcomeKind
 from .core.tasks import HasRegistry, registry_of
 
 try:
@@ -128,7 +128,7 @@ def _sent(span: Span, ids: Sequence[int]) -> None:
 def _ended(span: Span, outcome: Outcome) -> None:
     span.set_attribute(OUTCOME, outcome.ending.value)
     failure = outcome.failure
-    if failure is None or outcome.ending not in (Ending.FAILED, Ending.RETRYING):
+    if failure is None or outcome.ending not in (OutcomeKind.FAILED, OutcomeKind.RETRYING):
         return
     kind = failure.type or failure.kind
     span.set_attribute(ERROR_TYPE, kind)

@@ -22,7 +22,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Every, Retry, TaskWorkerError
 from flask_taskworker.core.clock import from_ms
-from flask_taskworker.core.rows import Claim, Ending, Failure, NewJob, Outcome
+from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind
 from flask_taskworker.core.tasks import DeclaredSchedule
 from flask_taskworker.errors import NotAccepted
 from flask_taskworker.store.drivers import make_driver
@@ -33,7 +33,7 @@ from flask_taskworker.store.work import DueSchedule, Ended, Firing, WorkerStore
 Rows = Callable[..., list[tuple[Any, ...]]]
 Act = Callable[[WorkerStore, list[Claim]], Awaitable[object]]
 
-FAILED = Outcome(Ending.FAILED, failure=Failure(kind="exception", type="ValueError", message="no"))
+FAILED = Outcome(OutcomeKind.FAILED, failure=Failure(kind="exception", type="ValueError", message="no"))
 LARGE = "[[" + '"x"' + f',"{"y" * 8_000_000}"' + "],{}]"
 """Arguments that fit into no socket's buffer: a server that cannot send them all does not commit."""
 
@@ -61,7 +61,7 @@ def declare(work: WorkerStore, _: list[Claim]) -> Awaitable[object]:
 
 
 def hand_back(work: WorkerStore, claims: list[Claim]) -> Awaitable[object]:
-    return work.hand_back("w", [Ended(claim, Outcome(Ending.RELEASED), 1, 2) for claim in claims])
+    return work.hand_back("w", [Ended(claim, Outcome(OutcomeKind.RELEASED), 1, 2) for claim in claims])
 
 
 ACTS: dict[str, Act] = {

@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Every
-from flask_taskworker.core.rows import Claim, Ending, Failure, NewJob, Outcome
+from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import in_pieces
 from flask_taskworker.store.work import DueSchedule, Ended, Firing, WorkerStore
@@ -76,11 +76,13 @@ def test_ending_that_is_refused_becomes_a_failure_and_the_others_are_recorded(
 ) -> None:
     claims = claimed(do, store, 5)
     results = ["1", "2", refused_text(driver), "4", "5"]
-    ended = [Ended(claim, Outcome(Ending.SUCCEEDED, result=r), 1, 2) for claim, r in zip(claims, results, strict=True)]
+    ended = [
+        Ended(claim, Outcome(OutcomeKind.SUCCEEDED, result=r), 1, 2) for claim, r in zip(claims, results, strict=True)
+    ]
     recorded = do(lambda work: work.finish("w", ended))
     bad = claims[2].id
     assert recorded.states == {c.id: "failed" if c.id == bad else "succeeded" for c in claims}
-    assert [e.outcome.ending for e in recorded.ended].count(Ending.FAILED) == 1
+    assert [e.outcome.ending for e in recorded.ended].count(OutcomeKind.FAILED) == 1
     assert store.ending(claims[3].id).result == "4"
     failure = Failure.from_text(store.ending(bad).error, store.ending(bad).failure_kind)
     assert (failure.kind, failure.type) == ("result", "RowRefused")
@@ -90,7 +92,7 @@ def test_ending_that_is_refused_becomes_a_failure_and_the_others_are_recorded(
 def test_failure_that_is_refused_still_ends_its_job(do: Callable[..., Any], store: Store, driver: str) -> None:
     claims = claimed(do, store, 2)
     odd = Failure(kind="exception", type=refused_text(driver), message="no")
-    ended = [Ended(c, Outcome(Ending.FAILED, failure=f), 1, 2) for c, f in zip(claims, [odd, odd], strict=True)]
+    ended = [Ended(c, Outcome(OutcomeKind.FAILED, failure=f), 1, 2) for c, f in zip(claims, [odd, odd], strict=True)]
     assert set(do(lambda work: work.finish("w", ended)).states.values()) == {"failed"}
     assert [len(store.attempts(c.id)) for c in claims] == [1, 1]
 
@@ -149,7 +151,7 @@ def test_ending_of_a_locked_row_waits_and_the_others_are_recorded(
     do: Callable[..., Any], store: Store, url: str, result: str | None
 ) -> None:
     claims = claimed(do, store, 3)
-    ended = [Ended(claim, Outcome(Ending.SUCCEEDED, result=result), 1, 2) for claim in claims]
+    ended = [Ended(claim, Outcome(OutcomeKind.SUCCEEDED, result=result), 1, 2) for claim in claims]
     with row_lock(url, "taskworker_job", "id", claims[1].id):
         recorded = do(lambda work: work.finish("w", ended))
     assert set(recorded.states) == {claims[0].id, claims[2].id}

@@ -14,7 +14,7 @@ import pytest
 from flask import Flask, current_app
 
 from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Job, JobState, Retry, SnoozeJob, signals
-from flask_taskworker.core.rows import Ending
+from flask_taskworker.core.rows import OutcomeKind
 from flask_taskworker.store.sql import Store
 from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
@@ -107,7 +107,7 @@ def test_signals_of_a_job_that_succeeds(app: Flask, worker: BackgroundTaskWorker
     assert {sender for _, sender, _ in journal.entries} == {app}
     values = journal.last("succeeded")
     assert values.keys() == {"job", "outcome"}
-    assert (values["outcome"].ending, values["outcome"].result) == (Ending.SUCCEEDED, "5")
+    assert (values["outcome"].ending, values["outcome"].result) == (OutcomeKind.SUCCEEDED, "5")
     assert values["job"].state is JobState.SUCCEEDED
     assert journal.last("started").keys() == {"job"}
     assert journal.last("started")["job"].state is JobState.RUNNING
@@ -118,7 +118,7 @@ def test_signals_of_a_job_that_is_tried_again_and_fails(worker: BackgroundTaskWo
     wait_for(lambda: "failed" in journal.names)
     worker.stop()
     assert journal.of(job) == ["enqueued", "started", "retrying", "started", "retrying", "started", "failed"]
-    for name, ending in (("retrying", Ending.RETRYING), ("failed", Ending.FAILED)):
+    for name, ending in (("retrying", OutcomeKind.RETRYING), ("failed", OutcomeKind.FAILED)):
         values = journal.last(name)
         assert values.keys() == {"job", "outcome", "exception"}
         assert isinstance(values["exception"], ValueError)
@@ -179,7 +179,7 @@ def test_signal_of_a_running_job_that_is_cancelled(
     wait_for(lambda: "cancelled" in journal.names)
     worker.stop()
     assert journal.of(job) == ["enqueued", "started", "cancelled"]
-    assert journal.last("cancelled")["outcome"].ending is Ending.CANCELLED
+    assert journal.last("cancelled")["outcome"].ending is OutcomeKind.CANCELLED
 
 
 def test_signal_of_a_job_that_cancels_itself(worker: BackgroundTaskWorker, journal: Journal) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 from .. import signals
 from ..core.clock import as_seconds, from_ms
 from ..core.jobs import Job
-from ..core.rows import Claim, Ending, Failure, JobRecord, JobState, NewJob, Outcome
+from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
 from ..core.tasks import DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import describe
 from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
@@ -213,7 +213,7 @@ class Client:
             with session:
                 outcome = work()
                 session.check()
-                succeeded = outcome.ending is Ending.SUCCEEDED
+                succeeded = outcome.ending is OutcomeKind.SUCCEEDED
                 if succeeded and not self.store.finish_within(session.run, claim, outcome.result, outcome.keep):
                     raise LeaseLost
             if succeeded:

@@ -133,7 +133,7 @@ class Claim(NamedTuple):
         return f"job {self.id} ({shown(self.task)})"
 
 
-class Ending(StrEnum):
+class OutcomeKind(StrEnum):
     """What becomes of a job after one execution."""
 
     SUCCEEDED = "succeeded"
@@ -154,14 +154,14 @@ class Ending(StrEnum):
     @property
     def failures(self) -> int:
         """How many failures this ending adds to the job's: 1 or 0."""
-        return int(self in (Ending.FAILED, Ending.RETRYING))
+        return int(self in (OutcomeKind.FAILED, OutcomeKind.RETRYING))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How one execution ended. Made in one place, by the executor."""
 
-    ending: Ending
+    ending: OutcomeKind
     result: str | None = None
     """The encoded result; None stands for the value None."""
     delay: timedelta | None = None
@@ -214,7 +214,7 @@ INTERRUPTED = Failure(
     message="The worker ended while this job ran, and at_most_once=True forbids to run it again.",
 )
 
-SUCCEEDED = Outcome(Ending.SUCCEEDED)
+SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED)
 """The commonest outcome of all: a job that returned None."""
 
 

@@ -9,17 +9,17 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.rows import Ending
+from ..core.rows import OutcomeKind
 from .schema import BUCKETS_MS, ROLLUP_FIGURES
 
 SPANS = (0, 60, 3600)
 """Seconds; 0 is all the time since the tables were made, which is never deleted."""
 
 _COUNTED = {
-    Ending.SUCCEEDED: ROLLUP_FIGURES.index("succeeded"),
-    Ending.FAILED: ROLLUP_FIGURES.index("failed"),
-    Ending.RETRYING: ROLLUP_FIGURES.index("retried"),
-    Ending.CANCELLED: ROLLUP_FIGURES.index("cancelled"),
+    OutcomeKind.SUCCEEDED: ROLLUP_FIGURES.index("succeeded"),
+    OutcomeKind.FAILED: ROLLUP_FIGURES.index("failed"),
+    OutcomeKind.RETRYING: ROLLUP_FIGURES.index("retried"),
+    OutcomeKind.CANCELLED: ROLLUP_FIGURES.index("cancelled"),
 }
 _RUN_MS, _LONGEST_MS, _WAIT_MS = (ROLLUP_FIGURES.index(name) for name in ("run_ms", "longest_ms", "wait_ms"))
 _RUN, _WAIT = ROLLUP_FIGURES.index("run_0"), ROLLUP_FIGURES.index("wait_0")
@@ -34,7 +34,7 @@ class Tally:
     def __bool__(self) -> bool:
         return bool(self._figures)
 
-    def add(self, task: str, queue: str, ending: Ending, *, due_at: int, started_at: int, ended_at: int) -> None:
+    def add(self, task: str, queue: str, ending: OutcomeKind, *, due_at: int, started_at: int, ended_at: int) -> None:
         """Count one try. Times are epoch milliseconds; *due_at* is the moment from which it waited."""
         counted = _COUNTED.get(ending)
         if counted is None:

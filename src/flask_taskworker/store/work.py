@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..core.failures import group_of
 from ..core.loggers import get_logger
-from ..core.rows import Claim, Ending, Failure, JobRecord, NewJob, Outcome, Progress
+from ..core.rows import Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
 from .driver import LoopLink, RowLocked, RowRefused, Run
@@ -231,7 +231,7 @@ class WorkerStore:
                 if skip_locked:
                     raise
                 continue
-            book.states.update(dict.fromkeys((row[0] for row in rows), Ending.SUCCEEDED.value))
+            book.states.update(dict.fromkeys((row[0] for row in rows), OutcomeKind.SUCCEEDED.value))
             if skip_locked:
                 await self._note_locked(ended, book)
             return
@@ -311,11 +311,11 @@ class WorkerStore:
             int(again),
             run_at if again else claim.run_at,
             outcome.ending.failures,
-            int(outcome.ending is not Ending.RELEASED),
+            int(outcome.ending is not OutcomeKind.RELEASED),
             outcome.result,
             outcome.failure.to_text() if outcome.failure else None,
             outcome.failure.kind if outcome.failure else None,
-            group_of(claim.task, outcome.failure) if outcome.failure and outcome.ending is Ending.FAILED else None,
+            group_of(claim.task, outcome.failure) if outcome.failure and outcome.ending is OutcomeKind.FAILED else None,
             ended.ended_at,
             ended.ended_at + self._keep_ms(outcome),
             ended.progress.to_text() if ended.progress else None,
@@ -324,7 +324,7 @@ class WorkerStore:
     def _keep_ms(self, outcome: Outcome) -> int:
         if outcome.keep is not None:
             return to_duration_ms(outcome.keep)
-        return self._keep_failed if outcome.ending is Ending.FAILED else self._keep_succeeded
+        return self._keep_failed if outcome.ending is OutcomeKind.FAILED else self._keep_succeeded
 
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
         """Write the progress that jobs report."""
@@ -492,7 +492,7 @@ def _refused(ended: Ended, error: StoreError) -> Ended:
     """The ending of a job of whose outcome the database refuses something."""
     message = ascii(str(error)).strip("'\"")[:500]
     failure = Failure(kind="result", type="RowRefused", message=message)
-    outcome = Outcome(Ending.FAILED, failure=failure, keep=ended.outcome.keep)
+    outcome = Outcome(OutcomeKind.FAILED, failure=failure, keep=ended.outcome.keep)
     return Ended(ended.claim, outcome, ended.started_at, ended.ended_at)
 
 
@@ -504,7 +504,7 @@ def _size(row: Sequence[object]) -> int:
 def _is_plain(ended: Ended) -> bool:
     outcome = ended.outcome
     return (
-        outcome.ending is Ending.SUCCEEDED
+        outcome.ending is OutcomeKind.SUCCEEDED
         and outcome.result is None
         and outcome.keep is None
         and ended.progress is None

@@ -22,7 +22,7 @@ from flask import Flask
 from ..client.apps import as_app
 from ..client.client import Client
 from ..core.current_job import RunningJob, running_job
-from ..core.rows import Claim, Ending, JobRecord, Outcome
+from ..core.rows import Claim, JobRecord, Outcome, OutcomeKind
 from ..core.tasks import TaskRegistry
 from ..errors import AppError, TaskWorkerError
 from ..ops.health import SILENT_MS
@@ -90,7 +90,7 @@ class Faults:
 
     def wants_again(self, job: RunningJob, outcome: Outcome) -> bool:
         """Whether the job must run a second time; never one that says that it must not."""
-        if not self.twice or outcome.ending is not Ending.SUCCEEDED or outcome.recorded or job.claim.at_most_once:
+        if not self.twice or outcome.ending is not OutcomeKind.SUCCEEDED or outcome.recorded or job.claim.at_most_once:
             return False
         if job.claim.id in self.repeated:
             return False
@@ -176,7 +176,7 @@ class _FaultyExecutor(Executor):
         if self.faults.wants_again(job, outcome):
             # As by a worker that had to hand the job back when it was done already.
             self.report.repeats += 1
-            return Outcome(Ending.RELEASED)
+            return Outcome(OutcomeKind.RELEASED)
         return outcome
 
     async def _crash(self) -> None:

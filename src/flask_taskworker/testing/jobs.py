@@ -20,7 +20,7 @@ from ..core.clock import require_aware, to_ms
 from ..core.codec import Codec
 from ..core.current_job import running_job
 from ..core.jobs import Job
-from ..core.rows import Ending, JobRecord, JobState
+from ..core.rows import JobRecord, JobState, OutcomeKind
 from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
 from ..ops.health import name_of
@@ -407,7 +407,7 @@ class _Inline:
 def summary(report: Report) -> Drained:
     """What came of a run, in numbers."""
     endings = [execution.outcome.ending for execution in report.executions]
-    counts = {ending.value: endings.count(ending) for ending in Ending}
+    counts = {ending.value: endings.count(ending) for ending in OutcomeKind}
     counts["released"] -= report.repeats
     errors = tuple(e.outcome.exception for e in unsuccessful([report]) if e.outcome.exception is not None)
     return Drained(**counts, crashed=int(report.died), errors=errors)
@@ -419,8 +419,8 @@ def unsuccessful(reports: Iterable[Report]) -> list[Execution]:
     return [
         e
         for e in last.values()
-        if e.outcome.ending in (Ending.FAILED, Ending.RETRYING)
-        and not (e.outcome.ending is Ending.RETRYING and isinstance(e.outcome.exception, RetryJob))
+        if e.outcome.ending in (OutcomeKind.FAILED, OutcomeKind.RETRYING)
+        and not (e.outcome.ending is OutcomeKind.RETRYING and isinstance(e.outcome.exception, RetryJob))
     ]
 
 
@@ -439,7 +439,7 @@ def raise_first(reports: Iterable[Report]) -> None:
     first, others = failed[0], len(failed) - 1
     claim, error = first.claim, first.outcome.exception
     note = f"Raised by {claim} in attempt {claim.attempt} of {claim.max_attempts}"
-    if first.outcome.ending is Ending.RETRYING:
+    if first.outcome.ending is OutcomeKind.RETRYING:
         note += f"; it is tried again in {first.outcome.delay}, and drain(scheduled=True) does not wait for that"
     note += f". {others} other jobs have failed, too." if others else "."
     note += " With raise_errors=False the errors are in the result only."

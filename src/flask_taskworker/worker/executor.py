@@ -25,7 +25,7 @@ from ..core.current_job import RunningJob, set_running
 from ..core.failures import deciding, failure_of, message_of
 from ..core.loggers import get_logger
 from ..core.retry import Retry
-from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Ending, Failure, Outcome
+from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Failure, Outcome, OutcomeKind
 from ..core.tasks import Task, TaskRegistry, Tracing
 from ..errors import (
     CancelJob,
@@ -100,7 +100,7 @@ class Executor:
         app = self._find_app()
         if app is None:
             # The app is gone, and its worker about to stop. Another one may have the job at once.
-            return _at_once(Outcome(Ending.RELEASED))
+            return _at_once(Outcome(OutcomeKind.RELEASED))
         if task is None:
             reason = "this worker has no task of that name; import the module that declares it"
             return _at_once(_released_unknown(job.claim, self._clock(), reason))
@@ -170,7 +170,7 @@ class Executor:
             if threading.main_thread().is_alive():
                 log.warning("%s goes back to its queue: no thread for it: %s", job.claim, error.__cause__ or error)
                 await asyncio.sleep(_NO_THREAD_PAUSE)
-            return Outcome(Ending.RELEASED)
+            return Outcome(OutcomeKind.RELEASED)
 
     async def _limited(self, job: RunningJob, thread: asyncio.Future[Outcome], limit: float) -> Outcome:
         """Wait no longer than *limit*. The await is abandoned then, not the thread: it cannot be stopped."""
@@ -198,7 +198,7 @@ class Executor:
     def _succeeded(self, task: Task[..., Any, Any], value: object) -> Outcome:
         keep = task.options.keep
         if value is None:
-            return SUCCEEDED if keep is None else Outcome(Ending.SUCCEEDED, keep=keep)
+            return SUCCEEDED if keep is None else Outcome(OutcomeKind.SUCCEEDED, keep=keep)
         if inspect.iscoroutine(value):
             value.close()
             problem = NotEncodable(
@@ -206,7 +206,7 @@ class Executor:
             )
             return _failed(task, problem, "result")
         try:
-            return Outcome(Ending.SUCCEEDED, result=self._codec.encode(value), keep=keep)
+            return Outcome(OutcomeKind.SUCCEEDED, result=self._codec.encode(value), keep=keep)
         except NotEncodable as error:
             return _failed(task, error, "result")
 
@@ -225,7 +225,7 @@ class Executor:
         try:
             match deciding(error):
                 case SnoozeJob() as snooze:
-                    return Outcome(Ending.SNOOZED, delay=as_timedelta(snooze.delay, "delay"))
+                    return Outcome(OutcomeKind.SNOOZED, delay=as_timedelta(snooze.delay, "delay"))
                 case CancelJob() as cancel:
                     return _cancelled(task, message_of(cancel))
                 case JobCancelled() | asyncio.CancelledError() if job.cancelled:
@@ -245,7 +245,7 @@ class Executor:
                 delay = policy.delay(claim.attempt, rand=random.uniform(-1, 1))
                 if asked is not None:
                     delay = as_timedelta(asked, "delay")
-                return Outcome(Ending.RETRYING, delay=delay, failure=failure_of(error, kind), exception=error)
+                return Outcome(OutcomeKind.RETRYING, delay=delay, failure=failure_of(error, kind), exception=error)
         except DeclarationError as problem:
             problem.__cause__ = error
             return _failed(task, problem, "exception")
@@ -261,7 +261,7 @@ class Executor:
 
 def _interrupted(claim: Claim) -> Outcome:
     """Back to the queue; but a job that may run only once has begun, and must not begin again."""
-    return Outcome(Ending.FAILED, failure=INTERRUPTED) if claim.at_most_once else Outcome(Ending.RELEASED)
+    return Outcome(OutcomeKind.FAILED, failure=INTERRUPTED) if claim.at_most_once else Outcome(OutcomeKind.RELEASED)
 
 
 async def _at_once(outcome: Outcome) -> Outcome:
@@ -303,14 +303,14 @@ def _released_unknown(claim: Claim, now: int, reason: str) -> Outcome:
     """
     log.error("%s goes back to its queue: %s", claim, reason)
     age = timedelta(milliseconds=max(0, now - claim.created_at))
-    return Outcome(Ending.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
+    return Outcome(OutcomeKind.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
 
 
 def _cancelled(task: Task[..., Any, Any] | None, reason: str) -> Outcome:
     failure = Failure(kind="cancelled", type="", message=reason)
-    return Outcome(Ending.CANCELLED, failure=failure, keep=task.options.keep if task else None)
+    return Outcome(OutcomeKind.CANCELLED, failure=failure, keep=task.options.keep if task else None)
 
 
 def _failed(task: Task[..., Any, Any] | None, error: BaseException, kind: str) -> Outcome:
     keep = task.options.keep if task else None
-    return Outcome(Ending.FAILED, failure=failure_of(error, kind), exception=error, keep=keep)
+    return Outcome(OutcomeKind.FAILED, failure=failure_of(error, kind), exception=error, keep=keep)

@@ -13,7 +13,7 @@ import random
 
 from ..client.client import Client
 from ..core.loggers import get_logger
-from ..core.rows import Claim, Ending
+from ..core.rows import Claim, OutcomeKind
 from ..errors import StoreError
 from ..store.work import PRUNE_BATCH, WorkerStore
 from .queue_view import QueueView
@@ -100,7 +100,7 @@ class OutcomeWriter:
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
             self._view.must_look = True
-        if any(e.outcome.ending is Ending.RELEASED for e in ended):
+        if any(e.outcome.ending is OutcomeKind.RELEASED for e in ended):
             # Another worker may have a slot for them now.
             self._client.wake()
         self._statistics.note(ended, states)

@@ -28,7 +28,7 @@ from importlib import metadata
 from typing import Any
 
 from ..core.loggers import get_logger
-from ..core.rows import CRASHED, INTERRUPTED, Ending, JobRecord, shown
+from ..core.rows import CRASHED, INTERRUPTED, JobRecord, OutcomeKind, shown
 from ..errors import SchemaError, StoreError
 from ..store.driver import Link, Other, Presence
 from ..store.sql import Store, to_duration_ms
@@ -254,7 +254,7 @@ class Heartbeat:
         statements = (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left"))
         rescued = [JobRecord._make(row) for sql in statements for row in self._link.write(sql, parameters)]
         for job in rescued:
-            level = logging.ERROR if job.state == Ending.FAILED else logging.WARNING
+            level = logging.ERROR if job.state == OutcomeKind.FAILED else logging.WARNING
             words = "job %s (%s) is %s: its worker died; crashes: %s"
             log.log(level, words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:

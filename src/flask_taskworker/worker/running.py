@@ -20,7 +20,7 @@ from .. import signals
 from ..core.config import TaskWorkerConfig
 from ..core.current_job import RunningJob, set_running
 from ..core.loggers import get_logger
-from ..core.rows import INTERRUPTED, Claim, Ending, Outcome, Progress
+from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Progress
 from ..store.work import Ended
 from .executor import Executor
 from .job_log import LoggingJobs, lines_of
@@ -289,7 +289,7 @@ class RunningJobs:
         self._on_change()
 
     def _log(self, job: RunningJob, outcome: Outcome, seconds: float) -> None:
-        is_failure = outcome.failure is not None and outcome.ending in (Ending.FAILED, Ending.RETRYING)
+        is_failure = outcome.failure is not None and outcome.ending in (OutcomeKind.FAILED, OutcomeKind.RETRYING)
         if not is_failure and not log.isEnabledFor(logging.INFO):
             return
         # The record belongs to the job, whose context the executor has taken away by now.
@@ -378,7 +378,7 @@ class RunningJobs:
         """Hand claims back."""
         now = self._clock()
         for claim in claims:
-            self._note(Ended(claim, Outcome(Ending.RELEASED), now, now))
+            self._note(Ended(claim, Outcome(OutcomeKind.RELEASED), now, now))
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -426,7 +426,7 @@ class RunningJobs:
         """Give up the sync jobs that must not be run again: the process ends, and their threads with it."""
         for job in self._leave_threads(at_most_once=True):
             now = self._clock()
-            self._note(Ended(job.claim, Outcome(Ending.FAILED, failure=INTERRUPTED), now, now))
+            self._note(Ended(job.claim, Outcome(OutcomeKind.FAILED, failure=INTERRUPTED), now, now))
 
     def abandon(self) -> None:
         """Hand back the other sync jobs, whose threads run on: the process must end before anybody can begin them."""
@@ -453,7 +453,7 @@ def _log_failure(claim: Claim, outcome: Outcome, seconds: float) -> None:
     """A final failure is an error, so that Sentry and mail handlers see it; a try that will be repeated a warning."""
     failure = outcome.failure
     assert failure is not None
-    level = logging.ERROR if outcome.ending is Ending.FAILED else logging.WARNING
+    level = logging.ERROR if outcome.ending is OutcomeKind.FAILED else logging.WARNING
     again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
     words = f"{failure.type}: {failure.message[:200]}"
     # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.

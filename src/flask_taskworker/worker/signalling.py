@@ -14,7 +14,7 @@ from ..client.client import Client
 from ..client.signalling import SignalSender
 from ..core.jobs import Job
 from ..core.loggers import get_logger
-from ..core.rows import CRASHED, INTERRUPTED, Claim, Ending, JobRecord, JobState, Outcome
+from ..core.rows import CRASHED, INTERRUPTED, Claim, JobRecord, JobState, Outcome, OutcomeKind
 from ..store.work import Ended
 
 log = get_logger("jobs")
@@ -23,10 +23,10 @@ MAX_BACKLOG = 10_000
 """Signals."""
 
 _SIGNALS = {
-    Ending.SUCCEEDED: signals.job_succeeded,
-    Ending.RETRYING: signals.job_retrying,
-    Ending.FAILED: signals.job_failed,
-    Ending.CANCELLED: signals.job_cancelled,
+    OutcomeKind.SUCCEEDED: signals.job_succeeded,
+    OutcomeKind.RETRYING: signals.job_retrying,
+    OutcomeKind.FAILED: signals.job_failed,
+    OutcomeKind.CANCELLED: signals.job_cancelled,
 }
 
 _FINAL = frozenset(state.value for state in JobState if state.finished)
@@ -71,7 +71,7 @@ class WorkerSignals:
     def _tell_ending(self, ended: Ended, state: str) -> None:
         outcome = ended.outcome
         # What should run again may have been cancelled meanwhile.
-        signal = _SIGNALS.get(Ending.CANCELLED if state == "cancelled" else outcome.ending)
+        signal = _SIGNALS.get(OutcomeKind.CANCELLED if state == "cancelled" else outcome.ending)
         if signal is not None and signal.receivers:
             extra = {} if outcome.exception is None else {"exception": outcome.exception}
             job = self._job(ended.claim, state, outcome.ending.failures)
@@ -96,7 +96,7 @@ class WorkerSignals:
                 self._sender.announce(signals.job_rescued, self._find_app(), job=job)
                 continue
             self._client.finished((record.id,))
-            outcome = Outcome(Ending(record.state), failure=_DEATHS.get(record.failure_kind or ""))
+            outcome = Outcome(OutcomeKind(record.state), failure=_DEATHS.get(record.failure_kind or ""))
             self._sender.announce(_SIGNALS[outcome.ending], self._find_app(), job=job, outcome=outcome)
 
     def close(self, timeout: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from ..core.loggers import get_logger
-from ..core.rows import Claim, Ending, JobRecord
+from ..core.rows import Claim, JobRecord, OutcomeKind
 from ..errors import StoreError
 from ..store.rollups import Tally
 from ..store.work import Ended, WorkerStore
@@ -50,7 +50,7 @@ class Statistics:
             if (state := states.get(claim.id)) is not None:
                 due_at = max(claim.run_at, claim.created_at)
                 # What was to run again, and was asked to stop meanwhile, has been cancelled.
-                ending = Ending.CANCELLED if state == "cancelled" else e.outcome.ending
+                ending = OutcomeKind.CANCELLED if state == "cancelled" else e.outcome.ending
                 add(claim.task, claim.queue, ending, due_at=due_at, started_at=e.started_at, ended_at=e.ended_at)
                 if e.lines is not None:
                     self._lines[claim.id, claim.claim] = (claim, e.lines)
@@ -66,7 +66,7 @@ class Statistics:
             if r.finished_at is not None:
                 due_at, started_at = max(r.run_at, r.created_at), r.started_at or r.finished_at
                 ended = {"due_at": due_at, "started_at": started_at, "ended_at": r.finished_at}
-                self._tally.add(r.task, r.queue, Ending(r.state), **ended)
+                self._tally.add(r.task, r.queue, OutcomeKind(r.state), **ended)
 
     async def keep_up(self, work: WorkerStore, now: float) -> None:
         """Store log lines now, and figures when their time has come. *now*: seconds on the loop's clock.

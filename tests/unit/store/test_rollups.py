@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_taskworker.core.rows import Ending
+from flask_taskworker.core.rows import OutcomeKind
 from flask_taskworker.store.rollups import Tally, percentile
 from flask_taskworker.store.schema import BUCKETS_MS, ROLLUP_FIGURES
 
@@ -14,7 +14,7 @@ MINUTE = 60_000
 
 def add(
     tally: Tally,
-    ending: Ending = Ending.SUCCEEDED,
+    ending: OutcomeKind = OutcomeKind.SUCCEEDED,
     *,
     task: str = "a",
     queue: str = "q",
@@ -49,15 +49,15 @@ def test_a_try_is_counted_in_its_minute_in_its_hour_and_in_all() -> None:
 
 
 COUNTED = {
-    Ending.SUCCEEDED: "succeeded",
-    Ending.FAILED: "failed",
-    Ending.RETRYING: "retried",
-    Ending.CANCELLED: "cancelled",
+    OutcomeKind.SUCCEEDED: "succeeded",
+    OutcomeKind.FAILED: "failed",
+    OutcomeKind.RETRYING: "retried",
+    OutcomeKind.CANCELLED: "cancelled",
 }
 
 
-@pytest.mark.parametrize("ending", Ending)
-def test_each_ending_has_its_figure(ending: Ending) -> None:
+@pytest.mark.parametrize("ending", OutcomeKind)
+def test_each_ending_has_its_figure(ending: OutcomeKind) -> None:
     tally = Tally()
     add(tally, ending)
     if ending in COUNTED:
@@ -73,7 +73,7 @@ def test_tasks_queues_and_minutes_are_told_apart_and_hours_added_up() -> None:
     add(tally, ended_at=10)
     add(tally, ended_at=30, started_at=10)
     add(tally, ended_at=MINUTE)
-    add(tally, Ending.FAILED, ended_at=5, task="b")
+    add(tally, OutcomeKind.FAILED, ended_at=5, task="b")
     add(tally, ended_at=HOUR, queue="p")
     found = figures(tally)
     assert found[60, 0, "a", "q"]["succeeded"] == 2

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 from flask import Flask
 
-from flask_taskworker.core.rows import Claim, Ending, Failure, JobRecord, JobState, NewJob, Outcome, Progress
+from flask_taskworker.core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind, Progress
 from flask_taskworker.errors import JobNotFound, NotAccepted, SchemaError
 from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
@@ -112,8 +112,8 @@ def bench(app: Flask, idle_worker: object, store: Store, rows: Rows) -> Iterator
     store.driver.close()
 
 
-SUCCESS = Outcome(Ending.SUCCEEDED)
-WITH_RESULT = Outcome(Ending.SUCCEEDED, result="5")
+SUCCESS = Outcome(OutcomeKind.SUCCEEDED)
+WITH_RESULT = Outcome(OutcomeKind.SUCCEEDED, result="5")
 
 
 # -- claiming ----------------------------------------------------------------------------------------------------------
@@ -187,11 +187,11 @@ def test_success_is_recorded_once(bench: Bench, outcome: Outcome) -> None:
 OUTCOMES = {
     "plain success": SUCCESS,
     "success": WITH_RESULT,
-    "failure": Outcome(Ending.FAILED, failure=FAILURE),
-    "retry": Outcome(Ending.RETRYING, delay=timedelta(seconds=1), failure=FAILURE),
-    "snooze": Outcome(Ending.SNOOZED, delay=timedelta(seconds=1)),
-    "release": Outcome(Ending.RELEASED),
-    "cancel": Outcome(Ending.CANCELLED, failure=FAILURE),
+    "failure": Outcome(OutcomeKind.FAILED, failure=FAILURE),
+    "retry": Outcome(OutcomeKind.RETRYING, delay=timedelta(seconds=1), failure=FAILURE),
+    "snooze": Outcome(OutcomeKind.SNOOZED, delay=timedelta(seconds=1)),
+    "release": Outcome(OutcomeKind.RELEASED),
+    "cancel": Outcome(OutcomeKind.CANCELLED, failure=FAILURE),
 }
 
 
@@ -199,7 +199,7 @@ OUTCOMES = {
 def test_ending_of_a_lost_claim_changes_nothing(bench: Bench, outcome: Outcome) -> None:
     bench.worker()
     old = bench.claimed()
-    bench.finish(old, Outcome(Ending.RELEASED))
+    bench.finish(old, Outcome(OutcomeKind.RELEASED))
     (new,) = bench.claim()
     before = bench.record(old.id)
     assert bench.finish(old, outcome) == {}
@@ -220,12 +220,12 @@ def test_late_ending_of_a_rescued_job_counts_while_nobody_has_claimed_it(bench: 
     assert bench.finish(claim, outcome) == {job_id: outcome.ending.value}
 
 
-@pytest.mark.parametrize("ending", [Ending.RETRYING, Ending.FAILED])
-def test_failure_that_is_recorded_twice_counts_once(bench: Bench, ending: Ending) -> None:
+@pytest.mark.parametrize("ending", [OutcomeKind.RETRYING, OutcomeKind.FAILED])
+def test_failure_that_is_recorded_twice_counts_once(bench: Bench, ending: OutcomeKind) -> None:
     """The worker says it again when the answer of the database was lost."""
     bench.worker()
     claim = bench.claimed()
-    outcome = Outcome(ending, delay=timedelta(seconds=1) if ending is Ending.RETRYING else None, failure=FAILURE)
+    outcome = Outcome(ending, delay=timedelta(seconds=1) if ending is OutcomeKind.RETRYING else None, failure=FAILURE)
     bench.finish(claim, outcome)
     before = bench.record(claim.id)
     assert bench.finish(claim, outcome) == {}
@@ -259,7 +259,7 @@ def test_late_ending_of_a_rescued_job_is_fenced_once_another_has_claimed_it(benc
 def test_of_two_endings_of_one_job_that_come_together_the_later_claim_counts(bench: Bench, late_first: bool) -> None:
     bench.worker()
     old = bench.claimed()
-    bench.finish(old, Outcome(Ending.RELEASED))
+    bench.finish(old, Outcome(OutcomeKind.RELEASED))
     (new,) = bench.claim()
     both = [Ended(claim, SUCCESS, bench.now, bench.now) for claim in (old, new)]
     recorded = bench.do(lambda work: work.finish("w", both if late_first else both[::-1]))
@@ -271,7 +271,7 @@ def test_of_two_endings_of_one_job_that_come_together_the_later_claim_counts(ben
 def test_finished_job_takes_no_other_ending(bench: Bench, state: str) -> None:
     bench.worker()
     claim = bench.claimed()
-    bench.finish(claim, Outcome(Ending(state), failure=None if state == "succeeded" else FAILURE))
+    bench.finish(claim, Outcome(OutcomeKind(state), failure=None if state == "succeeded" else FAILURE))
     before = bench.record(claim.id)
     for outcome in OUTCOMES.values():
         assert bench.finish(claim, outcome) == {}
@@ -306,9 +306,9 @@ def test_snoozed_and_released_jobs_count_nothing(bench: Bench) -> None:
     for outcome, state, run_at in (
         (OUTCOMES["snooze"], "scheduled", NOW + 1000),
         (OUTCOMES["release"], "ready", 0),
-        (Outcome(Ending.RELEASED, delay=timedelta(seconds=2)), "scheduled", NOW + 2000),
-        (Outcome(Ending.SNOOZED, delay=timedelta(0)), "ready", 0),
-        (Outcome(Ending.SNOOZED, delay=timedelta(microseconds=1)), "scheduled", NOW + 1),
+        (Outcome(OutcomeKind.RELEASED, delay=timedelta(seconds=2)), "scheduled", NOW + 2000),
+        (Outcome(OutcomeKind.SNOOZED, delay=timedelta(0)), "ready", 0),
+        (Outcome(OutcomeKind.SNOOZED, delay=timedelta(microseconds=1)), "scheduled", NOW + 1),
     ):
         claim = bench.claimed(queue=str(id(outcome)))
         assert bench.finish(claim, outcome) == {claim.id: state}
@@ -341,8 +341,8 @@ def test_job_that_ended_before_it_heard_that_it_should_stop_has_ended_so(bench: 
         (WITH_RESULT, 1),
         (OUTCOMES["failure"], 14),
         (OUTCOMES["cancel"], 1),
-        (Outcome(Ending.SUCCEEDED, keep=timedelta(days=3)), 3),
-        (Outcome(Ending.FAILED, failure=FAILURE, keep=timedelta(0)), 0),
+        (Outcome(OutcomeKind.SUCCEEDED, keep=timedelta(days=3)), 3),
+        (Outcome(OutcomeKind.FAILED, failure=FAILURE, keep=timedelta(0)), 0),
     ],
 )
 def test_finished_jobs_are_kept_for_their_time(bench: Bench, outcome: Outcome, days: int) -> None:
@@ -384,7 +384,7 @@ def test_progress_is_written_for_the_one_who_runs_the_job(bench: Bench) -> None:
 def test_progress_of_a_job_that_waits_for_its_next_try_is_not_changed(bench: Bench) -> None:
     bench.worker()
     claim = bench.claimed()
-    bench.finish(claim, Outcome(Ending.RELEASED))
+    bench.finish(claim, Outcome(OutcomeKind.RELEASED))
     bench.do(lambda work: work.report_progress([(claim, Progress(9))]))
     assert bench.record(claim.id).progress is None
 
@@ -402,7 +402,7 @@ def test_texts_of_every_kind_come_back_unharmed(bench: Bench) -> None:
     for text in ('"quotes \\" and \\\\"', '"\\u0000"', '"é 你 \\ud83d\\ude00"', '"' + "x" * 300_000 + '"', '"[1,{}]"'):
         claim = bench.claimed(args=f"[[{text}],{{}}]")
         assert claim.args == f"[[{text}],{{}}]"
-        bench.finish(claim, Outcome(Ending.SUCCEEDED, result=text))
+        bench.finish(claim, Outcome(OutcomeKind.SUCCEEDED, result=text))
         assert bench.store.ending(claim.id).result == text
 
 
@@ -416,7 +416,7 @@ def test_words_of_sql_are_only_words(bench: Bench, words: str) -> None:
     (claim,) = bench.claim(queue=words)
     assert (claim.id, claim.uid, claim.task, claim.queue, claim.schedule) == (job_id, words, words, words, words)
     failure = Failure(kind=words, type=words, message=words, traceback=words)
-    bench.finish(claim, Outcome(Ending.FAILED, failure=failure))
+    bench.finish(claim, Outcome(OutcomeKind.FAILED, failure=failure))
     ending = bench.store.ending(job_id)
     assert Failure.from_text(ending.error, ending.failure_kind) == failure
     assert bench.store.add([bench.new(uid=words, task=words)])[0].id == job_id
@@ -618,9 +618,9 @@ def test_worker_whose_lock_is_free_is_dead(bench: Bench) -> None:
 def test_only_finished_jobs_whose_time_is_over_are_pruned(bench: Bench) -> None:
     bench.worker()
     over = bench.claimed()
-    bench.finish(over, Outcome(Ending.FAILED, failure=FAILURE, keep=timedelta(milliseconds=5)))
+    bench.finish(over, Outcome(OutcomeKind.FAILED, failure=FAILURE, keep=timedelta(milliseconds=5)))
     fresh = bench.claimed()
-    bench.finish(fresh, Outcome(Ending.FAILED, failure=FAILURE, keep=timedelta(milliseconds=6)))
+    bench.finish(fresh, Outcome(OutcomeKind.FAILED, failure=FAILURE, keep=timedelta(milliseconds=6)))
     waiting = bench.add()
     bench.now += 5
     assert bench.do(lambda work: work.prune()) == 1
