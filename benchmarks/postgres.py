@@ -73,7 +73,7 @@ def enqueue(task_worker: BackgroundTaskWorker, path: Path, url: str) -> list[Row
     ours, bare = [], []
     for _ in range(ROUNDS):
         ours += [seconds_for(task.enqueue) for _ in range(SINGLE)]
-        bare += [seconds_for(lambda: link.write(job_statements.add_job(), a_row())) for _ in range(SINGLE)]
+        bare += [seconds_for(lambda: link.write(job_statements.ADD_JOB, a_row())) for _ in range(SINGLE)]
     link.close()
     bulk = seconds_for(lambda: [task.enqueue_many([()] * 1000) for _ in range(BULK // 1000)])
     return [
@@ -168,7 +168,7 @@ def a_link(url: str) -> Iterator[ThreadLink]:
     """A bare connection, and a worker's row for the claims that are made over it."""
     link = ThreadLink(Server(make_url(url), prepares=True))
     row = {"id": "0", "host": "", "pid": 0, "now": 1, "server_started_at": None, "info": "{}"}
-    link.write(worker_statements.add_worker(), row)
+    link.write(worker_statements.ADD_WORKER, row)
     yield link
     link.close()
 

@@ -99,7 +99,7 @@ class Shop:
             "info": json.dumps(info),
         }
         self.state.store.driver.prepare()
-        self.state.store.driver.write(worker_statements.add_worker(), values)
+        self.state.store.driver.write(worker_statements.ADD_WORKER, values)
 
     def work(self) -> None:
         """Run what is ready, in this process."""

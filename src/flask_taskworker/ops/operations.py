@@ -26,7 +26,7 @@ from ..store.driver import Row, Run
 from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
 from ..store.statements import operations as statements
-from ..store.statements.jobs import batch_of, expired_attempts, remove_ended_schedule
+from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, batch_of, expired_attempts
 from ..store.work import PRUNE_BATCH
 from .browse import Browser, Names
 
@@ -277,7 +277,7 @@ class Operations:
         def body(run: Run) -> list[Row]:
             rows = run(sql, {"name": name, **parameters})
             if rows and action == "skip":
-                run(remove_ended_schedule(), {"name": name})
+                run(REMOVE_ENDED_SCHEDULE, {"name": name})
             return rows
 
         if not self._do(action, f"schedule {name}", body):

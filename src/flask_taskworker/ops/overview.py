@@ -133,14 +133,14 @@ _WORKER, _QUEUE, _SCHEDULE = (
 def _statement(dialect: Dialect) -> str:
     """A row for each part: its name, and its rows as JSON, in their order."""
     parts = {
-        "workers": (worker_statements.workers(), len(_WORKER)),
+        "workers": (worker_statements.WORKERS, len(_WORKER)),
         "queues": (browse_statements.queues(), len(_QUEUE)),
         "ready": (_COUNT.format("state = 'ready' AND solo = 0"), 1),
         "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), 1),
         "scheduled": (_COUNT.format("state = 'scheduled'"), 1),
         "any": ("SELECT 1 FROM taskworker_job LIMIT 1", 1),
-        "schedules": (job_statements.schedules(), len(_SCHEDULE)),
-        "next_due": (job_statements.next_due(), 1),
+        "schedules": (job_statements.SCHEDULES, len(_SCHEDULE)),
+        "next_due": (job_statements.NEXT_DUE, 1),
         "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", 1),
     }
     selects = []

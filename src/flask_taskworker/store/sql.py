@@ -122,7 +122,7 @@ class Store:
         self.clock = clock
         self.keep_succeeded = keep_succeeded
         self.keep_failed = keep_failed
-        self._add_job = job_statements.add_job()
+        self._add_job = job_statements.ADD_JOB
 
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Store:
         now = self.clock()
         expires_at = now + to_duration_ms(self.keep_succeeded if keep is None else keep)
         values = {"id": claim.id, "claim": claim.claim, "result": result, "now": now, "expires_at": expires_at}
-        return bool(run(job_statements.finish_one(), values))
+        return bool(run(job_statements.FINISH_ONE, values))
 
     def _add_again(self, jobs: Sequence[NewJob], lost: ConnectionLost) -> list[JobRecord]:
         """The same uids on a new connection: what the first try may have stored is found, not doubled."""
@@ -177,7 +177,7 @@ class Store:
             if rows:
                 return record_of(job, rows[0][0])
             # The row in the way may finish, and leave the way free, before we look at it: then try again.
-            found = read(job_statements.existing_job(), {"uid": job.uid, "unique_key": job.unique_key})
+            found = read(job_statements.EXISTING_JOB, {"uid": job.uid, "unique_key": job.unique_key})
             if found:
                 return _checked(JobRecord._make(found[0]), job)
         raise NotAccepted(f"The unique key {job.unique_key!r} changed hands {_ADD_TRIES} times. Enqueue the job again.")
@@ -190,15 +190,15 @@ class Store:
 
     def record(self, job_id: int) -> JobRecord:
         """One job. Raises JobNotFound."""
-        return JobRecord._make(self._one(job_statements.job_record(), job_id))
+        return JobRecord._make(self._one(job_statements.JOB_RECORD, job_id))
 
     def ending(self, job_id: int) -> JobEnding:
         """The state and payloads of one job. Raises JobNotFound."""
-        return JobEnding._make(self._one(job_statements.job_ending(), job_id))
+        return JobEnding._make(self._one(job_statements.JOB_ENDING, job_id))
 
     def args(self, job_id: int) -> str:
         """The encoded arguments of one job. Raises JobNotFound."""
-        args: str = self._one(job_statements.job_args(), job_id)[0]
+        args: str = self._one(job_statements.JOB_ARGS, job_id)[0]
         return args
 
     def _one(self, sql: str, job_id: int) -> tuple[Any, ...]:
@@ -210,7 +210,7 @@ class Store:
 
     def attempts(self, job_id: int) -> list[Attempt]:
         """The last 100 tries of one job that did not simply succeed, oldest first."""
-        return [Attempt._make(row) for row in reversed(self._read(job_statements.attempts(), id=job_id))]
+        return [Attempt._make(row) for row in reversed(self._read(job_statements.ATTEMPTS, id=job_id))]
 
     def counts(self) -> Counts:
         """How many jobs there are in each state, each counted up to :data:`MOST`."""
@@ -222,16 +222,16 @@ class Store:
 
     def next_due(self) -> int | None:
         """When the next scheduled job is due, in epoch milliseconds; None if there is none."""
-        moment: int | None = self._read(job_statements.next_due())[0][0]
+        moment: int | None = self._read(job_statements.NEXT_DUE)[0][0]
         return moment
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""
-        return [WorkerRow(*row) for row in self._read(worker_statements.workers())]
+        return [WorkerRow(*row) for row in self._read(worker_statements.WORKERS)]
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
-        return [ScheduleRow(*row) for row in self._read(job_statements.schedules())]
+        return [ScheduleRow(*row) for row in self._read(job_statements.SCHEDULES)]
 
     def store_id(self, *, patience: float | None = None) -> str:
         """The random name that this database was given when its tables were made.
@@ -239,7 +239,7 @@ class Store:
         *patience*: seconds to wait for SQLite's lock if they have to be made now, instead of ``TASKER_LOCK_TIMEOUT``.
         """
         self.driver.prepare(patience=patience)
-        name: str = self._read(job_statements.store_id())[0][0]
+        name: str = self._read(job_statements.STORE_ID)[0][0]
         return name
 
     def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
@@ -261,7 +261,7 @@ class Store:
         _check_id(job_id)
         now = self.clock()
         expires_at = now + to_duration_ms(self.keep_succeeded)
-        rows = run(job_statements.cancel(), {"id": job_id, "now": now, "expires_at": expires_at})
+        rows = run(job_statements.CANCEL, {"id": job_id, "now": now, "expires_at": expires_at})
         if not rows:
             self.record(job_id)
             return None
@@ -278,7 +278,7 @@ class Store:
     def retry_within(self, run: Run, job_id: int) -> bool:
         """As :meth:`retry`, inside a transaction of the caller's, through *run*."""
         _check_id(job_id)
-        rows = run(job_statements.retry(), {"id": job_id, "now": self.clock()})
+        rows = run(job_statements.RETRY, {"id": job_id, "now": self.clock()})
         if not rows:
             self._refuse_taken_key(self.record(job_id))
         return bool(rows)
@@ -286,7 +286,7 @@ class Store:
     def _refuse_taken_key(self, job: JobRecord) -> None:
         if job.unique_key is None or job.state not in (JobState.FAILED, JobState.CANCELLED):
             return
-        for row in self._read(job_statements.existing_job(), uid=None, unique_key=job.unique_key):
+        for row in self._read(job_statements.EXISTING_JOB, uid=None, unique_key=job.unique_key):
             raise NotAccepted(
                 f"Job {job.id} cannot run again: job {JobRecord._make(row).id} has the same unique key and is "
                 "unfinished. Wait for its end, or cancel it."
@@ -304,9 +304,9 @@ class Store:
 
     def remove_schedule(self, name: str) -> bool:
         """Delete a schedule made at run time; False if there is none. Raises DeclarationError for one in code."""
-        if self._write(job_statements.remove_schedule(), name=name):
+        if self._write(job_statements.REMOVE_SCHEDULE, name=name):
             return True
-        if self._read(job_statements.schedule_source(), name=name):
+        if self._read(job_statements.SCHEDULE_SOURCE, name=name):
             raise DeclarationError(f"The schedule {name!r} is declared in code: remove schedule=… there to end it.")
         return False
 
@@ -361,9 +361,9 @@ def declare_schedule(run: Run, row: dict[str, Any]) -> bool:
     Only other fire times move the next one: what a restart with another jitter, or another spelling, had to make up
     for would be lost.
     """
-    known = run(job_statements.stored_trigger(), {"name": row["name"]})
+    known = run(job_statements.STORED_TRIGGER, {"name": row["name"]})
     same = any(fires_alike(text, row["trigger"]) for (text,) in known)
-    return bool(run(job_statements.declare_schedule(), {**row, "same_times": int(same)}))
+    return bool(run(job_statements.DECLARE_SCHEDULE, {**row, "same_times": int(same)}))
 
 
 def schedule_row(schedule: DeclaredSchedule, next_at: int | None, source: str, now: int) -> dict[str, Any]:

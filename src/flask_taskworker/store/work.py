@@ -294,7 +294,7 @@ class WorkerStore:
 
         def body(run: Run) -> None:
             self._end(worker_id, skip_locked, batch, piece, run)
-            run(worker_statements.remove_worker(), {"id": worker_id})
+            run(worker_statements.REMOVE_WORKER, {"id": worker_id})
 
         await self._link.transaction(body)
 
@@ -430,7 +430,7 @@ class WorkerStore:
         """Note that these schedules are still declared, and delete those that no worker has declared for a week."""
         now = self._store.clock()
         await self._link.write(self._see_schedules, {"now": now, "batch": batch_of([(name,) for name in names])})
-        await self._link.write(job_statements.remove_unseen_schedules(), {"before": now - UNSEEN_SCHEDULE_MS})
+        await self._link.write(job_statements.REMOVE_UNSEEN_SCHEDULES, {"before": now - UNSEEN_SCHEDULE_MS})
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -455,7 +455,7 @@ class WorkerStore:
         """Delete roll-ups and audit lines whose time is over."""
         now = self._store.clock()
         parameters = {"minutes_before": now - KEEP_MINUTES_MS, "hours_before": now - KEEP_HOURS_MS}
-        await self._link.write(job_statements.remove_rollups(), parameters, durable=False)
+        await self._link.write(job_statements.REMOVE_ROLLUPS, parameters, durable=False)
         await self._link.write(operation_statements.remove_notes(), {"before": now - KEEP_NOTES_MS}, durable=False)
 
     async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
@@ -467,11 +467,11 @@ class WorkerStore:
 
     async def start_draining(self, worker_id: str) -> None:
         """Say that this worker claims no more."""
-        await self._link.write(worker_statements.start_draining(), {"id": worker_id})
+        await self._link.write(worker_statements.START_DRAINING, {"id": worker_id})
 
     async def held(self, worker_id: str) -> set[tuple[int, int]]:
         """(id, claim) of the jobs that the worker holds according to the store."""
-        return {(row[0], row[1]) for row in await self._link.read(worker_statements.held_jobs(), {"id": worker_id})}
+        return {(row[0], row[1]) for row in await self._link.read(worker_statements.HELD_JOBS, {"id": worker_id})}
 
 
 def prune_mails(dialect: Dialect, run: Run, parameters: Mapping[str, Any]) -> int:

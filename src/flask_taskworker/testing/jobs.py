@@ -88,7 +88,7 @@ class Jobs:
         self._registry = self._bench.state.registry
         self._since = self._newest()
         self._begun = begun
-        self._foreign = [] if begun is None else self._read(job_statements.unfinished_before(), moment=begun)
+        self._foreign = [] if begun is None else self._read(job_statements.UNFINISHED_BEFORE, moment=begun)
         self._own: set[int] = set()
         for signal in (job_enqueued, schedule_fired):
             signal.connect(self._on_own, sender=app)
@@ -199,7 +199,7 @@ class Jobs:
 
     def _after(self, number: int, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
         name = task if task is None or isinstance(task, str) else _checked(task).name
-        rows = self._read(job_statements.jobs_after(), number=number)
+        rows = self._read(job_statements.JOBS_AFTER, number=number)
         return [self._job(JobRecord._make(row[:-2]), row[-2]) for row in rows if name in (None, row[2])]
 
     def _job(self, record: JobRecord, args: str) -> EnqueuedJob:
@@ -208,7 +208,7 @@ class Jobs:
         return EnqueuedJob(record, self._bench.state.client, by_name(task and task.function, *arguments))
 
     def _newest(self) -> int:
-        number: int = self._read(job_statements.newest_job())[0][0]
+        number: int = self._read(job_statements.NEWEST_JOB)[0][0]
         return number
 
     def _read(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
@@ -309,7 +309,7 @@ class Jobs:
 
         Jobs that these have enqueued in another process are cancelled too; whatever else is in the database stays.
         """
-        for *row, _, origin in self._read(job_statements.jobs_after(), number=self._since):
+        for *row, _, origin in self._read(job_statements.JOBS_AFTER, number=self._since):
             record = JobRecord._make(row)
             if record.id in self._own or read_origin(origin).get("job") in self._own:
                 self._own.add(record.id)
@@ -356,7 +356,7 @@ class Jobs:
         self._bench.dead.clear()
         for worker_id in left:
             # Its death is known here; another worker would notice that its heartbeat stops.
-            self._store.driver.write(worker_statements.declare_dead(), {"id": worker_id, "beat": living[worker_id]})
+            self._store.driver.write(worker_statements.DECLARE_DEAD, {"id": worker_id, "beat": living[worker_id]})
         rescued += self._rescue() if left else []
         return [Job(record, self._bench.state.client) for record in rescued]
 

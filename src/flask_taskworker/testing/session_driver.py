@@ -82,7 +82,7 @@ class SessionDriver:
 
     def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
         """Insert many jobs and return their ids in order."""
-        sql = job_statements.add_job()
+        sql = job_statements.ADD_JOB
         return self.transaction(lambda run: [run(sql, {**job._asdict(), "state": job.state})[0][0] for job in jobs])
 
     # -- a worker ------------------------------------------------------------------------------------------------------

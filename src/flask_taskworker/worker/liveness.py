@@ -119,7 +119,7 @@ class Heartbeat:
             "info": json.dumps(self._info()),
         }
         try:
-            self._link.write(worker_statements.add_worker(), row)
+            self._link.write(worker_statements.ADD_WORKER, row)
         except BaseException:
             self._link.close()
             raise
@@ -136,7 +136,7 @@ class Heartbeat:
             self._thread.join()
         try:
             if not holding:
-                self._link.write(worker_statements.remove_worker(), {"id": self._id})
+                self._link.write(worker_statements.REMOVE_WORKER, {"id": self._id})
         except StoreError as error:
             log.warning("worker %s could not deregister: %s", self._id, error)
         finally:
@@ -173,7 +173,7 @@ class Heartbeat:
                 self.is_failing = False
         if self._gives_up:
             try:
-                self._link.write(worker_statements.give_up(), {"id": self._id})
+                self._link.write(worker_statements.GIVE_UP, {"id": self._id})
             except StoreError as error:
                 log.warning("worker %s could not declare itself dead, others do after the lease: %s", self._id, error)
 
@@ -197,10 +197,10 @@ class Heartbeat:
             "info": json.dumps(self._info()),
             "server_started_at": self._presence.server_started_at,
         }
-        if not link.write(worker_statements.beat(), parameters):
+        if not link.write(worker_statements.BEAT, parameters):
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
-        if requests := [(row[0], row[1]) for row in link.read(worker_statements.cancel_requests(), {"id": self._id})]:
+        if requests := [(row[0], row[1]) for row in link.read(worker_statements.CANCEL_REQUESTS, {"id": self._id})]:
             self._news.cancel(requests)
         ahead = now / 1000 - _now()
         lost, self._clock_ahead = self._clock_ahead - ahead, ahead
@@ -208,7 +208,7 @@ class Heartbeat:
             log.warning("the clock went back by %.0f s: jobs that were delayed by it wait for as long", lost)
             self._news.clock_back()
         if self._beats % ORPHANS_BEATS == 0:
-            link.write(worker_statements.add_missing_workers(), {"now": now})
+            link.write(worker_statements.ADD_MISSING_WORKERS, {"now": now})
         self.observe()
         try:
             self._store.driver.upkeep()
@@ -217,14 +217,14 @@ class Heartbeat:
             log.info("worker %s: upkeep of the database is put off: %s", self._id, error)
         self._beats += 1
         if self._beats % CLEAN_BEATS == 0:
-            link.write(worker_statements.remove_dead_workers(), {"before": now - KEEP_DEAD_MS})
+            link.write(worker_statements.REMOVE_DEAD_WORKERS, {"before": now - KEEP_DEAD_MS})
         return True
 
     # -- the others -------------------------------------------------------------------------------------------------
 
     def observe(self) -> None:
         """Look at the other workers and rescue the jobs of those that died. Raises StoreError."""
-        others = [Other._make(row) for row in self._link.read(worker_statements.other_workers(), {"id": self._id})]
+        others = [Other._make(row) for row in self._link.read(worker_statements.OTHER_WORKERS, {"id": self._id})]
         seen = {}
         for other in others:
             beat, missed = self._seen.get(other.id, (other.beat, -1))
@@ -233,12 +233,12 @@ class Heartbeat:
         for other in others:
             if not self._presence.is_dead(other) and seen[other.id][1] < self._timing.lease_beats:
                 continue
-            rows = self._link.write(worker_statements.declare_dead(), {"id": other.id, "beat": other.beat})
+            rows = self._link.write(worker_statements.DECLARE_DEAD, {"id": other.id, "beat": other.beat})
             for state, host, pid, info in rows:
                 words = "is dead" if state == "dead" else "has left"
                 log.warning("worker %s (%s) %s", shown(other.id), _whereabouts(host, pid, info), words)
                 self._presence.forget(other.id)
-        if self._link.read(worker_statements.held_by_the_dead(), {}):
+        if self._link.read(worker_statements.HELD_BY_THE_DEAD, {}):
             self._sweep()
 
     def _sweep(self) -> None:

@@ -676,18 +676,18 @@ def hot() -> dict[str, str]:
     """The statements that run all the time or while somebody waits."""
     d = job_statements.SQLITE
     return {
-        "add_job": job_statements.add_job(),
+        "add_job": job_statements.ADD_JOB,
         "due_schedules": job_statements.due_schedules(d),
         "advance_schedules": job_statements.advance_schedules(d),
         "add_scheduled_jobs": job_statements.add_scheduled_jobs(d),
-        "existing_job": job_statements.existing_job(),
-        "job_record": job_statements.job_record(),
-        "job_ending": job_statements.job_ending(),
-        "attempts": job_statements.attempts(),
-        "next_due": job_statements.next_due(),
+        "existing_job": job_statements.EXISTING_JOB,
+        "job_record": job_statements.JOB_RECORD,
+        "job_ending": job_statements.JOB_ENDING,
+        "attempts": job_statements.ATTEMPTS,
+        "next_due": job_statements.NEXT_DUE,
         "waiting_by_queue": job_statements.waiting_by_queue(),
-        "cancel": job_statements.cancel(),
-        "retry": job_statements.retry(),
+        "cancel": job_statements.CANCEL,
+        "retry": job_statements.RETRY,
         "peek": job_statements.peek(d),
         "claim async": job_statements.claim(d, "async"),
         "claim sync": job_statements.claim(d, "sync"),
@@ -696,11 +696,11 @@ def hot() -> dict[str, str]:
         "finish": job_statements.finish(d),
         "report_progress": job_statements.report_progress(d),
         "expired_jobs": job_statements.expired_jobs(d),
-        "cancel_requests": worker_statements.cancel_requests(),
-        "held_jobs": worker_statements.held_jobs(),
-        "held_by_the_dead": worker_statements.held_by_the_dead(),
+        "cancel_requests": worker_statements.CANCEL_REQUESTS,
+        "held_jobs": worker_statements.HELD_JOBS,
+        "held_by_the_dead": worker_statements.HELD_BY_THE_DEAD,
         "sweep": worker_statements.sweep(d, "dead"),
-        "workers": worker_statements.workers(),
+        "workers": worker_statements.WORKERS,
     }
 
 

@@ -187,7 +187,7 @@ class MailQueue:
         dialect = self._store.driver.dialect
         keep = to_duration_ms(self._config.keep) + to_duration_ms(self._config.expires)
         blobs = Blobs()
-        add_mail, add_body = mail_statements.add_mail(), mail_statements.add_body()
+        add_mail, add_body = mail_statements.add_mail(), mail_statements.ADD_BODY
         for row in rows:
             layout, body = blobs.split(row.prepared)
             added = run(add_mail, row.values(layout, keep))
@@ -285,8 +285,8 @@ class MailQueue:
         """Have the mail of that job go to all who were not accepted, inside a transaction of the caller's."""
         give_up_at = self._store.clock() + to_duration_ms(self._config.expires)
         expires_at = give_up_at + to_duration_ms(self._config.keep)
-        run(mail_statements.reopen_mail(), {"id": uid, "give_up_at": give_up_at, "expires_at": expires_at})
-        run(mail_statements.reopen_recipients(), {"id": uid})
+        run(mail_statements.REOPEN_MAIL, {"id": uid, "give_up_at": give_up_at, "expires_at": expires_at})
+        run(mail_statements.REOPEN_RECIPIENTS, {"id": uid})
 
 
 # ---------------------------------------------------------------- rows
@@ -362,8 +362,8 @@ class Blobs:
     def store(self, run: Run) -> None:
         """Write what is not there yet."""
         for digest, uses in self._uses.items():
-            if not run(mail_statements.use_blob(), {"digest": digest, "uses": uses}):
-                run(mail_statements.add_blob(), {"digest": digest, "uses": uses, "bytes": self._bytes[digest]})
+            if not run(mail_statements.USE_BLOB, {"digest": digest, "uses": uses}):
+                run(mail_statements.ADD_BLOB, {"digest": digest, "uses": uses, "bytes": self._bytes[digest]})
 
 
 def joined(layout: str | None, body: bytes, blobs: Mapping[str, bytes]) -> bytes:

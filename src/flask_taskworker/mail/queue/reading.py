@@ -89,7 +89,7 @@ def mail_bytes(store: Store, mail_id: str) -> bytes | None:
     Raises StoreError; NotDecodable where what is stored cannot be read.
     """
     store.driver.prepare()
-    rows = store.driver.read(mail_statements.mail_bytes(), {"id": mail_id})
+    rows = store.driver.read(mail_statements.MAIL_BYTES, {"id": mail_id})
     if not rows:
         return None
     layout, body = rows[0]

@@ -1,4 +1,4 @@
-"""The SQL, one function a statement, named after the act. Pure: text in, text out.
+"""The SQL, one constant or function a statement, named after the act. Pure: text in, text out.
 
 Parameters are written ``:name``; a driver that wants another style translates. A batch travels as one JSON text, so
 that a statement's text never depends on how many rows it moves. States are literals, never parameters: only so can
@@ -104,9 +104,8 @@ _NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
 # -- enqueueing ------------------------------------------------------------------------------------------------------
 
 
-def add_job() -> str:
-    """Store one job, unless its uid, its unique key or its (schedule, fire_at) is taken: then no row comes back."""
-    return f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES}) ON CONFLICT DO NOTHING RETURNING id"
+ADD_JOB = f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) VALUES ({_NEW_VALUES}) ON CONFLICT DO NOTHING RETURNING id"
+"""Store one job, unless its uid, its unique key or its (schedule, fire_at) is taken: then no row comes back."""
 
 
 def last_number() -> str:
@@ -142,58 +141,44 @@ def jobs_by_uid(dialect: Dialect) -> str:
     return f"SELECT id, uid FROM taskworker_job WHERE uid IN (SELECT uid FROM {dialect.batch({'uid': 'text'})} AS e)"
 
 
-def existing_job() -> str:
-    """The job that stood in the way of :func:`add_job`."""
-    return (
-        f"SELECT {RECORD} FROM taskworker_job WHERE uid = :uid UNION ALL "
-        f"SELECT {RECORD} FROM taskworker_job WHERE unique_key = :unique_key AND {UNFINISHED} LIMIT 1"
-    )
+EXISTING_JOB = (
+    f"SELECT {RECORD} FROM taskworker_job WHERE uid = :uid UNION ALL "
+    f"SELECT {RECORD} FROM taskworker_job WHERE unique_key = :unique_key AND {UNFINISHED} LIMIT 1"
+)
+"""The job that stood in the way of :data:`ADD_JOB`."""
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
 
 
-def job_record() -> str:
-    """One job without its payloads."""
-    return f"SELECT {RECORD} FROM taskworker_job WHERE id = :id"
+JOB_RECORD = f"SELECT {RECORD} FROM taskworker_job WHERE id = :id"
+"""One job without its payloads."""
 
+HAS_JOB = "SELECT 1 FROM taskworker_job WHERE id = :id AND uid = :uid"
+"""Whether a job is there, by its number and its uid."""
 
-def has_job() -> str:
-    """Whether a job is there, by its number and its uid."""
-    return "SELECT 1 FROM taskworker_job WHERE id = :id AND uid = :uid"
+JOB_ENDING = "SELECT state, result, error, failure_kind FROM taskworker_job WHERE id = :id"
+"""What someone who waits for a job needs."""
 
+JOB_ARGS = "SELECT args FROM taskworker_job WHERE id = :id"
+"""The encoded arguments of one job."""
 
-def job_ending() -> str:
-    """What someone who waits for a job needs."""
-    return "SELECT state, result, error, failure_kind FROM taskworker_job WHERE id = :id"
+NEWEST_JOB = "SELECT COALESCE(max(id), 0) FROM taskworker_job"
+"""The highest number that a job has, or 0."""
 
+JOBS_AFTER = f"SELECT {RECORD}, args, origin FROM taskworker_job WHERE id > :number ORDER BY id"
+"""The jobs with numbers above ``:number``, with arguments and origin, oldest first. For tests: it reads all."""
 
-def job_args() -> str:
-    """The encoded arguments of one job."""
-    return "SELECT args FROM taskworker_job WHERE id = :id"
+UNFINISHED_BEFORE = (
+    f"SELECT {RECORD} FROM taskworker_job WHERE {UNFINISHED} AND created_at < :moment ORDER BY id LIMIT 5"
+)
+"""A few unfinished jobs that were enqueued before ``:moment``."""
 
-
-def newest_job() -> str:
-    """The highest number that a job has, or 0."""
-    return "SELECT COALESCE(max(id), 0) FROM taskworker_job"
-
-
-def jobs_after() -> str:
-    """The jobs with numbers above ``:number``, with arguments and origin, oldest first. For tests: it reads all."""
-    return f"SELECT {RECORD}, args, origin FROM taskworker_job WHERE id > :number ORDER BY id"
-
-
-def unfinished_before() -> str:
-    """A few unfinished jobs that were enqueued before ``:moment``."""
-    return f"SELECT {RECORD} FROM taskworker_job WHERE {UNFINISHED} AND created_at < :moment ORDER BY id LIMIT 5"
-
-
-def attempts() -> str:
-    """The last 100 tries of one job that did not succeed, newest first."""
-    return (
-        "SELECT claim, attempt, worker_id, started_at, finished_at, outcome, error FROM taskworker_attempt "
-        "WHERE job_id = :id ORDER BY claim DESC LIMIT 100"
-    )
+ATTEMPTS = (
+    "SELECT claim, attempt, worker_id, started_at, finished_at, outcome, error FROM taskworker_attempt "
+    "WHERE job_id = :id ORDER BY claim DESC LIMIT 100"
+)
+"""The last 100 tries of one job that did not succeed, newest first."""
 
 
 def count_state(state: str) -> str:
@@ -216,49 +201,41 @@ def waiting_by_queue() -> str:
     )
 
 
-def next_due() -> str:
-    """When the next scheduled job is due."""
-    return "SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled'"
+NEXT_DUE = "SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled'"
+"""When the next scheduled job is due."""
 
+SCHEDULES = "SELECT name, task, trigger, args, next_at, last_at, paused, source FROM taskworker_schedule ORDER BY name"
+"""Every schedule."""
 
-def schedules() -> str:
-    """Every schedule."""
-    return "SELECT name, task, trigger, args, next_at, last_at, paused, source FROM taskworker_schedule ORDER BY name"
-
-
-def store_id() -> str:
-    """The random name of this store."""
-    return "SELECT value FROM taskworker_meta WHERE name = 'store_id'"
+STORE_ID = "SELECT value FROM taskworker_meta WHERE name = 'store_id'"
+"""The random name of this store."""
 
 
 # -- steering --------------------------------------------------------------------------------------------------------
 
 
-def cancel() -> str:
-    """Cancel a waiting job, or ask the running one to stop."""
-    return (
-        "UPDATE taskworker_job SET cancel_requested = 1, "
-        "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
-        "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
-        "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
-        f"WHERE id = :id AND {UNFINISHED} RETURNING state"
-    )
+CANCEL = (
+    "UPDATE taskworker_job SET cancel_requested = 1, "
+    "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
+    "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
+    "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
+    f"WHERE id = :id AND {UNFINISHED} RETURNING state"
+)
+"""Cancel a waiting job, or ask the running one to stop."""
 
+RETRY = (
+    "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
+    "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, cancel_requested = 0, "
+    "progress = NULL, result = NULL, error = NULL, failure_kind = NULL, failure_group = NULL, "
+    "discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
+    "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
+    "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
+    f"AND other.{UNFINISHED}) RETURNING id"
+)
+"""Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
 
-def retry() -> str:
-    """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
-
-    It is due from now, not since it was first enqueued, which may be long ago. Its unique key must be free.
-    """
-    return (
-        "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
-        "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, cancel_requested = 0, "
-        "progress = NULL, result = NULL, error = NULL, failure_kind = NULL, failure_group = NULL, "
-        "discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
-        "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
-        "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
-        f"AND other.{UNFINISHED}) RETURNING id"
-    )
+It is due from now, not since it was first enqueued, which may be long ago. Its unique key must be free.
+"""
 
 
 # -- the worker's loop -----------------------------------------------------------------------------------------------
@@ -411,13 +388,12 @@ def recorded(dialect: Dialect) -> str:
     )
 
 
-def finish_one() -> str:
-    """Record the success of one job, inside the transaction of its own writes; fenced by the claim number."""
-    return (
-        "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, result = :result, error = NULL, "
-        "failure_kind = NULL, finished_at = :now, expires_at = :expires_at "
-        f"WHERE id = :id AND claim = :claim AND {UNFINISHED} RETURNING id"
-    )
+FINISH_ONE = (
+    "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, result = :result, error = NULL, "
+    "failure_kind = NULL, finished_at = :now, expires_at = :expires_at "
+    f"WHERE id = :id AND claim = :claim AND {UNFINISHED} RETURNING id"
+)
+"""Record the success of one job, inside the transaction of its own writes; fenced by the claim number."""
 
 
 ATTEMPT_COLUMNS: dict[str, ColumnType] = {
@@ -489,12 +465,11 @@ def add_rollups(dialect: Dialect) -> str:
     )
 
 
-def remove_rollups() -> str:
-    """Delete the roll-ups of minutes before ``:minutes_before`` and those of hours before ``:hours_before``."""
-    return (
-        "DELETE FROM taskworker_rollup WHERE (span = 60 AND start < :minutes_before) "
-        "OR (span = 3600 AND start < :hours_before)"
-    )
+REMOVE_ROLLUPS = (
+    "DELETE FROM taskworker_rollup WHERE (span = 60 AND start < :minutes_before) "
+    "OR (span = 3600 AND start < :hours_before)"
+)
+"""Delete the roll-ups of minutes before ``:minutes_before`` and those of hours before ``:hours_before``."""
 
 
 def add_lines(dialect: Dialect) -> str:
@@ -519,24 +494,21 @@ def remove_lines(dialect: Dialect) -> str:
 # -- schedules -------------------------------------------------------------------------------------------------------
 
 
-def declare_schedule() -> str:
-    """Store a schedule as declared, or change the one of that name from the same source.
+DECLARE_SCHEDULE = (
+    "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at) "
+    "VALUES (:name, :task, :trigger, :args, :next_at, :source, :now) "
+    "ON CONFLICT (name) DO UPDATE SET task = excluded.task, args = excluded.args, seen_at = excluded.seen_at, "
+    "next_at = CASE WHEN :same_times = 1 THEN taskworker_schedule.next_at "
+    "ELSE excluded.next_at END, trigger = excluded.trigger "
+    "WHERE taskworker_schedule.source = excluded.source RETURNING name"
+)
+"""Store a schedule as declared, or change the one of that name from the same source.
 
-    With ``:same_times`` its next fire time stays, so that a restart misses nothing.
-    """
-    return (
-        "INSERT INTO taskworker_schedule (name, task, trigger, args, next_at, source, seen_at) "
-        "VALUES (:name, :task, :trigger, :args, :next_at, :source, :now) "
-        "ON CONFLICT (name) DO UPDATE SET task = excluded.task, args = excluded.args, seen_at = excluded.seen_at, "
-        "next_at = CASE WHEN :same_times = 1 THEN taskworker_schedule.next_at "
-        "ELSE excluded.next_at END, trigger = excluded.trigger "
-        "WHERE taskworker_schedule.source = excluded.source RETURNING name"
-    )
+With ``:same_times`` its next fire time stays, so that a restart misses nothing.
+"""
 
-
-def stored_trigger() -> str:
-    """The trigger of the schedule of that name."""
-    return "SELECT trigger FROM taskworker_schedule WHERE name = :name"
+STORED_TRIGGER = "SELECT trigger FROM taskworker_schedule WHERE name = :name"
+"""The trigger of the schedule of that name."""
 
 
 def _may_fire(dialect: Dialect) -> str:
@@ -610,24 +582,17 @@ def remove_ended_schedules(dialect: Dialect) -> str:
     )
 
 
-def remove_ended_schedule() -> str:
-    """Delete a schedule that was made at run time and has no fire time left."""
-    return "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' AND next_at IS NULL"
+REMOVE_ENDED_SCHEDULE = "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' AND next_at IS NULL"
+"""Delete a schedule that was made at run time and has no fire time left."""
 
+REMOVE_SCHEDULE = "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' RETURNING name"
+"""Delete a schedule that was made at run time."""
 
-def remove_schedule() -> str:
-    """Delete a schedule that was made at run time."""
-    return "DELETE FROM taskworker_schedule WHERE name = :name AND source = 'runtime' RETURNING name"
+SCHEDULE_SOURCE = "SELECT source FROM taskworker_schedule WHERE name = :name"
+"""Where the schedule of that name comes from."""
 
-
-def schedule_source() -> str:
-    """Where the schedule of that name comes from."""
-    return "SELECT source FROM taskworker_schedule WHERE name = :name"
-
-
-def remove_unseen_schedules() -> str:
-    """Delete schedules that no code has declared since ``:before``."""
-    return "DELETE FROM taskworker_schedule WHERE source = 'code' AND seen_at < :before RETURNING name"
+REMOVE_UNSEEN_SCHEDULES = "DELETE FROM taskworker_schedule WHERE source = 'code' AND seen_at < :before RETURNING name"
+"""Delete schedules that no code has declared since ``:before``."""
 
 
 def see_schedules(dialect: Dialect) -> str:

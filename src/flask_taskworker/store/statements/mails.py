@@ -1,4 +1,4 @@
-"""The SQL of queued mail, one function a statement, in the manner of ``statements.py``. Pure."""
+"""The SQL of queued mail, in the manner of ``jobs.py``. Pure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def add_mail() -> str:
     return f"INSERT INTO taskworker_mail ({', '.join(_MAIL)}) VALUES ({values}) ON CONFLICT DO NOTHING RETURNING id"
 
 
-def add_body() -> str:
-    """Store the bytes of a mail."""
-    return "INSERT INTO taskworker_mail_body (mail_id, body) VALUES (:id, :body) ON CONFLICT DO NOTHING"
+ADD_BODY = "INSERT INTO taskworker_mail_body (mail_id, body) VALUES (:id, :body) ON CONFLICT DO NOTHING"
+"""Store the bytes of a mail."""
 
 
 def add_recipients(dialect: Dialect) -> str:
@@ -34,17 +33,14 @@ def add_recipients(dialect: Dialect) -> str:
     )
 
 
-def use_blob() -> str:
-    """Count more mails that use a blob, if it is there."""
-    return "UPDATE taskworker_blob SET uses = uses + :uses WHERE sha256 = :digest RETURNING sha256"
+USE_BLOB = "UPDATE taskworker_blob SET uses = uses + :uses WHERE sha256 = :digest RETURNING sha256"
+"""Count more mails that use a blob, if it is there."""
 
-
-def add_blob() -> str:
-    """Store a blob; one that another transaction has just stored is counted instead."""
-    return (
-        "INSERT INTO taskworker_blob (sha256, uses, bytes) VALUES (:digest, :uses, :bytes) "
-        "ON CONFLICT (sha256) DO UPDATE SET uses = taskworker_blob.uses + excluded.uses"
-    )
+ADD_BLOB = (
+    "INSERT INTO taskworker_blob (sha256, uses, bytes) VALUES (:digest, :uses, :bytes) "
+    "ON CONFLICT (sha256) DO UPDATE SET uses = taskworker_blob.uses + excluded.uses"
+)
+"""Store a blob; one that another transaction has just stored is counted instead."""
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
@@ -60,9 +56,8 @@ def mails(dialect: Dialect) -> str:
     )
 
 
-def mail_bytes() -> str:
-    """The layout and the own bytes of one mail."""
-    return "SELECT layout, body FROM taskworker_mail JOIN taskworker_mail_body ON mail_id = id WHERE id = :id"
+MAIL_BYTES = "SELECT layout, body FROM taskworker_mail JOIN taskworker_mail_body ON mail_id = id WHERE id = :id"
+"""The layout and the own bytes of one mail."""
 
 
 def recipients(dialect: Dialect) -> str:
@@ -81,9 +76,8 @@ def blobs(dialect: Dialect) -> str:
 # -- delivering ------------------------------------------------------------------------------------------------------
 
 
-def enter_dot() -> str:
-    """Note that a mail is about to be handed over that must never be handed over twice. One caller gets the row."""
-    return "UPDATE taskworker_mail SET phase = 'dot' WHERE id = :id AND phase IS NULL RETURNING id"
+ENTER_DOT = "UPDATE taskworker_mail SET phase = 'dot' WHERE id = :id AND phase IS NULL RETURNING id"
+"""Note that a mail is about to be handed over that must never be handed over twice. One caller gets the row."""
 
 
 def settle_recipients(dialect: Dialect) -> str:
@@ -118,20 +112,16 @@ def settle_mails(dialect: Dialect) -> str:
     )
 
 
-def reopen_mail() -> str:
-    """Let a person's decision send a mail again that was given up or held."""
-    return (
-        "UPDATE taskworker_mail SET phase = NULL, tries = 0, finished_at = NULL, give_up_at = :give_up_at, "
-        "expires_at = :expires_at WHERE id = :id AND finished_at IS NOT NULL RETURNING id"
-    )
+REOPEN_MAIL = (
+    "UPDATE taskworker_mail SET phase = NULL, tries = 0, finished_at = NULL, give_up_at = :give_up_at, "
+    "expires_at = :expires_at WHERE id = :id AND finished_at IS NOT NULL RETURNING id"
+)
+"""Let a person's decision send a mail again that was given up or held."""
 
-
-def reopen_recipients() -> str:
-    """The recipients of a reopened mail that were not accepted wait again."""
-    return (
-        "UPDATE taskworker_recipient SET ending = 'waiting', next_try = NULL "
-        "WHERE mail_id = :id AND ending <> 'accepted'"
-    )
+REOPEN_RECIPIENTS = (
+    "UPDATE taskworker_recipient SET ending = 'waiting', next_try = NULL WHERE mail_id = :id AND ending <> 'accepted'"
+)
+"""The recipients of a reopened mail that were not accepted wait again."""
 
 
 # -- pruning ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The SQL of workers' lives and deaths, one function a statement, in the manner of ``statements.py``. Pure."""
+"""The SQL of workers' lives and deaths, in the manner of ``jobs.py``. Pure."""
 
 from __future__ import annotations
 
@@ -12,101 +12,81 @@ SOLO_AFTER = 2
 SOLO_CRASHES = 3
 """A job that has killed this many processes while it ran alone fails."""
 
+ADD_WORKER = (
+    "INSERT INTO taskworker_worker (id, host, pid, started_at, server_started_at, beat_at, state, info) "
+    "VALUES (:id, :host, :pid, :now, :server_started_at, :now, 'alive', :info) ON CONFLICT (id) DO NOTHING"
+)
+"""Register a worker. May be said twice, where the first answer was lost."""
 
-def add_worker() -> str:
-    """Register a worker. May be said twice, where the first answer was lost."""
-    return (
-        "INSERT INTO taskworker_worker (id, host, pid, started_at, server_started_at, beat_at, state, info) "
-        "VALUES (:id, :host, :pid, :now, :server_started_at, :now, 'alive', :info) ON CONFLICT (id) DO NOTHING"
-    )
+BEAT = (
+    "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info, "
+    "server_started_at = :server_started_at "
+    "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat"
+)
+"""One heartbeat. No row comes back to a worker that was declared dead."""
 
+START_DRAINING = "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
+"""Say that a worker claims no more."""
 
-def beat() -> str:
-    """One heartbeat. No row comes back to a worker that was declared dead."""
-    return (
-        "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info, "
-        "server_started_at = :server_started_at "
-        "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat"
-    )
+ADD_MISSING_WORKERS = (
+    "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
+    "SELECT DISTINCT worker_id, '', 0, CAST(:now AS bigint), CAST(:now AS bigint), 'dead', '{}' "
+    "FROM taskworker_job AS j WHERE state = 'running' AND worker_id IS NOT NULL "
+    "AND NOT EXISTS (SELECT 1 FROM taskworker_worker AS w WHERE w.id = j.worker_id) "
+    "ON CONFLICT (id) DO NOTHING RETURNING id"
+)
+"""Add a dead worker for each one that holds a job and has no row, so that the job is rescued like others."""
 
+GIVE_UP = "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
+"""A worker says of itself that it is dead, and so lets others have its jobs."""
 
-def start_draining() -> str:
-    """Say that a worker claims no more."""
-    return "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
-
-
-def add_missing_workers() -> str:
-    """Add a dead worker for each one that holds a job and has no row, so that the job is rescued like others."""
-    return (
-        "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
-        "SELECT DISTINCT worker_id, '', 0, CAST(:now AS bigint), CAST(:now AS bigint), 'dead', '{}' "
-        "FROM taskworker_job AS j WHERE state = 'running' AND worker_id IS NOT NULL "
-        "AND NOT EXISTS (SELECT 1 FROM taskworker_worker AS w WHERE w.id = j.worker_id) "
-        "ON CONFLICT (id) DO NOTHING RETURNING id"
-    )
-
-
-def give_up() -> str:
-    """A worker says of itself that it is dead, and so lets others have its jobs."""
-    return "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
-
-
-def remove_worker() -> str:
-    """Deregister a worker that holds nothing."""
-    return (
-        "DELETE FROM taskworker_worker WHERE id = :id AND NOT EXISTS "
-        "(SELECT 1 FROM taskworker_job WHERE worker_id = :id AND state = 'running')"
-    )
+REMOVE_WORKER = (
+    "DELETE FROM taskworker_worker WHERE id = :id AND NOT EXISTS "
+    "(SELECT 1 FROM taskworker_job WHERE worker_id = :id AND state = 'running')"
+)
+"""Deregister a worker that holds nothing."""
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
 
 
-def workers() -> str:
-    """Every worker row."""
-    return (
-        "SELECT id, host, pid, started_at, beat, beat_at, state, info, (SELECT count(*) FROM taskworker_job "
-        "WHERE worker_id = taskworker_worker.id AND state = 'running') FROM taskworker_worker ORDER BY started_at, id"
-    )
+WORKERS = (
+    "SELECT id, host, pid, started_at, beat, beat_at, state, info, (SELECT count(*) FROM taskworker_job "
+    "WHERE worker_id = taskworker_worker.id AND state = 'running') FROM taskworker_worker ORDER BY started_at, id"
+)
+"""Every worker row."""
 
+OTHER_WORKERS = (
+    "SELECT id, beat, server_started_at FROM taskworker_worker WHERE id <> :id AND state IN ('alive', 'draining')"
+)
+"""The other workers that count as living."""
 
-def other_workers() -> str:
-    """The other workers that count as living."""
-    return (
-        "SELECT id, beat, server_started_at FROM taskworker_worker WHERE id <> :id AND state IN ('alive', 'draining')"
-    )
+CANCEL_REQUESTS = (
+    "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running' AND cancel_requested = 1"
+)
+"""The running jobs of one worker that were asked to stop."""
 
-
-def cancel_requests() -> str:
-    """The running jobs of one worker that were asked to stop."""
-    return "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running' AND cancel_requested = 1"
-
-
-def held_jobs() -> str:
-    """The jobs that one worker holds according to the store."""
-    return "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
+HELD_JOBS = "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
+"""The jobs that one worker holds according to the store."""
 
 
 # -- deaths ----------------------------------------------------------------------------------------------------------
 
 
-def declare_dead() -> str:
-    """Declare a worker dead, if it has not beaten since it was looked at. One that was draining has merely left.
+DECLARE_DEAD = (
+    "UPDATE taskworker_worker SET state = CASE WHEN state = 'draining' THEN 'left' ELSE 'dead' END "
+    "WHERE id = :id AND beat = :beat AND state IN ('alive', 'draining') RETURNING state, host, pid, info"
+)
+"""Declare a worker dead, if it has not beaten since it was looked at. One that was draining has merely left.
 
-    Tells which of the two, and where to find it.
-    """
-    return (
-        "UPDATE taskworker_worker SET state = CASE WHEN state = 'draining' THEN 'left' ELSE 'dead' END "
-        "WHERE id = :id AND beat = :beat AND state IN ('alive', 'draining') RETURNING state, host, pid, info"
-    )
+Tells which of the two, and where to find it.
+"""
 
-
-def held_by_the_dead() -> str:
-    """Whether a dead worker still holds a job: for a claim and a death may race, and a rescuer may die, too."""
-    return (
-        "SELECT 1 FROM taskworker_worker WHERE state IN ('dead', 'left') AND EXISTS "
-        "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running') LIMIT 1"
-    )
+HELD_BY_THE_DEAD = (
+    "SELECT 1 FROM taskworker_worker WHERE state IN ('dead', 'left') AND EXISTS "
+    "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running') LIMIT 1"
+)
+"""Whether a dead worker still holds a job: for a claim and a death may race, and a rescuer may die, too."""
 
 
 def sweep(dialect: Dialect, state: Literal["dead", "left"]) -> str:
@@ -142,9 +122,8 @@ def sweep(dialect: Dialect, state: Literal["dead", "left"]) -> str:
     )
 
 
-def remove_dead_workers() -> str:
-    """Delete the rows of dead workers that hold nothing and died before ``:before``."""
-    return (
-        "DELETE FROM taskworker_worker WHERE state IN ('dead', 'left') AND beat_at < :before AND NOT EXISTS "
-        "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running')"
-    )
+REMOVE_DEAD_WORKERS = (
+    "DELETE FROM taskworker_worker WHERE state IN ('dead', 'left') AND beat_at < :before AND NOT EXISTS "
+    "(SELECT 1 FROM taskworker_job WHERE worker_id = taskworker_worker.id AND state = 'running')"
+)
+"""Delete the rows of dead workers that hold nothing and died before ``:before``."""
