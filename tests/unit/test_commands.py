@@ -11,6 +11,7 @@ import pytest
 from flask import Blueprint, Flask
 
 from flask_taskworker import BackgroundTaskWorker, Mail
+from flask_taskworker.commands import LazyGroup, mail_commands, tasks_command
 from flask_taskworker.errors import ConfigError
 
 
@@ -53,3 +54,18 @@ def test_group_may_have_another_name(make_app: Callable[..., Flask], caplog: pyt
 def test_bad_name_is_refused(make_app: Callable[..., Flask], name: Any) -> None:
     with pytest.raises(ConfigError, match="TASKER_COMMAND = .* is not allowed. Allowed: a word"):
         BackgroundTaskWorker(make_app(TASKER_COMMAND=name))
+
+
+def test_commands_come_in_the_order_of_their_use() -> None:
+    found = tasks_command.list_commands(click.Context(tasks_command))
+    assert found[:5] == ["run", "status", "doctor", "list", "call"]
+    assert found[-2:] == ["schedule", "db"]
+    assert set(mail_commands.list_commands(click.Context(mail_commands))) == {"list", "send-test", "show"}
+
+
+@pytest.mark.parametrize("group", [tasks_command, mail_commands], ids=["tasks", "mail"])
+def test_every_command_has_a_summary(group: LazyGroup) -> None:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        assert command.get_short_help_str(), name
