@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from ..errors import ArgumentsError, DeclarationError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 MILLISECOND = timedelta(milliseconds=1)
 MAX_PERIOD = timedelta(days=36_525)
 """The longest delay, interval or jitter: 100 years. A longer one would leave the calendar when added to a moment."""
@@ -23,8 +24,8 @@ def to_ms(moment: datetime) -> int:
 
 
 def from_ms(milliseconds: int) -> datetime:
-    """The aware UTC datetime of a stored moment. Raises OverflowError outside the years 1 to 9999."""
-    return EPOCH + timedelta(milliseconds=milliseconds)
+    """The aware UTC datetime of a stored moment; of one outside the years 1 to 9999 the nearest that there is."""
+    return EPOCH + timedelta(milliseconds=min(max(milliseconds, _FIRST_MS), _LAST_MS))
 
 
 def as_timedelta(value: float | timedelta, what: str) -> timedelta:

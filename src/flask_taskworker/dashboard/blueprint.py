@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
@@ -15,12 +15,10 @@ from ..core.tasks import registry_of
 from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
 from ..ops.access import Gate
 from ..state import HasState
-from .assets import ASSETS
 from .forgery import is_own
 from .pages import acts, failures, job, jobs, mail, overview, queues, schedules, system, workers
-from .responses import finish, takes_gzip
-from .routes import Route
-from .view import View, error_page, is_passed_over
+from .responses import ASSETS, finish
+from .view import Route, View, error_page, is_ignored
 
 log = get_logger("dashboard")
 
@@ -29,10 +27,25 @@ PAGES = (overview, acts, jobs, job, failures, queues, schedules, workers, mail, 
 ROUTES: tuple[Route, ...] = tuple(route for module in PAGES for route in module.ROUTES)
 _COMMON = {"format", "note", "sign"}
 _FOREIGN = (
-    "This request does not come from a page of this dashboard, so nothing was done. If it does, a proxy between hides "
-    "the address: let it pass the Host header on."
+    "This request does not come from a page of this dashboard, so nothing was done. If it does, a proxy hides the "
+    "address: let it pass the Host header on."
 )
-_WORDS = {400: "That cannot be asked", 403: "Not allowed", 404: "Not found", 409: "Not possible now"}
+_TITLES = {
+    400: "Bad request",
+    403: "Not allowed",
+    404: "Not found",
+    409: "Not possible now",
+    503: "The task database does not answer",
+}
+_STATUS: dict[type[Exception], int] = {
+    ArgumentsError: 400,
+    JobNotFound: 404,
+    TaskNotFound: 404,
+    DeclarationError: 404,
+    NotAccepted: 409,
+    StoreError: 503,
+}
+"""The first that fits counts."""
 
 
 def create_dashboard(
@@ -52,12 +65,28 @@ def create_dashboard(
     """
     registry_of(task_worker)
     blueprint = Blueprint(name, __name__)
-    gate = _Dashboard(task_worker, Gate(access, who))
+    gate = Gate(access, who)
+
+    def handler(route: Route) -> Callable[..., BaseResponse]:
+        def handle(**values: Any) -> BaseResponse:
+            state = task_worker.state()
+            visitor = gate.admit(state.config, state.store)
+            if isinstance(visitor, BaseResponse):
+                return visitor
+            problem = _refusal(route, visitor.permissions)
+            return (
+                error_page(403, _TITLES[403], problem)
+                if problem
+                else _run(route, values, View(state, visitor, route.endpoint))
+            )
+
+        return handle
+
     for route in (*ROUTES, _ASSET, _NOWHERE):
         blueprint.add_url_rule(
             route.rule,
             route.endpoint,
-            gate.handler(route),
+            handler(route),
             methods=list(route.methods),
             # Flask would answer them past the gate.
             provide_automatic_options=False,
@@ -67,66 +96,42 @@ def create_dashboard(
     return blueprint
 
 
-class _Dashboard:
-    """One mounted dashboard."""
+def _refusal(route: Route, permissions: Collection[str]) -> str | None:
+    """Why this visitor may not have the answer."""
+    if not permissions:
+        return "This dashboard is not open to you. The log of the application says how to open it."
+    if request.method not in ("GET", "HEAD", "OPTIONS") and not is_own(request.headers, request.host):
+        log.warning("refused a %s from another site: %.200r", request.method, request.headers.get("Origin"))
+        return _FOREIGN
+    if route.permission not in permissions:
+        return f"You may not do this: it needs the permission {route.permission!r}."
+    return None
 
-    def __init__(self, task_worker: HasState, gate: Gate) -> None:
-        self._task_worker = task_worker
-        self._gate = gate
 
-    def handler(self, route: Route) -> Callable[..., BaseResponse]:
-        """The function that Flask calls for this route."""
-
-        def handle(**values: Any) -> BaseResponse:
-            return self._answer(route, values)
-
-        return handle
-
-    def _answer(self, route: Route, values: Mapping[str, Any]) -> BaseResponse:
-        state = self._task_worker.state()
-        visitor = self._gate.admit(state.config, state.store)
-        if isinstance(visitor, BaseResponse):
-            return visitor
-        if not visitor.permissions:
-            return error_page(
-                403, _WORDS[403], "This dashboard is not open to you. The log of the application says how to open it."
-            )
-        if request.method not in ("GET", "HEAD", "OPTIONS") and not is_own(request.headers, request.host):
-            log.warning("refused a %s from another site: %.200r", request.method, request.headers.get("Origin"))
-            return error_page(403, _WORDS[403], _FOREIGN)
-        if route.permission not in visitor.permissions:
-            message = f"You may not do this: it needs the permission {route.permission!r}."
-            return error_page(403, _WORDS[403], message)
-        return self._run(route, values, View(state, visitor, route.endpoint))
-
-    def _run(self, route: Route, values: Mapping[str, Any], view: View) -> BaseResponse:
-        framed = view if view.may("view") else None
-        try:
-            if problem := _bad_arguments(route, values):
-                return error_page(400, _WORDS[400], problem, framed)
-            response: BaseResponse = route.function(view, **values)
-            return response
-        except ArgumentsError as error:
-            return error_page(400, _WORDS[400], str(error), framed)
-        except (JobNotFound, TaskNotFound, DeclarationError) as error:
-            return error_page(404, _WORDS[404], str(error), framed)
-        except NotAccepted as error:
-            return error_page(409, _WORDS[409], str(error), framed)
-        except StoreError as error:
+def _run(route: Route, values: Mapping[str, Any], view: View) -> BaseResponse:
+    framed = view if view.may("view") else None
+    try:
+        if problem := _bad_arguments(route, values):
+            return error_page(400, _TITLES[400], problem, framed)
+        response: BaseResponse = route.function(view, **values)
+        return response
+    except tuple(_STATUS) as error:
+        status = next(number for kind, number in _STATUS.items() if isinstance(error, kind))
+        if status == 503:
             log.exception("the dashboard cannot be shown")
-            return error_page(503, "The task database does not answer", str(error), framed)
-        except HTTPException as error:
-            status = error.code or 500
-            return error_page(status, _WORDS.get(status, error.name), error.description or error.name, framed)
+        return error_page(status, _TITLES[status], str(error), framed)
+    except HTTPException as error:
+        status = error.code or 500
+        return error_page(status, _TITLES.get(status, error.name), error.description or error.name, framed)
 
 
 def _bad_arguments(route: Route, values: Mapping[str, Any]) -> str | None:
     """What is wrong with the request, whatever the page. Only GET has arguments in its address."""
     given = [*values.values(), *request.args.values(), *request.form.values()]
     if any("\0" in str(value) for value in given):
-        return "The request holds a NUL character, which nothing here can."
+        return "The request holds a NUL character, which is not allowed."
     known = {*_COMMON, *route.arguments}
-    unknown = sorted(name for name in set(request.args) - known if not is_passed_over(name))
+    unknown = sorted(name for name in set(request.args) - known if not is_ignored(name))
     if unknown:
         allowed = ", ".join(sorted({"format", *route.arguments}))
         return f"Unknown argument {unknown[0]!r:.80}. Allowed: {allowed}."
@@ -138,17 +143,12 @@ def _bad_arguments(route: Route, values: Mapping[str, Any]) -> str | None:
 def _asset(view: View, digest: str, name: str) -> Response:
     found = ASSETS.get(name)
     if found is None or found.digest != digest:
-        return error_page(404, _WORDS[404], "There is no such file in this version of the dashboard.")
-    packed = takes_gzip()
-    response = current_app.response_class(found.packed if packed else found.body, content_type=found.kind)
-    if packed:
-        response.headers["Content-Encoding"] = "gzip"
-    response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
-    return response
+        return error_page(404, _TITLES[404], "There is no such file in this version of the dashboard.")
+    return found.response()
 
 
 def _nowhere(view: View, rest: str) -> Response:
-    return error_page(404, _WORDS[404], "There is no such page.", view)
+    return error_page(404, _TITLES[404], "There is no such page.", view)
 
 
 _ASSET = Route("/assets/<digest>/<name>", "asset", _asset)

@@ -1,4 +1,4 @@
-"""What a page function gets: one request's app, rows, visitor and words."""
+"""What a page function gets: one request's app, rows, visitor and words; and the routes that lead to it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from flask import Flask, Response, current_app, request, url_for
@@ -22,13 +23,12 @@ from ..errors import ArgumentsError
 from ..ops.access import Visitor
 from ..ops.browse import Browser, Names
 from ..ops.operations import Operations, names_of
+from ..ops.views import iso
+from ..state import AppState
 from ..store.sql import Store
-from . import words
-from .assets import ASSETS
+from . import charts, words
 from .redact import covers
-
-if TYPE_CHECKING:
-    from ..state import AppState
+from .responses import ASSETS
 
 T = TypeVar("T")
 
@@ -54,10 +54,25 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals["words"] = words
+_templates.globals.update(words=words, charts=charts)
 
 _HALVES = re.compile("[\ud800-\udfff]")
 _keys: WeakKeyDictionary[Store, bytes] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One address. *function* gets the View and what stands in the address, and returns a response.
+
+    *arguments*: the query arguments that it knows beside ``format``; others are refused.
+    """
+
+    rule: str
+    endpoint: str
+    function: Callable[..., Any]
+    methods: tuple[str, ...] = ("GET",)
+    permission: str = "view"
+    arguments: tuple[str, ...] = ()
 
 
 class View:
@@ -72,24 +87,25 @@ class View:
         self.now = state.store.clock()
         self.current = page
         """The endpoint, without the blueprint's name."""
+        self.menu = [(page, word) for page, word in MENU if f"{request.blueprint}.{page}" in current_app.view_functions]
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> Names:
-        """The names of a task's parameters, which a filter on arguments needs; None of a task that is not known: its
-        arguments are covered, and a filter on them could guess them."""
+        """The names of a task's parameters, which a filter on arguments needs; None for an unknown task: its arguments
+        are covered, and a visitor who may filter by them could guess them."""
         known = names_of(self.state.registry)
         return lambda task: None if self.task(task) is None else known(task)
 
     def filter(self, text: str) -> JobFilter:
-        """Read a filter, as far as this visitor may ask it: which jobs fit tells what their arguments are.
+        """Read a filter, as far as this visitor may ask it: which jobs fit reveals their arguments.
 
         Raises ArgumentsError; Forbidden without the permission to see arguments.
         """
         chosen = JobFilter.parse(text, self.now)
         if chosen.args and not self.may("payload"):
-            raise Forbidden("You may not ask for arguments: it needs the permission 'payload'.")
+            raise Forbidden("You may not filter by arguments: it needs the permission 'payload'.")
         named = self.task(chosen.task or "")
         tasks = [named] if named else [None, *self.state.registry]
         for name, _ in chosen.args:
@@ -102,11 +118,6 @@ class View:
         """The task of that name, if this code declares it."""
         return self.state.registry.get(name)
 
-    @property
-    def is_json(self) -> bool:
-        """Whether the page is wanted as JSON."""
-        return request.args.get("format") == "json"
-
     def may(self, permission: str) -> bool:
         """Whether the visitor has this permission."""
         return permission in self.permissions
@@ -115,16 +126,15 @@ class View:
         """What acts on jobs, queues and schedules in the visitor's name. Raises Forbidden without the permission."""
         if not self.may(permission):
             raise Forbidden(f"You may look, but not do this: it needs the permission {permission!r}.")
-        state = self.state
-        return Operations(self.app, state.client, state.registry, who=self.who)
+        return Operations(self.app, self.state.client, self.state.registry, who=self.who)
 
     def argument(self, name: str, default: str = "") -> str:
         """A query argument, without white space around it. Raises BadRequest where it is too long."""
         return _short(name, request.args.get(name, default))
 
-    def form(self, name: str, default: str = "") -> str:
+    def form(self, name: str) -> str:
         """A field of the form that was sent, likewise."""
-        return _short(name, request.form.get(name, default))
+        return _short(name, request.form.get(name, ""))
 
     def choice(self, name: str, allowed: Mapping[str, Any] | tuple[str, ...], default: str) -> str:
         """A query argument that has one of these values. Raises BadRequest."""
@@ -133,13 +143,13 @@ class View:
             self.refuse(f"{name} is {value!r:.80}. Allowed: {', '.join(allowed)}.")
         return value
 
-    def number(self, name: str, *, least: int = 1, most: int = 2**63 - 1) -> int | None:
-        """A query argument that is a whole number; None without it. Raises BadRequest."""
+    def number(self, name: str, *, most: int = 2**63 - 1) -> int | None:
+        """A query argument that is a whole number from 1; None without it. Raises BadRequest."""
         text = self.argument(name)
         if not text:
             return None
-        if not text.isascii() or not text.isdecimal() or len(text) > 19 or not least <= int(text) <= most:
-            self.refuse(f"{name} is {text!r:.80}. Allowed: a whole number from {least} to {most}.")
+        if not text.isascii() or not text.isdecimal() or len(text) > 19 or not 1 <= int(text) <= most:
+            self.refuse(f"{name} is {text!r:.80}. Allowed: a whole number from 1 to {most}.")
         return int(text)
 
     def part(self, rows: Sequence[T], most: int) -> tuple[Sequence[T], dict[str, int]]:
@@ -161,16 +171,28 @@ class View:
 
     def here(self, **changes: Any) -> str:
         """The address of this page with some of its arguments changed; None leaves one out."""
-        given = {name: value for name, value in request.args.items() if not is_passed_over(name)}
+        given = {name: value for name, value in request.args.items() if not is_ignored(name)}
         values = {**given, **(request.view_args or {}), **changes}
         return self.url(self.current, **{n: v for n, v in values.items() if n not in ("note", "sign")})
 
-    def page(self, template: str, data: Mapping[str, Any], *, title: str, status: int = 200) -> Response:
+    def filter_of(self, **chosen: Any) -> str | None:
+        """The filter that means just these jobs; None where a name in it cannot be written so.
+
+        A task with ``*`` in its name would mean others, too, and a quotation mark ends a value.
+        """
+        wanted = JobFilter(**chosen)
+        try:
+            text = str(wanted)
+            is_exact = "*" not in (wanted.task or "") and JobFilter.parse(text, 0) == wanted
+        except ArgumentsError:
+            return None
+        return text if is_exact else None
+
+    def page(self, template: str, data: Mapping[str, Any], *, title: str) -> Response:
         """The page: *template* with *data* in the frame, or the data as JSON, without the parts that are Markup."""
-        if self.is_json:
-            return _json(data, status)
-        html = _templates.get_template(f"taskworker/{template}").render(data, view=self, title=title, note=self._note())
-        return current_app.response_class(sendable(html), status, mimetype="text/html")
+        if request.args.get("format") == "json":
+            return _json(data, 200)
+        return _html(template, 200, **data, view=self, title=title, note=self._note())
 
     def redirect(self, endpoint: str, *, message: str = "", **values: Any) -> Response:
         """To another page after an act, which shows *message*."""
@@ -179,7 +201,7 @@ class View:
         return current_app.response_class(status=303, headers={"Location": self.url(endpoint, **values)})
 
     def _note(self) -> str:
-        """The message of the act before. It is signed, so that a link cannot make the page say something."""
+        """The message of the act before. It is signed: a link cannot make the page say something."""
         message = request.args.get("note", "")
         given = request.args.get("sign", "").encode("utf-8", "replace")
         return message if message and hmac.compare_digest(self._signature(message).encode(), given) else ""
@@ -204,19 +226,8 @@ class View:
         """The address of the stylesheet or the script."""
         return self.url("asset", digest=ASSETS[name].digest, name=name)
 
-    @property
-    def search_url(self) -> str:
-        """Where the search field leads."""
-        return self.url("jobs") if any(page == "jobs" for page, _ in self.menu) else ""
 
-    @property
-    def menu(self) -> tuple[tuple[str, str], ...]:
-        """The pages of the menu that exist: (endpoint, word)."""
-        blueprint = request.blueprint
-        return tuple((page, word) for page, word in MENU if f"{blueprint}.{page}" in current_app.view_functions)
-
-
-def is_passed_over(argument: str) -> bool:
+def is_ignored(argument: str) -> bool:
     """Whether a query argument is one of those that others hang on links, and that mean nothing here.
 
     In a link of ours it must not come back: to Flask some that begin with "_" say how the link is to be made.
@@ -224,15 +235,12 @@ def is_passed_over(argument: str) -> bool:
     return argument.startswith(("_", "utm_")) or argument in ("fbclid", "gclid", "msclkid")
 
 
-def _short(name: str, value: str) -> str:
-    if len(value) > MAX_WORDS:
-        raise BadRequest(f"{name} has {len(value):,} characters. Allowed: at most {MAX_WORDS:,}.")
-    return value.strip()
-
-
-def _json(data: Mapping[str, Any], status: int) -> Response:
-    text = current_app.json.dumps(_plain(data))
-    return current_app.response_class(text + "\n", status, mimetype="application/json")
+def error_page(status: int, title: str, message: str, view: View | None = None) -> Response:
+    """What went wrong, in words: in the frame for those who may see it, bare for others, or as JSON."""
+    if request.args.get("format") == "json":
+        return _json({"error": message}, status)
+    template = "closed.html" if view is None else "error.html"
+    return _html(template, status, view=view, title=title, message=message, note="")
 
 
 def sendable(text: str) -> str:
@@ -240,20 +248,31 @@ def sendable(text: str) -> str:
     return _HALVES.sub("\ufffd", text)
 
 
-def _plain(value: Any) -> Any:
+def _html(template: str, status: int, **data: Any) -> Response:
+    html = _templates.get_template(f"taskworker/{template}").render(data)
+    return current_app.response_class(sendable(html), status, mimetype="text/html")
+
+
+def _json(data: Mapping[str, Any], status: int) -> Response:
+    text = current_app.json.dumps(_plain("", data))
+    return current_app.response_class(text + "\n", status, mimetype="application/json")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """As ``views.as_json`` has it, also for pages, which are mappings with views in them."""
+    if name == "at" or name.endswith("_at"):
+        return iso(value)
     if isinstance(value, str):
         return sendable(value)
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {sendable(str(key)): _plain(one) for key, one in value.items() if not isinstance(one, Markup)}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value if not isinstance(one, Markup)]
-    return value
+        shown = {key: one for key, one in value.items() if not isinstance(one, Markup)}
+        return {sendable(str(key)): _plain(str(key), one) for key, one in shown.items()}
+    return [_plain("", one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def error_page(status: int, title: str, message: str, view: View | None = None) -> Response:
-    """What went wrong, in words: in the frame for those who may see it, bare for others, or as JSON."""
-    if request.args.get("format") == "json":
-        return _json({"error": message}, status)
-    template = "taskworker/closed.html" if view is None else "taskworker/error.html"
-    html = _templates.get_template(template).render(view=view, title=title, message=message, note="")
-    return current_app.response_class(sendable(html), status, mimetype="text/html")
+def _short(name: str, value: str) -> str:
+    if len(value) > MAX_WORDS:
+        raise BadRequest(f"{name} has {len(value):,} characters. Allowed: at most {MAX_WORDS:,}.")
+    return value.strip()

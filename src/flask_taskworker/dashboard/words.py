@@ -5,7 +5,6 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from ..core.clock import from_ms
-from ..core.rows import JobRecord
 from ..core.words import counted, spoken
 from ..store.rollups import Percentile
 
@@ -23,23 +22,45 @@ SHAPES = {
     "warn": "!",
     "late": "!",
 }
-"""A state is a shape, a word and a colour, so that none of the three is needed to tell it."""
-
+"""A state is a shape, a word and a colour, so that each of the three is enough to know it."""
+_LOOKS = {
+    # schedules
+    "unreadable": ("warn", "cannot be read"),
+    "late": ("late", "LATE"),
+    "failing": ("failed", "failing"),
+    "up": ("ok", "up"),
+    "new": ("scheduled", "new"),
+    "ended": ("cancelled", "ended"),
+    # queues
+    "idle": ("scheduled", "no worker yet"),
+    "no worker": ("failed", "no worker"),
+    "slow": ("late", "slow"),
+    # workers
+    "silent": ("warn", "silent"),
+    "lost": ("failed", "LOST"),
+    "draining": ("paused", "draining"),
+    "left": ("cancelled", "left"),
+    # mails and their recipients
+    "held": ("warn", "held"),
+    "partly refused": ("warn", "partly refused"),
+    "orphaned": ("other", "without a job"),
+    "waiting": ("scheduled", "waiting"),
+    "accepted": ("ok", "accepted"),
+    "deferred": ("retrying", "deferred"),
+    "rejected": ("failed", "rejected"),
+    "unknown": ("warn", "unknown"),
+    # findings
+    "warning": ("warn", "warning"),
+    "error": ("failed", "error"),
+}
 _NOTHING = Markup('<span class="none">–</span>')
 
 
-def state_of(record: JobRecord, discarded: int = 0) -> str:
-    """The state as the pages name it: a scheduled job that has failed before is retrying."""
-    if discarded:
-        return "discarded"
-    return "retrying" if record.state == "scheduled" and record.failures else record.state
-
-
 def state(name: str, word: str = "") -> Markup:
-    """A state as shape, word and colour; *word* instead of its name."""
-    shape = SHAPES.get(name, "·")
+    """A state as shape, word and colour; *word* instead of its own."""
+    look, own = _LOOKS.get(name, (name, name))
     return Markup('<span class="state {}"><span aria-hidden="true">{}</span> {}</span>').format(
-        name if name in SHAPES else "other", shape, word or name
+        look if look in SHAPES else "other", SHAPES.get(look, "·"), word or own
     )
 
 
@@ -63,27 +84,31 @@ def at(moment: int | None) -> Markup:
 
 def clock(moment: int | None) -> Markup:
     """A moment as the time of day."""
-    return _time(moment, _utc(moment, "%H:%M:%S"), "clock") if moment else _NOTHING
+    return _time(moment, f"{from_ms(moment):%H:%M:%S}", "clock") if moment else _NOTHING
 
 
 def axis(moment: int, *, days: bool) -> Markup:
     """A moment under a chart: its time of day, or its day."""
-    return _time(moment, _utc(moment, "%m-%d" if days else "%H:%M"), "day" if days else "minute")
+    form, kind = ("%m-%d", "day") if days else ("%H:%M", "minute")
+    return _time(moment, f"{from_ms(moment):{form}}", kind)
 
 
 def _time(moment: int, text: str, kind: str) -> Markup:
     # Nothing here comes from a row but the number; escaping hundreds of them would take a third of a page's time.
-    return Markup(f'<time datetime="{iso(moment)}" title="{stamp(moment)}" data-{kind}>{text}</time>')
+    iso = f"{from_ms(moment):%Y-%m-%dT%H:%M:%S}.{moment % 1000:03}Z"
+    return Markup(f'<time datetime="{iso}" title="{stamp(moment)}" data-{kind}>{text}</time>')
 
 
-def took(milliseconds: float | None) -> str:
-    """A period; a dash where there is none."""
-    return "–" if milliseconds is None else spoken(round(milliseconds))
+def stamp(moment: int) -> str:
+    """A stored moment: "2026-05-01 12:00:00 UTC"."""
+    return f"{from_ms(moment):%Y-%m-%d %H:%M:%S UTC}"
 
 
-def percentile(found: Percentile | None) -> str:
-    """A percentile as a period; "at least 5 min" where only a lower bound is known."""
-    return "–" if found is None else f"{'at least ' if found.at_least else ''}{spoken(round(found.ms))}"
+def took(period: float | Percentile | None) -> str:
+    """A period in milliseconds; a dash where there is none."""
+    if isinstance(period, Percentile):
+        return f"{'> ' if period.at_least else ''}{spoken(round(period.ms))}"
+    return "–" if period is None else spoken(round(period))
 
 
 def number(value: int | None) -> str:
@@ -94,21 +119,3 @@ def number(value: int | None) -> str:
 def plural(value: int, noun: str, nouns: str = "") -> str:
     """ "1 job", "2 jobs", "10,000+ jobs"; *nouns* where an s is not enough."""
     return f"{counted(value)} {noun if value == 1 else nouns or f'{noun}s'}"
-
-
-def stamp(moment: int) -> str:
-    """A stored moment: "2026-05-01 12:00:00 UTC"."""
-    return _utc(moment, "%Y-%m-%d %H:%M:%S UTC")
-
-
-def iso(moment: int) -> str:
-    """A stored moment in ISO 8601, in UTC."""
-    return _utc(moment, "%Y-%m-%dT%H:%M:%S") + f".{moment % 1000:03}Z"
-
-
-def _utc(moment: int, form: str) -> str:
-    try:
-        return f"{from_ms(moment):{form}}"
-    except OverflowError:
-        # A damaged row must not take the page with it.
-        return "?"

@@ -6,11 +6,9 @@ from flask import Response, request
 from werkzeug.exceptions import BadRequest, Forbidden
 
 from ...ops.bulk import AT_ONCE, enqueue_bulk, exact
-from ...ops.operations import ACTIONS
 from .. import words
-from ..routes import Route
-from ..rows import PERMISSION, WORDS, job_row
-from ..view import View
+from ..rows import ACTIONS, PERMISSION, job_line
+from ..view import Route, View
 
 SAMPLES = 10
 _DONE = {
@@ -46,15 +44,15 @@ def confirm(view: View) -> Response:
     before = view.browser.end()
     data = {
         "action": action,
-        "word": WORDS[action],
+        "word": ACTIONS[action],
         "count": view.browser.count_all(chosen, before=before, names=view.names),
         "before": before,
         "in_batches": found.older is not None,
         "filter": fitting,
         "back": text,
-        "rows": [job_row(view, row) for row in found.rows[:SAMPLES]],
+        "jobs": [job_line(view, row) for row in found.rows[:SAMPLES]],
     }
-    return view.page("confirm.html", data, title=f"{WORDS[action]} all that fit?")
+    return view.page("confirm.html", data, title=f"{ACTIONS[action]} all that fit?")
 
 
 def _act_on(view: View, action: str, ids: list[int], text: str) -> Response:

@@ -1,28 +1,23 @@
 """Mail: what was queued, where each recipient stands, and what a mail looks like.
 
-Mails hold login links, so their content needs the permission ``mail_body``. Their HTML is never
+Mails hold links that log people in, so what stands in them needs the permission ``mail_body``. Their HTML is never
 part of a page: it has an address of its own, which forbids it everything, and is shown in a sandboxed frame.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from flask import Response, current_app, request
 from werkzeug.exceptions import NotFound
 
-from ...core.clock import to_ms
 from ...errors import NotAccepted, NotDecodable
-from ...mail.queue.queue import RecipientState, load_recipients
-from ...mail.queue.reading import Letter, header_in, headers_of, mail_bytes, plain
+from ...mail.queue.reading import Letter, headers_of, mail_bytes, plain
 from ...ops.rows import MailRow, RecipientRow
-from .. import words
-from ..routes import Route
-from ..view import View
+from ...ops.views import mail_view
+from ..rows import with_more
+from ..view import Route, View
 
 PAGE = 50
 _FIRST = 5
@@ -33,22 +28,8 @@ TEXT = 20_000
 """Characters of its text that are shown."""
 _MOST = 200
 """Recipients that the page of a mail shows."""
-_STATES = {
-    "held": ("warn", "held"),
-    "refused": ("warn", "refused by some"),
-    "succeeded": ("succeeded", "accepted"),
-    "lost": ("other", "without a job"),
-}
-"""How a mail stands, where its job's state does not say it."""
-_ENDINGS = {
-    "waiting": ("scheduled", "waiting"),
-    "accepted": ("ok", "accepted"),
-    "deferred": ("retrying", "deferred"),
-    "rejected": ("failed", "rejected"),
-    "unknown": ("warn", "unknown"),
-}
 _PLAIN_HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
-"""Those that ``mail_body`` does not guard."""
+"""Those that are no part of what ``mail_body`` guards."""
 
 FRAME_CSP = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src {}; form-action 'none'; base-uri 'none'; "
@@ -70,9 +51,11 @@ def page(view: View) -> Response:
     address = view.argument("to").removeprefix("to:").strip()
     before = request.args.get("before") or None
     found = view.browser.mails(limit=PAGE, before=before, address=address or None)
-    recipients = view.browser.first_recipients([mail.id for mail in found.rows], _FIRST + 1)
+    ids = [mail.id for mail in found.rows]
+    endings = view.browser.mail_endings(ids)
+    recipients = view.browser.first_recipients(ids, _FIRST)
     data = {
-        "mails": [_row(mail, recipients.get(mail.id, [])) for mail in found.rows],
+        "mails": [_shown(mail, endings[mail.id], recipients.get(mail.id, [])) for mail in found.rows],
         "to": address,
         "older": found.older,
         "searched_out": found.searched_out,
@@ -82,40 +65,12 @@ def page(view: View) -> Response:
     return view.page("mail.html", data, title="Mail")
 
 
-def _row(mail: MailRow, recipients: Sequence[RecipientRow]) -> dict[str, Any]:
-    return {
-        **_facts(mail),
-        **_standing(_state(mail, [recipient.ending for recipient in recipients])),
-        "recipients": [_recipient(r, r.ending, None) for r in recipients[:_FIRST]],
-        "has_more_recipients": len(recipients) > _FIRST,
-    }
-
-
-def _facts(mail: MailRow) -> dict[str, Any]:
-    headers = headers_of(mail.head or b"")
-    return {
-        "id": mail.id,
-        "job": mail.job_id,
-        "subject": header_in(headers, "Subject") or "",
-        "from": header_in(headers, "From") or mail.sender,
-        "tries": mail.tries,
-        "is_once": bool(mail.once),
-        "size": mail.size,
-        "created_at": mail.created_at,
-        "next_at": mail.run_at if mail.state == "scheduled" else None,
-        "give_up_at": mail.give_up_at,
-        "finished_at": mail.finished_at,
-    }
-
-
-def _state(mail: MailRow, endings: Sequence[str]) -> str:
-    if mail.state == "failed" and mail.failure_kind == "unknown":
-        return "held"
-    if mail.state == "scheduled" and mail.tries:
-        return "retrying"
-    if mail.state == "succeeded" or (mail.state is None and mail.finished_at is not None):
-        return "succeeded" if all(ending == "accepted" for ending in endings) else "refused"
-    return mail.state or "lost"
+def _shown(mail: MailRow, endings: dict[str, int], recipients: list[RecipientRow]) -> dict[str, Any]:
+    told = [
+        with_more(one, address=plain(one.address), text=plain(one.text or ""), ending=one.ending or "waiting")
+        for one in recipients
+    ]
+    return with_more(mail_view(mail, endings, recipients), recipients=told)
 
 
 # -- one mail ----------------------------------------------------------------------------------------------------------
@@ -124,19 +79,10 @@ def _state(mail: MailRow, endings: Sequence[str]) -> str:
 def message(view: View) -> Response:
     """One mail: where its recipients stand, and, for those who may, what is in it."""
     mail = _found(view)
-    store = view.state.store
-    recipients = load_recipients(store.driver.read, store.driver.dialect, [mail.id]).get(mail.id, [])
     body, problem = _bytes_or_problem(view, mail.id) if view.may("mail_body") else (None, "")
-    endings = [str(recipient.ending or "waiting") for recipient in recipients]
+    recipients = view.browser.first_recipients([mail.id], _MOST).get(mail.id, [])
     data = {
-        **_facts(mail),
-        "sender": mail.sender,
-        "message_id": mail.message_id,
-        **_standing(_state(mail, endings)),
-        "recipients": [
-            _recipient(r, ending, r.next_try) for r, ending in zip(recipients[:_MOST], endings, strict=False)
-        ],
-        "endings": dict(Counter(endings)),
+        **_shown(mail, view.browser.mail_endings([mail.id])[mail.id], recipients),
         "may_read": view.may("mail_body"),
         "is_there": body is not None,
         "problem": problem,
@@ -157,23 +103,8 @@ def _found(view: View) -> MailRow:
     mail_id = request.values.get("id", "")
     mail = view.browser.mail(mail_id)
     if mail is None:
-        raise NotFound(f"Mail {mail_id!r:.80} was never queued, or it was pruned after MAIL_KEEP.")
+        raise NotFound(f"There is no mail {mail_id!r:.80}: it was never queued, or it was pruned after MAIL_KEEP.")
     return mail
-
-
-def _recipient(recipient: RecipientRow | RecipientState, ending: str, next_try: datetime | None) -> dict[str, Any]:
-    return {
-        "address": plain(recipient.address),
-        "ending": ending,
-        "badge": words.state(*_ENDINGS.get(ending, ("warn", ending))),
-        "code": recipient.code,
-        "text": plain(recipient.text or ""),
-        "next_at": None if next_try is None else to_ms(next_try),
-    }
-
-
-def _standing(state: str) -> dict[str, Any]:
-    return {"state": state, "badge": words.state(*_STATES.get(state, (state, state)))}
 
 
 def _outside(mail: MailRow) -> dict[str, Any]:
@@ -191,10 +122,7 @@ def _whole(body: bytes) -> dict[str, Any]:
         "text_cut": len(letter.text or "") > TEXT,
         "read_cut": len(body) > READ,
         "has_html": letter.html is not None,
-        "attachments": [
-            {"name": a.name, "type": a.content_type, "size": a.size, "is_inline": a.is_inline}
-            for a in letter.attachments
-        ],
+        "attachments": letter.attachments,
     }
 
 
