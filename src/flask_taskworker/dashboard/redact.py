@@ -27,20 +27,22 @@ _SECRET = re.compile(
 _WORDS = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _TEXTS = (
     # The password in an address; also one with an @ in it, which should have been quoted.
-    (re.compile(r"(\w://[^/\s:@]*):[^/\s]+@"), rf"\1:{COVER}@"),
-    (re.compile(r"(\bhttps?://|\w://(?=[^/\s:@]{20}))[^/\s:@]+@"), rf"\1{COVER}@"),
-    (re.compile(r"(\bhttps?://)[^/\s:@]{20,}:"), rf"\1{COVER}:"),
+    ("://", re.compile(r"(\w://[^/\s:@]*):[^/\s]+@"), rf"\1:{COVER}@"),
+    ("://", re.compile(r"(\bhttps?://|\w://(?=[^/\s:@]{20}))[^/\s:@]+@"), rf"\1{COVER}@"),
+    ("://", re.compile(r"(\bhttps?://)[^/\s:@]{20,}:"), rf"\1{COVER}:"),
     # Header lines, and pairs of a header and its value.
     (
+        "",
         re.compile(
             r"""(?i)((?:\b(?:proxy-)?authorization|\b(?:set-)?cookie|-(?:key|token|auth|secret|signature)(?:-\d{1,4})?)"""
             r"""["']?\s{0,9}[:,]\s{0,9}(?:b(?=["']))?["']?)[^\n"',][^\n"']*"""
         ),
         rf"\1{COVER}",
     ),
-    (re.compile(r"(?i)\b(bearer\s{1,9})[\w.~+/=-]{8,}"), rf"\1{COVER}"),
+    ("bearer", re.compile(r"(?i)\b(bearer\s{1,9})[\w.~+/=-]{8,}"), rf"\1{COVER}"),
     # DSNs, and whatever else is written as name=value.
     (
+        "=",
         re.compile(
             r"""(?i)((?:password|passwd|pwd|secret|token|credential|signature|jwt|(?:api|access|private|account)_?key"""
             r"""|\b(?:pass|otp|pin|cvv)\b)[\w-]{0,40}\s?=\s?)('[^']*'|"[^"]*"|[^\s;&,)"']+)"""
@@ -48,10 +50,11 @@ _TEXTS = (
         rf"\1{COVER}",
     ),
     # Tokens that say what they are: JWT, GitHub, Slack, Stripe, AWS, Telegram.
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"), COVER),
-    (re.compile(r"\b(?:gh[a-z]_\w{20,}|xox[a-z]-[\w-]{10,}|[sr]k_(?:live|test)_\w{10,}|AKIA[0-9A-Z]{16})"), COVER),
-    (re.compile(r"/bot\d+:[\w-]{20,}"), f"/bot{COVER}"),
+    ("eyj", re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"), COVER),
+    ("", re.compile(r"\b(?:gh[a-z]_\w{20,}|xox[a-z]-[\w-]{10,}|[sr]k_(?:live|test)_\w{10,}|AKIA[0-9A-Z]{16})"), COVER),
+    ("/bot", re.compile(r"/bot\d+:[\w-]{20,}"), f"/bot{COVER}"),
 )
+"""What each needs to be in the text, in lower case; what is covered; and how."""
 _QUERY = re.compile(r"""([?&#;])([^=&?#\s]{1,80})=[^&?#\s"'<>]+(?:#[^=&?\s"'<>]*+(?=[\s"'<>]|$))?""")
 """An argument in an address."""
 _ADDRESS = re.compile(r"""\bhttps?://[^\s"'<>]+""")
@@ -114,9 +117,12 @@ def cut(value: Any) -> Any:
 
 def without_logins(text: str) -> str:
     """Words with what logs in covered: passwords, keys and tokens in addresses, headers, DSNs and by themselves."""
-    text = _ADDRESS.sub(lambda address: without_path_tokens(address[0]), _QUERY.sub(_query, text))
-    for pattern, cover in _TEXTS:
-        text = pattern.sub(cover, text)
+    if "=" in text or "://" in text:
+        text = _ADDRESS.sub(lambda address: without_path_tokens(address[0]), _QUERY.sub(_query, text))
+    lower = text.lower()
+    for needed, pattern, cover in _TEXTS:
+        if needed in lower:
+            text = pattern.sub(cover, text)
     return text
 
 

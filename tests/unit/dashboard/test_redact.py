@@ -45,7 +45,7 @@ def test_hidden_arguments_cannot_be_guessed_by_filters(lab: Lab) -> None:
     lab.permissions = {"view", "cancel"}
     assert asked(lab, "args.user:bob") == {403}
     lab.permissions = {"view", "payload"}
-    assert [row["task"] for row in lab.data("/jobs", filter="args.user:bob")["rows"]] == ["pay"]
+    assert [row["task"] for row in lab.data("/jobs", filter="args.user:bob")["jobs"]] == ["pay"]
 
 
 def test_name_that_one_task_covers_can_be_asked_of_another(lab: Lab) -> None:
@@ -55,7 +55,7 @@ def test_name_that_one_task_covers_can_be_asked_of_another(lab: Lab) -> None:
     with lab.app.app_context():
         tax.enqueue("7")
     assert "in the task pay" in lab.get("/jobs", filter="args.ssn:7").text
-    assert len(lab.data("/jobs", filter="task:tax args.ssn:7")["rows"]) == 1
+    assert len(lab.data("/jobs", filter="task:tax args.ssn:7")["jobs"]) == 1
 
 
 def test_all_that_a_sensitive_rest_takes_is_covered(lab: Lab) -> None:
@@ -179,7 +179,7 @@ def test_nothing_of_a_task_that_is_not_declared_here_is_shown(lab: Lab) -> None:
 )
 def test_values_of_a_task_that_is_not_declared_here_cannot_be_guessed_by_filters(lab: Lab, text: str) -> None:
     lab.rows("UPDATE taskworker_job SET task = 'of.another.process', args = ?", '[[], {"user": "bob"}]')
-    assert lab.data("/jobs", filter=text)["rows"] == []
+    assert lab.data("/jobs", filter=text)["jobs"] == []
     asked(lab, text)
     assert lab.rows("SELECT DISTINCT state FROM taskworker_job") == [("ready",)]
 

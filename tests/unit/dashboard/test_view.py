@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 import flask_taskworker.dashboard
 from flask_taskworker.dashboard import charts, words
-from flask_taskworker.dashboard.assets import ASSETS
 from flask_taskworker.dashboard.blueprint import ROUTES
+from flask_taskworker.dashboard.responses import ASSETS
 from flask_taskworker.errors import StoreError
 from tests.support.dashboard_lab import Lab, assert_harmless, tags
 from tests.support.stored import store_jobs
@@ -303,11 +303,11 @@ def test_moments_are_relative_with_the_moment_itself_as_the_title() -> None:
     )
     assert ">in 40 s<" in words.ago(100_000, 60_000)
     assert "none" in words.ago(None, 1)
-    assert ">?<" in words.at(10**17)
+    assert "9999-12-31" in words.at(10**17)
 
 
 def test_chart_says_what_it_shows() -> None:
-    bars = [charts.Bar(start=i * 60_000, ok=i, failed=i % 2, cancelled=0) for i in range(5)]
+    bars = [{"start": i * 60_000, "succeeded": i, "failed": i % 2, "cancelled": 0} for i in range(5)]
     chart = charts.throughput(bars, name="c", title="Ended <b>", days=False)
     assert 'role="img"' in chart
     assert "<title>Ended &lt;b&gt;. At most 4 in one bar.</title>" in chart
@@ -316,7 +316,7 @@ def test_chart_says_what_it_shows() -> None:
     assert "<b>" not in chart
     assert charts.throughput([], name="c", title="t", days=True)
     one_of_many = charts.throughput(
-        [charts.Bar(start=0, ok=99_999, failed=1, cancelled=0)], name="c", title="t", days=False
+        [{"start": 0, "succeeded": 99_999, "failed": 1, "cancelled": 0}], name="c", title="t", days=False
     )
     assert re.search(r'class="failed" d="M\S+ \S+h\S+v2\.0h', one_of_many)
     assert "d: 1, 2.5" in charts.sparkline([1, 2.5], "d")

@@ -392,7 +392,7 @@ def test_each_app_of_a_factory_sees_its_own_jobs(make_app: Callable[..., Flask])
         app.register_blueprint(create_dashboard(task_worker, access=lambda: True), url_prefix="/tasks")
     with apps[0].app_context():
         add.enqueue()
-    seen = [app.test_client().get("/tasks/jobs?format=json").get_json()["rows"] for app in apps]
+    seen = [app.test_client().get("/tasks/jobs?format=json").get_json()["jobs"] for app in apps]
     assert [len(rows) for rows in seen] == [1, 0]
 
 

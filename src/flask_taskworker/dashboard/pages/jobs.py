@@ -24,7 +24,7 @@ def page(view: View) -> Response:
     limit = view.number("limit", most=MOST_PER_PAGE) or PER_PAGE
     found = view.browser.jobs(chosen, limit=limit, before=before, names=view.names)
     # "restore" fits discarded jobs only, and all other actions the rest.
-    offered = [name for name in ACTIONS if view.may(PERMISSION[name]) and (name == "restore") == chosen.hidden]
+    offered = [name for name in ACTIONS if view.may(PERMISSION[name]) and (name == "restore") == chosen.discarded]
     data = {
         "filter": text,
         "tabs": _tabs(view.browser.state_counts(), chosen),
@@ -52,8 +52,8 @@ def _tabs(counts: StateCounts, chosen: JobFilter) -> list[dict[str, Any]]:
         for state in _TABS
     ]
     every = {"state": None, "word": "All", "count": None, "filter": "", "current": not chosen}
-    discarded = {"state": "discarded", "word": "Discarded", "count": None, "filter": "hidden:yes"}
-    return [every, *tabs, {**discarded, "current": chosen == JobFilter(hidden=True)}]
+    discarded = {"state": "discarded", "word": "Discarded", "count": None, "filter": "discarded:yes"}
+    return [every, *tabs, {**discarded, "current": chosen == JobFilter(discarded=True)}]
 
 
 ROUTES = (Route("/jobs", "jobs", page, arguments=("filter", "before", "limit")),)

@@ -7,6 +7,8 @@ part of a page: it has an address of its own, which forbids it everything, and i
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Response, current_app, request
@@ -65,7 +67,7 @@ def page(view: View) -> Response:
     return view.page("mail.html", data, title="Mail")
 
 
-def _shown(mail: MailRow, endings: dict[str, int], recipients: list[RecipientRow]) -> dict[str, Any]:
+def _shown(mail: MailRow, endings: Mapping[str, int], recipients: list[RecipientRow]) -> dict[str, Any]:
     told = [
         with_more(one, address=plain(one.address), text=plain(one.text or ""), ending=one.ending or "waiting")
         for one in recipients
@@ -80,9 +82,11 @@ def message(view: View) -> Response:
     """One mail: where its recipients stand, and, for those who may, what is in it."""
     mail = _found(view)
     body, problem = _bytes_or_problem(view, mail.id) if view.may("mail_body") else (None, "")
-    recipients = view.browser.first_recipients([mail.id], _MOST).get(mail.id, [])
+    recipients = view.browser.first_recipients([mail.id], _MOST + 1).get(mail.id, [])
+    is_part = len(recipients) > _MOST
+    endings = view.browser.mail_endings([mail.id])[mail.id] if is_part else Counter(one.ending for one in recipients)
     data = {
-        **_shown(mail, view.browser.mail_endings([mail.id])[mail.id], recipients),
+        **_shown(mail, endings, recipients[:_MOST]),
         "may_read": view.may("mail_body"),
         "is_there": body is not None,
         "problem": problem,
