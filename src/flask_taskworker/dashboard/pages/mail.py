@@ -31,7 +31,7 @@ TEXT = 20_000
 _MOST = 200
 """Recipients that the page of a mail shows."""
 _PLAIN_HEADERS = ("From", "To", "Cc", "Reply-To", "Subject", "Date", "Message-ID")
-"""Those that are no part of what ``mail_body`` guards."""
+"""Those that are shown without ``mail_body``."""
 
 FRAME_CSP = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src {}; form-action 'none'; base-uri 'none'; "
@@ -107,7 +107,7 @@ def _found(view: View) -> MailRow:
     mail_id = request.values.get("id", "")
     mail = view.browser.mail(mail_id)
     if mail is None:
-        raise NotFound(f"There is no mail {mail_id!r:.80}: it was never queued, or it was pruned after MAIL_KEEP.")
+        raise NotFound(f"No mail has the id {mail_id!r:.80}: it was never queued, or it was pruned after MAIL_KEEP.")
     return mail
 
 

@@ -10,7 +10,7 @@ from flask import Response
 from ...core.failures import read_cut
 from ...mail.queue.queue import DELIVER
 from ...ops.browse import HOUR_MS
-from ...ops.overview import FAILURES, Ended, Overview, ended, latest_failures
+from ...ops.overview import FAILURES, EndedSlice, Overview, ended, latest_failures
 from ...ops.rows import Figures, add_up
 from ...ops.views import ErrorView, schedule_view
 from .. import words
@@ -80,7 +80,7 @@ def page(view: View) -> Response:
         "tiles": _tiles(view.now, seen, hour, oldest_at),
         "window": name,
         "windows": list(WINDOWS),
-        "throughput": [(found.get(at) or Ended(at, 0, 0, 0))._asdict() for at in starts],
+        "throughput": [(found.get(at) or EndedSlice(at, 0, 0, 0))._asdict() for at in starts],
         "slowest": _slowest(hour),
         "failures": _failures(view),
         "failures_counted": hour.failed <= FAILURES,
@@ -100,7 +100,7 @@ def _tiles(now: int, seen: Overview, hour: _Hour, oldest_at: int | None) -> list
     rate = (done[-1] + done[-2]) / ((now - hour.starts[-2]) / _MINUTE_MS)
     scheduled = f"{words.number(seen.scheduled)} scheduled" if seen.scheduled else ""
     return [
-        _tile("Done a minute", rate, done, "Ended in 5 minutes each", text=f"{rate:,.{0 if rate >= 10 else 1}f}"),
+        _tile("Done a minute", rate, done, "EndedSlice in 5 minutes each", text=f"{rate:,.{0 if rate >= 10 else 1}f}"),
         _tile("Failed in an hour", sum(failed), failed, "Failed in 5 minutes each", kind="failed"),
         _tile("Waiting", seen.ready, [], "", text=words.number(seen.ready), detail=scheduled),
         _tile("Oldest wait", 0, waits, "95 % waited at most this many seconds", text="–", oldest_at=oldest_at),

@@ -8,7 +8,7 @@ from werkzeug.exceptions import NotFound
 from ...core.words import MOST
 from ...mail.queue.queue import QUEUE as MAIL_QUEUE
 from ...ops.rows import QueueState
-from ...ops.views import queue_view
+from ...ops.views import queue_summary
 from ..view import Route, View
 
 PER_PAGE = 50
@@ -18,7 +18,7 @@ def page(view: View) -> Response:
     """Every queue that code names, that has jobs, that worked in the last hour, or that is paused."""
     shown, pages = view.part(_queues(view), PER_PAGE)
     workers = view.browser.workers()
-    queues = [queue_view(queue, workers, view.now) for queue in shown]
+    queues = [queue_summary(queue, workers, view.now) for queue in shown]
     return view.page("queues.html", {"queues": queues, "counted_up_to": MOST, **pages}, title="Queues")
 
 
@@ -44,7 +44,7 @@ def resume(view: View) -> Response:
 def _known(view: View) -> str:
     name = request.form.get("name", "")
     if name not in {queue.name for queue in _queues(view)}:
-        raise NotFound(f"There is no queue {name!r:.80}: no task names it, and no job is in it.")
+        raise NotFound(f"No queue has the name {name!r:.80}: no task names it, and no job is in it.")
     return name
 
 

@@ -43,7 +43,7 @@ def one(view: View) -> Response:
     name = request.args.get("name", "")
     row = next((schedule for schedule in view.browser.schedules() if schedule.name == name), None)
     if row is None:
-        raise NotFound(f"There is no schedule {name!r:.200}.")
+        raise NotFound(f"No schedule has the name {name!r:.200}.")
     shown = _shown(view, row, view.browser.schedule_runs([name], RUNS).get(name, []))
     return view.page("schedule.html", {**shown, "fires": _fires(row, view.now)}, title=f"Schedule {name}")
 
