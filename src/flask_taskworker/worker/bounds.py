@@ -68,23 +68,18 @@ class BoundsWatch:
         bounds = self._bounds
         if bounds.max_jobs is not None and jobs_done >= bounds.max_jobs:
             return True
-        if bounds.max_memory_mb is not None and jobs_done and self._is_too_heavy(now, bounds.max_memory_mb, worker_id):
-            return True
+        # Not before the first job has ended: under a supervisor that would be an endless restart.
+        if bounds.max_memory_mb is not None and jobs_done and now >= self._next_weighing:
+            self._next_weighing = now + WEIGHING_INTERVAL
+            resident = resident_mb()
+            if resident is not None and resident > bounds.max_memory_mb:
+                words = "worker %s stops: it holds %.0f MB of memory, %.0f are allowed"
+                log.warning(words, worker_id, resident, bounds.max_memory_mb)
+                return True
         if not idle:
             self.idle_until = math.inf if bounds.max_idle is None else now + bounds.max_idle
             return False
         return bounds.drain or now >= self.idle_until
-
-    def _is_too_heavy(self, now: float, limit_mb: float, worker_id: str) -> bool:
-        """Not asked before the first job has ended: under a supervisor that would be an endless restart."""
-        if now < self._next_weighing:
-            return False
-        self._next_weighing = now + WEIGHING_INTERVAL
-        resident = resident_mb()
-        if resident is None or resident <= limit_mb:
-            return False
-        log.warning("worker %s stops: it holds %.0f MB of memory, %.0f are allowed", worker_id, resident, limit_mb)
-        return True
 
 
 def resident_mb() -> float | None:

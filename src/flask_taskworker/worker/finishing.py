@@ -79,7 +79,7 @@ class OutcomeWriter:
         """
         jobs, now = self._jobs, self._loop.time()
         if at_once or now >= self._next_locked:
-            jobs.retry_locked()
+            jobs.ended[:0], jobs.locked = jobs.locked, []
         is_time = len(jobs.ended) >= FLUSH_AT or not jobs.busy or now - jobs.ended_since >= FLUSH_DELAY
         if not jobs.ended or not (at_once or is_time):
             return
@@ -91,7 +91,7 @@ class OutcomeWriter:
                 states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
         except BaseException:
             self._in_doubt = True
-            jobs.put_back(ended)
+            jobs.ended[:0] = ended
             raise
         self._in_doubt = False
         if later:
@@ -120,7 +120,7 @@ class OutcomeWriter:
 
         False if the database does not take it. In one transaction: a worker without a row must hold no job.
         """
-        self._jobs.abandon()
+        self._jobs.leave_threads(at_most_once=False)
         try:
             await self._work.hand_back(worker_id, self._jobs.take_ended())
         except StoreError as error:

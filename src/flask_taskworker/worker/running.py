@@ -1,7 +1,7 @@
-"""The crew: the jobs in one worker's hands, from the claim to the ending that waits to be recorded.
+"""The jobs in one worker's hands, from the claim to the outcome that waits to be recorded.
 
-It starts claims in free slots, collects endings and progress, and passes on what others say about running jobs. It
-knows nothing of the database: what it collects, the worker records.
+They start in free slots; their outcomes and progress are collected here, and what others say about running jobs is
+passed on. Nothing here knows the database.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ class Slots:
     @property
     def room(self) -> int:
         """How many jobs to claim."""
-        return max(0, self.free - len(self.waiting) + self._ahead())
-
-    def _ahead(self) -> int:
-        return min(AHEAD_MOST, int(self.size * AHEAD_SECONDS / max(self.seconds, 1e-5)))
+        ahead = min(AHEAD_MOST, int(self.size * AHEAD_SECONDS / max(self.seconds, 1e-5)))
+        return max(0, self.free - len(self.waiting) + ahead)
 
     def claim_none_ahead(self) -> None:
         """What was claimed ahead did not start soon: for a while claim only for free slots."""
@@ -121,18 +119,16 @@ class HungThreads:
         more = len(self.claims) - len(some)
         names = ", ".join(some) + (f" and {more} more" if more > 0 else "")
         what = f"all {self.size} threads for sync jobs are held by jobs that exceeded their timeout: {names}."
-        return f"{what} {_ENDS if ends else _GOES_ON}"
-
-
-_ENDS = "The worker ends, for a new process to be started."
-_GOES_ON = (
-    "Until one of them returns, or this process is restarted, it runs no sync jobs; async jobs go on. Give what these "
-    "jobs wait for a timeout of its own, or raise TASKER_THREADS."
-)
+        if ends:
+            return f"{what} The worker ends, for a new process to be started."
+        return (
+            f"{what} Until one of them returns, or this process is restarted, it runs no sync jobs; async jobs go on. "
+            "Give what these jobs wait for a timeout of its own, or raise TASKER_THREADS."
+        )
 
 
 class RunningJobs:
-    """The jobs of one worker. For its loop only, but for :meth:`_report`."""
+    """The jobs of one worker. For its loop only, but for :meth:`note_news`."""
 
     def __init__(
         self,
@@ -147,7 +143,7 @@ class RunningJobs:
         timing: Timing,
     ) -> None:
         self._executor = executor
-        executor.on_overdue = self._on_overdue
+        executor.on_overdue = self.note_overdue
         self._config = config
         self._clock = clock
         self._find_app = find_app
@@ -177,11 +173,6 @@ class RunningJobs:
     def busy(self) -> bool:
         """Whether a job runs."""
         return bool(self._tasks)
-
-    @property
-    def overdue(self) -> bool:
-        """Whether a timed-out sync job still uses its thread."""
-        return bool(self.hung.claims)
 
     @property
     def waiting(self) -> int:
@@ -234,9 +225,19 @@ class RunningJobs:
     def _fill(self, kind: str) -> None:
         slots = self._slots[kind]
         while slots.waiting and slots.free > 0 and self._may_start():
-            self._start(kind, slots.waiting.popleft())
+            claim = slots.waiting.popleft()
+            job = RunningJob(claim, self.note_news, log_level=self._config.job_log_level, on_line=self.note_news)
+            slots.running += 1
+            slots.moved_at = self._loop.time()
+            # What loop.create_task() comes to; that takes some time for what we do not use.
+            task = asyncio.Task(self._execute(job), loop=self._loop, name=f"taskworker-job-{claim.id}")
+            # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
+            self._tasks[task] = job
+            task.add_done_callback(self._on_done)
+            if signals.job_started.receivers:
+                self._on_start(claim)
 
-    def _on_overdue(self, claim: Claim, is_overdue: bool) -> None:
+    def note_overdue(self, claim: Claim, is_overdue: bool) -> None:
         """A timed-out sync job keeps its thread, or has given it back."""
         if is_overdue:
             self.hung.add(claim, self._loop.time())
@@ -245,19 +246,6 @@ class RunningJobs:
         self._slots["sync"].overdue = len(self.hung.claims)
         self._fill("sync")
         self._on_change()
-
-    def _start(self, kind: str, claim: Claim) -> None:
-        job = RunningJob(claim, self._report, log_level=self._config.job_log_level, on_line=self._note_line)
-        slots = self._slots[kind]
-        slots.running += 1
-        slots.moved_at = self._loop.time()
-        # What loop.create_task() comes to; that takes some time for what we do not use.
-        task = asyncio.Task(self._execute(job), loop=self._loop, name=f"taskworker-job-{claim.id}")
-        # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
-        self._tasks[task] = job
-        task.add_done_callback(self._on_done)
-        if signals.job_started.receivers:
-            self._on_start(claim)
 
     async def _execute(self, job: RunningJob) -> None:
         started_at, started = self._clock(), self._loop.time()
@@ -268,7 +256,7 @@ class RunningJobs:
         self._logging.pop(job, None)
         progress = self._reports.pop(job, None)
         if job.releasing:
-            # Its thread has returned before anybody learnt that it was handed back.
+            # Its thread has returned before the release of its claim was recorded.
             self.ended = [e for e in self.ended if e.claim is not job.claim]
         self._note(Ended(job.claim, outcome, started_at, self._clock(), progress, lines_of(job)))
         self._log(job, outcome, seconds)
@@ -289,16 +277,25 @@ class RunningJobs:
         self._on_change()
 
     def _log(self, job: RunningJob, outcome: Outcome, seconds: float) -> None:
-        is_failure = outcome.failure is not None and outcome.ending in (OutcomeKind.FAILED, OutcomeKind.RETRYING)
+        """A final failure is an error, so that Sentry and mail handlers see it; a try that is repeated is a warning."""
+        claim, failure = job.claim, outcome.failure
+        is_failure = failure is not None and outcome.ending in (OutcomeKind.FAILED, OutcomeKind.RETRYING)
         if not is_failure and not log.isEnabledFor(logging.INFO):
             return
         # The record belongs to the job, whose context the executor has taken away by now.
         set_running(job)
-        if is_failure:
-            _log_failure(job.claim, outcome, seconds)
-        else:
+        if failure is None or not is_failure:
             level = logging.INFO if self.is_debug() else logging.DEBUG
-            log.log(level, "%s %s after %.3f s", job.claim, outcome.ending, seconds)
+            log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
+            return
+        level = logging.ERROR if outcome.ending is OutcomeKind.FAILED else logging.WARNING
+        again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
+        words = f"{failure.type}: {failure.message[:200]}"
+        # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
+        is_long = len(failure.traceback) > MAX_LOGGED
+        text = f"\n{failure.traceback}" if is_long else ""
+        error = None if is_long else outcome.exception
+        log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)
 
     def is_debug(self) -> bool:
         """Whether to log every step; looked at when used, since ``app.debug`` may be set late."""
@@ -312,14 +309,6 @@ class RunningJobs:
         ended, self.ended = self.ended, []
         return ended
 
-    def put_back(self, ended: list[Ended]) -> None:
-        """The database did not take these."""
-        self.ended[:0] = ended
-
-    def retry_locked(self) -> None:
-        """Try to record again what waits for another session's lock."""
-        self.ended[:0], self.locked = self.locked, []
-
     def take_reports(self) -> list[tuple[Claim, Progress]]:
         """The progress of running jobs."""
         reports, self._reports = self._reports, {}
@@ -329,25 +318,17 @@ class RunningJobs:
         """What running jobs have logged so far, of those whose lines are to be stored by now."""
         return self._logging.take(self._loop.time())
 
-    def _report(self, job: RunningJob, progress: Progress) -> None:
-        """From any thread: one assignment, which the interpreter does not cut in two."""
+    def note_news(self, job: RunningJob, progress: Progress | None = None) -> None:
+        """A job has progress, or a log line, to be stored. From any thread: each assignment is atomic."""
         is_first = not self.reporting
-        self._reports[job] = progress
-        if is_first:
-            self._tell_loop()
-
-    def _note_line(self, job: RunningJob) -> None:
-        """From any thread, as above."""
-        if job not in self._logging:
-            is_first = not self.reporting
+        if progress is not None:
+            self._reports[job] = progress
+        else:
             self._logging[job] = True
-            if is_first:
-                self._tell_loop()
-
-    def _tell_loop(self) -> None:
-        # It may sleep. It may have ended, too, where a thread outlives it.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._on_change)
+        if is_first:
+            # The loop may sleep. It may have ended, too, where a thread outlives it.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_change)
 
     def _note(self, ended: Ended) -> None:
         if not self.ended:
@@ -400,7 +381,7 @@ class RunningJobs:
         hurried.cancel()
 
     async def hand_back(self, *, may_abandon: bool) -> None:
-        """Cancel coroutines; they end as released. Sync jobs run on: see :meth:`abandon`, if that is allowed.
+        """Cancel coroutines; they end as released. Sync jobs run on: see :meth:`leave_threads`, if that is allowed.
 
         What does not end keeps its claim until the process does; then another worker takes it over.
         """
@@ -417,47 +398,20 @@ class RunningJobs:
             else:
                 log.warning("%s did not end in time; it is run again when this process has ended", job.claim)
 
-    @property
-    def in_threads(self) -> bool:
-        """Whether a sync job runs."""
-        return any(job.claim.kind == "sync" for job in self._tasks.values())
+    def leave_threads(self, *, at_most_once: bool) -> None:
+        """Give up the sync jobs that may run only once, or hand back the others. Their threads run on.
 
-    def interrupt(self) -> None:
-        """Give up the sync jobs that must not be run again: the process ends, and their threads with it."""
-        for job in self._leave_threads(at_most_once=True):
-            now = self._clock()
-            self._note(Ended(job.claim, Outcome(OutcomeKind.FAILED, failure=INTERRUPTED), now, now))
-
-    def abandon(self) -> None:
-        """Hand back the other sync jobs, whose threads run on: the process must end before anybody can begin them."""
-        self.release(job.claim for job in self._leave_threads(at_most_once=False))
-
-    def _leave_threads(self, *, at_most_once: bool) -> list[RunningJob]:
-        left = {
-            task: job
-            for task, job in self._tasks.items()
-            if job.claim.kind == "sync" and bool(job.claim.at_most_once) is at_most_once
-        }
-        for task in left:
-            task.remove_done_callback(self._on_done)
-            del self._tasks[task]
-        self._abandoned += left
-        return list(left.values())
+        The process must end before another worker can begin those that are handed back.
+        """
+        outcome = Outcome(OutcomeKind.FAILED, failure=INTERRUPTED) if at_most_once else Outcome(OutcomeKind.RELEASED)
+        now = self._clock()
+        for task, job in list(self._tasks.items()):
+            if job.claim.kind == "sync" and bool(job.claim.at_most_once) is at_most_once:
+                task.remove_done_callback(self._on_done)
+                del self._tasks[task]
+                self._abandoned.append(task)
+                self._note(Ended(job.claim, outcome, now, now))
 
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._executor.close()
-
-
-def _log_failure(claim: Claim, outcome: Outcome, seconds: float) -> None:
-    """A final failure is an error, so that Sentry and mail handlers see it; a try that will be repeated a warning."""
-    failure = outcome.failure
-    assert failure is not None
-    level = logging.ERROR if outcome.ending is OutcomeKind.FAILED else logging.WARNING
-    again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
-    words = f"{failure.type}: {failure.message[:200]}"
-    # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
-    is_long = len(failure.traceback) > MAX_LOGGED
-    text = f"\n{failure.traceback}" if is_long else ""
-    error = None if is_long else outcome.exception
-    log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)

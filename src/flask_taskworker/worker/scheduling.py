@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from ..client.rows import new_uid
 from ..core.clock import MILLISECOND, from_ms, to_ms
@@ -84,18 +84,23 @@ class Scheduler:
             # None of these can fire: those behind them must not wait for that.
             number *= 10
             page = await work.due_schedules(self.may_fire, number)
-        if firings:
-            made, refused = await work.fire(firings)
-            for firing in firings:
-                if (refusal := refused.get(firing.schedule.name)) is not None:
-                    self._report(firing.schedule, refusal)
-                    self._refused.add((firing.schedule.name, firing.schedule.next_at))
-            if not made:
-                # They are another worker's now, or another session has them locked.
-                self.pause = _LOCKED_PAUSE
-            return self._told(firings, made)
-        self.pause = _PAUSE if page else 0.0
-        return []
+        if not firings:
+            self.pause = _PAUSE if page else 0.0
+            return []
+        made, refused = await work.fire(firings)
+        if not made:
+            # They are another worker's now, or another session has them locked.
+            self.pause = _LOCKED_PAUSE
+        for firing in firings:
+            schedule = firing.schedule
+            if (refusal := refused.get(schedule.name)) is not None:
+                self._report(schedule, refusal)
+                self._refused.add((schedule.name, schedule.next_at))
+            left_out = len(firing.jobs) - len(made.get(schedule.name, firing.jobs))
+            if left_out:
+                words = "schedule %r: %s of %s jobs left out, an earlier one is unfinished"
+                log.info(words, schedule.name, left_out, len(firing.jobs))
+        return [(name, job) for name, jobs in made.items() for job in jobs]
 
     def _batch(self, page: Sequence[DueSchedule]) -> list[Firing]:
         """What to do about the first of these, as many as make a short transaction. The others are still due then."""
@@ -104,45 +109,28 @@ class Scheduler:
         firings: list[Firing] = []
         size = 0
         for schedule in page:
-            if (firing := self._firing(schedule, now)) is None:
+            task = self._registry.get(schedule.task)
+            if task is None:
+                # Older code has declared it since: say again what it is.
+                self._declared_version = -1
                 continue
-            firings.append(firing)
-            size += _ROW_SIZE + sum(_ROW_SIZE + len(job.args) for job in firing.jobs)
+            if (schedule.name, schedule.next_at) in self._refused:
+                continue
+            try:
+                firings.append(_decided(task, schedule, now))
+            except Exception as error:  # noqa: BLE001 - cron and zone arithmetic on stored text; harms this one alone
+                self._report(schedule, error)
+                continue
+            size += _ROW_SIZE + sum(_ROW_SIZE + len(job.args) for job in firings[-1].jobs)
             if size > _BATCH_SIZE or time.monotonic() > until:
                 break
         return firings
-
-    def _firing(self, schedule: DueSchedule, now: int) -> Firing | None:
-        task = self._registry.get(schedule.task)
-        if task is None:
-            # Older code has declared it since: say again what it is.
-            self._declared_version = -1
-            return None
-        if (schedule.name, schedule.next_at) in self._refused:
-            return None
-        try:
-            return _decided(task, schedule, now)
-        except Exception as error:  # noqa: BLE001 - cron and zone arithmetic on what the store says; harms this one alone
-            self._report(schedule, error)
-            return None
 
     def _report(self, schedule: DueSchedule, error: Exception) -> None:
         if schedule.name not in self._unreadable:
             is_bug = not isinstance(error, NotDecodable | OverflowError | StoreError)
             log.error("schedule %r cannot fire: %s", schedule.name, error, exc_info=error if is_bug else None)
             self._unreadable.add(schedule.name)
-
-    def _told(self, firings: Sequence[Firing], made: Mapping[str, list[JobRecord]]) -> list[tuple[str, JobRecord]]:
-        for firing in firings:
-            left_out = len(firing.jobs) - len(made.get(firing.schedule.name, firing.jobs))
-            if left_out:
-                log.info(
-                    "schedule %r: %s of %s jobs left out, an earlier one is unfinished",
-                    firing.schedule.name,
-                    left_out,
-                    len(firing.jobs),
-                )
-        return [(name, job) for name, jobs in made.items() for job in jobs]
 
     @property
     def unable(self) -> int:
@@ -159,7 +147,7 @@ class Scheduler:
         for schedule in await work.schedules_of_the_future(self.may_fire, now + CLOCK_TOLERANCE_MS, _LOOK_AT):
             try:
                 following = trigger_from_text(schedule.trigger).next_after(from_ms(now))
-            except Exception as error:  # noqa: BLE001 - as in _firing
+            except Exception as error:  # noqa: BLE001 - as in _batch
                 self._report(schedule, error)
                 continue
             next_at = None if following is None else to_ms(following)

@@ -66,16 +66,13 @@ class WorkerSignals:
             if state is None:
                 log.warning("fenced: the ending of %s, claim %s, came too late and is dropped", e.claim, e.claim.claim)
             else:
-                self._tell_ending(e, state)
-
-    def _tell_ending(self, ended: Ended, state: str) -> None:
-        outcome = ended.outcome
-        # What should run again may have been cancelled meanwhile.
-        signal = _SIGNALS.get(OutcomeKind.CANCELLED if state == "cancelled" else outcome.ending)
-        if signal is not None and signal.receivers:
-            extra = {} if outcome.exception is None else {"exception": outcome.exception}
-            job = self._job(ended.claim, state, outcome.ending.failures)
-            self._sender.announce(signal, self._find_app(), job=job, outcome=outcome, **extra)
+                outcome = e.outcome
+                # What should run again may have been cancelled meanwhile.
+                signal = _SIGNALS.get(OutcomeKind.CANCELLED if state == "cancelled" else outcome.ending)
+                if signal is not None and signal.receivers:
+                    extra = {} if outcome.exception is None else {"exception": outcome.exception}
+                    job = self._job(e.claim, state, outcome.ending.failures)
+                    self._sender.announce(signal, self._find_app(), job=job, outcome=outcome, **extra)
 
     def _job(self, claim: Claim, state: str, failures: int = 0) -> Job[object]:
         known = claim._asdict() | {"failures": claim.failures + failures}

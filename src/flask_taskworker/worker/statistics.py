@@ -6,8 +6,7 @@ process may cost the figures of those seconds, never a job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 
 from ..core.loggers import get_logger
 from ..core.rows import Claim, JobRecord, OutcomeKind
@@ -19,9 +18,6 @@ log = get_logger("worker")
 
 INTERVAL = 2.0
 """Seconds between two writes of figures."""
-LINES_BATCH = 250
-LINES_SIZE = 500_000
-"""How many tries' lines are written at once, and how many characters: each may have 400,000."""
 LINES_KEPT = 10_000_000
 """Characters of lines that wait for a database which does not take them."""
 _CLEANING_INTERVAL = 3600.0
@@ -79,24 +75,20 @@ class Statistics:
             if self._tally and now >= self._next_figures:
                 self._next_figures = now + INTERVAL
                 await self._write(work)
-            if self._lines:
-                await self._write_lines(work)
+            await self._write_lines(work)
             if now >= self._next_cleaning:
                 self._next_cleaning = now + _CLEANING_INTERVAL
                 await work.remove_old_figures()
         except StoreError as error:
             self._next = now + INTERVAL
             log.debug("figures and log lines are not stored yet: %s", error)
-            self._drop_oldest_lines(error)
-
-    def _drop_oldest_lines(self, error: StoreError) -> None:
-        """What the database never takes must not fill the memory."""
-        size = sum(len(text) for _, text in self._lines.values())
-        if size > LINES_KEPT:
-            log.warning("log lines of jobs are lost: %s", error)
-        while size > LINES_KEPT:
-            _, text = self._lines.pop(next(iter(self._lines)))
-            size -= len(text)
+            # What the database never takes must not fill the memory.
+            size = sum(len(text) for _, text in self._lines.values())
+            if size > LINES_KEPT:
+                log.warning("log lines of jobs are lost: %s", error)
+            while size > LINES_KEPT:
+                _, text = self._lines.pop(next(iter(self._lines)))
+                size -= len(text)
 
     async def close(self, work: WorkerStore) -> None:
         """Store what is pending, if the database takes it."""
@@ -107,19 +99,11 @@ class Statistics:
             log.warning("the figures and log lines of the last seconds are lost: %s", error)
 
     async def _write_lines(self, work: WorkerStore) -> None:
-        while self._lines:
-            some = list(self._first_lines())
-            await work.add_lines([self._lines[key] for key in some])
-            for key in some:
+        some = list(self._lines.items())
+        if some:
+            await work.add_lines([line for _, line in some])
+            for key, _ in some:
                 del self._lines[key]
-
-    def _first_lines(self) -> Iterator[tuple[int, int]]:
-        size = 0
-        for key, (_, text) in islice(self._lines.items(), LINES_BATCH):
-            yield key
-            size += len(text)
-            if size > LINES_SIZE:
-                return
 
     async def _write(self, work: WorkerStore) -> None:
         tally, self._tally = self._tally, Tally()

@@ -85,12 +85,11 @@ class ThreadBridge:
 
     def _grow(self) -> None:
         # In an empty context: the thread outlives the job for which it comes.
-        thread = contextvars.Context().run(self._new_thread)
+        thread: OwnTask[None] = contextvars.Context().run(
+            lambda: OwnTask(self._serve(), loop=self._loop, name="taskworker-hop")
+        )
         self._threads.add(thread)
         thread.add_done_callback(self._on_thread_end)
-
-    def _new_thread(self) -> asyncio.Task[None]:
-        return OwnTask(self._serve(), loop=self._loop, name="taskworker-hop")
 
     def _on_thread_end(self, thread: asyncio.Task[None]) -> None:
         self._threads.discard(thread)

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from ..core.current_job import RunningJob, set_running
@@ -100,9 +100,9 @@ class Watchdog:
                 self._look(now)
             except RuntimeError:  # the loop has ended
                 return
-            is_lost = self._open_turns * timing.watchdog_turn >= timing.lost_after and not self._is_debugged()
-            if self._culprit is not None and is_lost:
-                self._on_lost(self._culprit)
+            is_lost = self._culprit is not None and self._open_turns * timing.watchdog_turn >= timing.lost_after
+            if is_lost and not _is_debugged(sys._current_frames().get(self._loop_thread)):
+                self._on_lost(str(self._culprit))
                 return
             before, pause = now, timing.watchdog_turn * (1 if self._answered_at != now else 2)
 
@@ -119,27 +119,14 @@ class Watchdog:
             self._culprit = None
         self._open_turns = 0
         self._asked_at = now
-        if self._is_idle():
+        frame = sys._current_frames().get(self._loop_thread)
+        # A job may wait in a selector of its own: what counts is who called it. To wake the loop for a question while
+        # it waits for something to do would be most of the cost.
+        if frame and frame.f_back and frame.f_code.co_name == "select" and frame.f_back.f_code is _RUN_ONCE:
             self._answered_at = now
         else:
             self._answered_at = None
             self._loop.call_soon_threadsafe(self._answer)
-
-    def _is_idle(self) -> bool:
-        """Whether the loop waits for something to do. To wake it for a question would be most of the cost."""
-        frame = sys._current_frames().get(self._loop_thread)
-        # A job may wait in a selector of its own: what counts is who called it.
-        if frame is None or frame.f_back is None or frame.f_code.co_name != "select":
-            return False
-        return frame.f_back.f_code is _RUN_ONCE
-
-    def _is_debugged(self) -> bool:
-        frame = sys._current_frames().get(self._loop_thread)
-        while frame is not None:
-            if str(frame.f_globals.get("__name__")).partition(".")[0] in DEBUGGERS:
-                return True
-            frame = frame.f_back
-        return False
 
     def _answer(self) -> None:
         self._answered_at = time.monotonic()
@@ -147,7 +134,10 @@ class Watchdog:
     def _tell_blocked(self, now: float) -> None:
         frame = sys._current_frames().get(self._loop_thread)
         task = asyncio.current_task(self._loop)
-        job = None if task is None else self._job_of(task)
+        job = None if task is None else self._find_job(task)
+        if job is None and task is not None and sys.version_info >= (3, 12):
+            # What a job has started inherits its context.
+            job = next((value for value in task.get_context().values() if isinstance(value, RunningJob)), None)
         self._culprit = _name(task, job)
         stack = "".join(traceback.format_stack(frame, limit=MOST_FRAMES))[-MOST_STACK:] if frame else ""
         # So that the record carries the job, as those do that the job writes itself.
@@ -163,12 +153,14 @@ class Watchdog:
         finally:
             set_running(None)
 
-    def _job_of(self, task: Task) -> RunningJob | None:
-        """The job that runs in *task*, or that has started it: those inherit its context."""
-        job = self._find_job(task)
-        if job is None and sys.version_info >= (3, 12):
-            return next((value for value in task.get_context().values() if isinstance(value, RunningJob)), None)
-        return job
+
+def _is_debugged(frame: FrameType | None) -> bool:
+    """Whether a debugger holds this stack at a breakpoint."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in DEBUGGERS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _name(task: Task | None, job: RunningJob | None) -> str:

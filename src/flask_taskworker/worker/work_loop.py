@@ -235,7 +235,7 @@ class WorkLoop:
     async def _claim(self, worker_id: str) -> int:
         """Take as many jobs as there is room for. Returns how many."""
         taken = 0
-        now, stuck, view = self._loop.time(), self.jobs.overdue, self.view
+        now, stuck, view = self._loop.time(), bool(self.jobs.hung.claims), self.view
         busy = self.jobs.busy or stuck
         self._quarantine.update(now, busy=busy, stuck=stuck)
         if self._may_begin() and self._quarantine.ready(now, busy=busy, others=view.has_ready):
@@ -282,7 +282,7 @@ class WorkLoop:
     def _has_work(self) -> bool:
         """Whether there are jobs to see through, or to claim when they can be."""
         # Beside a thread that may never return no suspect is run here.
-        has_suspect = self._quarantine.waiting and not self.jobs.overdue
+        has_suspect = self._quarantine.waiting and not self.jobs.hung.claims
         return bool(self.jobs.busy or self.jobs.ended or has_suspect or self.view.has_ready)
 
     # -- news -------------------------------------------------------------------------------------------------------

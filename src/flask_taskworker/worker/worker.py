@@ -347,7 +347,7 @@ class Worker:
         try:
             recorded = await self._drain()
             holding = jobs.busy or not recorded
-            self.must_hand_back = self._may_abandon_threads and jobs.in_threads
+            self.must_hand_back = self._may_abandon_threads and self.runs_threads
         finally:
             if not self.must_hand_back:
                 # Whatever happened: the connections' threads would keep the process.
@@ -408,7 +408,7 @@ class Worker:
         """
         loop = self.work_loop
         self._close_jobs()
-        loop.jobs.interrupt()
+        loop.jobs.leave_threads(at_most_once=True)
         await loop.writer.flush_all(self.id)
         await self._registration.stop_beating(holding=True)
         loop.signals.worker_stopped(self)
