@@ -7,7 +7,6 @@ Both are served: the names of its parameters say which one a receiver wants.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,6 +15,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from blinker import NamedSignal, Namespace
 
+from ..core.functions import signature_of
 from ..core.loggers import get_logger
 
 log = get_logger("mail")
@@ -86,7 +86,7 @@ def _run(receiver: Receiver, call: Coroutine[Any, Any, Any]) -> Any:
 
 def _order(receiver: Receiver) -> Caller:
     try:
-        parameters = inspect.signature(receiver).parameters
+        parameters = signature_of(receiver).parameters
     except (TypeError, ValueError):
         return _new_order
     positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..core.clock import require_aware
+from ..core.functions import signature_of
 from ..core.jobs import Job, JobClient
 from ..core.rows import JobRecord, JobState
 from ..errors import ArgumentsError
@@ -118,7 +119,7 @@ def performed(wanted: Wanted) -> Wanted:
 def by_name(function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A stored call's arguments by name. Those that do not fit, of another version of the code, by number."""
     try:
-        bound = inspect.signature(function).bind(*args, **kwargs)  # type: ignore[arg-type]
+        bound = signature_of(function).bind(*args, **kwargs)  # type: ignore[arg-type]
     except TypeError:
         return {f"[{number}]": value for number, value in enumerate(args)} | dict(kwargs)
     bound.apply_defaults()
@@ -128,9 +129,9 @@ def by_name(function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Ma
 def some_by_name(name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Some of a call's arguments by name. Raises ArgumentsError for one that the function does not take."""
     try:
-        return _flat(inspect.signature(function).bind_partial(*args, **kwargs))
+        return _flat(signature_of(function).bind_partial(*args, **kwargs))
     except TypeError as error:
-        raise ArgumentsError(f"{name}{inspect.signature(function)} has no such arguments: {error}.") from None
+        raise ArgumentsError(f"{name}{signature_of(function)} has no such arguments: {error}.") from None
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:

@@ -103,6 +103,11 @@ class Executor:
             return _at_once(Outcome(OutcomeKind.RELEASED))
         if task is None:
             reason = "this worker has no task of that name; import the module that declares it"
+            last = job.claim.task.rpartition(".")[2]
+            if alike := [one.name for one in self._registry if one.name.rpartition(".")[2] == last]:
+                reason += (
+                    f". If {alike[0]!r} is meant, both processes must import its module by one name, or give name=…"
+                )
             return _at_once(_released_unknown(job.claim, self._clock(), reason))
         try:
             args, kwargs = self._codec.decode_call(job.claim.args)
