@@ -35,31 +35,22 @@ def send_test(address: str, sender: str | None, count: int, as_json: bool) -> No
     Exits with 0 if every mail was accepted, 1 if one was not, 2 for a wrong ADDRESS.
     """
     state = current_app.extensions["mail"]
-    messages = [_test_message(_valid("ADDRESS", address), sender or state.default_sender, i) for i in range(count)]
+    try:
+        address = parse_mailbox(address, "ADDRESS").address
+    except BadHeaderError as error:
+        raise click.UsageError(str(error)) from None
+    sender = sender or state.default_sender
+    if not sender:
+        raise click.UsageError("The mail has no sender. Give --from ADDRESS, or set MAIL_DEFAULT_SENDER.")
+    name = current_app.name
+    body = f"This is a test mail of {name}. If you can read it, mail works.\n"
+    messages = [Message(f"Test mail {i + 1} of {name}", [address], body, sender=sender) for i in range(count)]
     results = list(_send(state, messages))
     for result in results:
-        click.echo(json.dumps(_as_dict(result)) if as_json else _as_text(result))
+        click.echo(_as_json(result) if as_json else _as_text(result))
     if state.suppress:
         click.echo("MAIL_SUPPRESS_SEND or TESTING is on: nothing left this machine.", err=True)
     sys.exit(0 if all(results) else 1)
-
-
-def _valid(name: str, address: str) -> str:
-    try:
-        return parse_mailbox(address, name).address
-    except BadHeaderError as error:
-        raise click.UsageError(str(error)) from None
-
-
-def _test_message(address: str, sender: Any, number: int) -> Message:
-    if not sender:
-        raise click.UsageError("The mail has no sender. Give --from ADDRESS, or set MAIL_DEFAULT_SENDER.")
-    return Message(
-        f"Test mail {number + 1} of {current_app.name}",
-        sender=sender,
-        recipients=[address],
-        body=f"This is a test mail of {current_app.name}. If you can read it, mail works.\n",
-    )
 
 
 def _send(state: Any, messages: list[Message]) -> Iterator[SendResult]:
@@ -74,13 +65,14 @@ def _send(state: Any, messages: list[Message]) -> Iterator[SendResult]:
         yield SendResult(message_id=messages[0].msgId, error=error, message=messages[0])
 
 
-def _as_dict(result: SendResult) -> dict[str, Any]:
-    return {
+def _as_json(result: SendResult) -> str:
+    shown = {
         "message_id": result.message_id,
         "accepted": list(result.accepted),
         "refused": {address: {"code": reply.code, "text": reply.text} for address, reply in result.refused.items()},
         "error": None if result.error is None else {"type": type(result.error).__name__, "text": str(result.error)},
     }
+    return json.dumps(shown)
 
 
 def _as_text(result: SendResult) -> str:

@@ -49,17 +49,13 @@ _callers: WeakKeyDictionary[Any, Caller] = WeakKeyDictionary()
 def _caller(receiver: Receiver) -> Caller:
     # A bound method is a new object each time it is looked at; its function is not.
     function = getattr(receiver, "__func__", receiver)
-    caller = _callers.get(function)
-    if caller is None:
-        caller = _callers[function] = _choose(receiver)
-    return caller
-
-
-def _choose(receiver: Receiver) -> Caller:
-    order = _order(receiver)
-    if not iscoroutinefunction(receiver):
-        return order
-    return lambda receiver, app, message: _run(receiver, order(receiver, app, message))
+    if function not in _callers:
+        order = _order(receiver)
+        is_async = iscoroutinefunction(receiver)
+        _callers[function] = (
+            (lambda receiver, app, message: _run(receiver, order(receiver, app, message))) if is_async else order
+        )
+    return _callers[function]
 
 
 _running: set[asyncio.Task[Any]] = set()
@@ -88,32 +84,17 @@ def _order(receiver: Receiver) -> Caller:
     try:
         parameters = signature_of(receiver).parameters
     except (TypeError, ValueError):
-        return _new_order
+        return lambda receiver, app, message: receiver(app, message=message)
     positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     first = positional[0] if positional else ""
     is_old = first in _MESSAGE_NAMES or ("app" in parameters and first != "app" and "message" not in parameters)
     if not is_old:
-        return _new_order
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if "app" in parameters or takes_any:
-        return _old_order
-    return _old_order_by_position if len(positional) > 1 else _message_only
-
-
-def _new_order(receiver: Receiver, app: Any, message: Any) -> Any:
-    return receiver(app, message=message)
-
-
-def _old_order(receiver: Receiver, app: Any, message: Any) -> Any:
-    return receiver(message, app=app)
-
-
-def _old_order_by_position(receiver: Receiver, app: Any, message: Any) -> Any:
-    return receiver(message, app)
-
-
-def _message_only(receiver: Receiver, app: Any, message: Any) -> Any:
-    return receiver(message)
+        return lambda receiver, app, message: receiver(app, message=message)
+    if "app" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return lambda receiver, app, message: receiver(message, app=app)
+    if len(positional) > 1:
+        return lambda receiver, app, message: receiver(message, app)
+    return lambda receiver, app, message: receiver(message)
 
 
 signals = Namespace()
@@ -138,8 +119,6 @@ def foreign_module(message: Any) -> Any:
     """The real ``flask_mail`` module if *message* is of its class, else None."""
     module = sys.modules.get("flask_mail")
     theirs = getattr(module, "Message", None)
-    return module if theirs is not None and isinstance(message, theirs) and not _is_ours(theirs) else None
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith("flask_taskworker.")
+    if theirs is None or not isinstance(message, theirs) or theirs.__module__.startswith("flask_taskworker."):
+        return None
+    return module

@@ -126,7 +126,8 @@ def parse_mailbox(value: object, field: str = "the address") -> Mailbox:
         if isinstance(value, list) and _LOOKS_LIKE_ADDRESS.fullmatch(force_text(value[0] or "")):
             raise BadAddressError(f"{field} {value!r} is a list of two addresses where one belongs.")
         name, address = (force_text(part or "") for part in value)
-        _check_one(name, address, field)
+        check_text(field, name)
+        check_text(field, address)
         return Mailbox(name.strip(), _checked(address.strip(), value, field))
     text = force_text(value)
     check_text(field, text)
@@ -153,11 +154,6 @@ def split_mailbox(text: str) -> tuple[str, str]:
     name, address = quoted_local.groups() if quoted_local else text[:-1].rsplit("<", 1)
     unquoted = _QUOTED_NAME.sub(lambda quoted: re.sub(r"\\(.)", r"\1", quoted[1]), name)
     return unquoted.strip(), address.strip()
-
-
-def _check_one(name: str, address: str, field: str) -> None:
-    check_text(field, name)
-    check_text(field, address)
 
 
 def _checked(address: str, shown: object, field: str) -> str:
@@ -188,7 +184,13 @@ def _is_local(local: str) -> bool:
 def _wire_domain(domain: str) -> str | None:
     """The domain in ASCII, IDN as punycode; None if it is malformed."""
     if domain.startswith("["):
-        return domain if _is_literal(domain) else None
+        inside = domain[1:-1] if domain.endswith("]") else ""
+        try:
+            is_v6 = inside[:5].lower() == "ipv6:"
+            is_literal = ipaddress.IPv6Address(inside[5:]).scope_id is None if is_v6 else ipaddress.IPv4Address(inside)
+        except ValueError:
+            return None
+        return domain if is_literal else None
     if not domain.isascii():
         try:
             domain = domain.encode("idna").decode("ascii")
@@ -196,16 +198,6 @@ def _wire_domain(domain: str) -> str | None:
             return None
     # Checked after encoding: IDNA's normalisation turns full-width signs into the ASCII ones that we refuse.
     return domain if len(domain) <= 253 and all(_LABEL.fullmatch(label) for label in domain.split(".")) else None
-
-
-def _is_literal(domain: str) -> bool:
-    inside = domain[1:-1] if domain.endswith("]") else ""
-    try:
-        if inside[:5].lower() == "ipv6:":
-            return ipaddress.IPv6Address(inside[5:]).scope_id is None
-        return bool(ipaddress.IPv4Address(inside))
-    except ValueError:
-        return False
 
 
 # ---------------------------------------------------------------- Flask-Mail's functions
@@ -232,20 +224,15 @@ def sanitize_addresses(addresses: Iterable[Address], encoding: str = "utf-8") ->
 @lru_cache(maxsize=4096)
 def _sanitized(name: str, address: str, is_pair: bool, encoding: str) -> str:
     try:
-        box = parse_mailbox((name, address) if is_pair else address)
-    except BadHeaderError:
-        box = _salvaged(name, address, is_pair)
-    return format_mailbox(box, encoding)
-
-
-def _salvaged(name: str, address: str, is_pair: bool) -> Mailbox:
-    """Something harmless out of a malformed address."""
-    text = FORBIDDEN.sub("", address)
-    if not is_pair:
-        name, text = split_mailbox(text)
-    inside = parseaddr(text)[1] or text
-    local, at, domain = re.sub(r'[\s<>,;:()\[\]\\"]', "", inside).rpartition("@")
-    return Mailbox(FORBIDDEN.sub("", name), f"{local}{at}{_wire_domain(domain) or domain if at else domain}")
+        return format_mailbox(parse_mailbox((name, address) if is_pair else address), encoding)
+    except BadHeaderError:  # something harmless out of a malformed address
+        text = FORBIDDEN.sub("", address)
+        if not is_pair:
+            name, text = split_mailbox(text)
+        inside = parseaddr(text)[1] or text
+        local, at, domain = re.sub(r'[\s<>,;:()\[\]\\"]', "", inside).rpartition("@")
+        wire = f"{local}{at}{_wire_domain(domain) or domain if at else domain}"
+        return format_mailbox(Mailbox(FORBIDDEN.sub("", name), wire), encoding)
 
 
 def format_mailbox(box: Mailbox, encoding: str = "utf-8") -> str:

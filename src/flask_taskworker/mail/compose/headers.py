@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from email.header import Header
 from email.utils import parsedate_tz
 from typing import Any
 from urllib.parse import quote
 
 from ..errors import BadHeaderError
-from .fields import FORBIDDEN, encoded_words, force_text, format_mailbox, parse_mailbox, utf8
+from .fields import FORBIDDEN, encoded_words, force_text, parse_mailbox, sanitize_addresses, utf8
 
 MAX_LINE = 998
 """Octets in a line, without its end, that a server must take (RFC 5321, 4.5.3.1.6)."""
@@ -98,26 +98,16 @@ def header_value(name: str, text: str) -> str:
     if text.isascii():
         return text
     if name.lower() in ADDRESSES:
-        boxes = [_mailbox(part) for part in split_addresses(text)]
-        return ", ".join(boxes)
+        return ", ".join(sanitize_addresses(split_addresses(text)))
     pieces = _ANGLE.split(text)
     if len(pieces) > 1 and all(piece.isascii() for piece in pieces[1::2]):
-        written = [piece if i % 2 or piece.isascii() else _words(piece, name) for i, piece in enumerate(pieces)]
-        return "".join(written)
+        # What stands in brackets stays as it is; blanks around the words do, too.
+        for i in range(0, len(pieces), 2):
+            words = pieces[i].strip()
+            if not words.isascii():
+                pieces[i] = pieces[i].replace(words, encoded_words(words, "utf-8", name))
+        return "".join(pieces)
     return encoded_words(text, "utf-8", name)
-
-
-def _mailbox(text: str) -> str:
-    try:
-        return format_mailbox(parse_mailbox(text))
-    except BadHeaderError:
-        return encoded_words(text, "utf-8")
-
-
-def _words(text: str, name: str) -> str:
-    inner = text.strip()
-    before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
-    return f"{before}{encoded_words(inner, 'utf-8', name)}{after}"
 
 
 def clean(value: object) -> str:
@@ -133,23 +123,19 @@ def header(name: str, value: str) -> str:
     line = f"{name}: {value}"
     if len(line) <= FOLD_AT and "\n" not in line:
         return line + "\r\n"
-    folded = "\r\n".join(_fold(part) for part in re.split(r"\r?\n", line))
+    lines: list[str] = []
+    for part in re.split(r"\r?\n", line):
+        first, *pieces = re.findall(r"[ \t]*[^ \t]+", part) if len(part) > FOLD_AT else (part,)
+        lines.append(first + "".join(pieces[:1]))
+        for piece in pieces[1:]:
+            if len(lines[-1]) + len(piece) > FOLD_AT:
+                lines.append(piece)
+            else:
+                lines[-1] += piece
+    folded = "\r\n".join(lines)
     if max(map(len, folded.encode().split(b"\r\n"))) > MAX_LINE:
         folded = f"{name}: " + Header(value, utf8(), header_name=name).encode(linesep="\r\n")
     return folded + "\r\n"
-
-
-def _fold(line: str) -> str:
-    if len(line) <= FOLD_AT:
-        return line
-    pieces = re.findall(r"[ \t]*[^ \t]+", line)
-    lines = ["".join(pieces[:2])]
-    for piece in pieces[2:]:
-        if len(lines[-1]) + len(piece) > FOLD_AT:
-            lines.append(piece)
-        else:
-            lines[-1] += piece
-    return "\r\n".join(lines)
 
 
 def parameter(name: str, value: str, charset_label: str = "utf-8") -> str:
@@ -160,16 +146,9 @@ def parameter(name: str, value: str, charset_label: str = "utf-8") -> str:
     encoded = f"{charset_label}''{quote(value, safe='')}"
     if len(name) + len(encoded) + 2 <= FOLD_AT - 2:
         return f"{name}*={encoded}"
-    return "; ".join(f"{name}*{i}*={section}" for i, section in enumerate(_sections(encoded, FOLD_AT - len(name) - 8)))
-
-
-def _sections(encoded: str, size: int) -> Iterator[str]:
-    """Cut, but not in the middle of a percent-encoded octet."""
-    pieces: Iterable[str] = re.findall(r"%..|[^%]", encoded)
-    section = ""
-    for piece in pieces:
-        if len(section) + len(piece) > size:
-            yield section
-            section = ""
-        section += piece
-    yield section
+    sections = [""]
+    for piece in re.findall(r"%..|[^%]", encoded):  # an octet is not cut
+        if len(sections[-1]) + len(piece) > FOLD_AT - len(name) - 8:
+            sections.append("")
+        sections[-1] += piece
+    return "; ".join(f"{name}*{i}*={section}" for i, section in enumerate(sections))

@@ -89,10 +89,11 @@ def write(
     fields = _fields(message, charset, date)
     head = part.head + "".join(header(name, value) for name, value in fields) + "\r\n"
     segments = (head.encode(), *part.body)
+    encoded = {id(_encode(attachment).body) for attachment in message.attachments or ()}
     names = [line.partition(":")[0] for line in part.head.split("\r\n") if line and line[0] not in " \t"]
     return Written(
         segments=segments,
-        shared=_shared(segments, message),
+        shared=frozenset(i for i, s in enumerate(segments) if id(s) in encoded and len(s) > _SHARE_ABOVE),
         header_names=(*names, *(name for name, _ in fields)),
         message_id=next(value for name, value in fields if name.lower() == "message-id"),
     )
@@ -250,13 +251,6 @@ def _composite(raw: bytes, content_type: str) -> tuple[str, str, bytes]:
     return content_type, "7bit" if body.isascii() else "8bit", body
 
 
-def _shared(segments: tuple[bytes, ...], message: Any) -> frozenset[int]:
-    if not message.attachments:
-        return frozenset()
-    encoded = {id(_encode(attachment).body) for attachment in message.attachments}
-    return frozenset(i for i, segment in enumerate(segments) if id(segment) in encoded and len(segment) > _SHARE_ABOVE)
-
-
 def base64_lines(data: bytes) -> bytes:
     """*data* in base64, 76 characters a line."""
     encoded = binascii.b2a_base64(data, newline=False)
@@ -294,9 +288,11 @@ def _fields(message: Any, charset: str, date: float | None) -> list[tuple[str, s
 
 
 def _own_fields(message: Any, charset: str, date: float | None) -> Iterator[tuple[str, str]]:
-    subject = _subject(message.subject, charset)
-    if subject:
-        yield "Subject", subject
+    subject = force_text(message.subject) if message.subject else ""
+    if not subject.isascii():
+        yield "Subject", encoded_words(clean(subject), charset, "Subject")
+    elif subject:
+        yield "Subject", subject if is_folded(subject) else clean(subject)
     yield "From", sanitize_address(message.sender or "", charset)
     yield "To", _addresses(message.recipients, charset) or "undisclosed-recipients:;"
     yield "Date", formatdate(date, localtime=True)
@@ -309,15 +305,6 @@ def _own_fields(message: Any, charset: str, date: float | None) -> Iterator[tupl
 
 def _addresses(addresses: Iterable[Any], charset: str) -> str:
     return ", ".join(dict.fromkeys(sanitize_addresses(addresses, charset)))
-
-
-def _subject(subject: Any, charset: str) -> str:
-    text = force_text(subject) if subject else ""
-    if not text.isascii():
-        return encoded_words(clean(text), charset, "Subject")
-    if FORBIDDEN.search(text) and not is_folded(text):
-        return clean(text)
-    return text
 
 
 def is_folded(text: str) -> bool:

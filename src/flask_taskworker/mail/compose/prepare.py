@@ -82,13 +82,17 @@ def prepare(
             boxes, send_to = parse_mailboxes(list(redirect_to), "MAIL_REDIRECT_TO"), tuple(redirect_to)
         if message.date is None:
             message.date = now
-        _check_date(message.date)
+        is_number = isinstance(message.date, int | float) and math.isfinite(message.date)
+        if not is_number or abs(message.date) > _LATEST:
+            shown = f"{message.date!r:.100}"
+            raise BadHeaderError(f"date is {shown}. Give seconds since 1970; of a datetime take its timestamp().")
         written, data = _write(message, ascii_attachments)
     except UnicodeError as error:
         raise BadTextError(f"A text of the message cannot be encoded: {error}.") from error
     envelope_from = envelope_from or getattr(message, "envelope_from", None)
+    reverse_path = parse_mailbox(envelope_from, "envelope_from") if envelope_from not in (None, "", "<>") else sender
     envelope = Envelope(
-        sender=_reverse_path(envelope_from, sender),
+        sender="" if envelope_from == "<>" else reverse_path.address,
         recipients=tuple(box.address for box in boxes),
         data=data,
         message_id=written.message_id if written is not None else str(getattr(message, "msgId", "")),
@@ -191,12 +195,6 @@ def _check_match(pattern: re.Pattern[str], name: str, value: Any, allowed: str) 
         raise BadHeaderError(f"{name} {value!r} is not allowed. Allowed: {allowed}.")
 
 
-def _check_date(date: Any) -> None:
-    is_number = isinstance(date, int | float) and math.isfinite(date)
-    if not is_number or not -_LATEST < date < _LATEST:
-        raise BadHeaderError(f"date is {date!r:.100}. Give seconds since 1970; of a datetime take its timestamp().")
-
-
 def _recipients(message: Any) -> tuple[list[Mailbox], tuple[Any, ...]]:
     """All, in the order written, each mailbox once; as addresses and as they were given."""
     names = ("recipients", "cc", "bcc")
@@ -209,12 +207,6 @@ def _recipients(message: Any) -> tuple[list[Mailbox], tuple[Any, ...]]:
     if len(seen) > MAX_RECIPIENTS:
         raise MessageTooLarge(f"The message has {len(seen)} recipients; {MAX_RECIPIENTS} are allowed. Send several.")
     return [box for box, _ in seen.values()], tuple(address for _, address in seen.values())
-
-
-def _reverse_path(envelope_from: Any, sender: Mailbox) -> str:
-    if not envelope_from:
-        return sender.address
-    return "" if envelope_from == "<>" else parse_mailbox(envelope_from, "envelope_from").address
 
 
 def _write(message: Any, ascii_attachments: bool) -> tuple[Written | None, bytes]:

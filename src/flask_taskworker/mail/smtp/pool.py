@@ -25,6 +25,7 @@ POOLED_MAILS = 100
 
 _POOLS_PER_LOOP = 16
 _ASK_AGAIN_S = 0.05
+_STILL_COUNTED_S = 5.0
 
 Opener = Callable[[], Awaitable[SMTPConnection]]
 
@@ -43,6 +44,7 @@ class Pool:
         self._crowded_until = 0.0
         self._yield_until = 0.0
         self._lent = self._opening = 0
+        self._released_at = -_STILL_COUNTED_S
         self._waiting: deque[asyncio.Future[SMTPConnection | None]] = deque()
         self._idle: deque[SMTPConnection] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -60,6 +62,7 @@ class Pool:
         where no connection can be had.
         """
         deadline = time.monotonic() + self.server.timeout
+        pauses = [0.1, 0.2, 0.4, 0.8, 1.6]
         while True:
             refusal: MailError | None = None
             if (connection := self._take_idle()) is not None:
@@ -74,9 +77,12 @@ class Pool:
                 if self._lent:
                     self._shrink(refusal)
                 elif not self._opening:
-                    if not self.ask_others_to_yield() or time.monotonic() > deadline:
+                    # It may still count a connection that was just closed, or one of another part of this process.
+                    is_patient = bool(pauses) and time.monotonic() - self._released_at < _STILL_COUNTED_S
+                    if not is_patient and (not self.ask_others_to_yield() or time.monotonic() > deadline):
+                        self._released_at = -_STILL_COUNTED_S
                         raise refusal
-                    await asyncio.sleep(_ASK_AGAIN_S)
+                    await asyncio.sleep(pauses.pop(0) if is_patient else _ASK_AGAIN_S)
                     continue
             if self._lent and not may_wait():
                 return None
@@ -85,8 +91,8 @@ class Pool:
 
     @property
     def is_served(self) -> bool:
-        """Whether connections are in use, so that a new one that is refused is only one too many."""
-        return self._lent > 0
+        """Whether connections are, or just were, in use, so that a new one that is refused is only one too many."""
+        return self._lent > 0 or time.monotonic() - self._released_at < _STILL_COUNTED_S
 
     @property
     def is_wanted(self) -> bool:
@@ -100,6 +106,7 @@ class Pool:
             self._hand_over(connection)
             return
         self._lent -= 1
+        self._released_at = time.monotonic()
         if is_good and time.monotonic() >= self._yield_until:
             self._idle.append(connection)
             self._watch()
