@@ -24,7 +24,7 @@
     │   ├── JobNotFound (LookupError)        never existed, or pruned
     │   ├── JobTimeout (TimeoutError)        no result within the caller's timeout
     │   └── LeaseLost                        another worker owns the job now
-    ├── Steering                             raised *by* a task to steer its own job
+    ├── JobControl                           raised *by* a task to control its own job
     │   ├── RetryJob                         try again later; counts an attempt
     │   ├── SnoozeJob                        try again later; counts nothing
     │   └── CancelJob                        stop here, not an error
