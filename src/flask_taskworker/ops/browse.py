@@ -128,7 +128,7 @@ class Browser:
 
     def end(self) -> int:
         """A number above that of every job stored so far: *before* for an act on what is there now."""
-        newest: int = self._read(statements.newest_id(), {})[0][0]
+        newest: int = self._read(statements.NEWEST_ID, {})[0][0]
         return newest + 1
 
     def ids(
@@ -160,10 +160,10 @@ class Browser:
         *most*: characters of the arguments, and of the result; of longer ones one more is there.
         """
         parameters = {"id": job_id, "most": most + 1}
-        rows = self._read(statements.job_whole(), parameters) if 0 < job_id <= MAX_ID else []
+        rows = self._read(statements.JOB_WHOLE, parameters) if 0 < job_id <= MAX_ID else []
         if not rows:
             raise JobNotFound(f"Job {job_id} does not exist: it was never created, or it was pruned.")
-        parts = self._read(statements.tries(), {"id": job_id, "tries": tries})
+        parts = self._read(statements.TRIES, {"id": job_id, "tries": tries})
         attempts = [Attempt(*row) for what, *row in parts if what == "try"]
         lines = {claim: _lines(text) for what, claim, *_, text in parts if what == "log"}
         return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines)
@@ -188,16 +188,11 @@ class Browser:
 
     def running(self, limit: int = 200) -> list[JobRow]:
         """The jobs that run, those first that have run longest."""
-        return [job_row(row) for row in self._read(statements.running(), {"limit": limit})]
+        return [job_row(row) for row in self._read(statements.RUNNING, {"limit": limit})]
 
     def state_counts(self) -> StateCounts:
         """How many jobs there are in each state."""
         return counts_of(dict(self._read(statements.count_states(), {"most": MOST})), MOST)
-
-    def oldest_ready_at(self) -> int | None:
-        """Since when the job waits that has waited longest, in epoch ms; None where none waits."""
-        oldest: int | None = self._read(statements.oldest_ready(), {"few": 1_000})[0][0]
-        return oldest
 
     def tasks_waiting(self) -> dict[str, int]:
         """How many unfinished jobs each task has, among the first 10,000 ready and as many scheduled ones."""
@@ -205,7 +200,7 @@ class Browser:
 
     def overdue_for_pruning(self, before: int) -> int:
         """How many finished jobs should have been deleted before *before* (epoch ms), counted up to :data:`MOST`."""
-        number: int = self._read(statements.overdue_for_pruning(), {"before": before, "most": MOST})[0][0]
+        number: int = self._read(statements.OVERDUE_FOR_PRUNING, {"before": before, "most": MOST})[0][0]
         return number
 
     # -- failures ---------------------------------------------------------------------------------------------------
@@ -255,8 +250,8 @@ class Browser:
 
     def queues(self, *, also: Sequence[str] = ()) -> list[QueueState]:
         """The queues with jobs, those that are paused, those that worked in the last hour, and *also*, by name."""
-        ready = {name: (number, oldest) for name, number, oldest in self._read(statements.queues(), {"most": MOST})}
-        facts = self._read(statements.running_and_paused(), {})
+        ready = {name: (number, oldest) for name, number, oldest in self._read(statements.QUEUES, {"most": MOST})}
+        facts = self._read(statements.RUNNING_AND_PAUSED, {})
         running: dict[str, int] = {name: number for name, is_paused, number, _, _ in facts if not is_paused}
         paused = {name: (at, who) for name, is_paused, _, at, who in facts if is_paused}
         worked = {f.key: f for f in self.figures(self._store.clock() - HOUR_MS, step=MAX_ID, by="queue")}
@@ -273,11 +268,6 @@ class Browser:
             )
             for name in sorted({*ready, *running, *paused, *worked, *also})
         ]
-
-    def paused_queues(self) -> list[str]:
-        """The names of the queues that are paused."""
-        facts = self._read(statements.running_and_paused(), {})
-        return sorted(name for name, is_paused, *_ in facts if is_paused)
 
     def schedules(self) -> list[ScheduleRow]:
         """Every schedule."""
@@ -318,7 +308,7 @@ class Browser:
 
     def totals(self) -> dict[tuple[str, str], Figures]:
         """What ended since the tables were made, by task and queue. It only grows."""
-        return {(row[0], row[1]): figures_of((0, row[0], *row[2:])) for row in self._read(statements.totals(), {})}
+        return {(row[0], row[1]): figures_of((0, row[0], *row[2:])) for row in self._read(statements.TOTALS, {})}
 
     # -- mails and the audit log --------------------------------------------------------------------------------------
 
@@ -340,7 +330,7 @@ class Browser:
 
     def mail(self, mail_id: str) -> MailRow | None:
         """One queued mail; None where there is none of that id."""
-        rows = self._read(statements.mail(), {"id": mail_id})
+        rows = self._read(statements.MAIL, {"id": mail_id})
         return MailRow(*rows[0]) if rows else None
 
     def first_recipients(self, ids: Sequence[str], most: int) -> dict[str, list[RecipientRow]]:
@@ -364,7 +354,7 @@ class Browser:
     def audit(self, *, limit: int = 50, before: int | None = None) -> list[AuditRow]:
         """What people did, newest first."""
         parameters = {"limit": limit, "before": MAX_ID if before is None else before}
-        return [AuditRow(*row) for row in self._read(statements.audit(), parameters)]
+        return [AuditRow(*row) for row in self._read(statements.AUDIT, parameters)]
 
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()

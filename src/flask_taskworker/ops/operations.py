@@ -76,7 +76,7 @@ class Operations:
         return bool(changed)
 
     def _refuse_taken_key(self, job_id: int) -> None:
-        if self._read(statements.discarded_key_taken(), {"id": job_id}):
+        if self._read(statements.DISCARDED_KEY_TAKEN, {"id": job_id}):
             raise NotAccepted(f"Job {job_id} cannot be restored: another unfinished job has its unique key.")
 
     def act_on_some(self, action: str, ids: Sequence[int], target: str = "", *, chosen: JobFilter | None = None) -> int:
@@ -189,7 +189,7 @@ class Operations:
     def _ended(self, before: int) -> Iterator[list[int]]:
         self._store.driver.prepare()
         last = 0
-        while rows := self._read(statements.ended_before(), {"after": last, "before": before, "number": 1000}):
+        while rows := self._read(statements.ENDED_BEFORE, {"after": last, "before": before, "number": 1000}):
             yield [job_id for job_id, ended in rows if ended]
             last = rows[-1][0]
 
@@ -198,12 +198,12 @@ class Operations:
     def pause_queue(self, name: str) -> None:
         """Pause a queue: running jobs finish, no new jobs start."""
         parameters = {"name": name, "now": self._store.clock(), "who": self._who}
-        self._do("pause", f"queue {name}", lambda run: run(statements.pause_queue(), parameters))
+        self._do("pause", f"queue {name}", lambda run: run(statements.PAUSE_QUEUE, parameters))
         self._client.announce(signals.queue_paused, queue=name, paused=True)
 
     def resume_queue(self, name: str) -> bool:
         """Whether it was paused."""
-        if not self._do("resume", f"queue {name}", lambda run: run(statements.resume_queue(), {"name": name})):
+        if not self._do("resume", f"queue {name}", lambda run: run(statements.RESUME_QUEUE, {"name": name})):
             return False
         self._client.wake()
         self._client.announce(signals.queue_paused, queue=name, paused=False)
@@ -211,12 +211,12 @@ class Operations:
 
     def pause_schedule(self, name: str) -> bool:
         """Pause a schedule; False if it was paused. Raises DeclarationError if none has this name."""
-        return self._on_schedule(name, "pause", statements.pause_schedule())
+        return self._on_schedule(name, "pause", statements.PAUSE_SCHEDULE)
 
     def resume_schedule(self, name: str) -> bool:
         """Resume a schedule at its next time; times that passed while it was paused are not made up for."""
         schedule = self._schedule(name)
-        return self._on_schedule(name, "resume", statements.resume_schedule(), next_at=self._next(schedule))
+        return self._on_schedule(name, "resume", statements.RESUME_SCHEDULE, next_at=self._next(schedule))
 
     def skip_next(self, name: str) -> int | None:
         """Skip the next fire time; returns the one after it, in epoch ms.
@@ -229,7 +229,7 @@ class Operations:
             return None
         following = trigger_from_text(schedule.trigger).next_after(from_ms(schedule.next_at))
         next_at = None if following is None else to_ms(following)
-        if not self._on_schedule(name, "skip", statements.move_schedule(), next_at=next_at, expected=schedule.next_at):
+        if not self._on_schedule(name, "skip", statements.MOVE_SCHEDULE, next_at=next_at, expected=schedule.next_at):
             # It has fired just now.
             return self._schedule(name).next_at
         return next_at
@@ -250,7 +250,7 @@ class Operations:
 
         def note(run: Run) -> None:
             skips = trigger_from_text(schedule.trigger).overlap == "skip"
-            if skips and run(statements.unfinished_of_schedule(), {"name": name}):
+            if skips and run(statements.UNFINISHED_OF_SCHEDULE, {"name": name}):
                 raise DeclarationError(
                     f"An earlier job of the schedule {name!r} is unfinished, and its overlap is 'skip'. Wait for "
                     "it, or cancel it."
@@ -339,10 +339,10 @@ class Act:
 
     def _add(self, run: Run, number: int) -> int:
         if self._note is not None:
-            run(statements.add_to_note(), {"id": self._note, "number": number})
+            run(statements.ADD_TO_NOTE, {"id": self._note, "number": number})
             return self._note
         values = {"at": self._store.clock(), "who": self._who, "action": self.action}
-        ((note,),) = run(statements.note(), {**values, "target": self._target[:MAX_TARGET], "number": number})
+        ((note,),) = run(statements.NOTE, {**values, "target": self._target[:MAX_TARGET], "number": number})
         return int(note)
 
     def note_one(self, run: Run) -> None:

@@ -134,7 +134,7 @@ def _statement(dialect: Dialect) -> str:
     """A row for each part: its name, and its rows as JSON, in their order."""
     parts = {
         "workers": (worker_statements.WORKERS, len(_WORKER)),
-        "queues": (browse_statements.queues(), len(_QUEUE)),
+        "queues": (browse_statements.QUEUES, len(_QUEUE)),
         "ready": (_COUNT.format("state = 'ready' AND solo = 0"), 1),
         "suspect": (_COUNT.format("state = 'ready' AND solo = 1"), 1),
         "scheduled": (_COUNT.format("state = 'scheduled'"), 1),

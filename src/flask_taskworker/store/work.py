@@ -424,7 +424,7 @@ class WorkerStore:
     async def move_schedule(self, schedule: DueSchedule, next_at: int | None) -> bool:
         """Set a schedule's next time; False if another worker has moved it since it was read."""
         parameters = {"name": schedule.name, "expected": schedule.next_at, "next_at": next_at}
-        return bool(await self._link.write(operation_statements.move_schedule(), parameters))
+        return bool(await self._link.write(operation_statements.MOVE_SCHEDULE, parameters))
 
     async def see_schedules(self, names: Sequence[str]) -> None:
         """Note that these schedules are still declared, and delete those that no worker has declared for a week."""
@@ -456,7 +456,7 @@ class WorkerStore:
         now = self._store.clock()
         parameters = {"minutes_before": now - KEEP_MINUTES_MS, "hours_before": now - KEEP_HOURS_MS}
         await self._link.write(job_statements.REMOVE_ROLLUPS, parameters, durable=False)
-        await self._link.write(operation_statements.remove_notes(), {"before": now - KEEP_NOTES_MS}, durable=False)
+        await self._link.write(operation_statements.REMOVE_NOTES, {"before": now - KEEP_NOTES_MS}, durable=False)
 
     async def add_lines(self, lines: Sequence[tuple[Claim, str]]) -> None:
         """Store what tries have logged: for each its lines so far, as JSON; of a job those of the last tries."""

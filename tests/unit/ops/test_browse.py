@@ -489,12 +489,6 @@ def test_the_succeeded_are_unknown_where_the_failed_fill_the_count(
     assert (counts.failed, counts.succeeded) == (3, None)
 
 
-def test_the_oldest_ready_job_waits_since_it_was_due(browser: Browser, rows: Rows) -> None:
-    assert browser.oldest_ready_at() is None
-    store_jobs(rows, {"created_at": 500}, {"created_at": 100, "run_at": 700}, {"created_at": 50, "state": "running"})
-    assert browser.oldest_ready_at() == 500
-
-
 def test_waiting_jobs_are_counted_by_task(browser: Browser, rows: Rows) -> None:
     store_jobs(rows, {}, {}, {"task": "b", "state": "scheduled"}, {"task": "b"}, {"task": "c", "state": "failed"})
     assert browser.tasks_waiting() == {"app.add": 2, "b": 2}

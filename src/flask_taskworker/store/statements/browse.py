@@ -168,31 +168,24 @@ def count_all(dialect: Dialect, chosen: JobFilter) -> str:
     return f"SELECT count(*) FROM taskworker_job WHERE {base} AND id < :before AND {conditions(dialect, chosen)}"
 
 
-def newest_id() -> str:
-    """The number of the newest job; 0 where there is none."""
-    return "SELECT COALESCE(max(id), 0) FROM taskworker_job"
+NEWEST_ID = "SELECT COALESCE(max(id), 0) FROM taskworker_job"
+"""The number of the newest job; 0 where there is none."""
 
 
-def job_whole() -> str:
-    """One job with its payloads, and what a list does not need."""
-    args, result = (f"substr({name}, 1, CAST(:most AS integer)) AS {name}" for name in ("args", "result"))
-    return (
-        f"SELECT {RECORD}, discarded, failure_group, {args}, error, {result}, origin FROM taskworker_job WHERE id = :id"
-    )
+JOB_WHOLE = (
+    f"SELECT {RECORD}, discarded, failure_group, substr(args, 1, CAST(:most AS integer)) AS args, error, "
+    "substr(result, 1, CAST(:most AS integer)) AS result, origin FROM taskworker_job WHERE id = :id"
+)
+"""One job with its payloads, and what a list does not need."""
 
 
-def tries() -> str:
-    """The last 100 tries of one job that did not succeed ("try"), and the log lines of the last ``:tries`` ("log")."""
-    known = "claim, attempt, worker_id, started_at, finished_at, outcome, error"
-    part = "SELECT {} FROM {} WHERE job_id = :id ORDER BY claim DESC LIMIT {}"
-    ended, logged = (
-        part.format(known, "taskworker_attempt", 100),
-        part.format("claim, lines", "taskworker_log", ":tries"),
-    )
-    return (
-        f"SELECT 'try', {known} FROM ({ended}) AS a "
-        f"UNION ALL SELECT 'log', claim, 0, NULL, NULL, 0, '', lines FROM ({logged}) AS l"
-    )
+TRIES = (
+    "SELECT 'try', claim, attempt, worker_id, started_at, finished_at, outcome, error FROM (SELECT * FROM "
+    "taskworker_attempt WHERE job_id = :id ORDER BY claim DESC LIMIT 100) AS a "
+    "UNION ALL SELECT 'log', claim, 0, NULL, NULL, 0, '', lines FROM (SELECT * FROM taskworker_log "
+    "WHERE job_id = :id ORDER BY claim DESC LIMIT :tries) AS l"
+)
+"""The last 100 tries of one job that did not succeed ("try"), and the log lines of the last ``:tries`` ("log")."""
 
 
 def children(dialect: Dialect) -> str:
@@ -247,17 +240,8 @@ _QUEUES = (
 )
 
 
-def oldest_ready() -> str:
-    """Since when the job waits that has waited longest, among the first ``:few`` of each queue."""
-    since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
-    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT :few"
-    oldest = f"SELECT min(since) FROM (SELECT {since} AS since {ready}) AS dated"
-    return f"{_QUEUES} SELECT min(oldest) FROM (SELECT ({oldest}) AS oldest FROM q WHERE name IS NOT NULL) AS oldests"
-
-
-def running() -> str:
-    """The jobs that run, those that have run longest first, up to ``:limit``."""
-    return f"SELECT {ROW} FROM taskworker_job WHERE state = 'running' ORDER BY started_at, id LIMIT :limit"
+RUNNING = f"SELECT {ROW} FROM taskworker_job WHERE state = 'running' ORDER BY started_at, id LIMIT :limit"
+"""The jobs that run, those that have run longest first, up to ``:limit``."""
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -299,24 +283,21 @@ def jobs_by_id(dialect: Dialect) -> str:
 # -- queues, schedules, workers ----------------------------------------------------------------------------------------
 
 
-def queues() -> str:
-    """Queues with ready jobs: how many up to ``:most``, and since when the oldest of the next 1,000 waits."""
-    since = "CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END"
-    ready = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT {}"
-    return (
-        f"{_QUEUES} SELECT name, (SELECT count(*) FROM (SELECT 1 {ready.format(':most')}) AS counted), "
-        f"(SELECT min(since) FROM (SELECT {since} AS since {ready.format(1000)}) AS dated) "
-        "FROM q WHERE name IS NOT NULL"
-    )
+_READY = "FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name LIMIT"
+QUEUES = (
+    f"{_QUEUES} SELECT name, (SELECT count(*) FROM (SELECT 1 {_READY} :most) AS counted), (SELECT min(since) FROM "
+    f"(SELECT CASE WHEN j.run_at > 0 THEN j.run_at ELSE j.created_at END AS since {_READY} 1000) AS dated) "
+    "FROM q WHERE name IS NOT NULL"
+)
+"""Queues with ready jobs: how many up to ``:most``, and since when the oldest of the next 1,000 waits."""
 
 
-def running_and_paused() -> str:
-    """How many jobs of each queue run (a row with ``paused`` 0), and the queues that are paused (a row with 1)."""
-    return (
-        "SELECT queue, 0 AS paused, count(*), CAST(NULL AS bigint), CAST(NULL AS text) FROM taskworker_job "
-        "WHERE state = 'running' GROUP BY queue "
-        "UNION ALL SELECT name, 1, 0, paused_at, paused_by FROM taskworker_queue WHERE paused = 1"
-    )
+RUNNING_AND_PAUSED = (
+    "SELECT queue, 0 AS paused, count(*), CAST(NULL AS bigint), CAST(NULL AS text) FROM taskworker_job "
+    "WHERE state = 'running' GROUP BY queue "
+    "UNION ALL SELECT name, 1, 0, paused_at, paused_by FROM taskworker_queue WHERE paused = 1"
+)
+"""How many jobs of each queue run (a row with ``paused`` 0), and the queues that are paused (a row with 1)."""
 
 
 def schedule_runs(dialect: Dialect) -> str:
@@ -353,9 +334,8 @@ def series(by: Key | None = None) -> str:
     )
 
 
-def totals() -> str:
-    """The figures of all the time, by task and queue."""
-    return f"SELECT task, queue, {', '.join(ROLLUP_FIGURES)} FROM taskworker_rollup WHERE span = 0 ORDER BY task, queue"
+TOTALS = f"SELECT task, queue, {', '.join(ROLLUP_FIGURES)} FROM taskworker_rollup WHERE span = 0 ORDER BY task, queue"
+"""The figures of all the time, by task and queue."""
 
 
 # -- mails -------------------------------------------------------------------------------------------------------------
@@ -372,9 +352,8 @@ _MAILS = (
 )
 
 
-def mail() -> str:
-    """One queued mail, as in :func:`mails`."""
-    return f"{_MAILS} WHERE m.id = :id"
+MAIL = f"{_MAILS} WHERE m.id = :id"
+"""One queued mail, as in :func:`mails`."""
 
 
 def first_recipients(dialect: Dialect) -> str:
@@ -420,12 +399,10 @@ def mails_floor(given: Collection[str]) -> str:
 # -- the audit log -----------------------------------------------------------------------------------------------------
 
 
-def audit() -> str:
-    """The newest ``:limit`` actions before ``:before``."""
-    return (
-        "SELECT id, at, who, action, target, number FROM taskworker_audit WHERE id < :before ORDER BY id DESC "
-        "LIMIT :limit"
-    )
+AUDIT = (
+    "SELECT id, at, who, action, target, number FROM taskworker_audit WHERE id < :before ORDER BY id DESC LIMIT :limit"
+)
+"""The newest ``:limit`` actions before ``:before``."""
 
 
 def unfinished_tasks() -> str:
@@ -440,7 +417,7 @@ def unfinished_tasks() -> str:
     return f"SELECT task, count(*) FROM ({every}) AS u GROUP BY task ORDER BY task"
 
 
-def overdue_for_pruning() -> str:
-    """How many finished jobs should have been deleted before ``:before``, up to ``:most``."""
-    overdue = f"SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most"
-    return f"SELECT count(*) FROM ({overdue}) AS counted"
+OVERDUE_FOR_PRUNING = (
+    f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT :most) AS c"
+)
+"""How many finished jobs should have been deleted before ``:before``, up to ``:most``."""

@@ -111,17 +111,15 @@ SPECIAL: Mapping[str, Callable[[Dialect, str], str]] = {"retry": special_retries
 """The jobs of a batch with which the act is done one by one."""
 
 
-def discarded_key_taken() -> str:
-    """Whether a discarded job waits for its unique key."""
-    return f"SELECT 1 FROM taskworker_job WHERE id = :id AND discarded = 2 AND NOT {_KEY_FREE}"
+DISCARDED_KEY_TAKEN = f"SELECT 1 FROM taskworker_job WHERE id = :id AND discarded = 2 AND NOT {_KEY_FREE}"
+"""Whether a discarded job waits for its unique key."""
 
 
-def ended_before() -> str:
-    """The next ``:number`` jobs after ``:after`` by id, and of each whether it ended before ``:before``."""
-    return (
-        f"SELECT id, CASE WHEN {FINISHED} AND finished_at < :before THEN 1 ELSE 0 END FROM taskworker_job "
-        "WHERE id > :after ORDER BY id LIMIT :number"
-    )
+ENDED_BEFORE = (
+    f"SELECT id, CASE WHEN {FINISHED} AND finished_at < :before THEN 1 ELSE 0 END FROM taskworker_job "
+    "WHERE id > :after ORDER BY id LIMIT :number"
+)
+"""The next ``:number`` jobs after ``:after`` by id, and of each whether it ended before ``:before``."""
 
 
 def purge(dialect: Dialect) -> str:
@@ -129,60 +127,53 @@ def purge(dialect: Dialect) -> str:
     return f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {FINISHED} AND finished_at < :before RETURNING id"
 
 
-def pause_queue() -> str:
-    """Pause a queue; one that is paused stays as it is."""
-    return (
-        "INSERT INTO taskworker_queue (name, paused, paused_at, paused_by) VALUES (:name, 1, :now, :who) "
-        "ON CONFLICT (name) DO UPDATE SET paused = 1, "
-        "paused_at = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_at ELSE excluded.paused_at "
-        "END, paused_by = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_by "
-        "ELSE excluded.paused_by END RETURNING name"
-    )
+PAUSE_QUEUE = (
+    "INSERT INTO taskworker_queue (name, paused, paused_at, paused_by) VALUES (:name, 1, :now, :who) "
+    "ON CONFLICT (name) DO UPDATE SET paused = 1, "
+    "paused_at = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_at ELSE excluded.paused_at "
+    "END, paused_by = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_by "
+    "ELSE excluded.paused_by END RETURNING name"
+)
+"""Pause a queue; one that is paused stays as it is."""
 
 
-def resume_queue() -> str:
-    """Resume a queue."""
-    return (
-        "UPDATE taskworker_queue SET paused = 0, paused_at = NULL, paused_by = NULL WHERE name = :name AND paused = 1 "
-        "RETURNING name"
-    )
+RESUME_QUEUE = (
+    "UPDATE taskworker_queue SET paused = 0, paused_at = NULL, paused_by = NULL WHERE name = :name AND paused = 1 "
+    "RETURNING name"
+)
+"""Resume a queue."""
 
 
-def pause_schedule() -> str:
-    """Pause a schedule."""
-    return "UPDATE taskworker_schedule SET paused = 1 WHERE name = :name AND paused = 0 RETURNING name"
+PAUSE_SCHEDULE = "UPDATE taskworker_schedule SET paused = 1 WHERE name = :name AND paused = 0 RETURNING name"
+"""Pause a schedule."""
 
 
-def unfinished_of_schedule() -> str:
-    """Whether a job of the schedule is unfinished."""
-    return f"SELECT 1 FROM taskworker_job WHERE schedule = :name AND {UNFINISHED} LIMIT 1"
+UNFINISHED_OF_SCHEDULE = f"SELECT 1 FROM taskworker_job WHERE schedule = :name AND {UNFINISHED} LIMIT 1"
+"""Whether a job of the schedule is unfinished."""
 
 
-def resume_schedule() -> str:
-    """Resume a schedule at its next time."""
-    return (
-        "UPDATE taskworker_schedule SET paused = 0, next_at = :next_at WHERE name = :name AND paused = 1 RETURNING name"
-    )
+RESUME_SCHEDULE = (
+    "UPDATE taskworker_schedule SET paused = 0, next_at = :next_at WHERE name = :name AND paused = 1 RETURNING name"
+)
+"""Resume a schedule at its next time."""
 
 
-def move_schedule() -> str:
-    """Advance a schedule, unless another worker has."""
-    return "UPDATE taskworker_schedule SET next_at = :next_at WHERE name = :name AND next_at = :expected RETURNING name"
+MOVE_SCHEDULE = (
+    "UPDATE taskworker_schedule SET next_at = :next_at WHERE name = :name AND next_at = :expected RETURNING name"
+)
+"""Advance a schedule, unless another worker has."""
 
 
-def note() -> str:
-    """Note an act."""
-    return (
-        "INSERT INTO taskworker_audit (at, who, action, target, number) VALUES (:at, :who, :action, :target, :number) "
-        "RETURNING id"
-    )
+NOTE = (
+    "INSERT INTO taskworker_audit (at, who, action, target, number) VALUES (:at, :who, :action, :target, :number) "
+    "RETURNING id"
+)
+"""Note an act."""
 
 
-def add_to_note() -> str:
-    """Note that an act has gone on."""
-    return "UPDATE taskworker_audit SET number = number + :number WHERE id = :id"
+ADD_TO_NOTE = "UPDATE taskworker_audit SET number = number + :number WHERE id = :id"
+"""Note that an act has gone on."""
 
 
-def remove_notes() -> str:
-    """Delete the notes of acts before ``:before``."""
-    return "DELETE FROM taskworker_audit WHERE at < :before"
+REMOVE_NOTES = "DELETE FROM taskworker_audit WHERE at < :before"
+"""Delete the notes of acts before ``:before``."""

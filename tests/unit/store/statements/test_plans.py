@@ -137,7 +137,7 @@ def test_no_statement_of_the_pages_goes_through_the_table(store: Store, plans: P
         browser.jobs(chosen, names=lambda _: ("x",))
         browser.jobs(chosen, before=30_000, names=lambda _: ("x",))
         next(browser.ids(chosen, names=lambda _: ("x",)), None)
-    calls: list[Any] = [browser.state_counts, browser.oldest_ready_at, browser.tasks_waiting, browser.queues]
+    calls: list[Any] = [browser.state_counts, browser.tasks_waiting, browser.queues]
     calls += [
         browser.running,
         lambda: browser.schedule_runs(["a"]),
