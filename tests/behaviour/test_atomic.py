@@ -165,7 +165,7 @@ def test_job_that_steers_itself_leaves_nothing(
     assert notes() == []
 
 
-def test_each_try_begins_anew_and_the_last_one_stays(
+def test_each_try_begins_again_and_the_last_one_stays(
     db: SQLAlchemy, task_worker: BackgroundTaskWorker, notes: Callable[[], list[int]], store: Store
 ) -> None:
     @task_worker.task(atomic=db, retry=Retry(max_attempts=3, base=0.001, jitter=0))
@@ -296,7 +296,7 @@ def test_job_that_another_worker_owns_by_now_leaves_nothing(
     rows("UPDATE taskworker_job SET state = 'ready', worker_id = NULL")
 
 
-def test_late_success_of_a_rescued_job_that_nobody_took_counts(
+def test_late_success_of_a_rescued_job_that_no_one_took_counts(
     db: SQLAlchemy, task_worker: BackgroundTaskWorker, notes: Callable[[], list[int]], rows: Rows
 ) -> None:
     entered, go_on = threading.Event(), threading.Event()

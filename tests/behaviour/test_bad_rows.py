@@ -183,7 +183,7 @@ def test_job_with_a_type_that_only_newer_code_knows_goes_back_to_its_queue_for_a
     ["CAST(x'80ff' AS TEXT)", "CAST(x'5b5b22eda080225d2c7b7d5d' AS TEXT)"],
     ids=["no utf-8", "surrogate"],
 )
-def test_payload_that_is_no_text_fails_its_job_alone(worker: BackgroundTaskWorker, rows: Rows, value: str) -> None:
+def test_payload_that_is_not_text_fails_its_job_alone(worker: BackgroundTaskWorker, rows: Rows, value: str) -> None:
     """SQLite keeps bytes that are no UTF-8 as text."""
     job = worker.registry.find("work").enqueue()
     rows(f"UPDATE taskworker_job SET args = {value}")
@@ -222,7 +222,7 @@ def test_result_that_cannot_be_read_is_an_error_for_those_who_ask(worker: Backgr
             job.result(timeout=1)
 
 
-def test_running_job_of_nobody_harms_nobody(worker: BackgroundTaskWorker, rows: Rows) -> None:
+def test_running_job_without_an_owner_harms_nothing_else(worker: BackgroundTaskWorker, rows: Rows) -> None:
     job = worker.registry.find("work").enqueue()
     tamper(rows, job, state="running", worker_id="0abc")
     worker.start()
@@ -230,7 +230,7 @@ def test_running_job_of_nobody_harms_nobody(worker: BackgroundTaskWorker, rows: 
     assert job.refresh().state is JobState.RUNNING
 
 
-def test_worker_row_of_another_origin_harms_nobody(
+def test_worker_row_of_another_origin_harms_nothing_else(
     worker: BackgroundTaskWorker, rows: Rows, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.01))

@@ -168,7 +168,7 @@ def test_backoff_that_raises_fails_the_job_with_both_reasons(declare: Callable[.
     assert "ValueError: the task's" in caught.value.traceback
 
 
-def test_operator_retry_begins_anew_but_claims_go_on(declare: Callable[..., Any], store: Store) -> None:
+def test_operator_retry_begins_again_but_claims_go_on(declare: Callable[..., Any], store: Store) -> None:
     work = Flaky(*(ValueError(str(i)) for i in range(3)))
     job = declare(work, retry=Retry(2, **SOON)).enqueue()
     with pytest.raises(JobFailed):

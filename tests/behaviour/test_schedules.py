@@ -312,7 +312,7 @@ def test_schedule_may_overlap_itself(make_app: MakeApp, make_worker: MakeWorker)
     wait_for(lambda: len(met) == 3)
 
 
-def test_job_enqueued_by_hand_is_no_overlap(task_worker: BackgroundTaskWorker) -> None:
+def test_job_enqueued_by_hand_is_not_an_overlap(task_worker: BackgroundTaskWorker) -> None:
     release = threading.Event()
     seen: list[str | None] = []
 
@@ -533,7 +533,7 @@ def test_schedule_that_no_code_declares_any_more_is_removed_after_seven_days(
 # -- what cannot fire --------------------------------------------------------------------------------------------------
 
 
-def test_schedule_of_an_unknown_task_does_not_fire_and_keeps_nobody_busy(
+def test_schedule_of_an_unknown_task_does_not_fire_and_keeps_no_worker_busy(
     idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
 ) -> None:
     """It is of another version of the code, which fires it."""
@@ -569,7 +569,7 @@ def test_schedule_that_cannot_be_read_is_reported_once_and_harms_no_other(
     assert rows("SELECT DISTINCT schedule FROM taskworker_job") == [("tick",)]
 
 
-def test_schedule_that_cannot_be_read_keeps_nobody_busy(
+def test_schedule_that_cannot_be_read_keeps_no_worker_busy(
     idle_worker: BackgroundTaskWorker, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     note = idle_worker.task(name="note")(lambda: None)

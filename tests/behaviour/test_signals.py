@@ -316,7 +316,7 @@ def test_worker_without_a_thread_for_signals_works_on(
     assert "no thread for the receivers" in caplog.text
 
 
-def test_signals_cost_nothing_when_nobody_listens(idle_worker: BackgroundTaskWorker) -> None:
+def test_signals_cost_nothing_when_no_one_listens(idle_worker: BackgroundTaskWorker) -> None:
     # A receiver of the test before may still be at it.
     before = set(threading.enumerate())
     idle_worker.start()
@@ -373,7 +373,7 @@ def misunderstand(sender: Flask) -> None: ...
 
 
 @pytest.mark.parametrize("receiver", [fail, leave, interrupt, misunderstand, fail_async, cancel_async])
-def test_receiver_that_raises_is_logged_and_harms_nobody(
+def test_receiver_that_raises_is_logged_and_harms_nothing_else(
     idle_worker: BackgroundTaskWorker, receiver: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     heard = []

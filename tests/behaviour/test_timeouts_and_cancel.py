@@ -100,7 +100,7 @@ def test_async_job_that_ends_well_in_spite_of_its_timeout_has_succeeded(task_wor
     assert work.enqueue().result(timeout=20) == "saved"
 
 
-def test_error_while_cleaning_up_after_a_timeout_is_told(task_worker: BackgroundTaskWorker) -> None:
+def test_error_while_cleaning_up_after_a_timeout_is_reported(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task(timeout=0.05)
     async def work() -> None:
         try:
@@ -190,7 +190,7 @@ async def forever_short() -> None:
     await asyncio.sleep(0.05)
 
 
-def test_timed_out_sync_job_is_told_to_stop(task_worker: BackgroundTaskWorker) -> None:
+def test_timed_out_sync_job_is_asked_to_stop(task_worker: BackgroundTaskWorker) -> None:
     stopped = threading.Event()
 
     @task_worker.task(timeout=0.05)
@@ -380,7 +380,7 @@ def test_cancelling_one_job_harms_no_other(task_worker: BackgroundTaskWorker) ->
     assert [jobs[0].result(timeout=20), jobs[2].result(timeout=20)] == [0, 2]
 
 
-def test_job_cancelled_that_nobody_asked_for_is_a_failure(task_worker: BackgroundTaskWorker) -> None:
+def test_job_cancelled_without_a_request_is_a_failure(task_worker: BackgroundTaskWorker) -> None:
     """It came from a job that this one waited for, perhaps."""
 
     @task_worker.task

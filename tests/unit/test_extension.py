@@ -458,7 +458,7 @@ TOLD = "start() does nothing under flask {}, so no job runs in it. Use: flask ta
         (BlockingTaskWorker, "work", TOLD.format("work")),
     ],
 )
-def test_start_that_does_nothing_is_told_where_somebody_would_wonder(
+def test_start_that_does_nothing_is_reported_where_it_may_surprise(
     make_app: MakeApp,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

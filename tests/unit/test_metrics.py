@@ -115,7 +115,7 @@ def test_counters_only_grow_when_old_figures_are_deleted(
     assert value(read(app), "jobs_total", task="well", queue="default", outcome="succeeded") == 1
 
 
-def test_queues_are_told_even_while_nothing_is_in_them(
+def test_queues_are_reported_even_while_nothing_is_in_them(
     app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
 ) -> None:
     store.driver.prepare()
@@ -132,7 +132,7 @@ def test_queues_are_told_even_while_nothing_is_in_them(
     assert value(found, "queue_paused", queue="p") == 1
 
 
-def test_a_late_schedule_is_told(app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
+def test_a_late_schedule_is_reported(app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
     task = idle_worker.task(name="t")(lambda: None)
     for name in ("late", "paused", "in time"):
         task.schedule(Every(hours=1, start=datetime.now(UTC) - timedelta(minutes=30)), name=name)
@@ -144,7 +144,7 @@ def test_a_late_schedule_is_told(app: Flask, idle_worker: BackgroundTaskWorker, 
     assert value(found, "schedule_late_seconds", schedule="paused") == 0
 
 
-def test_workers_are_told_by_state(app: Flask, task_worker: BackgroundTaskWorker) -> None:
+def test_workers_are_reported_by_state(app: Flask, task_worker: BackgroundTaskWorker) -> None:
     wait_for(lambda: value(read(app), "workers", state="alive") == 1)
     assert [value(read(app), "workers", state=state) for state in ("draining", "dead", "left")] == [0, 0, 0]
 
@@ -157,7 +157,7 @@ def test_mails_are_counted(app: Flask, idle_worker: BackgroundTaskWorker, store:
     assert value(read(app), "mail_total", outcome="succeeded") == 4
 
 
-def test_any_process_tells_of_all(open_app: Flask, idle_worker: BackgroundTaskWorker) -> None:
+def test_any_process_reports_all(open_app: Flask, idle_worker: BackgroundTaskWorker) -> None:
     idle_worker.task(name="well")(lambda: None).enqueue()
     idle_worker.start()
     twin = twin_of(open_app)
@@ -175,7 +175,7 @@ def test_any_process_tells_of_all(open_app: Flask, idle_worker: BackgroundTaskWo
 # -- how, and to whom --------------------------------------------------------------------------------------------------
 
 
-def test_names_with_every_character_are_told(open_app: Flask, store: Store, rows: Rows) -> None:
+def test_names_with_every_character_are_reported(open_app: Flask, store: Store, rows: Rows) -> None:
     store.driver.prepare()
     name = 'a"b\\c\nd\u2028{}ü'
     store_jobs(rows, {"queue": name})
@@ -186,7 +186,7 @@ def test_names_with_every_character_are_told(open_app: Flask, store: Store, rows
     assert {family.name for family in parse_openmetrics(answer.text)} >= {"taskworker_jobs", "taskworker_queue_depth"}
 
 
-def test_a_database_that_does_not_answer_is_told(
+def test_a_database_that_does_not_answer_is_reported(
     open_app: Flask, store: Store, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.driver.prepare()
@@ -196,7 +196,7 @@ def test_a_database_that_does_not_answer_is_told(
     assert "the metrics could not be read" in caplog.text
 
 
-def test_without_access_nothing_is_told(
+def test_without_access_nothing_is_reported(
     app: Flask, idle_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.register_blueprint(create_metrics(idle_worker))
@@ -224,7 +224,7 @@ def test_the_callback_decides(app: Flask, idle_worker: BackgroundTaskWorker) -> 
     assert [client.get(f"{path}/metrics").status_code for path in answers] == [200, 403, 418]
 
 
-def test_metrics_of_what_is_no_task_worker_are_refused(app: Flask) -> None:
+def test_metrics_of_what_is_not_a_task_worker_are_refused(app: Flask) -> None:
     with pytest.raises(ArgumentsError, match="is not a TaskWorker"):
         create_metrics(app)  # type: ignore[arg-type]
     with pytest.raises(ArgumentsError, match="access is True. Give a function"):

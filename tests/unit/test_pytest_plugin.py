@@ -78,7 +78,7 @@ def test_example_of_the_documentation_passes_and_no_test_harms_another(tmp_path:
 
 
 @pytest.mark.slow
-def test_project_without_an_app_is_told_so(tmp_path: Path) -> None:
+def test_project_without_an_app_is_warned(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(jobs): pass\n")
     answer = run_pytest(tmp_path)
     assert "fixture 'app' not found" in answer.stdout

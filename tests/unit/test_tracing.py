@@ -252,7 +252,7 @@ def test_apps_that_come_later_are_followed_too(
     origin.carriers.remove(tracing._carry)
 
 
-def test_what_is_no_task_worker_is_refused(app: Flask) -> None:
+def test_what_is_not_a_task_worker_is_refused(app: Flask) -> None:
     for function in (tracing.instrument, tracing.uninstrument):
         with pytest.raises(ArgumentsError, match="is not a TaskWorker"):
             function(app)  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def test_job_of_a_killed_process_is_run_by_another_within_seconds(url: str, make
 
 
 @pytest.mark.slow
-def test_ended_sessions_make_nobody_dead_and_double_nothing(postgres_url: str, make_fleet: MakeFleet) -> None:
+def test_ended_sessions_make_no_one_dead_and_double_nothing(postgres_url: str, make_fleet: MakeFleet) -> None:
     fleet = make_fleet(postgres_url)
     fleet.start(3)
     ids = {row.id for row in fleet.await_workers(3)}

@@ -42,7 +42,7 @@ def test_accepted_job_without_a_row_is_lost() -> None:
     assert verdict(ONCE, final=None).lost == ["j"]
 
 
-def test_success_that_nobody_ran_is_lost() -> None:
+def test_success_that_no_one_ran_is_lost() -> None:
     assert verdict("").lost == ["j succeeded"]
 
 
@@ -56,7 +56,7 @@ def test_failure_of_a_job_that_never_raised_is_lost() -> None:
     assert verdict(raised, final=Final(state="failed", failure_kind="exception", failures=1)).clean
 
 
-def test_cancelled_job_that_nobody_cancelled_is_lost() -> None:
+def test_cancelled_job_that_no_one_cancelled_is_lost() -> None:
     assert verdict(ONCE, final=Final(state="cancelled")).lost == ["j cancelled"]
 
 
@@ -180,7 +180,7 @@ def test_thread_that_was_handed_back_may_end_with_its_process_a_moment_later_onl
 # -- recovery ----------------------------------------------------------------------------------------------------------
 
 
-def test_recovery_is_told_from_the_death_to_the_next_beginning() -> None:
+def test_recovery_is_counted_from_the_death_to_the_next_start() -> None:
     assert verdict(BROKEN_OFF, kill(A, 1.5)).recovery == [3.5]
 
 

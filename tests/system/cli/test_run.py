@@ -224,7 +224,7 @@ def test_grace_bounds_the_wait_for_running_jobs(shop: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_max_jobs_ends_after_so_many(shop: Shop) -> None:
+def test_max_jobs_ends_after_that_many(shop: Shop) -> None:
     jobs = [shop.enqueue("add", number, 1) for number in range(4)]
     code, _, err = shop.run("tasks", "run", "--max-jobs", "3")
     assert code == 0, err

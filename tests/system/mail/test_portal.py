@@ -82,7 +82,7 @@ gc.collect()
 
 
 @pytest.mark.slow
-def test_fork_begins_anew_and_leaves_the_parent_alone(serve: Serve) -> None:
+def test_fork_begins_again_and_leaves_the_parent_alone(serve: Serve) -> None:
     server = serve()
     code = """
 from flask_taskworker.mail.smtp.portal import portal

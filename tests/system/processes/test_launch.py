@@ -187,7 +187,7 @@ def test_gunicorn_worker_that_was_killed_is_replaced_as_a_worker_too(lab: Lab) -
 
 
 @pytest.mark.slow
-def test_gunicorn_lets_jobs_end_when_it_is_told_to_stop(lab: Lab) -> None:
+def test_gunicorn_lets_jobs_end_when_it_is_asked_to_stop(lab: Lab) -> None:
     lab.write("app", BACKGROUND, WEB, START)
     server = gunicorn(lab, "-w", "2")
     jobs = [lab.tasks.hold.enqueue("g"), lab.tasks.ahold.enqueue("g")]

@@ -142,7 +142,7 @@ def test_thawed_worker_tells_its_jobs_that_they_are_lost(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_all_workers_frozen_together_declare_nobody_dead(lab: Lab) -> None:
+def test_all_workers_frozen_together_declare_no_one_dead(lab: Lab) -> None:
     running_jobs = [worker(lab, "one", FAST), worker(lab, "two", FAST)]
     job = lab.tasks.hold.enqueue("g")
     lab.await_evidence("start")

@@ -175,7 +175,7 @@ def test_wake_up_reaches_a_worker_of_a_database_with_a_very_long_path(lab: Lab, 
         far.close()
 
 
-def test_wake_up_and_rescue_work_where_there_is_no_proc_either(lab: Lab) -> None:
+def test_wake_up_and_rescue_work_without_proc(lab: Lab) -> None:
     """As on macOS: the sockets are in a private folder with a short name."""
     elsewhere = "import flask_taskworker.store.sqlite.live as live\nlive._LINUX = False"
     folder = lab.folder / ("long" * 40)

@@ -105,7 +105,7 @@ def test_job_that_may_run_only_once_is_failed_when_its_process_dies(lab: Lab) ->
     assert Counter(line["job"] for line in lab.evidence("killed")) == {job.id: 1}
 
 
-def test_job_that_may_run_only_once_is_failed_when_its_worker_is_told_to_end(lab: Lab) -> None:
+def test_job_that_may_run_only_once_is_failed_when_its_worker_is_asked_to_end(lab: Lab) -> None:
     declare(lab)
     job = lab.task_worker.registry.find("waiting").enqueue()
     child = lab.start("python", str(lab.write("app", IMPORTS, BLOCKING, PILLS)), LAB_TASKER_SHUTDOWN_TIMEOUT="0")

@@ -22,7 +22,7 @@ from flask_taskworker.ops import browse
 from tests.support.cli_shop import Shop, completed, rows_of, write
 
 
-def test_schema_of_another_version_is_told_by_the_exit_code(shop: Shop) -> None:
+def test_schema_of_another_version_is_reported_by_the_exit_code(shop: Shop) -> None:
     shop.state.store.driver.prepare()
     write(shop, "UPDATE taskworker_meta SET value = '99' WHERE name = 'schema_version'")
     other = Shop(Flask("shop2", instance_path=shop.app.instance_path + "2"), tables=False)

@@ -81,14 +81,14 @@ def test_job_as_json_has_all_of_it(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("stored", ['[[{"$":"shop.Gone","v":1}],{}]', "no JSON \x1b[31m", "[" * 5000])
-def test_job_whose_arguments_nobody_can_read_is_shown_all_the_same(shop: Shop, stored: str) -> None:
+def test_job_whose_arguments_no_one_can_read_is_still_shown(shop: Shop, stored: str) -> None:
     job = shop.add.enqueue(1)
     write(shop, "UPDATE taskworker_job SET args = ?", stored)
     assert f"  arguments  {safe(stored[:40])}" in shop("job", str(job.id)).out
     assert shop("job", str(job.id), "--json").json["args"]
 
 
-def test_unknown_job_is_told_by_the_exit_code(shop: Shop) -> None:
+def test_unknown_job_is_reported_by_the_exit_code(shop: Shop) -> None:
     answer = shop("job", "77")
     assert (answer.code, answer.out) == (3, "")
     assert answer.err.startswith("Error: Job 77 does not exist: ")

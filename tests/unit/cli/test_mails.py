@@ -181,7 +181,7 @@ def test_mail_server_that_answers_is_well(make_office: Callable[..., Office], se
     assert (found.level, found.text.endswith("answers, in clear text on this machine.")) == ("ok", True)
 
 
-def test_version_of_tls_is_told(make_office: Callable[..., Office], serve: Serve, certificates: Certificates) -> None:
+def test_tls_version_is_reported(make_office: Callable[..., Office], serve: Serve, certificates: Certificates) -> None:
     server = serve(starttls=certificates.server())
     found = make_office(server, MAIL_USE_TLS=True, MAIL_CAFILE=certificates.cafile).finding()
     assert (found.level, found.text.endswith("answers over TLSv1.3.")) == ("ok", True)

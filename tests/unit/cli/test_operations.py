@@ -56,7 +56,7 @@ def test_retry_of_a_group_takes_its_jobs_and_no_others(shop: Shop) -> None:
     assert [job.refresh().state for job in jobs] == [JobState.FAILED, JobState.READY]
 
 
-def test_act_on_many_refuses_without_yes_where_nobody_can_be_asked(shop: Shop) -> None:
+def test_act_on_many_needs_yes_without_a_terminal(shop: Shop) -> None:
     jobs = fail(shop, 1, 2)
     for act in ("retry", "discard"):
         answer = shop(act, "--filter", "state:failed")
@@ -121,7 +121,7 @@ def test_act_that_is_possible_with_no_job_ends_with_3(shop: Shop, act: str, text
     assert answer.err.startswith("No job matches in a state that allows this: ")
 
 
-def test_running_job_cannot_be_put_away(shop: Shop) -> None:
+def test_running_job_cannot_be_discarded(shop: Shop) -> None:
     job = shop.add.enqueue(1)
     write(shop, "UPDATE taskworker_job SET state = 'running', worker_id = 'w'")
     answer = shop("discard", str(job.id))

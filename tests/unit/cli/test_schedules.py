@@ -118,7 +118,7 @@ def test_schedule_that_no_worker_has_stored_yet_ends_with_3(shop: Shop, command:
     assert "stored when a worker first starts" in answer.err
 
 
-def test_schedule_of_another_version_is_shown_all_the_same(shop: Shop) -> None:
+def test_schedule_of_another_version_is_still_shown(shop: Shop) -> None:
     schedule(shop)
     with closing(sqlite3.connect(shop.state.config.database_uri.database or "")) as connection:
         connection.execute("""UPDATE taskworker_schedule SET "trigger" = '{"type": "moon"}'""")

@@ -80,7 +80,7 @@ def test_a_child_ends_when_its_parent_is_gone() -> None:
     assert child.wait(timeout=60) == -signal.SIGTERM
 
 
-def test_a_process_without_a_lifeline_is_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_lifeline_is_not_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LIFELINE, raising=False)
     assert supervisor.hold_lifeline() is False
 

@@ -573,7 +573,7 @@ def test_app_takes_one_task_worker(app: Flask, idle_worker: BackgroundTaskWorker
 
 @pytest.mark.parametrize("kind", [BackgroundTaskWorker, BlockingTaskWorker, Mail])
 @pytest.mark.parametrize("given", ["shop", lambda: Flask("shop"), Flask])
-def test_what_is_no_app_is_refused_with_the_remedy(kind: Any, given: Any) -> None:
+def test_what_is_not_an_app_is_refused_with_the_remedy(kind: Any, given: Any) -> None:
     for register in (kind, lambda app: kind().init_app(app)):
         with pytest.raises(ArgumentsError, match=r"^app is .*\. Give the Flask app itself"):
             register(given)

@@ -108,7 +108,7 @@ def test_a_queued_mail_has_an_origin_too(app: Flask, idle_worker: BackgroundTask
     assert find(job.id) == {"command": "flask tasks call"}
 
 
-def test_a_carrier_adds_what_the_job_shall_carry(
+def test_a_carrier_adds_what_the_job_carries(
     idle_worker: BackgroundTaskWorker, find: Find, carriers: list[Callable[[dict[str, Any]], None]]
 ) -> None:
     carriers.append(lambda found: found.update(traceparent="00-ü-\ud800"))

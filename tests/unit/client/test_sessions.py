@@ -291,7 +291,7 @@ def test_receiver_that_raises_does_not_harm_the_commit(
 
 
 @other_place
-def test_job_that_is_not_accepted_after_the_commit_is_told_by_the_commit(
+def test_job_that_is_not_accepted_after_the_commit_is_reported_by_the_commit(
     session: SessionDoor, add: Any, store: Store
 ) -> None:
     """The application's own writes stand, and the session goes on."""
@@ -349,9 +349,7 @@ def test_job_that_got_the_number_of_a_rolled_back_one_is_another(session: Sessio
     assert gone != job
 
 
-def test_committed_job_is_known_to_whoever_looks(
-    session: SessionDoor, add: Any, idle_worker: BackgroundTaskWorker
-) -> None:
+def test_committed_job_is_known_to_everyone(session: SessionDoor, add: Any, idle_worker: BackgroundTaskWorker) -> None:
     job = session.enqueue(add, 1)
     session.commit()
     assert idle_worker.get_job(job.id) == job
@@ -549,7 +547,7 @@ def test_asynchronous_connection_and_scoped_session(session_url: str, add: Any, 
 
 @same_place
 @pytest.mark.parametrize("given", [object(), "session", Session], ids=["object", "text", "the class"])
-def test_what_is_no_session_is_refused(add: Any, store: Store, given: object, session: SessionDoor) -> None:
+def test_what_is_not_a_session_is_refused(add: Any, store: Store, given: object, session: SessionDoor) -> None:
     with pytest.raises(ArgumentsError, match="is not an SQLAlchemy Session, scoped_session or Connection"):
         add.using(session=given).enqueue(1)
     assert stored(store) == []

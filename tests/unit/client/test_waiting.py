@@ -96,7 +96,7 @@ def test_many_threads_and_loops_wait_for_one_job(task_worker: BackgroundTaskWork
 
 
 @pytest.mark.parametrize("poll", [3600, 0.001], ids=["told", "looking"])
-def test_waiter_in_the_workers_process_is_told_and_looks_too(
+def test_waiter_in_the_workers_process_is_woken_and_looks_too(
     task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch, poll: float
 ) -> None:
     monkeypatch.setattr("flask_taskworker.client.client._FIRST_POLL", poll)
@@ -213,7 +213,7 @@ def test_timeout_raises_and_the_job_goes_on(task_worker: BackgroundTaskWorker) -
     assert job.result(timeout=20) == "done"
 
 
-def test_timeout_of_a_job_that_nobody_takes_says_where_to_look(idle_worker: BackgroundTaskWorker) -> None:
+def test_timeout_of_a_job_that_no_one_takes_says_where_to_look(idle_worker: BackgroundTaskWorker) -> None:
     job = idle_worker.task(name="work")(lambda: 1).enqueue()
     for ask in results(job, 0):
         with pytest.raises(JobTimeout, match=r"It is still ready: .* flask tasks status says why"):
@@ -223,13 +223,13 @@ def test_timeout_of_a_job_that_nobody_takes_says_where_to_look(idle_worker: Back
         later.result(timeout=0)
 
 
-def test_id_that_is_no_number_is_refused_with_the_remedy(idle_worker: BackgroundTaskWorker) -> None:
+def test_id_that_is_not_a_number_is_refused_with_the_remedy(idle_worker: BackgroundTaskWorker) -> None:
     with pytest.raises(ArgumentsError, match=r"A job's id is a whole number, not '7'\. .* make an int"):
         idle_worker.get_job("7")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout", ["3", b"3", [3], True, timedelta(seconds=3), float("nan"), 10**400])
-def test_timeout_that_is_no_number_is_refused_with_the_remedy(task_worker: BackgroundTaskWorker, timeout: Any) -> None:
+def test_timeout_must_be_a_number(task_worker: BackgroundTaskWorker, timeout: Any) -> None:
     job = task_worker.task(name="work")(lambda: 1).enqueue()
     job.result(timeout=20)
     for ask in [*results(job, timeout), lambda: task_worker.stop(timeout)]:

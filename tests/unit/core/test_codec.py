@@ -484,7 +484,7 @@ def test_message_names_field_type_and_remedies() -> None:
     )
 
 
-def test_keyword_that_is_no_text_is_refused(codec: Codec) -> None:
+def test_keyword_that_is_not_text_is_refused(codec: Codec) -> None:
     with pytest.raises(NotEncodable, match="keyword 1 "):
         codec.encode_call((), {1: 2})  # type: ignore[dict-item]
     with pytest.raises(NotEncodable, match="surrogate"):
@@ -497,7 +497,7 @@ def test_dataclass_whose_constructor_wants_more_comes_back() -> None:
     assert codec.decode(codec.encode(Demanding(1, "s"))) == Demanding(1, "other")
 
 
-def test_enum_value_that_is_no_member_is_refused(codec: Codec) -> None:
+def test_enum_value_that_is_not_a_member_is_refused(codec: Codec) -> None:
     stray = object.__new__(Color)
     stray._name_, stray._value_ = "GREEN", "g"
     with pytest.raises(NotEncodable, match="none of its members"):
@@ -565,7 +565,7 @@ def test_size_has_a_limit_in_bytes(codec: Codec) -> None:
         codec.encode([b"x" * 800_000])
 
 
-def test_int_limit_of_the_interpreter_is_no_other_error(codec: Codec) -> None:
+def test_int_limit_of_the_interpreter_is_not_another_error(codec: Codec) -> None:
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(640)
     try:
@@ -716,19 +716,19 @@ def test_malformed_text_is_not_decodable(codec: Codec, text: str) -> None:
         '{"args":[]}',
     ],
 )
-def test_text_that_is_no_call_is_not_decodable(codec: Codec, text: str) -> None:
+def test_text_that_is_not_a_call_is_not_decodable(codec: Codec, text: str) -> None:
     with pytest.raises(NotDecodable, match="is not"):
         codec.decode_call(text)
 
 
 @pytest.mark.parametrize("text", [None, b"[[],{}]", 5, [[], {}], 10**5000], ids=shown)
-def test_what_is_no_text_is_not_decodable(codec: Codec, text: Any) -> None:
+def test_what_is_not_text_is_not_decodable(codec: Codec, text: Any) -> None:
     for decode in (codec.decode, codec.decode_call):
         with pytest.raises(NotDecodable, match="not text"):
             decode(text)
 
 
-def test_brackets_in_strings_are_no_depth(codec: Codec) -> None:
+def test_brackets_in_strings_do_not_count_as_depth(codec: Codec) -> None:
     value = ["[" * 500, '"[' * 300, "\\" * 99, '\\"[{' * 100]
     assert codec.decode(codec.encode(value)) == value
 
@@ -743,7 +743,7 @@ def test_hostile_text_is_refused_in_linear_time(codec: Codec, text: str) -> None
             codec.decode(text)
 
 
-def test_escaped_tag_is_no_tag(codec: Codec) -> None:
+def test_escaped_tag_is_not_a_tag(codec: Codec) -> None:
     assert codec.decode('{"\\u0024":"tuple","v":[]}') == {"$": "tuple", "v": []}
 
 

@@ -152,5 +152,5 @@ def test_only_the_star_is_a_pattern_of_glob(task: str, glob: str) -> None:
     assert JobFilter(task=task).task_glob() == glob
 
 
-def test_without_a_task_there_is_no_pattern() -> None:
+def test_without_a_task_no_pattern_is_known() -> None:
     assert EVERYTHING.task_pattern() is None

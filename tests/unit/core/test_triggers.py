@@ -166,7 +166,7 @@ def test_unreadable_cron_is_refused_with_the_value(expression: str) -> None:
 
 
 @pytest.mark.parametrize("expression", [None, 5, b"0 3 * * *", ["0"]])
-def test_cron_that_is_no_text_is_refused(expression: object) -> None:
+def test_cron_that_is_not_text_is_refused(expression: object) -> None:
     with pytest.raises(DeclarationError, match="Give a text"):
         Cron(expression)  # type: ignore[arg-type]
 
@@ -192,7 +192,7 @@ def test_unknown_zone_is_refused_with_the_remedy(zone: str) -> None:
 
 
 @pytest.mark.parametrize("zone", [None, 5, ZoneInfo("Europe/Berlin")])
-def test_zone_that_is_no_text_is_refused(zone: object) -> None:
+def test_zone_that_is_not_text_is_refused(zone: object) -> None:
     with pytest.raises(DeclarationError, match="timezone"):
         Cron("@daily", timezone=zone)  # type: ignore[arg-type]
 
@@ -203,7 +203,7 @@ def test_naive_now_is_refused() -> None:
             trigger.next_after(datetime(2026, 1, 1))  # noqa: DTZ001
 
 
-def test_end_of_the_calendar_is_no_error() -> None:
+def test_end_of_the_calendar_is_not_an_error() -> None:
     last = datetime.max.replace(tzinfo=UTC)
     assert Cron("0 3 * * *").next_after(last) is None
     assert Cron("* * * * *", timezone="Asia/Tokyo").next_after(last) is None
@@ -212,7 +212,7 @@ def test_end_of_the_calendar_is_no_error() -> None:
     assert At(NOON).next_after(last) is None
 
 
-def test_beginning_of_the_calendar_is_no_error() -> None:
+def test_beginning_of_the_calendar_is_not_an_error() -> None:
     first = datetime.min.replace(tzinfo=UTC)
     assert Cron("0 3 * * *").next_after(first) == datetime(1, 1, 1, 3, tzinfo=UTC)
     assert Cron("0 3 * * *", timezone="America/New_York").next_after(first) is None

@@ -193,7 +193,7 @@ def test_form_that_cannot_be_is_refused(shown: Lab, path: str, form: dict[str, s
     assert shown.audit() == []
 
 
-def test_database_that_does_not_answer_is_told_in_words(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_that_does_not_answer_is_reported_in_words(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.page("/")
     path = Path(lab.app.extensions["taskworker"].config.database_uri.database)
     path.rename(path.with_suffix(".gone"))
@@ -235,7 +235,7 @@ def test_pages_and_assets_are_compressed_for_those_who_take_it(shown: Lab) -> No
         assert "Content-Encoding" not in refused.headers
 
 
-def test_assets_are_kept_for_ever_under_a_name_of_their_content(shown: Lab) -> None:
+def test_assets_are_kept_forever_under_a_name_of_their_content(shown: Lab) -> None:
     html = shown.page("/")
     for name in ASSETS:
         (address,) = re.findall(rf'"(/tasks/assets/[0-9a-f]+/{name})"', html)
@@ -290,7 +290,7 @@ def test_no_template_has_a_style_or_a_handler_in_it() -> None:
 # -- words and charts --------------------------------------------------------------------------------------------------
 
 
-def test_states_are_told_by_shape_word_and_colour() -> None:
+def test_states_are_reported_by_shape_word_and_colour() -> None:
     shapes = {name: words.state(name) for name in words.SHAPES}
     assert 'class="state failed"' in shapes["failed"]
     assert "✕</span> failed" in shapes["failed"]

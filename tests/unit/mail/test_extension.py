@@ -316,7 +316,7 @@ def test_muted_signal_is_not_sent(mail: Mail) -> None:
     assert outbox == []
 
 
-def test_receiver_that_raises_is_logged_and_harms_nobody(mail: Mail, caplog: pytest.LogCaptureFixture) -> None:
+def test_receiver_that_raises_is_logged_and_harms_nothing_else(mail: Mail, caplog: pytest.LogCaptureFixture) -> None:
     def receiver(app: Flask, message: Message) -> None:
         raise ZeroDivisionError
 

@@ -318,7 +318,7 @@ def test_base64_of_an_attachment_is_made_once(make_message: Make) -> None:
     assert base64.b64encode(b"other") not in first
 
 
-def test_what_is_no_message_and_no_attachment_is_refused_with_the_remedy(make_message: Make) -> None:
+def test_what_is_not_a_message_or_attachment_is_refused_with_the_remedy(make_message: Make) -> None:
     with pytest.raises(ArgumentsError, match=r"'Hello' is not a message\. Give a Message\(subject"):
         prepare("Hello", now=0.0)
     message = make_message(recipients=["a@x.org"], attachments=["bill.pdf"], sender="b@x.org")

@@ -67,7 +67,7 @@ def statuses(app: Flask, **request: Any) -> set[int]:
 # -- closed by default -------------------------------------------------------------------------------------------------
 
 
-def test_dashboard_that_nobody_opened_is_closed_everywhere(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_dashboard_that_no_one_opened_is_closed_everywhere(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     assert statuses(mounted(app)) == {403}
     assert "The log of the application says how to open it" in app.test_client().get("/tasks/").get_data(as_text=True)
     assert "create_dashboard(task_worker, access=…)" in caplog.text
@@ -199,7 +199,7 @@ def test_what_is_not_clearly_a_yes_opens_nothing(app: Flask) -> None:
         assert statuses(app) == {403}, answer
 
 
-def test_a_wrong_answer_is_told_in_the_log(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_answer_is_reported_in_the_log(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     mounted(app, access=lambda: {"retyr"}).test_client().get("/tasks/")
     assert "'retyr'" in caplog.text
     assert "mail_body" in caplog.text
@@ -405,7 +405,7 @@ def test_who_stands_in_the_audit_log(app: Flask) -> None:
     assert store.driver.read("SELECT who, action FROM taskworker_audit", {}) == [("user 2", "cancel")]
 
 
-def test_act_of_somebody_with_an_odd_name_is_noted(app: Flask) -> None:
+def test_act_of_a_user_with_an_odd_name_is_noted(app: Flask) -> None:
     mounted(app, access=lambda: True, who=lambda: "a\0\ud800")
     cancel_a_job(app)
     assert app.extensions["taskworker"].store.driver.read("SELECT who FROM taskworker_audit", {}) == [("a\\0\\ud800",)]
@@ -417,7 +417,7 @@ def test_without_a_name_the_address_stands_in_the_audit_log(app: Flask) -> None:
     assert app.extensions["taskworker"].store.driver.read("SELECT who FROM taskworker_audit", {}) == [("10.0.0.7",)]
 
 
-def test_refusal_is_told_once_an_app_and_then_at_debug(
+def test_refusal_is_reported_once_an_app_and_then_at_debug(
     make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture
 ) -> None:
     dashboard = create_dashboard(task_worker := BackgroundTaskWorker())
@@ -433,7 +433,7 @@ def test_refusal_is_told_once_an_app_and_then_at_debug(
 
 
 @pytest.mark.parametrize("task_worker", ["tasks", None, Flask("shop")])
-def test_dashboard_of_what_is_no_task_worker_is_refused(task_worker: Any) -> None:
+def test_dashboard_of_what_is_not_a_task_worker_is_refused(task_worker: Any) -> None:
     with pytest.raises(ArgumentsError, match="is not a TaskWorker. Give the BackgroundTaskWorker"):
         create_dashboard(task_worker)
 

@@ -565,7 +565,7 @@ def test_a_queue_tells_its_state(
     assert queues["known"].figures is None
 
 
-def test_the_last_runs_of_each_schedule_are_told(
+def test_the_last_runs_of_each_schedule_are_reported(
     idle_worker: BackgroundTaskWorker, browser: Browser, rows: Rows
 ) -> None:
     @idle_worker.task
@@ -583,7 +583,7 @@ def test_the_last_runs_of_each_schedule_are_told(
     assert [schedule.name for schedule in browser.schedules()] == ["one", "two"]
 
 
-def test_workers_are_told(idle_worker: BackgroundTaskWorker, browser: Browser) -> None:
+def test_workers_are_reported(idle_worker: BackgroundTaskWorker, browser: Browser) -> None:
     assert browser.workers() == []
     idle_worker.start()
     (worker,) = wait_for(browser.workers)

@@ -161,7 +161,7 @@ def test_schedule_whose_task_is_gone_is_found(shop: Shop) -> None:
     assert found(shop, "The schedule 'often' is for the task 'gone'").level == "warning"
 
 
-def test_schedule_that_nobody_fires_is_found(shop: Shop) -> None:
+def test_schedule_that_no_one_fires_is_found(shop: Shop) -> None:
     # Half an hour off the beat: it is as late at whatever time of the hour.
     start = datetime.now(UTC) - timedelta(minutes=30)
     shop.add.schedule(Every(hours=1, start=start), name="often", args=(1,))
@@ -170,7 +170,7 @@ def test_schedule_that_nobody_fires_is_found(shop: Shop) -> None:
     assert found(shop, "The schedule 'often' is late by 1 h").level == "error"
 
 
-def test_jobs_that_nobody_deletes_are_found(shop: Shop) -> None:
+def test_jobs_that_no_one_deletes_are_found(shop: Shop) -> None:
     shop.add.enqueue(1)
     shop.work()
     assert found(shop, "and deleted in time").level == "ok"
@@ -191,7 +191,7 @@ def test_clocks_that_disagree_are_found(shop: Shop, behind_ms: int, words: str) 
     assert words in text
 
 
-def test_network_file_systems_are_told_by_the_mounts() -> None:
+def test_network_file_systems_are_recognised_by_their_mounts() -> None:
     mounts = (
         "/dev/sda1 / ext4 rw 0 0\n"
         "server:/export /srv/shared nfs4 rw 0 0\n"
@@ -242,7 +242,7 @@ def test_database_password_is_masked_everywhere(make_app: Callable[..., Flask]) 
     shop.state.client.close()
 
 
-def test_app_without_a_worker_is_told_what_to_do(make_app: Callable[..., Flask]) -> None:
+def test_app_without_a_worker_learns_what_to_do(make_app: Callable[..., Flask]) -> None:
     app = make_app()
     Shop(app)
     del app.extensions["taskworker"]

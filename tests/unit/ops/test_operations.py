@@ -130,7 +130,7 @@ def test_an_action_changes_the_jobs_that_are_in_a_state_for_it_and_no_other(
     assert [n[2] for n in notes(store)[:3]] == ["discarded:yes", "every job", target]
 
 
-def test_a_retry_begins_anew(steer: Operations, store: Store, rows: Rows) -> None:
+def test_a_retry_begins_again(steer: Operations, store: Store, rows: Rows) -> None:
     single, bulk = store_jobs(
         rows, *[{"state": "failed", "failures": 3, "crashes": 2, "solo": 1, "error": "e", "progress": "p"}] * 2
     )
@@ -217,7 +217,7 @@ def test_of_two_jobs_with_one_key_only_one_is_restored(steer: Operations, rows: 
 # -- those who wait, and those who listen ------------------------------------------------------------------------------
 
 
-def test_many_cancelled_jobs_are_told_each_once(
+def test_many_cancelled_jobs_are_reported_each_once(
     app: Flask,
     idle_worker: BackgroundTaskWorker,
     steer: Operations,
@@ -456,7 +456,7 @@ def test_a_running_job_ends_in_a_paused_queue(
     job.result(timeout=20)
 
 
-def test_a_pause_is_told_and_the_first_one_counts(
+def test_a_pause_is_reported_and_the_first_one_counts(
     steer: Operations, store: Store, rows: Rows, told: Callable[[Signal], list[dict[str, Any]]]
 ) -> None:
     heard = told(signals.queue_paused)

@@ -124,7 +124,7 @@ def counts(**buckets: int) -> list[int]:
     return [buckets.get(f"b{i}", 0) for i in range(len(BUCKETS_MS) + 1)]
 
 
-def test_without_durations_there_is_no_percentile() -> None:
+def test_without_durations_no_percentile_is_known() -> None:
     assert percentile(counts(), 0.5) is None
 
 

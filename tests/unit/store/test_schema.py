@@ -51,7 +51,7 @@ def test_tables_refuse_what_no_job_can_have(job: None, rows: Rows, column: str, 
         rows(f"UPDATE taskworker_job SET {column} = {value}")
 
 
-def test_refusal_of_a_table_is_told_from_other_errors(job: None, store: Store) -> None:
+def test_refusal_of_a_table_is_distinguished_from_other_errors(job: None, store: Store) -> None:
     with pytest.raises(RowRefused):
         store.driver.write("UPDATE taskworker_job SET run_at = :moment", {"moment": LAST_MS + 1})
 

@@ -209,7 +209,7 @@ def test_ending_of_a_lost_claim_changes_nothing(bench: Bench, outcome: Outcome) 
 
 
 @pytest.mark.parametrize("outcome", [SUCCESS, WITH_RESULT, OUTCOMES["failure"]], ids=["plain", "result", "failure"])
-def test_late_ending_of_a_rescued_job_counts_while_nobody_has_claimed_it(bench: Bench, outcome: Outcome) -> None:
+def test_late_ending_of_a_rescued_job_counts_while_no_one_has_claimed_it(bench: Bench, outcome: Outcome) -> None:
     """It saves a second execution."""
     bench.worker(state="dead")
     job_id = bench.add()

@@ -147,7 +147,7 @@ def test_schedule_that_never_ends_is_limited(task_clock: TaskClock, task_worker:
 
 
 @pytest.mark.sqlite_only
-def test_too_many_times_of_a_schedule_are_told_the_way_past_them(
+def test_too_many_times_of_a_schedule_name_the_way_past_them(
     task_clock: TaskClock, task_worker: BackgroundTaskWorker
 ) -> None:
     @task_worker.task(schedule=Every(seconds=1))

@@ -232,7 +232,7 @@ def test_retries_wait_for_their_time_or_are_run_on_request(jobs: Jobs, task_work
 
 
 @pytest.mark.sqlite_only
-def test_job_that_asks_for_a_retry_is_no_error(jobs: Jobs, task_worker: BackgroundTaskWorker) -> None:
+def test_job_that_asks_for_a_retry_is_not_an_error(jobs: Jobs, task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task
     def patient() -> None:
         if current_job.attempt == 1:
@@ -258,7 +258,7 @@ def test_delayed_jobs_run_at_their_time_up_to_the_given_moment(
 
 
 @pytest.mark.sqlite_only
-def test_job_that_enqueues_itself_for_ever_is_found_out(
+def test_job_that_enqueues_itself_forever_is_found_out(
     jobs: Jobs, app: Flask, task_worker: BackgroundTaskWorker
 ) -> None:
     @task_worker.task
@@ -339,7 +339,7 @@ def test_worker_that_runs_already_is_not_joined(
 
 
 @pytest.mark.sqlite_only
-def test_jobs_of_somebody_else_are_not_run(app: Flask, add: Task[..., Any, Any], ran: list[Any]) -> None:
+def test_jobs_of_others_are_not_run(app: Flask, add: Task[..., Any, Any], ran: list[Any]) -> None:
     old = add.enqueue(1)
     created_at = old.created_at
     assert created_at is not None
@@ -584,7 +584,7 @@ def test_crash_that_did_not_come_about_ends_with_its_block(jobs: Jobs, add: Task
 
 @pytest.mark.sqlite_only
 @pytest.mark.parametrize("task", [lambda: None, 3])
-def test_what_is_no_task_is_refused_with_the_remedy(jobs: Jobs, task: Any) -> None:
+def test_what_is_not_a_task_is_refused_with_the_remedy(jobs: Jobs, task: Any) -> None:
     for ask in (
         *(jobs.enqueued, jobs.perform),
         *(jobs.assert_enqueued, jobs.assert_not_enqueued, jobs.assert_performed),
@@ -594,7 +594,7 @@ def test_what_is_no_task_is_refused_with_the_remedy(jobs: Jobs, task: Any) -> No
 
 
 @pytest.mark.parametrize("kind", [Jobs, Outbox, TaskClock, LiveWorker])
-def test_what_is_no_app_is_refused_with_the_remedy(kind: Any) -> None:
+def test_what_is_not_an_app_is_refused_with_the_remedy(kind: Any) -> None:
     with pytest.raises(ArgumentsError, match="app is 'shop'. Give the Flask app itself"):
         kind("shop")
 

@@ -101,7 +101,7 @@ def test_queued_mail_outlives_a_server_that_fails_twice(
 
 
 @pytest.mark.sqlite_only
-def test_queued_mail_to_nobody_who_exists_fails(app: Flask, jobs: Jobs, outbox: Outbox, mail: Mail) -> None:
+def test_queued_mail_to_no_one_who_exists_fails(app: Flask, jobs: Jobs, outbox: Outbox, mail: Mail) -> None:
     outbox.fail(smtplib.SMTPRecipientsRefused)
     with app.app_context():
         job = mail.send_later(message())

@@ -158,7 +158,7 @@ def test_async_teardown_functions_run_after_sync_jobs(app: Flask, task_worker: B
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_current_job_tells_of_the_job(task_worker: BackgroundTaskWorker, kind: str) -> None:
+def test_current_job_reports_the_job(task_worker: BackgroundTaskWorker, kind: str) -> None:
     def look() -> list[Any]:
         assert current_job
         names = ("id", "uid", "task", "queue", "attempt", "claim", "schedule", "fire_at", "cancelled")
@@ -240,7 +240,7 @@ def test_last_progress_is_kept_with_the_job(task_worker: BackgroundTaskWorker, k
     [(object(),), ("7",), (None,), (1, []), (float("nan"),), (1, float("inf")), (1j,), (10**400,)],
     ids=["object", "text", "none", "list", "nan", "infinite", "complex", "too large"],
 )
-def test_progress_that_is_no_number_ends_its_own_job_alone(
+def test_progress_that_is_not_a_number_ends_its_own_job_alone(
     task_worker: BackgroundTaskWorker, kind: str, arguments: tuple[Any, ...]
 ) -> None:
     """What is told is written by the worker, later: it must be refused where it is told."""
@@ -480,7 +480,7 @@ def test_huge_message_is_cut_in_the_database_and_in_the_log(
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("stray"), GeneratorExit()], ids=repr)
-def test_coroutine_that_a_job_left_behind_harms_nobody(
+def test_coroutine_that_a_job_left_behind_harms_nothing_else(
     task_worker: BackgroundTaskWorker, alarms: list[str], error: BaseException, store: Store
 ) -> None:
     """asyncio lets SystemExit and KeyboardInterrupt out of the loop, past every ``except`` of ours."""

@@ -66,7 +66,7 @@ def test_http_answers_for_live_and_ready(shop: Shop) -> None:
         assert ask(probes.port, "/livez", "POST")[0] == 501
 
 
-def test_client_that_says_nothing_holds_nobody_up(shop: Shop) -> None:
+def test_client_that_says_nothing_holds_up_nothing(shop: Shop) -> None:
     with Probes(Told(), address=("127.0.0.1", 0)) as probes:
         with socket.create_connection(("127.0.0.1", probes.port or 0)) as silent:
             silent.sendall(b"GET /li")
@@ -126,7 +126,7 @@ def test_file_says_how_it_is_and_goes_with_the_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_file_that_is_old_or_odd_or_gone_is_no_good_news(tmp_path: Path) -> None:
+def test_file_that_is_old_or_odd_or_gone_is_not_good_news(tmp_path: Path) -> None:
     file = tmp_path / "health"
     assert read_health(file, 30, needs_ready=False) == f"{file} cannot be read: No such file or directory"
     file.write_text("")

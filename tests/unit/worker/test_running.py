@@ -29,7 +29,7 @@ def test_short_jobs_are_claimed_ahead_and_long_ones_are_not() -> None:
     assert slots.room == 0
 
 
-def test_thread_of_a_timed_out_job_is_no_free_slot() -> None:
+def test_thread_of_a_timed_out_job_is_not_a_free_slot() -> None:
     slots = Slots(2)
     slots.overdue = 2
     assert (slots.free, slots.room) == (0, 0)

@@ -104,7 +104,7 @@ def test_what_a_call_does_to_asgirefs_thread_locals_does_not_reach_the_next() ->
     assert run(body, size=1)
 
 
-def test_call_that_has_not_begun_can_be_taken_back_and_is_never_run() -> None:
+def test_call_that_has_not_begun_can_be_withdrawn_and_is_never_run() -> None:
     ran: list[str] = []
 
     async def body(hop: ThreadBridge) -> list[bool]:

@@ -107,7 +107,7 @@ def test_coroutine_that_a_job_started_is_named_when_it_blocks(
     assert "in inner\n    wait(release)" in blocked
 
 
-def test_callback_that_blocks_the_event_loop_is_no_job(
+def test_callback_that_blocks_the_event_loop_is_not_a_job(
     task_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = threading.Event()
@@ -123,7 +123,7 @@ def test_callback_that_blocks_the_event_loop_is_no_job(
     assert task_worker.task(name="next")(lambda: 1).enqueue().result(timeout=20) == 1
 
 
-def test_status_tells_of_a_blocked_event_loop(
+def test_status_reports_a_blocked_event_loop(
     app: Flask, task_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flask_taskworker.ops.overview.BLOCKED_MS", 100)
@@ -208,7 +208,7 @@ def claim(number: int) -> Claim:
     return Claim(number, "", "app.work", "", "sync", 0, "[[],{}]", 1, 0, 0, 1, None, 0, 0, None, None)
 
 
-def test_threads_that_return_within_the_grace_are_no_alarm() -> None:
+def test_threads_that_return_within_the_grace_raise_no_alarm() -> None:
     hung = HungThreads(2, grace=0.1)
     hung.add(claim(1), 10.0)
     assert hung.delay(100.0) is None

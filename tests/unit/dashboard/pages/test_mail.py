@@ -82,7 +82,7 @@ def test_list_shows_each_mail_with_its_recipients(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("ending", "state"), [("rejected", "failed"), ("unknown", "held")])
-def test_mail_of_which_nobody_knows_is_held(lab: Lab, ending: str, state: str) -> None:
+def test_mail_whose_delivery_is_unknown_is_held(lab: Lab, ending: str, state: str) -> None:
     settle(lab, queue(lab).uid, ending)
     assert lab.data("/mail")["mails"][0]["state"] == state
 
@@ -215,7 +215,7 @@ def test_html_of_a_mail_has_no_tag_that_connects_to_its_sender(lab: Lab) -> None
     assert not [name for name in CONNECTING if f"<{name}" in html.lower()]
 
 
-def test_pictures_from_elsewhere_are_blocked_until_somebody_asks(lab: Lab) -> None:
+def test_pictures_from_elsewhere_are_blocked_until_asked_for(lab: Lab) -> None:
     job = queue(lab, html=TRACKER)
     asked = lab.get("/mail/html", id=job.uid, images="shown")
     policy = directives(asked.headers["Content-Security-Policy"])

@@ -409,7 +409,7 @@ def test_schedule_of_the_code_is_shown_before_a_worker_has_stored_it(lab: Lab) -
     assert state_of(lab, "nightly") == "new"
 
 
-def test_cron_is_explained_and_its_next_times_are_told_with_the_changes_of_the_clock(lab: Lab) -> None:
+def test_cron_is_explained_and_its_next_times_are_reported_with_the_changes_of_the_clock(lab: Lab) -> None:
     with_schedule(lab, "night", Cron("30 2 * * *", timezone="Europe/Berlin"))
     lab.rows(
         "UPDATE taskworker_schedule SET next_at = ?", int(datetime(2026, 3, 28, 1, 30, tzinfo=UTC).timestamp() * 1000)
@@ -546,7 +546,7 @@ def test_audit_log_is_paged(lab: Lab) -> None:
     assert second["older"] is None
 
 
-def test_tasks_that_no_code_declares_are_told(lab: Lab) -> None:
+def test_tasks_that_no_code_declares_are_reported(lab: Lab) -> None:
     for task in ("old.cleanup", "old.cleanup", "odd*name", 'odd"name'):
         add_job(lab, task=task)
     assert lab.data("/system")["unknown_tasks"] == {"old.cleanup": 2, "odd*name": 1, 'odd"name': 1}

@@ -85,7 +85,7 @@ def test_text_that_holds_two_addresses_is_refused(given: str, make_message: Make
         prepare(make_message(recipients=[given]), now=0.0)
 
 
-def test_list_of_two_addresses_is_no_pair(make_message: Make) -> None:
+def test_list_of_two_addresses_is_not_a_pair(make_message: Make) -> None:
     with pytest.raises(BadAddressError, match="two addresses"):
         prepare(make_message(recipients=[["a@x.org", "b@x.org"]]), now=0.0)
 

@@ -335,7 +335,7 @@ def test_lost_reply_is_tried_again_with_the_same_bytes(serve: Serve, make_queue:
     assert len(server.mails) == 3
 
 
-def test_once_holds_a_mail_of_which_nobody_knows(serve: Serve, make_queue: MakeQueue) -> None:
+def test_once_holds_a_mail_whose_delivery_is_unknown(serve: Serve, make_queue: MakeQueue) -> None:
     left = [1]
 
     def script(session: Session, verb: str, line: str) -> Any:
@@ -583,7 +583,7 @@ def test_worker_uses_connections_of_its_own_loop_for_tasks_too(serve: Serve, mak
 # ---------------------------------------------------------------- signals, backends, upkeep
 
 
-def test_dispatched_is_told_where_the_mail_is_sent(serve: Serve, make_queue: MakeQueue) -> None:
+def test_dispatched_is_sent_where_the_mail_is_sent(serve: Serve, make_queue: MakeQueue) -> None:
     heard: list[Message] = []
 
     def receiver(message: Message, app: Flask) -> None:
@@ -675,7 +675,7 @@ def test_messages_wait_while_those_before_them_cannot_be_recorded(serve: Serve, 
     )
 
 
-def test_mail_that_nobody_waits_for_any_more_holds_up_no_other(
+def test_mail_that_no_one_waits_for_any_more_holds_up_no_other(
     serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "_LAST_WORD_S", 0.01)

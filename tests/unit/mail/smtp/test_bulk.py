@@ -97,7 +97,7 @@ def test_one_message_where_many_belong_is_refused_with_the_remedy(serve: Serve, 
     assert server.mails == []
 
 
-def test_async_generator_where_nobody_awaits_is_refused_with_the_remedy(make_mail: MakeMail) -> None:
+def test_async_generator_where_no_one_awaits_is_refused_with_the_remedy(make_mail: MakeMail) -> None:
     async def slowly() -> AsyncIterator[Message]:
         yield next(letters(1))
 

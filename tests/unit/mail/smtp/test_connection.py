@@ -177,7 +177,7 @@ def test_large_message_arrives(serve_each: Serve, make_mail: MakeMail) -> None:
 # ---------------------------------------------------------------- refusals
 
 
-def test_partial_refusal_is_told_and_raises_nothing(serve_each: Serve, make_mail: MakeMail) -> None:
+def test_partial_refusal_is_reported_and_raises_nothing(serve_each: Serve, make_mail: MakeMail) -> None:
     server = serve_each(script=refusing(bad="550 5.1.1 no such user", later="450 4.2.0 busy"))
     result = make_mail(server).send(message(recipients=["bad@x.org", "good@x.org", "later@x.org"]))
     assert not result
@@ -226,7 +226,7 @@ def test_refusal_raises_the_error_of_both_families(
     assert len(server.mails) == 1
 
 
-def test_go_ahead_for_nobody_is_answered_with_a_lone_dot(serve: Serve, make_mail: MakeMail) -> None:
+def test_go_ahead_for_no_recipient_is_answered_with_a_lone_dot(serve: Serve, make_mail: MakeMail) -> None:
     def script(session: Session, verb: str, line: str) -> str | None:
         if "bad" in line:
             return "550 5.1.1 no"
@@ -397,7 +397,7 @@ def test_cancelled_mail_closes_its_connection(serve_each: Serve, make_mail: Make
 # ---------------------------------------------------------------- connecting
 
 
-def test_nobody_listening_raises_what_the_system_says(make_mail: MakeMail) -> None:
+def test_no_server_listening_raises_what_the_system_says(make_mail: MakeMail) -> None:
     # Bound and not listening: nobody else can listen there meanwhile.
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
@@ -586,7 +586,7 @@ def test_missing_extension_is_not_a_connect_error() -> None:
 
 
 @pytest.mark.parametrize("given", ["Hello", None, [Message("a", ["a@x.org"], sender="b@x.org")]])
-def test_what_is_no_message_is_refused_before_any_connection(serve: Serve, make_mail: MakeMail, given: Any) -> None:
+def test_what_is_not_a_message_is_refused_before_any_connection(serve: Serve, make_mail: MakeMail, given: Any) -> None:
     mail = make_mail(server := serve())
     for send in (mail.send, lambda message: asyncio.run(mail.asend(message)), mail.send_later):
         with pytest.raises(ArgumentsError, match=r"is not a message\. Give a Message\("):

@@ -74,7 +74,7 @@ def test_final_dot_that_is_answered_by_another_command_is_unknown(serve_each: Se
         make_mail(server).send(message())
 
 
-def test_thanks_for_half_a_message_is_no_acceptance(serve: Serve, make_mail: MakeMail) -> None:
+def test_thanks_for_half_a_message_is_not_an_acceptance(serve: Serve, make_mail: MakeMail) -> None:
     class Hasty(SMTPServer):
         async def _take(self, session: Session, reader: Any, writer: Any) -> bool:
             if session.number > 1:
@@ -111,7 +111,7 @@ class Crowded(SMTPServer):
 
 
 @pytest.mark.parametrize("refusal", [None, Drop(), "554 5.7.1 no more"], ids=["421", "drop", "554"])
-def test_one_connection_too_many_is_no_outage(refusal: Any, make_mail: MakeMail) -> None:
+def test_one_connection_too_many_is_not_an_outage(refusal: Any, make_mail: MakeMail) -> None:
     with Crowded(2, refusal) as server:
         mail = make_mail(server, MAIL_POOL_SIZE=6)
         assert all(mail.send_many([message(i) for i in range(300)]))

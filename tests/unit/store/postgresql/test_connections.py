@@ -252,7 +252,7 @@ def test_missing_password_is_asked_for(make_worker: MakeWorker, own: str) -> Non
 # -- rights ------------------------------------------------------------------------------------------------------------
 
 
-def test_user_who_may_not_create_tables_is_told_how_another_can(make_worker: MakeWorker, own: str) -> None:
+def test_user_who_may_not_create_tables_learns_how_another_can(make_worker: MakeWorker, own: str) -> None:
     with a_user(own, "reader"), a_schema(own) as url:
         run_sql(own, f"GRANT USAGE ON SCHEMA {schema_of(url)} TO reader")
         with pytest.raises(StoreError, match="permission denied for schema.*let another do so: flask tasks db sql"):
@@ -295,14 +295,14 @@ def test_user_who_may_use_but_not_create_needs_no_more(make_worker: MakeWorker, 
         assert task.enqueue().result(timeout=20) == 1
 
 
-def test_server_that_is_read_only_is_told(make_worker: MakeWorker, own: str) -> None:
+def test_server_that_is_read_only_is_reported(make_worker: MakeWorker, own: str) -> None:
     with a_schema(own) as url:
         read_only = url.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
         with pytest.raises(StoreError, match="read-only transaction.*give TASKER_DATABASE_URI the primary's address"):
             make_worker(read_only).start()
 
 
-def test_full_house_is_told(make_worker: MakeWorker, own: str) -> None:
+def test_full_server_is_reported(make_worker: MakeWorker, own: str) -> None:
     with a_user(own, "lonely", "CONNECTION LIMIT 0") as url:
         with pytest.raises(StoreError, match="too many connections for role.*Raise the server's limit, run fewer"):
             make_worker(url).start()
@@ -334,7 +334,7 @@ def test_tables_of_a_newer_version_are_refused(make_worker: MakeWorker, own: str
             make_worker(url).start()
 
 
-def test_tables_that_vanish_are_told(make_worker: MakeWorker, own: str) -> None:
+def test_tables_that_vanish_are_reported(make_worker: MakeWorker, own: str) -> None:
     with a_database(own) as url:
         task_worker = make_worker(url)
 

@@ -90,7 +90,7 @@ def take_too_long() -> None:
 
 
 @pytest.mark.parametrize(("begins", "is_stored"), [("COMMIT", True), ("INSERT INTO taskworker_meta", False)])
-def test_threads_that_share_a_commit_are_told_whether_it_was_made_whatever_its_leader_raises(
+def test_threads_that_share_a_commit_learn_whether_it_was_made_whatever_its_leader_raises(
     file: SqliteDriver, rows: Rows, begins: str, is_stored: bool
 ) -> None:
     interrupt(file, begins, take_too_long)

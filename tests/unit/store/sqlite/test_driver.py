@@ -143,7 +143,7 @@ def test_worker_goes_on_after_a_lock_that_did_not_come(
     assert {job.refresh()._record.claim for job in jobs} == {1}
 
 
-def test_worker_that_cannot_write_does_not_ask_in_vain_all_the_while(
+def test_worker_that_cannot_write_does_not_ask_all_the_while(
     make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = make_app(TASKER_LOCK_TIMEOUT=0.1)
@@ -449,7 +449,7 @@ def test_file_may_have_any_name(make_app: MakeApp, make_worker: MakeWorker, tmp_
     assert (tmp_path / name / f"{name}.db").exists()
 
 
-def test_deep_folder_is_no_obstacle_to_waking(make_app: MakeApp, make_worker: MakeWorker, tmp_path: Path) -> None:
+def test_deep_folder_is_not_an_obstacle_to_waking(make_app: MakeApp, make_worker: MakeWorker, tmp_path: Path) -> None:
     """A UNIX socket's path may have 107 bytes."""
     deep = tmp_path.joinpath(*["x" * 60] * 4)
     app = make_app(TASKER_DATABASE_URI=f"sqlite:///{deep}/jobs.db", TASKER_LOOP_INTERVAL=3600)
@@ -461,7 +461,7 @@ def test_deep_folder_is_no_obstacle_to_waking(make_app: MakeApp, make_worker: Ma
 # -- a file that is no database ----------------------------------------------------------------------------------------
 
 
-def test_file_that_is_no_database_is_an_error_and_is_left_alone(
+def test_file_that_is_not_a_database_is_an_error_and_is_left_alone(
     make_app: MakeApp, make_worker: MakeWorker, tmp_path: Path
 ) -> None:
     path = tmp_path / "notes.txt"
@@ -475,7 +475,7 @@ def test_file_that_is_no_database_is_an_error_and_is_left_alone(
     assert path.read_text() == "Dear diary, " * 1000
 
 
-def test_folder_is_no_database(make_app: MakeApp, make_worker: MakeWorker, tmp_path: Path) -> None:
+def test_folder_is_not_a_database(make_app: MakeApp, make_worker: MakeWorker, tmp_path: Path) -> None:
     app = make_app(TASKER_DATABASE_URI=f"sqlite:///{tmp_path}")
     with pytest.raises(NotAccepted, match="Check that the path in TASKER_DATABASE_URI exists"):
         make_task(make_worker(app, start=False)).enqueue()
@@ -684,7 +684,7 @@ def test_log_that_cannot_be_laid_out_does_not_matter(
     assert task.enqueue().id == 2
 
 
-def test_disk_that_does_not_tell_its_space_is_no_refusal_of_the_job(
+def test_disk_that_does_not_tell_its_space_is_not_a_refusal_of_the_job(
     idle_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: object) -> None:
@@ -696,7 +696,7 @@ def test_disk_that_does_not_tell_its_space_is_no_refusal_of_the_job(
     assert [job.refresh().state for job in jobs] == [JobState.READY] * len(jobs)
 
 
-def test_trouble_with_the_log_is_no_refusal_of_the_job(
+def test_trouble_with_the_log_is_not_a_refusal_of_the_job(
     make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The job was committed before."""
@@ -777,7 +777,7 @@ def test_closed_client_opens_again_when_needed(app: Flask, idle_worker: Backgrou
 
 @pytest.mark.slow
 @pytest.mark.sqlite_only
-def test_worker_that_must_stop_does_not_wait_for_a_lock_that_somebody_keeps(
+def test_worker_that_must_stop_does_not_wait_for_a_lock_that_another_keeps(
     app: Flask, task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_driver, "LAST_PATIENCE", 0.05)

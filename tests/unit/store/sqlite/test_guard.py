@@ -119,7 +119,7 @@ def test_no_empty_queue_is_made_in_place_of_one_that_this_process_has_open(
     leave_alone(path, task, "missing, but this process still has it open, with its jobs")
 
 
-def test_database_of_an_app_that_is_gone_may_be_made_anew(make_app: MakeApp, make_worker: MakeWorker) -> None:
+def test_database_of_an_app_that_is_gone_may_be_made_again(make_app: MakeApp, make_worker: MakeWorker) -> None:
     """As between two tests that clean up after themselves."""
 
     def use() -> Path:

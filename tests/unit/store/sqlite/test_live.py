@@ -56,11 +56,11 @@ def test_more_queues_than_a_datagram_takes_are_left_to_a_look(database: Path) ->
     assert hear(database, {("q" * LONGEST_WORDS, "sync")}) == [()]
 
 
-def test_so_many_datagrams_that_some_may_be_lost_are_not_believed(database: Path) -> None:
+def test_datagrams_that_overflow_the_socket_are_not_believed(database: Path) -> None:
     assert hear(database, *({(f"q{i}", "sync")} for i in range(200))) == [()]
 
 
-def test_so_many_bytes_that_some_may_be_lost_are_not_believed(database: Path) -> None:
+def test_bytes_that_overflow_the_socket_are_not_believed(database: Path) -> None:
     long = [("q" * 400 + str(i), "sync") for i in range(3)]
     assert hear(database, *([ready] for ready in long[:2])) == [set(long[:2])]
     assert hear(database, *([ready] for ready in long)) == [()]
