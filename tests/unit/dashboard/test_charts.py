@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from flask_taskworker.dashboard.charts import Bar, meter, sparkline, throughput
+from flask_taskworker.dashboard.charts import meter, sparkline, throughput
 
 MINUTE = 60_000
 
 
 def test_chart_has_its_sums_in_words_and_a_table_of_the_same() -> None:
-    bars = [Bar(start=at * MINUTE, ok=at * 1000, failed=at % 2, cancelled=0) for at in range(4)]
+    bars = [{"start": at * MINUTE, "succeeded": at * 1000, "failed": at % 2, "cancelled": 0} for at in range(4)]
     svg = throughput(bars, name="hour", title="Jobs <in> each minute", days=False)
     assert 'aria-label="Jobs &lt;in&gt; each minute. At most 3,001 in one bar."' in svg
     assert "ok 6,000</li>" in svg
@@ -19,7 +19,8 @@ def test_chart_has_its_sums_in_words_and_a_table_of_the_same() -> None:
 
 
 def test_one_failure_among_thousands_is_two_units_high() -> None:
-    svg = throughput([Bar(start=0, ok=9_999, failed=1, cancelled=0)], name="hour", title="Jobs", days=False)
+    bars = [{"start": 0, "succeeded": 9_999, "failed": 1, "cancelled": 0}]
+    svg = throughput(bars, name="hour", title="Jobs", days=False)
     (path,) = re.findall('<path class="failed" d="([^"]+)"', svg)
     assert "v2.0h" in path
 

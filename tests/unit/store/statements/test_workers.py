@@ -18,31 +18,31 @@ ROW = {"id": "w1", "host": "web1", "pid": 7, "now": 1_000, "server_started_at": 
 @pytest.fixture
 def ready(idle_worker: BackgroundTaskWorker, store: Store) -> Store:
     store.driver.prepare()
-    store.driver.write(statements.add_worker(), ROW)
+    store.driver.write(statements.ADD_WORKER, ROW)
     return store
 
 
 def beat(store: Store) -> list[Any]:
-    return list(store.driver.write(statements.beat(), ROW))
+    return list(store.driver.write(statements.BEAT, ROW))
 
 
 def test_worker_that_registers_twice_has_one_row(ready: Store) -> None:
-    ready.driver.write(statements.add_worker(), ROW)
+    ready.driver.write(statements.ADD_WORKER, ROW)
     assert len(ready.driver.read("SELECT id FROM taskworker_worker", {})) == 1
 
 
 def test_beat_of_a_worker_that_was_given_up_says_so(ready: Store) -> None:
     assert [tuple(row) for row in beat(ready)] == [(1,)]
-    ready.driver.write(statements.give_up(), ROW)
+    ready.driver.write(statements.GIVE_UP, ROW)
     assert beat(ready) == []
 
 
 def test_draining_worker_still_beats(ready: Store) -> None:
-    ready.driver.write(statements.start_draining(), ROW)
+    ready.driver.write(statements.START_DRAINING, ROW)
     assert [tuple(row) for row in beat(ready)] == [(1,)]
     assert [row[0] for row in ready.driver.read("SELECT state FROM taskworker_worker", {})] == ["draining"]
 
 
 def test_worker_is_deregistered_unless_it_holds_a_job(ready: Store) -> None:
-    ready.driver.write(statements.remove_worker(), ROW)
+    ready.driver.write(statements.REMOVE_WORKER, ROW)
     assert ready.driver.read("SELECT id FROM taskworker_worker", {}) == []
