@@ -140,19 +140,21 @@ def _bad_arguments(route: Route, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _asset(view: View, digest: str, name: str) -> Response:
+def asset(view: View, digest: str, name: str) -> Response:
+    """The stylesheet or the script."""
     found = ASSETS.get(name)
     if found is None or found.digest != digest:
         return error_page(404, _TITLES[404], "There is no such file in this version of the dashboard.")
     return found.response()
 
 
-def _nowhere(view: View, rest: str) -> Response:
+def nowhere(view: View, rest: str) -> Response:
+    """Any other address below the dashboard's."""
     return error_page(404, _TITLES[404], "There is no such page.", view)
 
 
-_ASSET = Route("/assets/<digest>/<name>", "asset", _asset)
-_NOWHERE = Route("/<path:rest>", "nowhere", _nowhere, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
+_ASSET = Route("/assets/<digest>/<name>", "asset", asset)
+_NOWHERE = Route("/<path:rest>", "nowhere", nowhere, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
 
 
 def _exempt_from_csrf_tokens(setup: BlueprintSetupState) -> None:

@@ -25,18 +25,14 @@ def is_own(headers: Headers, host: str) -> bool:
     site = headers.get("Sec-Fetch-Site")
     if site is not None:
         return site == "same-origin"
-    source = headers.get("Origin") or headers.get("Referer")
-    return bool(source) and _host_of(source or "") == host.lower()
-
-
-def _host_of(address: str) -> str | None:
     try:
-        parts = urlsplit(address)
-        port = parts.port
+        source = urlsplit(headers.get("Origin") or headers.get("Referer") or "")
+        port = source.port
     except ValueError:
-        return None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return None
+        return False
+    if source.scheme not in ("http", "https") or not source.hostname:
+        return False
     # As request.host: without the port that the scheme implies.
-    implied = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return parts.netloc.lower().rpartition(":")[0] if implied and port is not None else parts.netloc.lower()
+    implied = port == {"http": 80, "https": 443}[source.scheme]
+    named = source.netloc.lower()
+    return (named.rpartition(":")[0] if implied else named) == host.lower()

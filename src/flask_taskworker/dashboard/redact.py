@@ -118,7 +118,8 @@ def cut(value: Any) -> Any:
 def without_logins(text: str) -> str:
     """Words with what logs in covered: passwords, keys and tokens in addresses, headers, DSNs and by themselves."""
     if "=" in text or "://" in text:
-        text = _ADDRESS.sub(lambda address: without_path_tokens(address[0]), _QUERY.sub(_query, text))
+        text = _QUERY.sub(lambda one: f"{one[1]}{one[2]}={COVER}" if _has_secret_name(one[2]) else one[0], text)
+        text = _ADDRESS.sub(lambda address: without_path_tokens(address[0]), text)
     lower = text.lower()
     for needed, pattern, cover in _TEXTS:
         if needed in lower:
@@ -129,10 +130,6 @@ def without_logins(text: str) -> str:
 def without_path_tokens(address: str) -> str:
     """An address, or a path, with those of its parts covered that are long and random; a UUID is left."""
     return _PATH_TOKEN.sub(lambda part: part[0] if _UUID.fullmatch(part[0]) else COVER, address)
-
-
-def _query(match: re.Match[str]) -> str:
-    return f"{match[1]}{match[2]}={COVER}" if _has_secret_name(match[2]) else match[0]
 
 
 def _has_secret_name(name: str) -> bool:

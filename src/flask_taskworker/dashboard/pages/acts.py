@@ -29,15 +29,21 @@ def one(view: View, job_id: int) -> Response:
 
 
 def confirm(view: View) -> Response:
-    """Ask before many jobs are changed: how many there are, and ten of them."""
+    """Act on the jobs that are ticked; before all that fit are changed, ask: how many there are, and ten of them."""
     action = _action(view)
-    view.operations(PERMISSION[action])
     text = view.form("filter")
-    ids = _ticked()
-    if view.form("scope") != "all" and not ids:
-        return view.redirect("jobs", filter=text, message="No job was ticked, so nothing was done.")
     if view.form("scope") != "all":
-        return _act_on(view, action, ids, text)
+        ticked = request.form.getlist("id")
+        if len(ticked) > AT_ONCE or not all(one.isascii() and one.isdecimal() and len(one) < 19 for one in ticked):
+            raise BadRequest("id must be the numbers of at most 1,000 jobs.")
+        if not ticked:
+            return view.redirect("jobs", filter=text, message="No job was ticked, so nothing was done.")
+        ids = [int(one) for one in ticked]
+        done = view.operations(PERMISSION[action]).act_on_some(action, ids, chosen=view.filter(text))
+        message = _DONE[action].format(words.plural(done, "job"))
+        if done < len(ids):
+            message += f"; {words.plural(len(ids) - done, 'job')} in no state for that, or no longer in this list"
+        return view.redirect("jobs", filter=text, message=f"{message}.")
     chosen = view.filter(text)
     fitting = exact(chosen)
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
@@ -53,14 +59,6 @@ def confirm(view: View) -> Response:
         "jobs": [job_line(view, row) for row in found.rows[:SAMPLES]],
     }
     return view.page("confirm.html", data, title=f"{ACTIONS[action]} all that fit?")
-
-
-def _act_on(view: View, action: str, ids: list[int], text: str) -> Response:
-    done = view.operations(PERMISSION[action]).act_on_some(action, ids, chosen=view.filter(text))
-    message = _DONE[action].format(words.plural(done, "job"))
-    if done < len(ids):
-        message += f"; {words.plural(len(ids) - done, 'job')} in no state for that, or no longer in this list"
-    return view.redirect("jobs", filter=text, message=f"{message}.")
 
 
 def bulk(view: View) -> Response:
@@ -96,13 +94,6 @@ def _before(view: View) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise BadRequest("before must be the number from the page that asked.")
     return int(text)
-
-
-def _ticked() -> list[int]:
-    texts = request.form.getlist("id")
-    if len(texts) > 1_000 or not all(text.isascii() and text.isdecimal() and len(text) < 19 for text in texts):
-        raise BadRequest("id must be the numbers of at most 1,000 jobs.")
-    return [int(text) for text in texts]
 
 
 ROUTES = (

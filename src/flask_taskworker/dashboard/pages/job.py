@@ -45,7 +45,11 @@ def page(view: View, job_id: int) -> Response:
     whole = view.browser.job(job_id, tries=_TRIES, most=redact.READ)
     job = job_view(whole)
     tries = [try_view(one) for one in whole.attempts]
-    origin = {key: _covered_fact(value) for key, value in read_origin(whole.origin).items()}
+    # The path of a request may hold a token.
+    origin = {
+        key: redact.without_path_tokens(without_logins(value)) if isinstance(value, str) else value
+        for key, value in read_origin(whole.origin).items()
+    }
     children = view.browser.children(whole, limit=CHILDREN + 1)
     failure = Failure.from_text(whole.error, whole.record.failure_kind) if job.error else None
     data = {
@@ -58,7 +62,8 @@ def page(view: View, job_id: int) -> Response:
         "children": [job_line(view, row) for row in children[:CHILDREN]],
         "has_more_children": len(children) > CHILDREN,
         "payload": view.may("payload"),
-        **_payload(view, whole),
+        **_shown(view, whole, "args"),
+        **_shown(view, whole, "result"),
         "error": failure and _error(failure, MAX_TRACEBACK),
         **_tries(view, whole, job, {one.claim: one for one in tries}),
         "tries_before": max(0, job.claim - _TRIES),
@@ -68,33 +73,22 @@ def page(view: View, job_id: int) -> Response:
     return view.page("job.html", data, title=f"Job {job.id}")
 
 
-def _covered_fact(value: object) -> object:
-    """A fact of a job's origin; the path of a request may hold a token."""
-    return redact.without_path_tokens(without_logins(value)) if isinstance(value, str) else value
-
-
 # -- arguments and result ----------------------------------------------------------------------------------------------
 
 
-def _payload(view: View, whole: JobWhole) -> dict[str, Any]:
-    """Arguments and result, as values for JSON and as text for the page; nothing without the permission."""
-    shown: dict[str, Any] = {}
-    for name in ("args", "result"):
-        value, text, is_cut = _shown(view, whole, name) if view.may("payload") else (None, None, False)
-        shown |= {name: value, f"{name}_text": text, f"{name}_cut": is_cut}
-    return shown
-
-
-def _shown(view: View, whole: JobWhole, name: str) -> tuple[Any, str, bool]:
-    """One of the two as a value, as text, and whether it is more than that."""
-    if len(getattr(whole, name) or "") > redact.READ:
-        return None, _LONG, True
-    try:
-        value = _covered(view, whole, name)
-    except Unreadable:
-        return None, _UNREADABLE, False
-    text = COVER if value == COVER else redact.pretty(value)
-    return redact.cut(value), text, len(text) > redact.MOST
+def _shown(view: View, whole: JobWhole, name: str) -> dict[str, Any]:
+    """One of the two as a value for JSON, as text for the page, and whether it is more; not without the permission."""
+    value, text, is_cut = None, None, False
+    if view.may("payload") and len(getattr(whole, name) or "") > redact.READ:
+        text, is_cut = _LONG, True
+    elif view.may("payload"):
+        try:
+            covered = _covered(view, whole, name)
+            text = COVER if covered == COVER else redact.pretty(covered)
+            value, is_cut = redact.cut(covered), len(text) > redact.MOST
+        except Unreadable:
+            text = _UNREADABLE
+    return {name: value, f"{name}_text": text, f"{name}_cut": is_cut}
 
 
 def _covered(view: View, whole: JobWhole, name: str) -> Any:

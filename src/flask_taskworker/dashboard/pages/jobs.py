@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Response
 
 from ...core.filters import HELP, JobFilter
-from ...ops.rows import StateCounts
 from ..rows import ACTIONS, PERMISSION, job_line
 from ..view import Route, View
 
@@ -25,9 +22,16 @@ def page(view: View) -> Response:
     found = view.browser.jobs(chosen, limit=limit, before=before, names=view.names)
     # "restore" fits discarded jobs only, and all other actions the rest.
     offered = [name for name in ACTIONS if view.may(PERMISSION[name]) and (name == "restore") == chosen.discarded]
+    counts = view.browser.state_counts()
+    tabs: list[tuple[str | None, str, str, JobFilter]] = [(None, "All", "", JobFilter())]
+    tabs += [(state, state.capitalize(), counts.words(state), JobFilter(states=(state,))) for state in _TABS]
+    tabs += [("discarded", "Discarded", "", JobFilter(discarded=True))]
     data = {
         "filter": text,
-        "tabs": _tabs(view.browser.state_counts(), chosen),
+        "tabs": [
+            {"state": state, "word": word, "count": count, "filter": str(fitting), "current": chosen == fitting}
+            for state, word, count, fitting in tabs
+        ],
         "jobs": [job_line(view, row) for row in found.rows],
         "before": before,
         "older": found.older,
@@ -37,23 +41,6 @@ def page(view: View) -> Response:
         "limit": limit,
     }
     return view.page("jobs.html", data, title="Jobs")
-
-
-def _tabs(counts: StateCounts, chosen: JobFilter) -> list[dict[str, Any]]:
-    """The states with how many jobs each has, whatever the filter."""
-    tabs = [
-        {
-            "state": state,
-            "word": state.capitalize(),
-            "count": counts.words(state),
-            "filter": f"state:{state}",
-            "current": chosen == JobFilter(states=(state,)),
-        }
-        for state in _TABS
-    ]
-    every = {"state": None, "word": "All", "count": None, "filter": "", "current": not chosen}
-    discarded = {"state": "discarded", "word": "Discarded", "count": None, "filter": "discarded:yes"}
-    return [every, *tabs, {**discarded, "current": chosen == JobFilter(discarded=True)}]
 
 
 ROUTES = (Route("/jobs", "jobs", page, arguments=("filter", "before", "limit")),)

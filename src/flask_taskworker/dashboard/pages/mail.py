@@ -91,7 +91,7 @@ def message(view: View) -> Response:
         "is_there": body is not None,
         "problem": problem,
         "images": view.choice("images", IMAGES, "blocked"),
-        **(_whole(body) if body is not None else _outside(mail)),
+        **_content(mail, body),
     }
     return view.page("mail_message.html", data, title=data["subject"] or "(no subject)")
 
@@ -111,15 +111,13 @@ def _found(view: View) -> MailRow:
     return mail
 
 
-def _outside(mail: MailRow) -> dict[str, Any]:
-    """What everybody may see of a mail: the header lines that a list of mails shows too."""
-    headers = [header for header in headers_of(mail.head or b"") if header[0] in _PLAIN_HEADERS]
-    cut = {"text_cut": False, "read_cut": False}
-    return {"headers": headers, "text": None, "has_html": None, "attachments": None, **cut}
-
-
-def _whole(body: bytes) -> dict[str, Any]:
-    letter = Letter.of(body[:READ], most=TEXT + 1)
+def _content(mail: MailRow, body: bytes | None) -> dict[str, Any]:
+    """What is in the mail; without its *body* the header lines that a list of mails shows too."""
+    letter = None if body is None else Letter.of(body[:READ], most=TEXT + 1)
+    if letter is None or body is None:
+        headers = [header for header in headers_of(mail.head or b"") if header[0] in _PLAIN_HEADERS]
+        cut = {"text_cut": False, "read_cut": False}
+        return {"headers": headers, "text": None, "has_html": None, "attachments": None, **cut}
     return {
         "headers": letter.headers,
         "text": letter.text and letter.text[:TEXT],

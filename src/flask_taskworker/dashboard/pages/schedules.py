@@ -45,7 +45,16 @@ def one(view: View) -> Response:
     if row is None:
         raise NotFound(f"No schedule has the name {name!r:.200}.")
     shown = _shown(view, row, view.browser.schedule_runs([name], RUNS).get(name, []))
-    return view.page("schedule.html", {**shown, "fires": _fires(row, view.now)}, title=f"Schedule {name}")
+    trigger = trigger_of(row)
+    # As if a paused schedule were resumed now.
+    start = view.now if row.paused else (row.next_at or 0) - 1
+    has_ended = row.next_at is None and not row.paused
+    fires = [] if trigger is None or has_ended else upcoming(trigger, from_ms(start), FIRES)
+    shown["fires"] = [
+        {"at": to_ms(fire.at), "local": f"{fire.local:%a %Y-%m-%d %H:%M:%S %z}", "notes": list(fire.notes)}
+        for fire in fires
+    ]
+    return view.page("schedule.html", shown, title=f"Schedule {name}")
 
 
 def _place(schedule: Mapping[str, Any]) -> tuple[int, int, str]:
@@ -66,18 +75,6 @@ def _shown(view: View, row: ScheduleRow, runs: Sequence[ScheduleRun]) -> dict[st
             for run in runs
         ],
     )
-
-
-def _fires(schedule: ScheduleRow, now: int) -> list[dict[str, Any]]:
-    """The next fire times, as if a paused schedule were resumed now."""
-    trigger = trigger_of(schedule)
-    if trigger is None or (schedule.next_at is None and not schedule.paused):
-        return []
-    start = now if schedule.paused or schedule.next_at is None else schedule.next_at - 1
-    return [
-        {"at": to_ms(fire.at), "local": f"{fire.local:%a %Y-%m-%d %H:%M:%S %z}", "notes": list(fire.notes)}
-        for fire in upcoming(trigger, from_ms(start), FIRES)
-    ]
 
 
 # -- acting ------------------------------------------------------------------------------------------------------------
