@@ -63,10 +63,8 @@ class News:
     """These jobs, (id, claim), were asked to stop."""
     rescued: Callable[[list[JobRecord]], None]
     """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
-    clock_back: Callable[[], None]
-    """The clock was set back: what was planned by it may be far ahead."""
     reached: Callable[[], None]
-    """The database answers again, or is not the same any more: the worker should look for itself."""
+    """The database answers again, or is another, or the clock was set back: the worker should look for itself."""
 
 
 class Heartbeat:
@@ -206,7 +204,7 @@ class Heartbeat:
         lost, self._clock_ahead = self._clock_ahead - ahead, ahead
         if lost > CLOCK_STEP:
             log.warning("the clock went back by %.0f s: jobs that were delayed by it wait for as long", lost)
-            self._news.clock_back()
+            self._news.reached()
         if self._beats % ORPHANS_BEATS == 0:
             link.write(worker_statements.ADD_MISSING_WORKERS, {"now": now})
         self.observe()

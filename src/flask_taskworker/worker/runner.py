@@ -76,15 +76,16 @@ class Runner:
                 return False
             self._workers.add(worker)
         worker.lag_ms = lambda: self._watchdog.lag_ms
+
+        def launch() -> None:
+            run = OwnTask(self._attend(worker), loop=self.loop, name=f"taskworker-{worker.id}")
+            self._runs.add(run)
+            run.add_done_callback(self._runs.discard)
+
         # An empty context: jobs must not see the request in which start() was called. See
         # test_job_sees_nothing_of_the_request_that_started_the_worker.
-        self.loop.call_soon_threadsafe(self._launch, worker, context=contextvars.Context())
+        self.loop.call_soon_threadsafe(launch, context=contextvars.Context())
         return True
-
-    def _launch(self, worker: Worker) -> None:
-        run = OwnTask(self._attend(worker), loop=self.loop, name=f"taskworker-{worker.id}")
-        self._runs.add(run)
-        run.add_done_callback(self._runs.discard)
 
     async def _attend(self, worker: Worker) -> None:
         """Run a worker to its end."""
@@ -194,10 +195,8 @@ class Runner:
                 self._complete(self._hand_back())
                 self._complete(self._end_stray_tasks())
             self._complete(self.loop.shutdown_asyncgens())
-        except BaseException as error:
-            self.error = error
-            log.critical("the event loop cannot go on; its workers end: %r", error, exc_info=error)
-            self._give_up(declare=not any(worker.runs_threads for worker in self._workers))
+        except BaseException as error:  # noqa: BLE001 - user code has closed its descriptors, for example
+            self._give_up(error, declare=not any(worker.runs_threads for worker in self._workers))
         finally:
             self._watchdog.stop()
             asyncio.set_event_loop(None)
@@ -225,18 +224,15 @@ class Runner:
 
     def _on_blocked(self, culprit: str) -> None:
         """In the watchdog's thread."""
-        words = "the event loop is blocked by %s for good and is given up; the jobs of its workers are run by others"
-        log.critical(words, culprit)
-        self.error = RuntimeError(f"The event loop is blocked by {culprit}.")
-        self._give_up(declare=True)
-        if not self._stopping:
-            self.on_failure()
+        self._give_up(RuntimeError(f"The event loop is blocked by {culprit}."), declare=True)
 
-    def _give_up(self, *, declare: bool) -> None:
+    def _give_up(self, error: BaseException, *, declare: bool) -> None:
         """The loop will not turn any more: end a process that is the workers' alone, or let others have their jobs.
 
         Should it turn after all, its workers end. *declare*: others may have the jobs before the lease is over.
         """
+        self.error = error
+        log.critical("the event loop cannot go on; others run the jobs of its workers: %s", error, exc_info=error)
         if self._is_main:
             with suppress(RuntimeError):
                 # What blocks the loop may hold the lock of a log handler.
@@ -252,6 +248,8 @@ class Runner:
             worker.give_up(declare=declare)
         _watched.discard(self)
         self._ended.set()
+        if not self._stopping:
+            self.on_failure()
 
     async def _hand_back(self) -> None:
         """The last act where threads still run jobs: hand these back, and end before another worker can begin them."""
@@ -299,17 +297,17 @@ _watching: int | None = None
 def _watch(runner: Runner) -> None:
     """Have *runner* stop when the main thread ends: the interpreter then waits for the runner's thread."""
     global _watching
+
+    def stop_after_main_thread() -> None:
+        threading.main_thread().join()
+        for one in _watched.copy():
+            one.stop(None)
+
     _watched.add(runner)
     if _watching != os.getpid():
-        threading.Thread(target=_stop_after_main_thread, name="taskworker-watch", daemon=True).start()
+        threading.Thread(target=stop_after_main_thread, name="taskworker-watch", daemon=True).start()
         _watching = os.getpid()
     elif not threading.main_thread().is_alive():
-        runner.stop(None)
-
-
-def _stop_after_main_thread() -> None:
-    threading.main_thread().join()
-    for runner in _watched.copy():
         runner.stop(None)
 
 

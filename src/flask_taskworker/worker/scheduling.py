@@ -45,7 +45,8 @@ class Scheduler:
         self._clock = clock
         self._declared_version = -1
         self._next_seen = 0
-        self._unreadable: set[str] = set()
+        self.unable: set[str] = set()
+        """The schedules that were found due and cannot fire."""
         self._refused: set[tuple[str, int]] = set()
         self.must_correct = True
         """Whether to look for schedules that fired while the clock was wrong."""
@@ -127,15 +128,10 @@ class Scheduler:
         return firings
 
     def _report(self, schedule: DueSchedule, error: Exception) -> None:
-        if schedule.name not in self._unreadable:
+        if schedule.name not in self.unable:
             is_bug = not isinstance(error, NotDecodable | OverflowError | StoreError)
             log.error("schedule %r cannot fire: %s", schedule.name, error, exc_info=error if is_bug else None)
-            self._unreadable.add(schedule.name)
-
-    @property
-    def unable(self) -> int:
-        """How many schedules this worker has found due and cannot fire."""
-        return len(self._unreadable)
+            self.unable.add(schedule.name)
 
     async def correct(self, work: WorkerStore) -> None:
         """Compute the next times again of schedules that fired while the clock was ahead, if it was set back."""

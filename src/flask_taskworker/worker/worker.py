@@ -89,7 +89,6 @@ class Worker:
                 lost=lambda: self._call(self._on_lost),
                 cancel=lambda jobs: self._call(self.work_loop.jobs.cancel, jobs),
                 rescued=lambda records: self._call(self.work_loop.on_rescued, records),
-                clock_back=self._on_clock_back,
                 reached=self.wake,
             ),
             on_wake=self._hear,
@@ -97,7 +96,9 @@ class Worker:
             timing=timing,
         )
         self._back_off = 0.0
-        self._declared_dead = self._has_begun = self._stopping = self._given_up = False
+        self._declared_dead = self._has_begun = self._given_up = False
+        self.is_stopping = False
+        """Whether it takes no more jobs. Safe from any thread."""
         self._deadline = math.inf
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -108,15 +109,10 @@ class Worker:
     # -- how it stands ----------------------------------------------------------------------------------------------
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether it takes no more jobs. Safe from any thread."""
-        return self._stopping
-
-    @property
     def is_claiming(self) -> bool:
         """Whether it takes jobs, and the database answers. Safe from any thread."""
         is_healthy = not self._back_off and not self._declared_dead and not self._registration.is_failing
-        return self._has_begun and not self._stopping and is_healthy
+        return self._has_begun and not self.is_stopping and is_healthy
 
     @property
     def runs_threads(self) -> bool:
@@ -154,7 +150,7 @@ class Worker:
 
         *declare*: at once; else after the lease. Nothing is recorded and nothing is handed back any more.
         """
-        self._given_up = self._stopping = True
+        self._given_up = self.is_stopping = True
         self._let_client_go()
         for _, job in self.running_jobs():
             job.lost = True
@@ -174,7 +170,7 @@ class Worker:
     def _stop(self, timeout: float | None) -> None:
         seconds = self.config.shutdown_timeout if timeout is None else timeout
         self._deadline = min(self._deadline, self._loop.time() + seconds)
-        self._stopping = True
+        self.is_stopping = True
         if self._has_begun:
             self.work_loop.work.hurry(seconds)
         self._hurry.set()
@@ -194,7 +190,7 @@ class Worker:
             "running": jobs.counts(),
             "resident_mb": resident_mb(),
             "loop_lag_ms": self.lag_ms(),
-            "unable_schedules": self.work_loop.scheduler.unable,
+            "unable_schedules": len(self.work_loop.scheduler.unable),
             "hung_threads": len(jobs.hung.claims),
         }
 
@@ -218,7 +214,7 @@ class Worker:
             self._aside.shutdown()
             return True
         try:
-            while not self._stopping:
+            while not self.is_stopping:
                 await self._sleep(await self._guarded_turn())
         except BaseException:
             # The error is reported, so the process does not end at once.
@@ -248,7 +244,7 @@ class Worker:
                 pause = self._longer_back_off()
                 log.warning("worker %s cannot start: %s Next try in %.1f s.", self.id, error, pause)
                 await self._sleep(pause)
-                if self._stopping:
+                if self.is_stopping:
                     return
         self.job_of = self.work_loop.jobs.job_of
         self.client.worker_thread = threading.current_thread()
@@ -264,10 +260,20 @@ class Worker:
     async def _guarded_turn(self) -> float:
         """One turn. When the database fails nothing is lost: what ended is recorded when it is back."""
         try:
-            delay = await self._turn()
+            if is_reloader_parent() or self.work_loop.is_over(self.id) or self._is_out_of_threads():
+                self._stop(None)
+                return 0.0
+            if self._declared_dead:
+                # Register again, under a new id: the old one's claims are void.
+                await self._registration.stop_beating(holding=True)
+                self._registration.leave(holding=False)
+                self.id = await self._registration.join()
+                self._declared_dead = False
+                log.warning("worker %s is back under this new id", self.id)
+            delay = await self.work_loop.turn(self.id)
         except (Exception, asyncio.CancelledError) as error:
             if self._parts.ends_with(error, has_begun=True):
-                self._stopping = True
+                self.is_stopping = True
                 return 0.0
             pause = self._longer_back_off()
             match error:
@@ -290,19 +296,6 @@ class Worker:
     def _longer_back_off(self) -> float:
         self._back_off = min(LONGEST_BACK_OFF, max(0.05, self._back_off * 2))
         return self._back_off
-
-    async def _turn(self) -> float:
-        if is_reloader_parent() or self.work_loop.is_over(self.id) or self._is_out_of_threads():
-            self._stop(None)
-            return 0.0
-        if self._declared_dead:
-            # Register again, under a new id: the old one's claims are void.
-            await self._registration.stop_beating(holding=True)
-            self._registration.leave(holding=False)
-            self.id = await self._registration.join()
-            self._declared_dead = False
-            log.warning("worker %s is back under this new id", self.id)
-        return await self.work_loop.turn(self.id)
 
     def _is_out_of_threads(self) -> bool:
         """Whether to end since hung sync jobs have all threads, which only the end of the process gives back."""
@@ -327,10 +320,6 @@ class Worker:
         self.work_loop.jobs.lose()
         self._declared_dead = True
         self._news.set()
-
-    def _on_clock_back(self) -> None:
-        self.work_loop.scheduler.must_correct = True
-        self.wake()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -362,7 +351,7 @@ class Worker:
     async def _drain(self) -> bool:
         """Returns whether all outcomes are recorded."""
         jobs, writer = self.work_loop.jobs, self.work_loop.writer
-        if self._stopping:
+        if self.is_stopping:
             # Else it was not asked to stop: what it cannot hand back counts as a crash.
             try:
                 await self.work_loop.work.start_draining(self.id)

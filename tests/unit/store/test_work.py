@@ -95,7 +95,7 @@ class Bench:
         rescued: list[JobRecord] = []
         news = News(
             lost=lambda: None, cancel=lambda _: None, rescued=rescued.extend,
-            reached=lambda: None, clock_back=lambda: None,
+            reached=lambda: None,
         )  # fmt: skip
         presence = self.store.driver.presence(worker_id)
         heartbeat = Heartbeat(self.store, presence, worker_id, news=news, info=dict, timing=Timing())
