@@ -125,9 +125,7 @@ class Overview:
 
 
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT :most) AS counted"
-_WORKER, _QUEUE, _SCHEDULE = (
-    tuple(name for name in row._fields if name != "odd") for row in (WorkerRow, QueueRow, ScheduleRow)
-)
+_WORKER, _QUEUE, _SCHEDULE = (row._fields for row in (WorkerRow, QueueRow, ScheduleRow))
 
 
 def _statement(dialect: Dialect) -> str:

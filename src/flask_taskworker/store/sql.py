@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -59,13 +59,6 @@ class ScheduleRow(NamedTuple):
     last_at: int | None
     paused: int
     source: str
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
-
-    @property
-    def is_unclear(self) -> bool:
-        """Whether it cannot be read if it fires, and when."""
-        return "next_at" in self.odd or "paused" in self.odd
 
 
 class WorkerRow(NamedTuple):
@@ -80,8 +73,6 @@ class WorkerRow(NamedTuple):
     state: str
     info: str
     running: int
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +94,6 @@ class QueueRow(NamedTuple):
     ready: int
     oldest_at: int
     """Since when the oldest of those is due, in epoch milliseconds."""
-    odd: Mapping[str, str] = {}
-    """What stands in columns for numbers and is none, as text."""
 
 
 class Store:
@@ -135,8 +124,18 @@ class Store:
             self.driver.prepare()
             try:
                 return self._add(jobs)
-            except ConnectionLost as lost:
-                return self._add_again(jobs, lost)
+            except ConnectionLost as error:
+                lost = error
+            try:
+                # The same uids on a new connection: what the first try may have stored is found, not doubled.
+                return self._add(jobs)
+            except StoreError as error:
+                raise OutcomeUnknown(
+                    "The connection broke while the job was being stored, so it may or may not be accepted. "
+                    f"{lost} Look it up by its uid, or enqueue again with using(uid=error.uid), which never doubles "
+                    "it.",
+                    uids=tuple(job.uid for job in jobs),
+                ) from error
         except (SchemaError, OutcomeUnknown):
             raise
         except StoreError as error:
@@ -146,7 +145,8 @@ class Store:
         if len(jobs) == 1:
             return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
         if all(job.unique_key is None for job in jobs):
-            return self._add_batch(jobs)
+            ids = self.driver.add_batch(jobs)
+            return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
         return self.driver.transaction(lambda run: [self._add_one(job, run, run) for job in jobs])
 
     def add_within(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
@@ -160,17 +160,6 @@ class Store:
         values = {"id": claim.id, "claim": claim.claim, "result": result, "now": now, "expires_at": expires_at}
         return bool(run(job_statements.FINISH_ONE, values))
 
-    def _add_again(self, jobs: Sequence[NewJob], lost: ConnectionLost) -> list[JobRecord]:
-        """The same uids on a new connection: what the first try may have stored is found, not doubled."""
-        try:
-            return self._add(jobs)
-        except StoreError as error:
-            raise OutcomeUnknown(
-                f"The connection broke while the job was being stored, so it may or may not be accepted. {lost} "
-                "Look it up by its uid, or enqueue again with using(uid=error.uid), which never doubles it.",
-                uids=tuple(job.uid for job in jobs),
-            ) from error
-
     def _add_one(self, job: NewJob, write: Run, read: Run) -> JobRecord:
         for _ in range(_ADD_TRIES):
             rows = write(self._add_job, {**job._asdict(), "state": job.state})
@@ -181,10 +170,6 @@ class Store:
             if found:
                 return _checked(JobRecord._make(found[0]), job)
         raise NotAccepted(f"The unique key {job.unique_key!r} changed hands {_ADD_TRIES} times. Enqueue the job again.")
-
-    def _add_batch(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        ids = self.driver.add_batch(jobs)
-        return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

@@ -301,6 +301,8 @@ class WorkerStore:
     def _finish_row(self, ended: Ended) -> tuple[object, ...]:
         outcome, claim = ended.outcome, ended.claim
         again = not outcome.ending.state.finished
+        usual = self._keep_failed if outcome.ending is OutcomeKind.FAILED else self._keep_succeeded
+        keep = usual if outcome.keep is None else to_duration_ms(outcome.keep)
         # 0 means "at once"; a moment is only for jobs that wait.
         run_at = ended.ended_at + to_duration_ms(outcome.delay) if outcome.delay else 0
         state = "ready" if again and not run_at else outcome.ending.state.value
@@ -317,14 +319,9 @@ class WorkerStore:
             outcome.failure.kind if outcome.failure else None,
             group_of(claim.task, outcome.failure) if outcome.failure and outcome.ending is OutcomeKind.FAILED else None,
             ended.ended_at,
-            ended.ended_at + self._keep_ms(outcome),
+            ended.ended_at + keep,
             ended.progress.to_text() if ended.progress else None,
         )
-
-    def _keep_ms(self, outcome: Outcome) -> int:
-        if outcome.keep is not None:
-            return to_duration_ms(outcome.keep)
-        return self._keep_failed if outcome.ending is OutcomeKind.FAILED else self._keep_succeeded
 
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
         """Write the progress that jobs report."""

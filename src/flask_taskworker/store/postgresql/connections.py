@@ -44,7 +44,9 @@ class Server:
     """Where a database is and how to connect to it. Safe from any thread."""
 
     def __init__(self, url: URL, *, prepares: bool) -> None:
-        parts = _connect_arguments(url)
+        dialect: Any = PGDialect_psycopg
+        _, arguments = dialect().create_connect_args(url)
+        parts = dict(arguments)
         self._conninfo = _conninfo(parts)
         # Prepared statements need a session of one's own, which PgBouncer in transaction mode does not give.
         self._prepare_threshold = _PREPARE_AFTER if prepares else None
@@ -54,7 +56,7 @@ class Server:
 
     def open(self) -> psycopg.Connection[Any]:
         """A connection in autocommit mode. Raises StoreError."""
-        with self._connecting():
+        with Unreachable(self.place):
             return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold)
 
     def set_up(self, connection: psycopg.Connection[Any]) -> None:
@@ -65,13 +67,10 @@ class Server:
 
     async def open_async(self) -> psycopg.AsyncConnection[Any]:
         """A connection in autocommit mode for the running loop. Raises StoreError."""
-        with self._connecting():
+        with Unreachable(self.place):
             return await psycopg.AsyncConnection.connect(
                 self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold
             )
-
-    def _connecting(self) -> Unreachable:
-        return Unreachable(self.place)
 
     def check_session(self, connection: psycopg.Connection[Any]) -> None:
         """Raise NotSupported where a pooler lends the server's sessions for single transactions.
@@ -88,12 +87,6 @@ class Server:
                     "PgBouncer with pool_mode = transaction. Set TASKER_LISTEN = False, or give TASKER_DATABASE_URI "
                     "the server's own address."
                 )
-
-
-def _connect_arguments(url: URL) -> dict[str, Any]:
-    dialect: Any = PGDialect_psycopg
-    _, arguments = dialect().create_connect_args(url)
-    return dict(arguments)
 
 
 def _conninfo(parts: dict[str, Any]) -> str:
@@ -201,7 +194,9 @@ class translated:
         if not isinstance(error, psycopg.Error):
             return
         words, state = in_words(error), error.sqlstate or ""
-        if isinstance(error, psycopg.OperationalError) and _is_lost(error.sqlstate, words):
+        # 08P01 is all that PgBouncer says, be it that it never asked the server, or that this broke while it answered.
+        is_lost = error.sqlstate in _LOST or (state == "08P01" and not any(said in words for said in _POOLER_SAID))
+        if isinstance(error, psycopg.OperationalError) and is_lost:
             raise ConnectionLost(f"PostgreSQL: {words}. The connection was lost; try again.") from error
         if isinstance(error, psycopg.DataError) or state[:2] in _REFUSALS:
             raise RowRefused(f"PostgreSQL refuses a value: {words}.") from error
@@ -218,13 +213,8 @@ _LOCKED = frozenset({"55P03", "40P01", "40001"})
 
 # None: libpq noticed the loss itself. 57P01 to 57P03: the server shuts down, crashed, or starts.
 _LOST = frozenset({None, "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
-_REFUSED_BY_POOLER = re.compile("query_wait_timeout|server_login_retry|server login|pooling mode")
-
-
-def _is_lost(state: str | None, words: str) -> bool:
-    # 08P01 is all that PgBouncer says, be it that it never asked the server, or that this broke while it answered.
-    return state in _LOST or (state == "08P01" and not _REFUSED_BY_POOLER.search(words))
-
+_POOLER_SAID = ("query_wait_timeout", "server_login_retry", "server login", "pooling mode")
+"""PgBouncer says so where it has not asked the server."""
 
 _TABLES = "The tables are not those of this version. See: flask tasks db check"
 _POOLER = "Where a pooler says so: its pool_mode must be session or transaction, and its pool be large enough."

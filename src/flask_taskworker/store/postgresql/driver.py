@@ -265,19 +265,17 @@ class _Lent:
 
     def __enter__(self) -> psycopg.Connection[Any]:
         while True:
-            self._fairy = self._checked_out()
+            try:
+                self._fairy: Any = self._pool.connect()
+            except PoolTimeout as error:
+                raise StoreError(
+                    f"PostgreSQL: {_POOL_MOST} threads of this process wait for the server at once. Look whether it "
+                    "hangs."
+                ) from error
             connection = cast("psycopg.Connection[Any]", self._fairy.driver_connection)
             if not has_ended(connection):
                 return connection
             self._fairy.invalidate()
-
-    def _checked_out(self) -> Any:
-        try:
-            return self._pool.connect()
-        except PoolTimeout as error:
-            raise StoreError(
-                f"PostgreSQL: {_POOL_MOST} threads of this process wait for the server at once. Look whether it hangs."
-            ) from error
 
     def __exit__(self, *_: object) -> None:
         if self._fairy.driver_connection.closed:

@@ -142,11 +142,11 @@ def ready_in(payload: str) -> Ready:
     """What is ready according to a notification; nothing where those are not our words: anybody may send one."""
     try:
         ready = {(queue, kind) for queue, kind in json.loads(payload)}
+        # No statement takes half of a surrogate pair.
+        "".join(queue for queue, _ in ready).encode()
     except (ValueError, TypeError, RecursionError):
         return ()
-    if all(isinstance(queue, str) and kind in ("sync", "async") for queue, kind in ready):
-        return ready
-    return ()
+    return ready if all(kind in ("sync", "async") for _, kind in ready) else ()
 
 
 _kept: list[AdvisoryPresence] = []

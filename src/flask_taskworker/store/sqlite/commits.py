@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import cast
@@ -131,7 +131,12 @@ class SharedCommit:
                 own.rows = patiently(connection, own.sql, own.parameters, self._patience, started)
             else:
                 transaction = Transaction(connection, self._patience, started)
-                _run_together(transaction, together)
+                with transaction as run:
+                    for statement in together:
+                        statement.run(run)
+                        if not transaction.is_open:
+                            # Some errors, such as that of a full disk, undo all of it.
+                            raise statement.error or sqlite3.OperationalError("the transaction has ended early")
         except BaseException as error:
             # Each thread raises it in its own line. An interruption often comes right after the commit.
             if transaction is None or not transaction.committed:
@@ -146,15 +151,6 @@ class SharedCommit:
             self._owner = None
             for statement in together:
                 statement.done = True
-
-
-def _run_together(transaction: Transaction, together: Sequence[_Statement]) -> None:
-    with transaction as run:
-        for statement in together:
-            statement.run(run)
-            if not transaction.is_open:
-                # Some errors, such as that of a full disk, undo all of it.
-                raise statement.error or sqlite3.OperationalError("the transaction has ended early")
 
 
 def _interrupted() -> Exception:

@@ -138,16 +138,26 @@ class SqliteDriver:
         if self._prepared:
             return
         refuse_remnants(self.path, others_live=self._live.has_living())
-        _create_file(self.path)
+        # An empty file for its owner alone; SQLite gives its companions the same mode.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with closing(self._open()) as connection:
-            if not self._is_ready(connection):
+            run = functools.partial(plainly, connection)
+            # Looks only: the caller's own transaction may hold the write lock, and would wait for itself.
+            if run("PRAGMA journal_mode", {}) != [("wal",)] or not is_ready(SQLITE, run):
                 self._make_ready(connection, patience)
-            self._guard.remember(store_id_in(functools.partial(plainly, connection)))
+            self._guard.remember(store_id_in(run))
         self._prepared = True
 
     def _make_ready(self, connection: sqlite3.Connection, patience: Patience) -> None:
         try:
-            _enter_wal(connection, patience)
+            ((mode,),) = patiently(connection, "PRAGMA journal_mode = WAL", {}, patience)
+            if mode != "wal":
+                raise NotSupported(
+                    f"SQLite cannot use a write-ahead log here (journal mode {mode!r}). "
+                    "Put the database on a local file system."
+                )
             with Transaction(connection, patience) as run:
                 prepare_schema(SQLITE, run)
         except sqlite3.OperationalError as error:
@@ -157,11 +167,6 @@ class SqliteDriver:
                 f"The tables for jobs are not yet in {self.path}, and another transaction holds its lock, perhaps "
                 "the one in which this was called. Make them beforehand, once: flask tasks db init"
             ) from error
-
-    def _is_ready(self, connection: sqlite3.Connection) -> bool:
-        """Looks only: the caller's own transaction may hold the write lock, and would wait for itself."""
-        ((mode,),) = plainly(connection, "PRAGMA journal_mode", {})
-        return mode == "wal" and is_ready(SQLITE, functools.partial(plainly, connection))
 
     def schema_version(self) -> int | None:
         """The version of the tables that are there; None where there are none. Makes nothing."""
@@ -246,7 +251,8 @@ class SqliteDriver:
         """
         missing = LAID_OUT_BYTES - self._log_size()
         try:
-            if missing < LAID_OUT_BYTES // 2 or not self._has_space(SPARE_SPACE * missing):
+            free = shutil.disk_usage(self.path.parent).free
+            if missing < LAID_OUT_BYTES // 2 or free < SPARE_SPACE * missing:
                 return
             with closing(self._open()) as connection, suppress(_NotCommitted):
                 connection.execute("PRAGMA cache_size = 10")
@@ -257,9 +263,6 @@ class SqliteDriver:
         except (sqlite3.Error, OSError) as error:
             # It is quicker with it, and as good without.
             log.debug("the write-ahead log is not laid out: %s", error)
-
-    def _has_space(self, number: int) -> bool:
-        return shutil.disk_usage(self.path.parent).free >= number
 
     def _warn_of_reader(self, *, held_back: bool) -> None:
         """The log restarts only when no reader needs its pages any more."""
@@ -308,20 +311,17 @@ class SqliteDriver:
             thread = ConnectionThread(connect, iter_chunk_size=64)
             await thread
             try:
-                await thread.run(lambda: self._check_content(opened[0]))
+                if os.stat(self.path).st_size + self._log_size() <= CHECKED_BYTES:
+                    # Of a damaged file, half of the jobs may be missing, or run twice.
+                    found = await thread.run(lambda: plainly(opened[0], "PRAGMA quick_check(1)", {}))
+                    if found != [("ok",)]:
+                        words, remedy = " ".join(found[0][0].split()), _REMEDIES[sqlite3.SQLITE_CORRUPT]
+                        raise StoreError(f"SQLite at {self.path}: {words}. {remedy}")
                 light = await thread.run(lambda: self._open("NORMAL"))
             except BaseException:
                 await thread.close()
                 raise
         return LoopLink(SqliteLink(opened[0], light, self._guard, self._patience), thread)
-
-    def _check_content(self, connection: sqlite3.Connection) -> None:
-        """Refuse a damaged file before anything is claimed: half of its jobs might be missing, or run twice."""
-        if os.stat(self.path).st_size + self._log_size() > CHECKED_BYTES:
-            return
-        ((found,),) = plainly(connection, "PRAGMA quick_check(1)", {})
-        if found != "ok":
-            raise StoreError(f"SQLite at {self.path}: {' '.join(found.split())}. {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
 
     def connect_light(self) -> SqliteLink:
         """A connection for a heartbeat thread. Beats need no fsync: after a power cut no worker is alive."""
@@ -419,12 +419,8 @@ class SqliteLink:
 
 def pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
     """In order, and each of jobs that differ in uid and arguments only, and of no more than a few megabytes."""
-    for _, alike in itertools.groupby(jobs, key=_all_but_uid_and_args):
+    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 :]):
         yield from in_pieces(alike, lambda job: len(job.args))
-
-
-def _all_but_uid_and_args(job: NewJob) -> tuple[object, ...]:
-    return job[1:_ARGS] + job[_ARGS + 1 :]
 
 
 _ARGS = NewJob._fields.index("args")
@@ -444,21 +440,17 @@ _OPTIONS: dict[str, Any] = {
 
 def _connect(path: Path, synchronous: str, patience: Patience) -> sqlite3.Connection:
     connection: sqlite3.Connection = sqlite3.connect(_uri(path), **_OPTIONS)
-    connection.text_factory = _any_text
+    # Text that is not UTF-8 must harm its own row alone, not all that are read with it.
+    connection.text_factory = lambda content: content.decode("utf-8", "backslashreplace")
     try:
         # The first of them reads the file, which is locked while another process opens it after a crash, or was the
         # last to close it.
-        for pragma in _pragmas(synchronous):
-            patiently(connection, pragma, {}, patience)
+        for setting in (f"synchronous = {synchronous}", *_SETTINGS):
+            patiently(connection, f"PRAGMA {setting}", {}, patience)
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _any_text(content: bytes) -> str:
-    """Text that is not UTF-8 must harm its own row alone, not all that are read with it."""
-    return content.decode("utf-8", "backslashreplace")
 
 
 def _uri(path: Path) -> str:
@@ -466,34 +458,10 @@ def _uri(path: Path) -> str:
     return f"{path.as_uri()}?mode=rw"
 
 
-def _pragmas(synchronous: str) -> tuple[str, ...]:
-    return (
-        f"PRAGMA synchronous = {synchronous}",
-        "PRAGMA wal_autocheckpoint = 0",
-        f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}",
-        "PRAGMA mmap_size = 0",
-        "PRAGMA trusted_schema = OFF",
-        "PRAGMA cache_size = -16384",
-        "PRAGMA temp_store = MEMORY",
-    )
-
-
-def _create_file(path: Path) -> None:
-    """Make an empty file for its owner alone; SQLite gives its companions the same mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        return
-
-
-def _enter_wal(connection: sqlite3.Connection, patience: Patience) -> None:
-    ((mode,),) = patiently(connection, "PRAGMA journal_mode = WAL", {}, patience)
-    if mode != "wal":
-        raise NotSupported(
-            f"SQLite cannot use a write-ahead log here (journal mode {mode!r}). "
-            "Put the database on a local file system."
-        )
+_SETTINGS = (
+    *("wal_autocheckpoint = 0", f"journal_size_limit = {CHECKPOINT_BYTES}", "mmap_size = 0"),
+    *("trusted_schema = OFF", "cache_size = -16384", "temp_store = MEMORY"),
+)
 
 
 class translated:
@@ -514,7 +482,12 @@ class translated:
         if isinstance(error, sqlite3.Error):
             if self._guard is not None:
                 self._guard.note(error)
-            raise StoreError(f"SQLite at {self._path}: {error}. {_remedy(error, self._path)}") from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                remedy = holder_in_words(self._path)
+            else:
+                remedy = _REMEDIES.get(code, "See https://www.sqlite.org/rescode.html for what it means.")
+            raise StoreError(f"SQLite at {self._path}: {error}. {remedy}") from error
         # Statements raise none. It is a signal handler's, a TimeoutError for example, and the commit may be done.
         if isinstance(error, OSError) and self._guard is None:
             remedy = (
@@ -535,10 +508,3 @@ _REMEDIES = {
     sqlite3.SQLITE_CORRUPT: "The file is damaged: stop all processes and restore it from a backup.",
     sqlite3.SQLITE_IOERR: "Check the disk.",
 }
-
-
-def _remedy(error: sqlite3.Error, path: Path) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_BUSY:
-        return holder_in_words(path)
-    return _REMEDIES.get(code, "See https://www.sqlite.org/rescode.html for what it means.")

@@ -71,11 +71,9 @@ class FileGuard:
             now = _identity(self._name)
         except OSError as error:
             raise SchemaError(_GONE.format(self.path)) from error
-        if now != self._seen:
-            self._compare(now)
-
-    def _compare(self, now: tuple[int, int, int]) -> None:
-        if self._seen is None or now[:2] != self._seen[:2]:
+        if now == self._seen:
+            return
+        if now[:2] != self._seen[:2]:
             raise DatabaseReplaced(_GONE.format(self.path))
         if not os.access(self.path, os.R_OK | os.W_OK):
             raise StoreError(_LOCKED_OUT.format(self.path, now[2] & 0o7777))
@@ -83,7 +81,8 @@ class FileGuard:
 
     def note(self, error: BaseException | None) -> None:
         """Remember an error that says the file is damaged: caches of this process cannot be trusted afterwards."""
-        if isinstance(error, sqlite3.Error) and _is_damage(error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ:
             self._damage = str(error)
 
     def inspect(self, connection: sqlite3.Connection) -> None:
@@ -101,11 +100,6 @@ class FileGuard:
 
 _LOOK = "SELECT value, (SELECT max(id) FROM taskworker_job) FROM taskworker_meta WHERE name = 'store_id'"
 """The way to the newest job leads through the pages that were written last."""
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 _opened: weakref.WeakValueDictionary[str, FileGuard] = weakref.WeakValueDictionary()

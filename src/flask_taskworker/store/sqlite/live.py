@@ -95,18 +95,15 @@ class LiveDirectory:
         with suppress(OSError, NotSupported):
             changed_at = os.stat(self._name).st_mtime_ns
             if changed_at != self._listed_at:
-                self._list(changed_at)
+                self._forget_replaced()
+                self._sockets = tuple(name for name in os.listdir(self.path) if name.endswith(SOCKET))
+                # File systems stamp changes in ticks: a socket added within this one must not be missed.
+                self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
             if self._sockets:
                 words = _in_words(ready)
                 for name in self._sockets:
                     if name.removesuffix(SOCKET) not in self.own:
                         self._send(name, words)
-
-    def _list(self, changed_at: int) -> None:
-        self._forget_replaced()
-        self._sockets = tuple(name for name in os.listdir(self.path) if name.endswith(SOCKET))
-        # File systems stamp changes in ticks: a socket added within the tick of this listing must not be missed.
-        self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
 
     def _forget_replaced(self) -> None:
         """The directory may have been removed, and a worker have made it again."""
@@ -241,7 +238,8 @@ class LivePresence:
 
     def close(self, *, keep_lock: bool = False) -> None:
         """Stop listening and free the lock; or keep it until the process ends."""
-        self._stop_listening()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket)
         self._socket.close()
         self._directory.own -= {self._id}
         if keep_lock:
@@ -257,10 +255,6 @@ class LivePresence:
         self._directory.own -= {self._id}
         self._socket.close()
         os.close(self._lock)
-
-    def _stop_listening(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._socket)
 
     def _unlink(self, worker_id: str) -> None:
         self._remove(worker_id)
