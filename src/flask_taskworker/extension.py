@@ -107,7 +107,7 @@ class TaskWorker:
             import_name=app.import_name,
             run=self.run,
             workers=self.workers,
-            forget=self._forget_app,
+            forget=lambda app: self._states.pop(app, None),
         )
         with self._lock:
             replace_predecessor(state)
@@ -242,9 +242,6 @@ class TaskWorker:
             if running_job() is None:
                 runner.join()
             self._forget_runner()
-
-    def _forget_app(self, app: Flask) -> None:
-        self._states.pop(app, None)
 
     def _forget_runner(self) -> None:
         with self._lock:
@@ -381,8 +378,8 @@ class BackgroundTaskWorker(TaskWorker):
         """
         if not self._is_meant():
             return
-        check_server()
         if forks_later():
+            check_server()
             log.info("not started in this process, which only forks others: it starts in each of those")
             self._start_again = True
             after_uwsgi_fork(self._restart)
@@ -390,6 +387,7 @@ class BackgroundTaskWorker(TaskWorker):
             self._start_thread()
 
     def _start_thread(self) -> None:
+        check_server()
         with self._lock:
             if self._runner is None or not self._runner.alive:
                 runner = self._begin()

@@ -98,6 +98,10 @@ def serve_metrics(app: Flask, port: int, host: str = "0.0.0.0") -> WSGIServer:
     return server
 
 
+RUN_TIME = "(made at run time)"
+"""The label of all schedules that code does not declare."""
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
@@ -144,9 +148,14 @@ class TaskWorkerCollector(Collector):
     def _schedules(self, now: int) -> Metric:
         words = "Since when a schedule should have fired; 0 where it is in time, or paused."
         late = GaugeMetricFamily("taskworker_schedule_late_seconds", words, labels=["schedule"])
+        seconds: dict[str, float] = {}
         for schedule in self._browser.schedules():
             overdue = 0 if schedule.paused or schedule.next_at is None else max(0, now - schedule.next_at)
-            late.add_metric([schedule.name], overdue / 1000)
+            # Those made at run time may be thousands, and named after users: the latest of them stands for all.
+            name = schedule.name if schedule.source == "code" else RUN_TIME
+            seconds[name] = max(seconds.get(name, 0), overdue / 1000)
+        for name, value in seconds.items():
+            late.add_metric([name], value)
         return late
 
     def _workers(self) -> Metric:

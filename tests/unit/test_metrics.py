@@ -138,10 +138,23 @@ def test_a_late_schedule_is_reported(app: Flask, idle_worker: BackgroundTaskWork
         task.schedule(Every(hours=1, start=datetime.now(UTC) - timedelta(minutes=30)), name=name)
     rows("UPDATE taskworker_schedule SET next_at = ? WHERE name <> 'in time'", store.clock() - 240_000)
     rows("UPDATE taskworker_schedule SET paused = 1 WHERE name = 'paused'")
+    rows("UPDATE taskworker_schedule SET source = 'code'")
     found = read(app)
     assert 240 <= (value(found, "schedule_late_seconds", schedule="late") or 0) < 300
     assert value(found, "schedule_late_seconds", schedule="in time") == 0
     assert value(found, "schedule_late_seconds", schedule="paused") == 0
+
+
+def test_schedules_made_at_run_time_share_one_series(
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    task = idle_worker.task(name="t")(lambda: None)
+    for user in range(5):
+        task.schedule(Every(hours=1), name=f"user {user}")
+    rows("UPDATE taskworker_schedule SET next_at = ? WHERE name = 'user 3'", store.clock() - 240_000)
+    found = read(app)
+    assert 240 <= (value(found, "schedule_late_seconds", schedule="(made at run time)") or 0) < 300
+    assert value(found, "schedule_late_seconds", schedule="user 3") is None
 
 
 def test_workers_are_reported_by_state(app: Flask, task_worker: BackgroundTaskWorker) -> None:
