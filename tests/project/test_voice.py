@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PHRASES = """
     nobody|somebody|whoever|whomever|whom|anew|for ever|shall|mend(?:s|ed|ing)?|lest|kin
     tells? of|told of|(?:is|are|was|were) told|all the same|once more|in vain|of late|at hand
-    so many|so much|thereof|therein|heed(?:s|ed)?|bear being|bear with|ear of|gone by
+    so many|so much|for so long|to be had|thereof|therein|heed(?:s|ed)?|bear being|bear with|ear of|gone by
     put away|taken back|let in|lets? us in|bids?|betakes?|hitherto|albeit
     (?:is|are|was|were) no (?!longer|more|such)[a-z]+
 """

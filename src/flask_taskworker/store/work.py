@@ -36,7 +36,7 @@ KEEP_NOTES_MS = 400 * 24 * 3600 * 1000
 KEEP_TRIES = 50
 """Tries of one job whose log lines are kept: one that snoozes may have any number."""
 UNSEEN_SCHEDULE_MS = 7 * 24 * 3600 * 1000
-"""A schedule that no code has declared for so long is deleted. During a rolling deploy old and new code disagree."""
+"""A schedule that no code has declared for this time is deleted. During a rolling deploy old and new code disagree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ ASKED_RETRY = Retry(max_attempts=10)
 """The policy of a task without one that raises RetryJob."""
 
 LONGEST_DEPLOY_MS = 3_600_000
-"""For so long a job with an argument of an unknown type goes back to its queue: newer code may know the type."""
+"""A job younger than this with an argument of an unknown type goes back to its queue: newer code may know the type."""
 
 _NOTHING = object()
 _TOO_LONG = "The task did not end within {:g} s."

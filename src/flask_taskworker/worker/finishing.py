@@ -35,7 +35,7 @@ REPORT_INTERVAL = 0.5
 PRUNE_INTERVAL = 5.0
 """Finished jobs whose time is over are looked for so often while jobs end. Seconds."""
 PRUNE_PAUSE = 0.02
-"""While there are more of them, others get at the write lock for so long. Seconds."""
+"""While there are more of them, others get the write lock for this time. Seconds."""
 
 
 class OutcomeWriter:

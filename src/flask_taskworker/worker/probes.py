@@ -29,7 +29,7 @@ TICK = 1.0
 """Seconds from look to look."""
 
 STILL_MS = 30_000
-"""An event loop that has not turned for so long will not turn again."""
+"""An event loop that has not turned for this time will not turn again."""
 
 STALE = 15.0
 """Seconds: the file of a process that is older tells that it stands still."""

@@ -16,9 +16,9 @@ class Timing:
     watchdog_turn: float = 0.5
     """From one question of the watchdog to the next. Defaults to 0.5."""
     blocked_after: float = 1.0
-    """A loop that has not turned for so long is blocked: a warning names the job. Defaults to 1."""
+    """A loop that has not turned for this many seconds is blocked: a warning names the job. Defaults to 1."""
     lost_after: float = 30.0
-    """A loop that has not turned for so long is given up, as after a lease. Defaults to 30."""
+    """A loop that has not turned for this many seconds is given up, as after a lease. Defaults to 30."""
     hung_grace: float = 5.0
     """What the last of the hung threads gets to return before the worker is given up. Defaults to 5."""
     cancel_grace: float = 1.0

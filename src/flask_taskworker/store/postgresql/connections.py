@@ -209,7 +209,7 @@ class translated:
 _REFUSALS = frozenset({"22", "23", "54"})
 """Classes of SQLSTATE: data exceptions, violated constraints, limits of the server."""
 _LOCKED = frozenset({"55P03", "40P01", "40001"})
-"""A lock was not to be had in time, or this transaction had to give way to another."""
+"""A lock was not free in time, or this transaction had to give way to another."""
 
 # None: libpq noticed the loss itself. 57P01 to 57P03: the server shuts down, crashed, or starts.
 _LOST = frozenset({None, "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
