@@ -1,0 +1,59 @@
+"""The page of one job: the same facts as the command shows, and nothing that the visitor may not see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+
+from tests.support.dashboard_lab import Lab
+
+
+@pytest.fixture
+def lab(make_app: Callable[..., Flask]) -> Lab:
+    lab = Lab(make_app())
+
+    @lab.task_worker.task(name="pay", sensitive=["card"])
+    def pay(amount: int, card: str = "") -> int:
+        if amount < 0:
+            raise ValueError(f"{amount} is too little")
+        return amount
+
+    return lab
+
+
+def enqueue(lab: Lab, *args: object) -> int:
+    with lab.app.app_context():
+        return lab.task_worker.registry.find("pay").enqueue(*args).id
+
+
+def test_it_says_what_the_command_says(lab: Lab) -> None:
+    job_id = enqueue(lab, -1)
+    lab.drain()
+    page = lab.data(f"/jobs/{job_id}")
+    words = lab.app.test_cli_runner().invoke(args=["tasks", "job", str(job_id), "--json"]).stdout
+    command = json.loads(words)
+    same = set(page) & set(command) - {"args", "kwargs", "result", "error", "origin", "tries", "lines"}
+    assert same >= {"id", "task", "state", "attempt", "max_attempts", "created_at", "finished_at", "took_ms"}
+    assert {name: page[name] for name in same} == {name: command[name] for name in same}
+    assert (page["state"], page["error"]["type"]) == ("failed", "ValueError")
+
+
+def test_sensitive_arguments_are_covered(lab: Lab) -> None:
+    html = lab.page(f"/jobs/{enqueue(lab, 7, '4111-1111')}")
+    assert "4111" not in html
+    assert "•••" in html
+
+
+def test_arguments_and_results_need_a_permission(lab: Lab) -> None:
+    job_id = enqueue(lab, 123_456)
+    lab.drain()
+    assert "123456" in lab.page(f"/jobs/{job_id}")
+    lab.permissions = {"view"}
+    assert "123456" not in lab.page(f"/jobs/{job_id}")
+
+
+def test_a_job_that_does_not_exist_is_not_found(lab: Lab) -> None:
+    assert lab.get("/jobs/77").status_code == 404
