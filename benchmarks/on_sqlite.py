@@ -10,7 +10,7 @@ from .peer import Peer, Tally
 
 
 class Huey(Peer):
-    """huey on SQLite with its default settings, one thread among them; more threads or greenlets are no quicker."""
+    """huey on SQLite with its default settings, one thread among them; more threads or greenlets are not faster."""
 
     package = "huey"
     settings: Mapping[str, Any] = {}

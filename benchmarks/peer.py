@@ -24,7 +24,7 @@ class Unfinished(Exception):
 
 
 class Tally:
-    """Notes when the first and the last of so many jobs ran, in however many processes they run.
+    """Notes when the first and the last of the jobs ran, in however many processes they run.
 
     Each process keeps a count of its own in a file of the folder, so that counting waits for nothing.
     """

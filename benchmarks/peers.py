@@ -83,7 +83,7 @@ def drain(make: Callable[[int], Peer], jobs: int) -> float:
 
 
 def drain_by(workers: int) -> Callable[[Callable[[int], Peer], int], float]:
-    """The same with so many worker processes on one database, which begin together."""
+    """The same with several worker processes on one database, which begin together."""
 
     def drain(make: Callable[[int], Peer], jobs: int) -> float:
         peer = make(jobs)

@@ -174,7 +174,7 @@ def a_link(url: str) -> Iterator[ThreadLink]:
 
 
 def claim_and_finish_once(link: ThreadLink, number: int) -> float:
-    """Seconds for a claim of so many jobs and for their ending."""
+    """Seconds for a claim of that many jobs and for their ending."""
     finish = job_statements.finish_succeeded(job_statements.POSTGRESQL)
     begin = time.perf_counter()
     rows = claim(link, number)
@@ -186,7 +186,7 @@ def claim_and_finish_once(link: ThreadLink, number: int) -> float:
 
 
 def claim(link: ThreadLink, number: int) -> list[Claim]:
-    """Claim so many jobs."""
+    """Claim that many jobs."""
     sql = job_statements.claim(job_statements.POSTGRESQL, "async")
     rows = link.write(sql, {"worker_id": "0", "queue": "default", "number": number, "now": 1})
     return [Claim._make(row) for row in rows]
@@ -235,7 +235,7 @@ def fill(url: str) -> None:
 
 
 def beside_a_long_transaction(task_worker: BackgroundTaskWorker, path: Path, url: str) -> list[Row]:
-    """What a claim costs after so many finished jobs that a transaction, left open, keeps from being cleaned up."""
+    """What a claim costs after many finished jobs that an open transaction keeps from being cleaned up."""
     task = drain.declare(task_worker, "async")
     task.enqueue()
     other = Server(make_url(url), prepares=False).open()

@@ -115,7 +115,7 @@ def main() -> list[Row]:
 def one_round(
     jobs: Mapping[What, int], a_database: ADatabase, found: dict[What, list[Any]], failed: dict[What, str]
 ) -> None:
-    """Each once. What fails is told, and not tried again."""
+    """Each once. What fails is reported, and not tried again."""
     for what, number in jobs.items():
         try:
             found.setdefault(what, []).append(measure(what, number, a_database))
@@ -146,7 +146,7 @@ def reason(name: str) -> str:
 
 def redis_missing() -> str:
     """Why there is nothing on Redis, or nothing."""
-    return "" if redis_server() else "there is no redis-server on PATH. Install one: apt-get install redis-server."
+    return "" if redis_server() else "redis-server is not on PATH. Install one: apt-get install redis-server."
 
 
 def postgres_missing() -> str:

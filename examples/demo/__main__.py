@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code says whether all was as it should be."""
     options = parse_options(arguments)
     signal.signal(signal.SIGTERM, end_like_ctrl_c)
-    # Where nobody is there to end it, the page would only keep a script waiting.
+    # Without a terminal, the page would only keep a script waiting.
     serves = sys.stdin.isatty() and not options.once
     with listen(options.port) if serves else nullcontext() as listener:
         data = options.data or Path(tempfile.mkdtemp(prefix="taskworker-demo-"))
@@ -122,7 +122,7 @@ def present(stage: Stage, address: str | None) -> None:
 def make_room_for_syntax_trees() -> None:
     """They are millions of objects with no cycles among them: the garbage collector need not look so often.
 
-    Those of the standard library's tests hold outdated syntax. Parsing it warns, which is no concern of ours.
+    Those of the standard library's tests hold outdated syntax. Parsing it warns, which does not matter here.
     """
     gc.set_threshold(20_000, 20, 20)
     warnings.filterwarnings("ignore", category=SyntaxWarning)

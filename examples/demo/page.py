@@ -44,7 +44,7 @@ def create_page(stage: Stage) -> Blueprint:
 
 
 def mount(app: Flask) -> None:
-    """The dashboard, open to whoever sits at this machine."""
+    """The dashboard, open to the user of this machine."""
     app.register_blueprint(create_dashboard(task_worker, access=is_from_here), url_prefix=DASHBOARD.rstrip("/"))
 
 
@@ -55,7 +55,7 @@ def is_from_here() -> set[str]:
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket on *port*, or, when nobody insists on one, on the default port if that is free, else on any."""
+    """A socket on *port*, or, without one, on the default port if that is free, else on any."""
     try:
         return socket.create_server((HOST, DEFAULT_PORT if port is None else port))
     except OSError as error:

@@ -19,7 +19,7 @@ BROKEN = {
 }
 """Files to plant. Parsing them must fail."""
 
-# Python's own tests come with files that are no valid Python 3, each for a reason.
+# Python's own tests come with files that are not valid Python 3, each for a reason.
 BROKEN_IN_LIBRARY = re.compile(r"\btests?/.*(bad|data/)")
 
 FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def may_fail(self) -> bool:
-        """Whether nobody should wonder that its job failed."""
+        """Whether its job is expected to fail."""
         return self.planted or BROKEN_IN_LIBRARY.search(self.name) is not None
 
 

@@ -17,7 +17,7 @@ from .extensions import task_worker
 
 
 def create_app(config: type[Config] = Config) -> Flask:
-    """One shop. Starting the worker is the business of whoever runs the app: see ``wsgi.py``."""
+    """One shop. Starting the worker is up to the process that runs the app: see ``wsgi.py``."""
     app = Flask(__name__)
     app.config.from_object(config)
     app.config.from_prefixed_env()  # FLASK_TASKER_THREADS=4 and the like

@@ -24,7 +24,7 @@ OLD_FASHIONED = re.compile(
     re.IGNORECASE,
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.py")]
-SOURCE = [*(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.html")]
+SOURCE = [p for d in ("src", "examples", "benchmarks") for p in (ROOT / d).rglob("*") if p.suffix in (".py", ".html")]
 
 
 def old_fashioned(text: str) -> Iterator[tuple[int, str]]:

@@ -55,7 +55,7 @@ def end_too_late(stage: Stage, job: Job[None]) -> None:
 
 
 def cancel_running(stage: Stage, job: Job[Any]) -> None:
-    """Once it has told of its progress it is certain that it runs."""
+    """Once it has reported progress it certainly runs."""
     wait_until(lambda: job.refresh().progress is not None, f"{job} tells its progress")
     stage.check("a job that works tells its progress", job.state is JobState.RUNNING and "looked" in progress_of(job))
     job.cancel()

@@ -19,6 +19,6 @@ def run(stage: Stage) -> str:
 
 
 def ping_once() -> float:
-    """Milliseconds. The worker is idle, asleep, until it is told of the job."""
+    """Milliseconds. The worker is idle, asleep, until it hears of the job."""
     enqueued = time.perf_counter()
     return (ping.enqueue().result(timeout=10) - enqueued) * 1000
