@@ -84,6 +84,14 @@ class SMTPServer:
         self.implicit_tls: ssl.SSLContext | None = options.pop("implicit_tls", None)
         self.starttls: ssl.SSLContext | None = options.pop("starttls", None)
         self.users: dict[str, str] = options.pop("users", {})
+        self.most: int | None = options.pop("most", None)
+        """How many connections it takes at once; further ones are turned away with *refusal*."""
+        self.refusal: Any = options.pop("refusal", Drop("421 4.7.0 too many connections\r\n"))
+        self.behind: Callable[[int], bytes] | None = options.pop("behind", None)
+        """What it says to so many commands that came behind a message, before its reply; it does not follow them."""
+        self.is_deaf: bool = options.pop("is_deaf", False)
+        """Whether it loses what comes together with another command."""
+        self.turned_away = self.behind_seen = 0
         assert not options
         self.sessions: list[Session] = []
         self.mails: list[Delivered] = []
@@ -150,9 +158,15 @@ class SMTPServer:
                 writer.transport.abort()
 
     async def _talk(self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.most is not None and self.open_sessions > self.most:
+            self.turned_away += 1
+            await self._answer(writer, self.refusal)
+            return
         if not await self._answer(writer, self.greeting):
             return
         while line := await reader.readline():
+            if self.is_deaf:
+                reader._buffer.clear()  # type: ignore[attr-defined]
             if not line.endswith(b"\r\n"):
                 self.bad_lines.append(line)
             text = line.decode("utf-8", "replace").strip("\r\n")
@@ -195,7 +209,13 @@ class SMTPServer:
             lost = isinstance(reply, Drop) and not reply.say.endswith("\n")
             self.mails.append(self._delivered(session, lines, reply_lost=lost))
         session.sender, session.recipients = None, []
-        return await self._answer(writer, reply)
+        early = bytes(reader._buffer) if self.behind is not None else b""  # type: ignore[attr-defined]
+        if self.behind is None or not early or isinstance(reply, Drop | Silence | bytes):
+            return await self._answer(writer, reply)
+        reader._buffer.clear()  # type: ignore[attr-defined]
+        self.behind_seen += 1
+        said = self.behind(early.count(b"\n"))
+        return await self._answer(writer, f"{reply}\r\n".encode() + said) and not said.startswith(b"421")
 
     @staticmethod
     def _delivered(session: Session, lines: list[bytes], *, reply_lost: bool = False) -> Delivered:

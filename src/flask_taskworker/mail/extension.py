@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Si
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self, cast
 
 from flask import Flask, current_app, has_app_context
@@ -129,7 +129,8 @@ class Connection:
     async def asend(self, message: Any, envelope_from: Any = None) -> SendResult:
         """:meth:`send`, without blocking the event loop."""
         app = self._find_app()
-        if _is_large(message):
+        data = [getattr(attachment, "data", None) for attachment in getattr(message, "attachments", None) or ()]
+        if sum(len(content) for content in data if isinstance(content, Sized)) > _ASIDE_ABOVE:
             prepared = await asyncio.to_thread(self._prepare, message, envelope_from)
         else:
             prepared = self._prepare(message, envelope_from)
@@ -169,7 +170,9 @@ class Connection:
             theirs = foreign_module(message)
             if theirs is None:
                 raise
-            raise _as_foreign(error, theirs) from error
+            # The same error, which code written for Flask-Mail catches too.
+            both = type(type(error).__name__, (type(error), theirs.BadHeaderError), {})
+            raise both(str(error)) from error
 
     def _find_app(self) -> Flask:
         if self._app is not None:
@@ -221,17 +224,6 @@ def _announced(app: Flask, message: Any, result: SendResult) -> SendResult:
     return result
 
 
-def _as_foreign(error: BadHeaderError, theirs: ModuleType) -> BadHeaderError:
-    """The same error, which code written for Flask-Mail catches too."""
-    both = type(type(error).__name__, (type(error), theirs.BadHeaderError), {})
-    return both(str(error))  # type: ignore[no-any-return]
-
-
-def _is_large(message: Any) -> bool:
-    data = [getattr(attachment, "data", None) for attachment in getattr(message, "attachments", None) or ()]
-    return sum(len(content) for content in data if isinstance(content, Sized)) > _ASIDE_ABOVE
-
-
 class _MailMixin:
     """What ``Mail`` and the state in ``app.extensions["mail"]`` have in common."""
 
@@ -273,7 +265,10 @@ class _MailMixin:
 
     def connect(self) -> Connection:
         """One connection for several mails. Raises RuntimeError where the app has no Mail, or no app is current."""
-        app = getattr(self, "app", None) or _current_app()
+        app = getattr(self, "app", None)
+        if app is None and not has_app_context():
+            raise AppError("Mail without an app needs the current one. Push its context: with app.app_context(): …")
+        app = app or current_app._get_current_object()  # type: ignore[attr-defined]
         connection = Connection(self._settings(app))
         connection._app = app
         return connection
@@ -547,7 +542,13 @@ class Mail(_MailMixin):
         """
         app = as_app(app)
         state = self.init_mail(app.config, app.debug, app.testing)
-        _warn_of_flask_mail(app)
+        earlier = app.extensions.get("mail")
+        if earlier is not None and not isinstance(earlier, _Mail):
+            warnings.warn(
+                f"The app {app.name!r} has a {type(earlier).__module__} Mail already; both want "
+                "app.extensions['mail']. Remove one: the later takes over.",
+                stacklevel=3,
+            )
         app.extensions["mail"] = state
         add_commands(app, mail_commands, "mail", "Give the app's own group another name.")
         return state
@@ -557,22 +558,6 @@ class Mail(_MailMixin):
         if name.startswith("__") or name in ("state", "app"):
             raise AttributeError(name)
         return getattr(self.state, name, None)
-
-
-def _warn_of_flask_mail(app: Flask) -> None:
-    earlier = app.extensions.get("mail")
-    if earlier is not None and not isinstance(earlier, _Mail):
-        warnings.warn(
-            f"The app {app.name!r} has a {type(earlier).__module__} Mail already; both want app.extensions['mail']. "
-            "Remove one: the later takes over.",
-            stacklevel=4,
-        )
-
-
-def _current_app() -> Flask:
-    if not has_app_context():
-        raise AppError("Mail without an app needs the current one. Push its context: with app.app_context(): …")
-    return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
 
 def _defaults(required: bool) -> Defaults | None:

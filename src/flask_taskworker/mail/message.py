@@ -78,14 +78,11 @@ class Attachment:
             raise ValueError("The 'data' argument is required.")
         self.filename = filename
         self.data: str | bytes = data
-        self.content_type: str = content_type or _guess_type(filename, data)
+        guessed = mimetypes.guess_type(filename)[0] if filename is not None else None
+        by_data = "text/plain" if isinstance(data, str) else "application/octet-stream"
+        self.content_type: str = content_type or guessed or by_data
         self.disposition: str = disposition or "attachment"
         self.headers: dict[str, str] = headers if headers is not None else {}
-
-
-def _guess_type(filename: str | None, data: str | bytes) -> str:
-    guessed = mimetypes.guess_type(filename)[0] if filename is not None else None
-    return guessed or ("text/plain" if isinstance(data, str) else "application/octet-stream")
 
 
 class Message:

@@ -20,8 +20,18 @@ from tests.system.chaos.worker import Place, Shop, log_to
 SENDER = "from@example.com"
 POOL = 2
 FAULTY = {"MAIL", "RCPT", "DATA", "RSET", "."}
-FAULTS: tuple[Any, ...] = ("451 4.3.0 try again", "450 4.2.0 busy", Drop(), Drop("4"), Drop("421 4.3.2 closing\r\n"))
-DOT_FAULTS: tuple[Any, ...] = (*FAULTS, Drop("2"), Drop("250 2.0.0 que"), Slow(0.3))
+REFUSALS: tuple[Any, ...] = ("451 4.3.0 try again", b"450 4.2.0 occup\xe9\r\n", Drop(), Drop("4"))
+STRAY = tuple(f"{line}\r\n451 4.3.0 try again\r\n".encode() for line in ("250 2.0.0 stray", "354 stray"))
+FAULTS: tuple[Any, ...] = (*REFUSALS, *STRAY, "250 2.0.0 stray", Drop("421 4.3.2 closing\r\n"))
+BYE = Drop("250 2.0.0 queued\r\n421 4.4.2 one mail is enough\r\n")
+DOT_FAULTS: tuple[Any, ...] = (
+    *REFUSALS,
+    Drop("421 4.3.2 closing\r\n"),
+    Drop("2"),
+    Drop("250 2.0.0 que"),
+    BYE,
+    Slow(0.3),
+)
 """The beginning of an acceptance whose end is lost: the mail was taken, and nobody knows."""
 
 
@@ -72,7 +82,7 @@ def mail_faults(run: Run) -> Result:
     """Every mail arrives; a second copy has a lost reply or a death for an excuse; the bytes never change."""
     number, kills = run.choose((1000, 40), (60, 2))
     pause = 0.4 if run.database == "sqlite" else 1.2
-    with SMTPServer() as server:
+    with SMTPServer(behind=lambda count: b"503 5.5.1 behind a message\r\n" * count) as server:
         server.script = moods = _Moods(random.Random(run.chance.random()))
         config = _config(server, MAIL_RETRY_BASE=0.05, MAIL_RETRY_CAP=0.4)
         with a_stage(run, **config) as stage:

@@ -167,7 +167,12 @@ class MailStore:
         while self._to_note or self._to_load:
             if self.is_busy():
                 await asyncio.sleep(_GATHERING_S)
-            batch = self._take_batch()
+            # What is to be noted first: messages may wait for that.
+            batch = self._to_note or self._to_load
+            if self._to_note:
+                self._to_note = []
+            else:
+                self._to_load = []
             try:
                 answers = await _in(self._thread, partial(self._serve, batch))
             except StoreError as error:
@@ -175,14 +180,6 @@ class MailStore:
             for (_, _, answer), value in zip(batch, answers, strict=True):
                 if not answer.done():
                     answer.set_exception(value) if isinstance(value, _TOLD) else answer.set_result(value)
-
-    def _take_batch(self) -> list[_Asked]:
-        """What is to be noted first: messages may wait for that."""
-        if self._to_note:
-            batch, self._to_note = self._to_note, []
-        else:
-            batch, self._to_load = self._to_load, []
-        return batch
 
     def _serve(self, batch: Sequence[tuple[str, Any, object]]) -> list[Any]:
         wanted = [subject for what, subject, _ in batch if what == "load"]

@@ -109,16 +109,12 @@ def _connect_error(error: Exception, server: Server) -> MailError:
         return ConnectTimeout(f"{server} did not answer within {server.timeout:g} s (MAIL_TIMEOUT).{remedy}")
     if isinstance(cause, socket.gaierror):
         return _with_errno(HostNotFound(shown), cause)
-    if isinstance(cause, OSError) and _is_refused(cause):
+    # asyncio joins the errors of several addresses into one without a number.
+    if isinstance(cause, OSError) and f"[Errno {errno.ECONNREFUSED}]" in f"[Errno {cause.errno}] {cause}":
         return _with_errno(ConnectionRefused(f"{shown} {ConnectionRefused.__doc__}"), cause)
     if isinstance(error, aiosmtplib.SMTPConnectError | OSError):
         return ConnectError(shown)
     return _dialogue_error(error, server, "connect to")
-
-
-def _is_refused(error: OSError) -> bool:
-    # asyncio joins the errors of several addresses into one without a number.
-    return error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error)
 
 
 def _with_errno(error: ConnectError, cause: OSError) -> ConnectError:

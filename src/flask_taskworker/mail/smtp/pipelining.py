@@ -151,9 +151,17 @@ class PipeliningProtocol(SMTPProtocol):
     def data_received(self, data: bytes) -> None:
         """Pair what the server says with what it was asked."""
         if self._trace:
-            self._log_reply(data)
-        if self._group is None:
-            self._receive_single(data)
+            self._secret = data.startswith(b"334")
+            for line in data.splitlines():
+                wire.debug("reply: %s", "334 ***" if self._secret else line.decode("utf-8", "backslashreplace"))
+        waiter = self._response_waiter
+        if self._group is None and (waiter is None or not self._response_pending or waiter.done()):
+            self._stray(data)
+        elif self._group is None:
+            # For one of aiosmtplib's own commands; it would keep what came too much for the next command.
+            super().data_received(data)
+            if waiter is not None and waiter.done() and self._buffer and not self._upgrading:
+                self._stray(bytes(self._buffer))
         elif not self._missing:
             self._stray(data)
         else:
@@ -175,30 +183,17 @@ class PipeliningProtocol(SMTPProtocol):
         except aiosmtplib.SMTPResponseException:
             self._break()
             return
-        hung_up = bool(self._replies) and self._replies[-1].code == _CLOSING
-        if not self._missing:
-            self._end_group()
-        elif hung_up or len(self._buffer) > MAX_RESPONSE_LENGTH:
-            self._break()
-
-    def _end_group(self) -> None:
-        goodbye = self._buffer.startswith(str(_CLOSING).encode())
-        if self._buffer and not goodbye:
-            self._break()  # a line too many: which one answers what is unknown
+        if self._missing:
+            if (self._replies and self._replies[-1].code == _CLOSING) or len(self._buffer) > MAX_RESPONSE_LENGTH:
+                self._break()
+            return
+        is_farewell = self._buffer.startswith(str(_CLOSING).encode())
+        if self._buffer and not is_farewell:
+            self._break()  # a line too many: it is not known which one answers what
         elif self._group is not None and not self._group.done():
             self._group.set_result(self._replies)
-        if goodbye:
+        if is_farewell:
             self.abort()
-
-    def _receive_single(self, data: bytes) -> None:
-        """For aiosmtplib's own commands; it would drop an unsolicited reply, or keep it for the next command."""
-        waiter = self._response_waiter
-        if waiter is None or not self._response_pending or waiter.done():
-            self._stray(data)
-            return
-        super().data_received(data)
-        if waiter.done() and self._buffer and not self._upgrading:
-            self._stray(bytes(self._buffer))
 
     def _stray(self, data: bytes) -> None:
         log.debug("the mail server said %r unasked; closing the connection", data[:200])
@@ -244,11 +239,6 @@ class PipeliningProtocol(SMTPProtocol):
             hidden = self._secret or line[:4].upper() == b"AUTH"
             wire.debug("send: %s", "AUTH ***" if hidden else line.decode("utf-8", "backslashreplace"))
 
-    def _log_reply(self, data: bytes) -> None:
-        self._secret = data.startswith(b"334")
-        for line in data.splitlines():
-            wire.debug("reply: %s", "334 ***" if self._secret else line.decode("utf-8", "backslashreplace"))
-
 
 class PipeliningSMTP(aiosmtplib.SMTP):
     """aiosmtplib's client with :class:`PipeliningProtocol` from the greeting on."""
@@ -257,7 +247,12 @@ class PipeliningSMTP(aiosmtplib.SMTP):
         super().__init__(**kwargs)
         self._trace = trace
         if trace:
-            _show_wire()
+            # MAIL_DEBUG shows the dialogue on standard error, as Flask-Mail did, where logging is not set up otherwise.
+            wire.setLevel(logging.DEBUG)
+            if not wire.hasHandlers():
+                handler = logging.StreamHandler()
+                handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+                wire.logger.addHandler(handler)
 
     async def _create_connection(self, timeout: float | None) -> SMTPResponse:
         greeting = await super()._create_connection(timeout)
@@ -267,12 +262,3 @@ class PipeliningSMTP(aiosmtplib.SMTP):
             new.take_over(old)
             self.protocol = new
         return greeting
-
-
-def _show_wire() -> None:
-    """MAIL_DEBUG shows the dialogue on standard error, as Flask-Mail did, where logging is not set up otherwise."""
-    wire.setLevel(logging.DEBUG)
-    if not wire.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        wire.logger.addHandler(handler)

@@ -75,7 +75,10 @@ class Pool:
                         raise  # not a word about the number of connections
                     refusal = error
                 if self._lent:
-                    self._shrink(refusal)
+                    if self._allowed > self._lent:
+                        log.info("%s allows %d connections now: %s", self.server, self._lent, refusal)
+                    self._allowed = self._lent
+                    self._crowded_until = time.monotonic() + CROWDED_S
                 elif not self._opening:
                     # It may still count a connection that was just closed, or one of another part of this process.
                     is_patient = bool(pauses) and time.monotonic() - self._released_at < _STILL_COUNTED_S
@@ -134,12 +137,6 @@ class Pool:
         if self._allowed < self._size and time.monotonic() >= self._crowded_until:
             self._allowed = self._size
         return self._allowed
-
-    def _shrink(self, refusal: MailError) -> None:
-        if self._allowed > self._lent:
-            log.info("%s allows %d connections now: %s", self.server, self._lent, refusal)
-        self._allowed = max(1, self._lent)
-        self._crowded_until = time.monotonic() + CROWDED_S
 
     def ask_others_to_yield(self) -> bool:
         """Ask this process's other pools for the same server to close a connection; whether they have any."""

@@ -68,7 +68,8 @@ class Portal:
         if loop is None or thread is None or not thread.is_alive():
             return
         try:
-            asyncio.run_coroutine_threadsafe(self._close_all(), loop).result(timeout)
+            for closer in self._closers:
+                asyncio.run_coroutine_threadsafe(closer(), loop).result(timeout)
         except TimeoutError:
             log.warning("the mail connections did not close within %g s", timeout)
         loop.call_soon_threadsafe(loop.stop)
@@ -79,10 +80,6 @@ class Portal:
         # Kept, not closed: closing them here would disturb the parent's.
         self._abandoned.append(self._loop)
         self._reset()
-
-    async def _close_all(self) -> None:
-        for closer in self._closers:
-            await closer()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         loop = self._running_loop()

@@ -160,23 +160,20 @@ class SmtpSender:
             self.lanes += 1
             lane = asyncio.get_running_loop().create_task(self._lane(), name="taskworker-mail-lane")
             self._tasks.add(lane)
-            lane.add_done_callback(self._forget)
-
-    def _forget(self, lane: asyncio.Task[None]) -> None:
-        self._tasks.discard(lane)
-        if not lane.cancelled():
-            lane.exception()  # looked at, so that asyncio does not complain; on_idle has it
+            lane.add_done_callback(self._tasks.discard)
 
     async def _lane(self) -> None:
-        crash = None
+        crash: BaseException | None = None
         try:
             while self.line and await self._take_turn():
                 pass
-        except BaseException as error:
+        except asyncio.CancelledError as error:
             crash = error
             raise
+        except Exception as error:  # noqa: BLE001 - on_idle has it
+            crash = error
         finally:
-            # Not in the callback: add() in between would count on a lane that takes no more.
+            # Not in a callback: add() in between would count on a lane that takes no more.
             self.lanes -= 1
             self._on_idle(crash)
 
@@ -217,7 +214,10 @@ class SmtpSender:
                     ended, begun = await connection.conclude(opened, following.envelope if following else None)
                     self._settle(delivery, ended)
                 elif following is not None:
-                    begun = await _begin(connection, following.envelope)
+                    try:
+                        begun = await connection.begin(following.envelope)
+                    except MailError as error:
+                        begun = error
                 else:
                     return
                 on_its_way = None
@@ -259,13 +259,6 @@ class SmtpSender:
             self._put_back(delivery)
         else:
             delivery.end()
-
-
-async def _begin(connection: SMTPConnection, envelope: Envelope) -> Transaction | MailError:
-    try:
-        return await connection.begin(envelope)
-    except MailError as error:
-        return error
 
 
 async def _is_let_through(delivery: Delivery) -> bool:

@@ -69,7 +69,10 @@ class Server:
 
     async def own_name(self) -> str:
         """Our name for EHLO."""
-        return await asyncio.to_thread(_machine_name) if self.local_hostname is None else self.local_hostname
+        if self.local_hostname is not None:
+            return self.local_hostname
+        name = await asyncio.to_thread(_fqdn)  # DNS may take its time
+        return name if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name) else "[127.0.0.1]"
 
 
 def make_context(verify: bool, cafile: str | None) -> ssl.SSLContext:
@@ -98,11 +101,7 @@ def check_tls(config: MailConfig) -> None:
 _contexts: OrderedDict[tuple[bool, str | None], ssl.SSLContext] = OrderedDict()
 
 
-@cache
-def _machine_name() -> str:
-    """This machine's name; asked for once, since DNS may take its time."""
-    name = socket.getfqdn()
-    return name if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name) else "[127.0.0.1]"
+_fqdn = cache(lambda: socket.getfqdn())
 
 
 class ServerFacts:

@@ -19,6 +19,7 @@ TOGETHER = 100
 """Recipients that are named before the replies to them are looked at."""
 
 _AUTHENTICATION_REQUIRED = 530
+_BAD_SEQUENCE = 503
 _TOO_MANY = re.compile(r"[45]\.5\.3\b")
 _STATUS = re.compile(r"[45]\.\d{1,3}\.\d{1,3}\b")
 _UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -77,20 +78,17 @@ class Transaction:
                 self.sender = reply
             case "RCPT":
                 fits = fits and not (kind == 2 and self.is_sender_refused)
-                self._note_recipient(command.address, reply)
+                self._asked += 1
+                if kind == 2:
+                    self.accepted.append(command.address)
+                elif self.accepted and _is_too_many(reply):
+                    self._too_many.append(command.address)
+                else:
+                    self.refused[command.address] = reply
             case "DATA":
                 self.go_ahead = reply
         if not fits:
             raise OutOfStep(command.line.decode("utf-8", "replace").strip(), reply.code, reply.text)
-
-    def _note_recipient(self, address: str, reply: Reply) -> None:
-        self._asked += 1
-        if 200 <= reply.code < 300:
-            self.accepted.append(address)
-        elif self.accepted and _is_too_many(reply):
-            self._too_many.append(address)
-        else:
-            self.refused[address] = reply
 
     @property
     def is_sender_refused(self) -> bool:
@@ -123,6 +121,13 @@ class Transaction:
         if self._reset is not None and self._reset.code >= 400:
             # The envelope of the mail before may still be open.
             return self.broken_off(ServerDisconnected(None, self._reset.code, self._reset.text))
+        answers: list[Reply | None] = [self.sender]
+        if not self.is_sender_refused:
+            answers += [*self.refused.values(), self.go_ahead if self.accepted else None]
+        unordered = next((reply for reply in answers if reply is not None and reply.code == _BAD_SEQUENCE), None)
+        if unordered is not None:
+            # The server is elsewhere in the dialogue, so no reply of this transaction is about the mail.
+            return OutOfStep("MAIL, RCPT, DATA", unordered.code, unordered.text)
         if self.is_sender_refused:
             sender = self.sender or Reply(-1, "")
             refused = SenderRefused(sender.code, sender.text, self.envelope.sender)

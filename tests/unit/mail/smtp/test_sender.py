@@ -68,6 +68,23 @@ def test_data_needs_354_or_the_connection_is_closed(reply: str, serve_each: Serv
     wait_until(lambda: all(session.ended for session in server.sessions))
 
 
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+def test_bad_sequence_is_about_the_dialogue_and_not_about_the_mail(
+    verb: str, serve_each: Serve, make_mail: MakeMail
+) -> None:
+    left = [1]
+
+    def script(session: Session, seen: str, line: str) -> str | None:
+        if seen != verb or not left[0]:
+            return None
+        left[0] = 0
+        return "503 5.5.1 bad sequence of commands"
+
+    server = serve_each(script=script)
+    assert make_mail(server).send(message())
+    assert [session.mails for session in server.sessions] == [0, 1]
+
+
 def test_final_dot_that_is_answered_by_another_command_is_unknown(serve_each: Serve, make_mail: MakeMail) -> None:
     server = serve_each(script=lambda session, verb, line: "354 go ahead" if verb == "." else None)
     with pytest.raises(DeliveryUnknown):
@@ -92,27 +109,9 @@ def test_thanks_for_half_a_message_is_not_an_acceptance(serve: Serve, make_mail:
 # ---------------------------------------------------------------- fewer connections than the pool has
 
 
-class Crowded(SMTPServer):
-    """Takes *most* connections at once, and greets each further one with *refusal*."""
-
-    def __init__(self, most: int, refusal: Any = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.most = most
-        self.refusal = refusal or Drop("421 4.7.0 too many connections\r\n")
-        self.turned_away = 0
-
-    async def _talk(self, session: Session, reader: Any, writer: Any) -> None:
-        if self.open_sessions > self.most:
-            self.turned_away += 1
-            session.mails = 0
-            await self._answer(writer, self.refusal)
-            return
-        await super()._talk(session, reader, writer)
-
-
-@pytest.mark.parametrize("refusal", [None, Drop(), "554 5.7.1 no more"], ids=["421", "drop", "554"])
+@pytest.mark.parametrize("refusal", [Drop("421 4.7.0 too many\r\n"), Drop(), "554 5.7.1 no more"], ids=str)
 def test_one_connection_too_many_is_not_an_outage(refusal: Any, make_mail: MakeMail) -> None:
-    with Crowded(2, refusal) as server:
+    with SMTPServer(most=2, refusal=refusal) as server:
         mail = make_mail(server, MAIL_POOL_SIZE=6)
         assert all(mail.send_many([message(i) for i in range(300)]))
         assert Counter(subjects(server)) == Counter(f"m{i}" for i in range(300))
@@ -120,7 +119,7 @@ def test_one_connection_too_many_is_not_an_outage(refusal: Any, make_mail: MakeM
 
 
 def test_threads_wait_for_the_connections_that_the_server_allows(make_mail: MakeMail) -> None:
-    with Crowded(2) as server:
+    with SMTPServer(most=2) as server:
         mail = make_mail(server, MAIL_POOL_SIZE=6)
         results = []
 
@@ -137,7 +136,7 @@ def test_threads_wait_for_the_connections_that_the_server_allows(make_mail: Make
 
 
 def test_own_connection_makes_room_for_that_of_another_part_of_the_process(make_mail: MakeMail) -> None:
-    with Crowded(1) as server:
+    with SMTPServer(most=1) as server:
         mail = make_mail(server)
         mail.send(message(0))  # the pool keeps its connection
         with mail.connect() as connection:
@@ -148,7 +147,7 @@ def test_own_connection_makes_room_for_that_of_another_part_of_the_process(make_
 
 
 def test_no_connection_at_all_raises_what_the_server_said(make_mail: MakeMail) -> None:
-    with Crowded(0) as server, pytest.raises(ConnectError, match="421 4.7.0 too many connections"):
+    with SMTPServer(most=0) as server, pytest.raises(ConnectError, match="421 4.7.0 too many connections"):
         make_mail(server).send_many([message()])
 
 
@@ -162,42 +161,17 @@ STRICT_BEHIND = {
 }
 
 
-class Strict(SMTPServer):
-    """Does not take what is sent behind a message before its reply."""
-
-    def __init__(self, how: str, **options: Any) -> None:
-        super().__init__(**options)
-        self.how = how
-        self.met = 0
-
-    async def _take(self, session: Session, reader: Any, writer: Any) -> bool:
-        lines: list[bytes] = []
-        while (line := await reader.readline()) != b".\r\n":
-            if not line:
-                return False
-            lines.append(line)
-        early = bytes(reader._buffer)
-        reader._buffer.clear()
-        self.met += bool(early)
-        self.mails.append(self._delivered(session, lines))
-        session.sender, session.recipients = None, []
-        session.mails += 1
-        behind = STRICT_BEHIND[self.how](early.count(b"\n")) if early else b""
-        await self._answer(writer, b"250 2.0.0 queued\r\n" + behind)
-        return not behind.startswith(b"421")
-
-
 @pytest.mark.parametrize("how", STRICT_BEHIND)
 def test_mail_behind_a_message_does_not_pay_for_what_the_server_minds(how: str, make_mail: MakeMail) -> None:
-    with Strict(how) as server:
+    with SMTPServer(behind=STRICT_BEHIND[how]) as server:
         mail = make_mail(server, MAIL_POOL_SIZE=2, MAIL_TIMEOUT=0.5)
         assert all(mail.send_many([message(i) for i in range(60)]))
         assert Counter(subjects(server)) == Counter(f"m{i}" for i in range(60))
-        assert server.met
+        assert server.behind_seen
         if how != "421":
-            met = server.met
+            seen = server.behind_seen
             assert all(mail.send_many([message(i) for i in range(20)]))
-            assert server.met == met  # it is asked no more
+            assert server.behind_seen == seen  # it is asked no more
 
 
 def test_refused_sender_is_refused_alone_too(serve: Serve, make_mail: MakeMail) -> None:
@@ -232,20 +206,8 @@ def test_no_more_mails_on_this_connection_means_another_one(serve_each: Serve, m
 # ---------------------------------------------------------------- pipelining
 
 
-class Deaf(SMTPServer):
-    """Loses what comes together with another command."""
-
-    async def _answer(self, writer: Any, reply: Any) -> bool:
-        self.readers[writer]._buffer.clear()
-        return await super()._answer(writer, reply)
-
-    async def _accept(self, reader: Any, writer: Any) -> None:
-        self.__dict__.setdefault("readers", {})[writer] = reader
-        await super()._accept(reader, writer)
-
-
 def test_server_that_loses_early_commands_gets_them_one_by_one(make_mail: MakeMail) -> None:
-    with Deaf() as server:
+    with SMTPServer(is_deaf=True) as server:
         mail = make_mail(server, MAIL_TIMEOUT=0.5)
         for i in range(3):
             assert mail.send(message(i))
@@ -254,7 +216,7 @@ def test_server_that_loses_early_commands_gets_them_one_by_one(make_mail: MakeMa
 
 
 def test_pipelining_can_be_switched_off(serve: Serve, make_mail: MakeMail) -> None:
-    with Deaf() as server:
+    with SMTPServer(is_deaf=True) as server:
         assert all(make_mail(server, MAIL_PIPELINING=False).send_many([message(i) for i in range(10)]))
         assert len(server.sessions) <= 4
 
