@@ -366,7 +366,7 @@ def test_once_is_held_after_a_crash_at_the_dot(serve: Serve, make_queue: MakeQue
     # What a process leaves behind that dies between the dot and its reply.
     rows(mail, "UPDATE taskworker_mail SET phase = 'dot'")
     task_worker_of(mail.app).start()
-    with pytest.raises(JobFailed, match="nobody knows") as caught:
+    with pytest.raises(JobFailed, match="whether it arrived is unknown") as caught:
         job.result(30)
     assert caught.value.kind == "unknown"
     assert server.sessions == []
