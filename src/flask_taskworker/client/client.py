@@ -105,15 +105,11 @@ class Client:
             sent([job.id for job in jobs])
         return jobs
 
-    def _announced(self, records: Sequence[JobRecord], rows: Sequence[NewJob]) -> list[Job[Any]]:
-        jobs: list[Job[Any]] = [Job(record, self) for record in records]
-        self._announce_enqueued(jobs, records, rows)
-        return jobs
-
-    def _announce_enqueued(
-        self, jobs: Sequence[Job[Any]], records: Sequence[JobRecord], rows: Sequence[NewJob]
-    ) -> None:
+    def _announced(
+        self, records: Sequence[JobRecord], rows: Sequence[NewJob], jobs: list[Job[Any]] | None = None
+    ) -> list[Job[Any]]:
         """Announce the jobs that are new; the others existed already, under the same uid or unique key."""
+        jobs = [Job(record, self) for record in records] if jobs is None else jobs
         new = [i for i, row in enumerate(rows) if row.uid == records[i].uid and row.created_at == records[i].created_at]
         try:
             if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
@@ -121,6 +117,7 @@ class Client:
                     signalling.send(signals.job_enqueued, app, job=jobs[i])
         finally:
             self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
+        return jobs
 
     async def aenqueue(
         self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
@@ -164,7 +161,7 @@ class Client:
             stored = records if records[0].id else self.store.add(rows)
             for job, record in zip(jobs, stored, strict=True):
                 job.become(record)
-            self._announce_enqueued(jobs, stored, rows)
+            self._announced(stored, rows, jobs)
 
         transaction.after_commit(on_commit)
         return jobs

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = get_logger("jobs")
 
-LOOKS_AFTER_COMMIT = (0.005, 0.02, 0.1, 0.5, 2.0)
-"""Seconds between looks at what became of a bare connection's "about to commit"."""
-
 
 class CallerTransaction:
     """The transaction in which the caller is. For the caller's thread."""
@@ -35,7 +32,16 @@ class CallerTransaction:
     def __init__(self, given: object) -> None:
         self.session = _session_of(given)
         if self.session is not None:
-            self.connection: Connection = _connection_of(self.session)
+            try:
+                self.connection: Connection = self.session.connection()
+            except PendingRollbackError:
+                raise
+            except InvalidRequestError as error:
+                raise ArgumentsError(
+                    "The session given as session=… is in the middle of its commit, as in an after_commit listener, so "
+                    "nothing can be added to it. Enqueue there without session=…; or with it in before_commit or "
+                    "after_flush."
+                ) from error
         elif isinstance(given, Connection):
             self.connection = given
         else:
@@ -93,18 +99,6 @@ class CallerTransaction:
         """
         if self.session is not None:
             _watch(self.session).add(call)
-
-
-def _connection_of(session: Session) -> Connection:
-    try:
-        return session.connection()
-    except PendingRollbackError:
-        raise
-    except InvalidRequestError as error:
-        raise ArgumentsError(
-            "The session given as session=… is in the middle of its commit, as in an after_commit listener, so nothing "
-            "can be added to it. Enqueue there without session=…; or with it in before_commit or after_flush."
-        ) from error
 
 
 def _session_of(given: object) -> Session | None:

@@ -273,7 +273,7 @@ def test_many_are_stored_in_order(add: Task[..., Any, Any], store: Store) -> Non
 def test_many_are_stored_in_order_however_many_statements_that_takes(
     add: Task[..., Any, Any], store: Store, monkeypatch: pytest.MonkeyPatch, characters: int
 ) -> None:
-    monkeypatch.setattr(sqlite_driver, "PIECE_CHARACTERS", characters)
+    monkeypatch.setattr("flask_taskworker.store.statements.jobs.PIECE_CHARACTERS", characters)
     add.enqueue(0)
     jobs = add.enqueue_many([(number,) for number in range(50)])
     assert [store.args(job.id) for job in jobs] == [f"[[{number}],{{}}]" for number in range(50)]
@@ -285,7 +285,7 @@ def test_many_are_stored_in_order_however_many_statements_that_takes(
 def test_statement_for_many_has_a_bounded_length(
     add: Task[..., Any, Any], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_driver, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr("flask_taskworker.store.statements.jobs.PIECE_CHARACTERS", 100)
     job = new_job(add, "x" * 40, EnqueueOptions(), store.clock())
     assert [len(piece) for piece in sqlite_driver.pieces([job] * 10)] == [3, 3, 3, 1]
     assert [len(piece) for piece in sqlite_driver.pieces([job._replace(args="x" * 1000)] * 2)] == [1, 1]

@@ -452,7 +452,7 @@ def test_tables_that_the_callers_own_lock_forbids_to_make_are_asked_for_in_words
 ) -> None:
     session.write(1)
     began = time.monotonic()
-    with pytest.raises(StoreError, match="tables for jobs are not yet in .* perhaps the transaction in which.*db init"):
+    with pytest.raises(StoreError, match="tables for jobs are not yet in .* perhaps the one in which.*db init"):
         session.enqueue(add, 1)
     assert time.monotonic() - began < 15
     session.commit()
