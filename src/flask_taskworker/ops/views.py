@@ -115,7 +115,8 @@ class JobView:
     @property
     def at(self) -> int:
         """The moment that matters in this state: its end, its next try, its start."""
-        return self.finished_at or (self.started_at if self.state == "running" else None) or self.run_at
+        started_at = self.started_at if self.state == "running" else None
+        return self.finished_at or started_at or self.run_at or self.created_at
 
 
 _SAME = (

@@ -50,6 +50,19 @@ def test_a_job_has_the_same_state_and_try_wherever_it_is_shown(values: Any, stat
     assert (view.state, view.word, view.attempt) == (state, state, attempt)
 
 
+@pytest.mark.parametrize(
+    ("values", "at"),
+    [
+        ({"run_at": 0, "created_at": 5}, 5),
+        ({"run_at": 9, "created_at": 5, "state": "scheduled"}, 9),
+        ({"run_at": 9, "started_at": 12, "state": "running"}, 12),
+        ({"run_at": 9, "started_at": 12, "finished_at": 15, "state": "failed"}, 15),
+    ],
+)
+def test_the_moment_that_matters_depends_on_the_state(values: Any, at: int) -> None:
+    assert job_view(job(**values)).at == at
+
+
 def test_a_discarded_job_says_so_and_keeps_its_state() -> None:
     view = job_view(job(discarded=1, state="failed", failures=1))
     assert (view.state, view.discarded, view.word) == ("failed", True, "discarded")
