@@ -52,7 +52,10 @@ def prepare_schema(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) ->
     """
     found = found_version(dialect, run)
     if found is None:
-        _create(dialect, run)
+        for statement in ddl(dialect):
+            run(statement, {})
+        run(_WRITE_META, {"name": "schema_version", "value": str(VERSION)})
+        run(_WRITE_META, {"name": "store_id", "value": secrets.token_hex(16)})
         found = VERSION
     _refuse_newer(found, steps)
     if found < newest(steps):
@@ -71,7 +74,11 @@ def is_ready(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) -> bool:
 
 def found_version(dialect: Dialect, run: Run) -> int | None:
     """The version of the tables that are there; None where there are none. Raises SchemaError for damaged ones."""
-    if not _has_tables(dialect, run):
+    looks = {
+        "sqlite": "SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'",
+        "postgresql": "SELECT 1 WHERE to_regclass('taskworker_meta') IS NOT NULL",
+    }
+    if not run(looks[dialect.name], {}):
         return None
     rows = run(_READ_VERSION, {})
     try:
@@ -87,12 +94,6 @@ def store_id_in(run: Run) -> str | None:
     """The random name that the store got when it was made."""
     rows = run("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
     return rows[0][0] if rows else None
-
-
-def _has_tables(dialect: Dialect, run: Run) -> bool:
-    if dialect.name == "sqlite":
-        return bool(run("SELECT 1 FROM sqlite_master WHERE name = 'taskworker_meta'", {}))
-    return bool(run("SELECT 1 WHERE to_regclass('taskworker_meta') IS NOT NULL", {}))
 
 
 def _refuse_newer(found: int, steps: Sequence[Step]) -> None:
@@ -111,13 +112,6 @@ _STORAGE = {
     # Room for each beat on the page of its row.
     "taskworker_worker": "fillfactor = 50",
 }
-
-
-def _create(dialect: Dialect, run: Run) -> None:
-    for statement in ddl(dialect):
-        run(statement, {})
-    run(_WRITE_META, {"name": "schema_version", "value": str(VERSION)})
-    run(_WRITE_META, {"name": "store_id", "value": secrets.token_hex(16)})
 
 
 def ddl(dialect: Dialect) -> list[str]:

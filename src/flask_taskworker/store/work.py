@@ -398,19 +398,15 @@ class WorkerStore:
         steps = batch_of([(f.schedule.name, f.schedule.next_at, f.next_at, _last_at(f)) for f in firings])
         moved = {row[0] for row in run(self._advance_schedules, {"batch": steps})}
         mine = [f for f in firings if f.schedule.name in moved]
-        made = self._make_jobs(run, mine)
+        jobs = {job.uid: job for f in mine for job in f.jobs}
+        made: dict[str | None, list[JobRecord]] = {}
+        if jobs:
+            batch = batch_of([(*job, job.state, int(f.overlap)) for f in mine for job in f.jobs])
+            for job_id, uid in sorted(run(self._add_scheduled_jobs, {"batch": batch})):
+                made.setdefault(jobs[uid].schedule, []).append(record_of(jobs[uid], job_id))
         if ended := [f.schedule.name for f in mine if f.next_at is None]:
             run(self._remove_ended_schedules, {"names": json.dumps(ended)})
         return {f.schedule.name: made.get(f.schedule.name, []) for f in mine}
-
-    def _make_jobs(self, run: Run, firings: Sequence[Firing]) -> dict[str | None, list[JobRecord]]:
-        jobs = {job.uid: job for f in firings for job in f.jobs}
-        made: dict[str | None, list[JobRecord]] = {}
-        if jobs:
-            batch = batch_of([(*job, job.state, int(f.overlap)) for f in firings for job in f.jobs])
-            for job_id, uid in sorted(run(self._add_scheduled_jobs, {"batch": batch})):
-                made.setdefault(jobs[uid].schedule, []).append(record_of(jobs[uid], job_id))
-        return made
 
     async def schedules_of_the_future(self, may_fire: str, after: int, number: int) -> list[DueSchedule]:
         """Up to *number* of the schedules of *may_fire* that have fired at a time later than *after*."""

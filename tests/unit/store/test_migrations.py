@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.alembic import include_object
 from flask_taskworker.errors import SchemaError
-from flask_taskworker.store.driver import Driver, Run
+from flask_taskworker.store.driver import Driver, RowLocked, Run
 from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.migrations import (
     STEPS,
@@ -31,6 +31,7 @@ from flask_taskworker.store.schema import VERSION, metadata
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import Dialect
 from tests.support.doors import engine_of
+from tests.support.postgres import connect
 
 pytestmark = [pytest.mark.both_databases, pytest.mark.no_tables_yet]
 
@@ -119,6 +120,17 @@ def test_step_that_fails_leaves_everything_as_it_was(driver_of_old: Driver, rows
     assert version_of(rows) == str(VERSION)
     upgrade(driver_of_old, NEXT)
     assert rows("SELECT name, paused, note FROM taskworker_queue") == [("q", 1, "old")]
+
+
+def test_upgrade_gives_up_soon_where_a_transaction_is_in_its_way(driver_of_old: Driver, rows: Rows, app: Flask) -> None:
+    if driver_of_old.dialect.name == "sqlite":
+        pytest.skip("one writer at a time")
+    with connect(app.config["TASKER_DATABASE_URI"]) as session, session.transaction():
+        session.execute("SELECT 1 FROM taskworker_queue")
+        with pytest.raises(RowLocked, match="Another session holds a lock"):
+            upgrade(driver_of_old, NEXT)
+    upgrade(driver_of_old, NEXT)
+    assert version_of(rows) == str(VERSION + 1)
 
 
 def test_empty_database_gets_the_newest_version(

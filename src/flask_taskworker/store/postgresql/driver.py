@@ -293,4 +293,6 @@ def make_schema(run: Run, steps: Sequence[Step] = STEPS) -> None:
     if encoding != "UTF8":
         raise NotSupported(f"The database's encoding is {encoding}: UTF8 is needed. Create one: createdb -E UTF8 NAME")
     run("SELECT pg_advisory_xact_lock(:key)", {"key": _SCHEMA_LOCK})
+    # A change of a table that waits for a transaction has everything else wait behind it. It is tried again later.
+    run("SELECT set_config('lock_timeout', '2s', true)", {})
     prepare_schema(POSTGRESQL, run, steps)

@@ -100,7 +100,9 @@ class LiveDirectory:
                 # File systems stamp changes in ticks: a socket added within this one must not be missed.
                 self._listed_at = changed_at if time.time_ns() - changed_at > _TICK else -1
             if self._sockets:
-                words = _in_words(ready)
+                words = "\0".join(f"{kind} {queue}" for queue, kind in ready).encode("utf-8", "replace")
+                if len(words) > LONGEST_WORDS:
+                    words = b""
                 for name in self._sockets:
                     if name.removesuffix(SOCKET) not in self.own:
                         self._send(name, words)
@@ -115,14 +117,12 @@ class LiveDirectory:
     def _send(self, name: str, words: bytes) -> None:
         # Full: already awake. Refused or gone: a dead worker's socket, which its rescuer clears away.
         with suppress(OSError):
-            self._outlet().sendto(words, self.address(name))
-
-    def _outlet(self) -> socket.socket:
-        with self._opening:
-            if self._sender is None:
-                self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                self._sender.setblocking(False)
-            return self._sender
+            with self._opening:
+                if self._sender is None:
+                    self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                    self._sender.setblocking(False)
+                sender = self._sender
+            sender.sendto(words, self.address(name))
 
     def address(self, name: str) -> str:
         """A name for the socket that fits into the 107 bytes which a UNIX socket's path may have."""
@@ -266,11 +266,6 @@ class LivePresence:
         if not _LINUX:
             with suppress(OSError, NotSupported):
                 Path(self._directory.address(name)).unlink()
-
-
-def _in_words(ready: Ready) -> bytes:
-    words = "\0".join(f"{kind} {queue}" for queue, kind in ready).encode("utf-8", "replace")
-    return words if len(words) <= LONGEST_WORDS else b""
 
 
 def _ready_in(heard: Sequence[bytes]) -> Ready:
