@@ -728,3 +728,86 @@ def test_ended_mail_is_pruned_with_its_blobs_and_waiting_mail_is_not(serve: Serv
     waiting.cancel()
     asyncio.run(prune())
     assert rows(mail, "SELECT count(*) FROM taskworker_blob") == [(0,)]
+
+
+# ---------------------------------------------------------------- what is not the mail's own fault
+
+
+@pytest.fixture
+def quickly_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST_PARKING_S", "LONGEST_PARKING_S", "_LONGEST_SPREAD_S", "SLOW_PARKING_S"):
+        monkeypatch.setattr(delivery, name, 0.1)
+
+
+@pytest.mark.usefixtures("quickly_parked")
+def test_server_that_wants_a_login_first_parks_the_queue_and_rejects_no_mail(
+    serve: Serve, make_queue: MakeQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked = [True]
+    server = serve(
+        script=lambda session, seen, line: "530 5.7.0 log in first" if seen == "MAIL" and locked[0] else None
+    )
+    mail = make_queue(server)
+    jobs = mail.send_later_many([letter(f"r{i}@x.org") for i in range(3)])
+    wait_until(lambda: any("log in first" in record.message for record in caplog.records))
+    locked[0] = False
+    assert all(job.result(30) == {} for job in jobs)
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+BROKEN = {
+    "server": "two..dots",
+    "server, too long": "a" * 70 + ".example",
+    "password": 12345,
+    "use_ssl": True,
+}
+
+
+@pytest.mark.usefixtures("quickly_parked")
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("setting", BROKEN)
+def test_setting_that_was_broken_later_parks_the_queue_with_one_alarm(
+    setting: str, once: bool, serve: Serve, make_queue: MakeQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(users={"ada": "right"})
+    mail = make_queue(server, MAIL_USERNAME="ada", MAIL_PASSWORD="right")
+    name = setting.partition(",")[0]
+    before = getattr(mail.state, name)
+    setattr(mail.state, name, BROKEN[setting])
+    job = mail.send_later(letter(), once=once)
+    wait_until(lambda: any("queued mail waits" in record.message for record in caplog.records))
+    setattr(mail.state, name, before)
+    assert job.result(30) == {}
+    assert len(server.mails) == 1
+
+
+def test_reply_that_is_not_utf8_is_recorded(serve: Serve, make_queue: MakeQueue) -> None:
+    server = serve(script=lambda session, verb, line: b"550 bo\xeete \0 pleine\r\n" if "bad" in line else None)
+    job = make_queue(server).send_later(letter("good@x.org", "bad@x.org"))
+    assert list(job.result(30)) == ["bad@x.org"]
+    assert "pleine" in job.recipients["bad@x.org"].text
+    assert len(server.mails) == 1
+
+
+def test_mail_that_cannot_be_shown_to_receivers_has_been_sent_and_recorded(serve: Serve, make_queue: MakeQueue) -> None:
+    class Odd(Message):
+        def as_bytes(self) -> bytes:
+            return b"Subject: x\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff\xfe\r\n"
+
+    server = serve()
+    mail = make_queue(server)
+    with mail.record_messages() as outbox:
+        job = mail.send_later(Odd("x", ["a@x.org"], "text"))
+        assert job.result(30) == {}
+    assert len(server.mails) == len(outbox) == 1
+
+
+def test_recipients_beyond_the_servers_limit_get_the_queued_mail_once(serve: Serve, make_queue: MakeQueue) -> None:
+    server = serve(
+        script=lambda session, verb, line: (
+            "452 4.5.3 too many recipients" if verb == "RCPT" and len(session.recipients) >= 40 else None
+        )
+    )
+    everyone = [f"r{i}@x.org" for i in range(130)]
+    assert make_queue(server).send_later(letter(*everyone)).result(30) == {}
+    assert sorted(r for sent in server.mails for r in sent.recipients) == sorted(everyone)
