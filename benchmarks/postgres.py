@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.core.rows import Claim, NewJob
-from flask_taskworker.store.postgresql.connections import Server, ThreadLink
+from flask_taskworker.store.postgresql.connections import PostgresqlServer, ThreadLink
 from flask_taskworker.store.statements import jobs as job_statements
 from flask_taskworker.store.statements import workers as worker_statements
 from tests.support.postgres import PostgresServer, a_schema, run_sql
@@ -69,7 +69,7 @@ def enqueue(task_worker: BackgroundTaskWorker, path: Path, url: str) -> list[Row
     """One job a call beside psycopg alone with the same row, in turns; and many in one call."""
     task = drain.declare(task_worker, "async")
     task.enqueue()
-    link = ThreadLink(Server(make_url(url), prepares=True))
+    link = ThreadLink(PostgresqlServer(make_url(url), prepares=True))
     ours, bare = [], []
     for _ in range(ROUNDS):
         ours += [seconds_for(task.enqueue) for _ in range(SINGLE)]
@@ -166,7 +166,7 @@ def claim_and_finish(task_worker: BackgroundTaskWorker, path: Path, url: str) ->
 @contextlib.contextmanager
 def a_link(url: str) -> Iterator[ThreadLink]:
     """A bare connection, and a worker's row for the claims that are made over it."""
-    link = ThreadLink(Server(make_url(url), prepares=True))
+    link = ThreadLink(PostgresqlServer(make_url(url), prepares=True))
     row = {"id": "0", "host": "", "pid": 0, "now": 1, "server_started_at": None, "info": "{}"}
     link.write(worker_statements.ADD_WORKER, row)
     yield link
@@ -238,7 +238,7 @@ def beside_a_long_transaction(task_worker: BackgroundTaskWorker, path: Path, url
     """What a claim costs after many finished jobs that an open transaction keeps from being cleaned up."""
     task = drain.declare(task_worker, "async")
     task.enqueue()
-    other = Server(make_url(url), prepares=False).open()
+    other = PostgresqlServer(make_url(url), prepares=False).open()
     other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     other.execute("SELECT count(*) FROM taskworker_job")
     drain_here(task_worker, "async", BEHIND_TRANSACTION)

@@ -40,7 +40,7 @@ _WORKER_SETTINGS = (
 )
 
 
-class Server:
+class PostgresqlServer:
     """Where a database is and how to connect to it. Safe from any thread."""
 
     def __init__(self, url: URL, *, prepares: bool) -> None:
@@ -62,7 +62,7 @@ class Server:
     def set_up(self, connection: psycopg.Connection[Any]) -> None:
         """Make the connection one of a worker's. Behind a pooler in transaction mode there is nothing to set."""
         if self._prepare_threshold is not None:
-            with translated():
+            with postgresql_errors():
                 fetch(connection, _WORKER_SETTINGS, {})
 
     async def open_async(self) -> psycopg.AsyncConnection[Any]:
@@ -182,7 +182,7 @@ _CONNECT_REMEDIES = (
 )
 
 
-class translated:
+class postgresql_errors:
     """Turns the errors of statements into ours, with what to do about them."""
 
     def __enter__(self) -> None:
@@ -286,7 +286,7 @@ def _is_readable(descriptor: int, seconds: float = 0) -> bool:
 class PostgresqlLink:
     """A connection of a worker's thread. It connects again when it is used after a loss."""
 
-    def __init__(self, server: Server, *, repeats: bool) -> None:
+    def __init__(self, server: PostgresqlServer, *, repeats: bool) -> None:
         """*repeats*: what goes over it may be said twice, so after a loss it is said again at once."""
         self._server = server
         self._repeats = repeats
@@ -309,13 +309,13 @@ class PostgresqlLink:
 
     def _write(self, sql: str, parameters: Parameters) -> list[Row]:
         connection = self.connected()
-        with translated():
+        with postgresql_errors():
             return fetch(connection, sql, parameters)
 
     def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
         """Run *body* in one transaction."""
         connection = self.connected()
-        with translated(), connection.transaction():
+        with postgresql_errors(), connection.transaction():
             return body(functools.partial(fetch, connection))
 
     def connected(self) -> psycopg.Connection[Any]:

@@ -25,7 +25,7 @@ from ..driver import LoopLink, Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
 from ..statements.jobs import POSTGRESQL, batch_of, in_pieces
-from .connections import DaemonCallThread, PostgresqlLink, Server, fetch, has_ended, translated
+from .connections import DaemonCallThread, PostgresqlLink, PostgresqlServer, fetch, has_ended, postgresql_errors
 from .presence import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class PostgresqlDriver:
     dialect = POSTGRESQL
 
     def __init__(self, url: URL, *, listen: bool) -> None:
-        self._server = Server(url, prepares=listen)
+        self._server = PostgresqlServer(url, prepares=listen)
         self.key = self._server.key
         self._listen = listen
         self._prepared = False
@@ -83,7 +83,7 @@ class PostgresqlDriver:
     def _prepare_once(self) -> None:
         if not self._prepared:
             if self._listen:
-                with _Lent(self._pool) as connection, translated():
+                with _Pooled(self._pool) as connection, postgresql_errors():
                     self._server.check_session(connection)
             self.transaction(make_schema)
             self._prepared = True
@@ -101,12 +101,12 @@ class PostgresqlDriver:
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns. Raises ConnectionLost when that is unknown."""
-        with _Lent(self._pool) as connection, translated():
+        with _Pooled(self._pool) as connection, postgresql_errors():
             return fetch(connection, sql, parameters)
 
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
-        with _Lent(self._pool) as connection, translated(), connection.transaction():
+        with _Pooled(self._pool) as connection, postgresql_errors(), connection.transaction():
             return body(functools.partial(fetch, connection))
 
     def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
@@ -255,7 +255,7 @@ class Notifier:
                 self._closing.clear()
 
 
-class _Lent:
+class _Pooled:
     """A pooled connection for the length of a with block; a broken one is thrown away."""
 
     __slots__ = ("_fairy", "_pool")

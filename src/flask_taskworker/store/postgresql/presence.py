@@ -17,7 +17,7 @@ import psycopg
 from ...core.loggers import get_logger
 from ...errors import StoreError
 from ..driver import Other, Ready
-from .connections import PostgresqlLink, Server, in_words
+from .connections import PostgresqlLink, PostgresqlServer, in_words
 
 log = get_logger("store")
 
@@ -42,7 +42,7 @@ _TAKE = "SELECT pg_try_advisory_lock(:key)"
 class AdvisoryPresence:
     """A worker's lock and ear. All but :meth:`listen` and :meth:`close` is for the heartbeat's thread."""
 
-    def __init__(self, server: Server, worker_id: str) -> None:
+    def __init__(self, server: PostgresqlServer, worker_id: str) -> None:
         self._server = server
         self._link = PostgresqlLink(server, repeats=True)
         self._key = _lock_key(worker_id)

@@ -72,7 +72,7 @@ class SharedCommit:
                 self._owner = get_ident()
                 try:
                     connection = self._connected()
-                    with Transaction(connection, self._patience, started):
+                    with WriteTransaction(connection, self._patience, started):
                         yield connection
                 finally:
                     self._owner = None
@@ -119,7 +119,7 @@ class SharedCommit:
         if own not in self._line:
             self._line.append(own)
         together: list[_Statement] = []
-        transaction: Transaction | None = None
+        transaction: WriteTransaction | None = None
         self._owner = get_ident()
         try:
             while self._line:
@@ -130,7 +130,7 @@ class SharedCommit:
             if len(together) == 1:
                 own.rows = patiently(connection, own.sql, own.parameters, self._patience, started)
             else:
-                transaction = Transaction(connection, self._patience, started)
+                transaction = WriteTransaction(connection, self._patience, started)
                 with transaction as run:
                     for statement in together:
                         statement.run(run)
@@ -178,7 +178,7 @@ class _Statement:
             self.error = error
 
 
-class Transaction:
+class WriteTransaction:
     """``BEGIN IMMEDIATE … COMMIT`` on a sync connection, waiting for the lock.
 
     *started*: since when the caller has waited (``time.monotonic``); now, where it is not given.

@@ -30,8 +30,8 @@ from ...errors import NotSupported, StoreError
 from ..driver import LoopLink, Parameters, Ready, Row, RowRefused, Run
 from ..migrations import found_version, is_ready, prepare_schema, store_id_in
 from ..statements.jobs import SQLITE, add_alike, batch_of, in_pieces, last_number
-from .commits import Patience, PooledConnection, SharedCommit, Transaction, patiently, plainly
-from .forks import Connection, after_fork_in_child
+from .commits import Patience, PooledConnection, SharedCommit, WriteTransaction, patiently, plainly
+from .forks import ForkSafeConnection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
 from .holder import holder_in_words
 from .live import LiveDirectory, LivePresence, supported
@@ -131,7 +131,7 @@ class SqliteDriver:
         if self._prepared:
             self._guard.check()
         else:
-            with self._preparing, translated(self.path):
+            with self._preparing, sqlite_errors(self.path):
                 self._prepare_once(self._patience if patience is None else lambda: patience)
 
     def _prepare_once(self, patience: Patience) -> None:
@@ -158,7 +158,7 @@ class SqliteDriver:
                     f"SQLite cannot use a write-ahead log here (journal mode {mode!r}). "
                     "Put the database on a local file system."
                 )
-            with Transaction(connection, patience) as run:
+            with WriteTransaction(connection, patience) as run:
                 prepare_schema(SQLITE, run)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
@@ -172,24 +172,24 @@ class SqliteDriver:
         """The version of the tables that are there; None where there are none. Makes nothing."""
         if not self.path.exists():
             return None
-        with translated(self.path), closing(self._open()) as connection:
+        with sqlite_errors(self.path), closing(self._open()) as connection:
             return found_version(SQLITE, functools.partial(plainly, connection))
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:
         """One SELECT."""
-        with translated(self.path, self._guard), PooledConnection(self.engine) as connection:
+        with sqlite_errors(self.path, self._guard), PooledConnection(self.engine) as connection:
             return patiently(connection, sql, parameters, self._patience)
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns; threads that write at once share a commit."""
-        with translated(self.path, self._guard):
+        with sqlite_errors(self.path, self._guard):
             rows = self._commits.write(sql, parameters)
         self._look_after_log()
         return rows
 
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
-        with translated(self.path, self._guard), self._commits.transaction() as connection:
+        with sqlite_errors(self.path, self._guard), self._commits.transaction() as connection:
             return body(functools.partial(plainly, connection))
 
     def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
@@ -198,7 +198,7 @@ class SqliteDriver:
         They are numbered here, under the write lock: SQLite promises no order in which it takes rows. One statement
         for many rows takes half the time of one for each.
         """
-        with translated(self.path, self._guard), self._commits.transaction() as connection:
+        with sqlite_errors(self.path, self._guard), self._commits.transaction() as connection:
             ((last,),) = connection.execute(last_number()).fetchall()
             first = last + 1
             for alike in pieces(jobs):
@@ -234,11 +234,11 @@ class SqliteDriver:
             # A damaged file must not be made worse.
             self._guard.check()
             with (
-                translated(self.path, self._guard),
+                sqlite_errors(self.path, self._guard),
                 PooledConnection(self.engine) as lock,
                 PooledConnection(self.engine) as worker,
             ):
-                with Transaction(lock, lambda: CHECKPOINT_PATIENCE):
+                with WriteTransaction(lock, lambda: CHECKPOINT_PATIENCE):
                     ((_, pages, copied),) = worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._warn_of_reader(held_back=copied < pages)
 
@@ -256,7 +256,7 @@ class SqliteDriver:
                 return
             with closing(self._open()) as connection, suppress(_NotCommitted):
                 connection.execute("PRAGMA cache_size = 10")
-                with Transaction(connection, lambda: LAYING_OUT_PATIENCE) as run:
+                with WriteTransaction(connection, lambda: LAYING_OUT_PATIENCE) as run:
                     run("CREATE TABLE taskworker_log_space (content BLOB)", {})
                     run("INSERT INTO taskworker_log_space VALUES (zeroblob(:size))", {"size": missing})
                     raise _NotCommitted
@@ -307,7 +307,7 @@ class SqliteDriver:
             opened.append(self._open())
             return opened[0]
 
-        with translated(self.path):
+        with sqlite_errors(self.path):
             thread = ConnectionThread(connect, iter_chunk_size=64)
             await thread
             try:
@@ -325,13 +325,13 @@ class SqliteDriver:
 
     def connect_light(self) -> SqliteLink:
         """A connection for a heartbeat thread. Beats need no fsync: after a power cut no worker is alive."""
-        with translated(self.path):
+        with sqlite_errors(self.path):
             light = self._open("NORMAL")
         return SqliteLink(light, light, self._guard, lambda: LAST_PATIENCE)
 
     def presence(self, worker_id: str) -> LivePresence:
         """Take the lock of a new worker and open its ear."""
-        with translated(self._live.path):
+        with sqlite_errors(self._live.path):
             return LivePresence(self._live, worker_id)
 
     def wake_others(self, ready: Ready = (), *, at_once: bool = False) -> None:
@@ -400,14 +400,14 @@ class SqliteLink:
     def write(self, sql: str, parameters: Parameters, *, durable: bool = True) -> list[Row]:
         """One statement in a transaction of its own, waiting for the lock."""
         self._guard.check()
-        with translated(self._guard.path, self._guard):
+        with sqlite_errors(self._guard.path, self._guard):
             return patiently(self._durable if durable else self._light, sql, parameters, self._patience)
 
     def transaction(self, body: Callable[[Run], T], *, durable: bool = True) -> T:
         """Run *body* in ``BEGIN IMMEDIATE … COMMIT``."""
         connection = self._durable if durable else self._light
         self._guard.check()
-        with translated(self._guard.path, self._guard), Transaction(connection, self._patience) as run:
+        with sqlite_errors(self._guard.path, self._guard), WriteTransaction(connection, self._patience) as run:
             return body(run)
 
     def close(self) -> None:
@@ -434,7 +434,7 @@ _OPTIONS: dict[str, Any] = {
     "isolation_level": None,
     "timeout": 0,
     "check_same_thread": False,
-    "factory": Connection,
+    "factory": ForkSafeConnection,
 }
 
 
@@ -464,7 +464,7 @@ _SETTINGS = (
 )
 
 
-class translated:
+class sqlite_errors:
     """Turns SQLite's errors into ours, with what to do about them."""
 
     __slots__ = ("_guard", "_path")

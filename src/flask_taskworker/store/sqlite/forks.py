@@ -27,7 +27,7 @@ _STEP = 0.0005
 _execute = sqlite3.Connection.execute
 
 
-class Connection(sqlite3.Connection):
+class ForkSafeConnection(sqlite3.Connection):
     """A connection that fetches all rows at once. Safe from any thread, one at a time."""
 
     _busy = False
@@ -99,7 +99,7 @@ class Rows:
         return self._rows
 
 
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_connections: weakref.WeakSet[ForkSafeConnection] = weakref.WeakSet()
 # Both reentrant: a connection may be closed by the garbage collector while its thread holds them.
 _entrance = threading.RLock()
 """Held by a process that forks: nothing new begins."""

@@ -15,7 +15,7 @@ from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.errors import StoreError
 from flask_taskworker.store.sqlite.driver import SqliteDriver
-from flask_taskworker.store.sqlite.forks import Connection
+from flask_taskworker.store.sqlite.forks import ForkSafeConnection
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.sqlite_only
@@ -51,7 +51,7 @@ def interrupt(file: SqliteDriver, begins: str, act: Callable[[], Any]) -> None:
     """Have *act* called right after the next statement that begins so."""
     waiting = [act]
 
-    class Interrupted(Connection):
+    class Interrupted(ForkSafeConnection):
         def execute(self, sql: str, parameters: Any = ()) -> Any:  # type: ignore[override]
             rows = super().execute(sql, parameters)
             if sql.startswith(begins) and waiting:

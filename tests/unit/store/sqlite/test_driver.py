@@ -28,9 +28,9 @@ from flask_taskworker.errors import NotAccepted, SchemaError, StoreError
 from flask_taskworker.store.driver import RowRefused, Run
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite import driver as sqlite_driver
-from flask_taskworker.store.sqlite.commits import Transaction
+from flask_taskworker.store.sqlite.commits import WriteTransaction
 from flask_taskworker.store.sqlite.driver import SharedCommit, SqliteDriver
-from flask_taskworker.store.sqlite.forks import Connection
+from flask_taskworker.store.sqlite.forks import ForkSafeConnection
 from flask_taskworker.worker.timing import Timing
 from tests.support.twins import twin_of
 from tests.support.waiting import wait, wait_for
@@ -258,7 +258,7 @@ def test_value_that_sqlite_cannot_take_fails_alone(line: Line) -> None:
     assert stored(line) == ["name 0", "name 1", "name 2"]
 
 
-class InterruptedAtCommit(Connection):
+class InterruptedAtCommit(ForkSafeConnection):
     """A signal handler raises as soon as Python code runs again: after the commit."""
 
     statement = "COMMIT"
@@ -277,7 +277,7 @@ class InterruptedAtBegin(InterruptedAtCommit):
 def test_interruption_at_the_begin_of_a_transaction_leaves_the_lock_to_others(tmp_path: Path) -> None:
     path = tmp_path / "some.db"
     with closing(sqlite3.connect(path, isolation_level=None, factory=InterruptedAtBegin)) as connection:
-        with pytest.raises(KeyboardInterrupt), Transaction(connection, lambda: 1.0):
+        with pytest.raises(KeyboardInterrupt), WriteTransaction(connection, lambda: 1.0):
             pytest.fail("it does not begin")
         with locked(path):
             assert not connection.in_transaction
