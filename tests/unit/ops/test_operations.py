@@ -54,7 +54,7 @@ def told(app: Flask) -> Iterator[Callable[[Signal], list[dict[str, Any]]]]:
 
 
 def look(rows: Rows, job_id: int) -> tuple[Any, ...]:
-    """State, whether it is put away, and whether it was asked to stop."""
+    """State, whether it is discarded, and whether it was asked to stop."""
     return rows("SELECT state, discarded, cancel_requested FROM taskworker_job WHERE id = ?", job_id)[0]
 
 
@@ -72,18 +72,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "succeeded": {"state": "succeeded"},
     "failed": {"state": "failed", "failures": 3, "failure_group": "g", "error": "{}"},
     "cancelled": {"state": "cancelled", "cancel_requested": 1},
-    "put away": {"state": "succeeded", "discarded": 1},
-    "put away, failed": {"state": "failed", "discarded": 1},
-    "put away, ready": {"state": "cancelled", "discarded": 2},
-    "put away, scheduled": {"state": "cancelled", "discarded": 2, "run_at": FAR},
+    "discarded": {"state": "succeeded", "discarded": 1},
+    "discarded, failed": {"state": "failed", "discarded": 1},
+    "discarded, ready": {"state": "cancelled", "discarded": 2},
+    "discarded, scheduled": {"state": "cancelled", "discarded": 2, "run_at": FAR},
 }
 CHANGES: dict[str, dict[str, tuple[str, int, int]]] = {
     "retry": {
         "failed": ("ready", 0, 0),
         "cancelled": ("ready", 0, 0),
-        "put away, failed": ("ready", 0, 0),
-        "put away, ready": ("ready", 0, 0),
-        "put away, scheduled": ("ready", 0, 0),
+        "discarded, failed": ("ready", 0, 0),
+        "discarded, ready": ("ready", 0, 0),
+        "discarded, scheduled": ("ready", 0, 0),
     },
     "cancel": {
         "scheduled": ("cancelled", 0, 1),
@@ -100,10 +100,10 @@ CHANGES: dict[str, dict[str, tuple[str, int, int]]] = {
         "cancelled": ("cancelled", 1, 1),
     },
     "restore": {
-        "put away": ("succeeded", 0, 0),
-        "put away, failed": ("failed", 0, 0),
-        "put away, ready": ("ready", 0, 0),
-        "put away, scheduled": ("scheduled", 0, 0),
+        "discarded": ("succeeded", 0, 0),
+        "discarded, failed": ("failed", 0, 0),
+        "discarded, ready": ("ready", 0, 0),
+        "discarded, scheduled": ("scheduled", 0, 0),
     },
     "run": {"scheduled": ("ready", 0, 0)},
 }
@@ -123,7 +123,7 @@ def test_an_action_changes_the_jobs_that_are_in_a_state_for_it_and_no_other(
     rows("DELETE FROM taskworker_job")
     together = dict(zip(KINDS, store_jobs(rows, *KINDS.values()), strict=True))
     changed = sum(steer.act_on_all(action, EVERYTHING)) + sum(steer.act_on_all(action, JobFilter(discarded=True)))
-    # What one pass has put away, or taken back, is not what the other finds in a state for it.
+    # What one pass has discarded, or taken back, is not what the other finds in a state for it.
     assert changed == len(expected)
     assert {kind: look(rows, job_id) for kind, job_id in together.items()} == before | expected
     target = f"job {one_by_one[list(expected)[-1]]} (app.add)"
