@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -50,8 +51,12 @@ async def _never_either() -> None:
 
 def run_until_ended(lab: Lab, jobs: list) -> int:  # type: ignore[type-arg]
     """Start workers one after the other until all jobs have ended. Returns how many died."""
-    environment = {**os.environ, "LAB": str(lab.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    path = lab.write("app", IMPORTS, BLOCKING, "type(task_worker).timing = Timing(beat=0.1)", PILLS)
+    environment = {
+        **os.environ,
+        "LAB": str(lab.folder),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    module = lab.write("app", IMPORTS, BLOCKING, "type(task_worker).timing = Timing(beat=0.1)", PILLS)
     store = lab.task_worker.state().store
     deaths = 0
     process = None
@@ -60,7 +65,7 @@ def run_until_ended(lab: Lab, jobs: list) -> int:  # type: ignore[type-arg]
             if process is None or process.poll() is not None:
                 deaths += process is not None
                 assert deaths < 12, "the pill was never found out"
-                process = subprocess.Popen([sys.executable, str(path)], env=environment, stderr=subprocess.DEVNULL)
+                process = subprocess.Popen([sys.executable, str(module)], env=environment, stderr=subprocess.DEVNULL)
             # The back-off between crashes grows to minutes: what matters here is the counting.
             store.driver.write("UPDATE taskworker_job SET run_at = 1 WHERE state = 'scheduled'", {})
             lab.task_worker.state().client.wake()
