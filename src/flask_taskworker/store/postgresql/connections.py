@@ -199,7 +199,8 @@ class postgresql_errors:
         if isinstance(error, psycopg.OperationalError) and is_lost:
             raise ConnectionLost(f"PostgreSQL: {words}. The connection was lost; try again.") from error
         if isinstance(error, psycopg.DataError) or state[:2] in _REFUSALS:
-            raise RowRefused(f"PostgreSQL refuses a value: {words}.") from error
+            # Not the server's DETAIL, which holds the whole row.
+            raise RowRefused(f"PostgreSQL refuses a value: {error.diag.message_primary or words}.") from error
         if state in _LOCKED:
             raise RowLocked(f"PostgreSQL: {words}. {_REMEDIES[state[:2]]}") from error
         remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "See the server's log."
