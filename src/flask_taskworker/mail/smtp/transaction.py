@@ -124,7 +124,7 @@ class Transaction:
         answers: list[Reply | None] = [self.sender]
         if not self.is_sender_refused:
             answers += [*self.refused.values(), self.go_ahead if self.accepted else None]
-        unordered = next((reply for reply in answers if reply is not None and reply.code == _BAD_SEQUENCE), None)
+        unordered = next((reply for reply in answers if reply is not None and _is_unordered(reply)), None)
         if unordered is not None:
             # The server is elsewhere in the dialogue, so no reply of this transaction is about the mail.
             return OutOfStep("MAIL, RCPT, DATA", unordered.code, unordered.text)
@@ -146,7 +146,8 @@ class Transaction:
 
     def broken_off(self, error: E) -> E:
         """*error*, which ended the transaction, with the recipients that had been refused before."""
-        error.refused = {} if self.is_sender_refused else dict(self.refused)
+        known = {} if self.is_sender_refused else self.refused
+        error.refused = {address: reply for address, reply in known.items() if not _is_unordered(reply)}
         return error
 
     def was_tried(self) -> bool:
@@ -163,6 +164,12 @@ def is_protocol_error(reply: Reply | None) -> bool:
         return False
     text = reply.text.lower()
     return reply.code in (500, 502, 503) or text.startswith("5.5.1") or "pipelin" in text or "synchroni" in text
+
+
+def _is_unordered(reply: Reply) -> bool:
+    """Bad sequence of commands, by code or by the status of RFC 3463; but "log in first" often has that status, too."""
+    is_status = reply.text.startswith("5.5.1") and reply.code != _AUTHENTICATION_REQUIRED
+    return reply.code == _BAD_SEQUENCE or is_status
 
 
 def _is_too_many(reply: Reply) -> bool:
