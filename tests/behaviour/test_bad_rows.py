@@ -133,7 +133,6 @@ BAD_PAYLOADS = {
     "infinity": "[[1e999],{}]",
     "huge number": "[[" + "9" * 5000 + "],{}]",
     "deep": "[" * 5000 + "]" * 5000,
-    "deep call": "[[" + "[" * 200 + "]" * 200 + "],{}]",
     "surrogate": r'[["\ud800"],{}]',
     "unknown tag": '[[{"$":"pickle","v":"gASVKA=="}],{}]',
     "bad tag": '[[{"$":"timedelta","v":["a",1,1]}],{}]',
@@ -216,7 +215,7 @@ def test_result_that_cannot_be_read_is_an_error_for_those_who_ask(worker: Backgr
     worker.start()
     job = worker.registry.find("good").enqueue()
     job.result(timeout=20)
-    for text in ("{", '{"$":"os.system","v":1}', "[" * 500 + "]" * 500):
+    for text in ("{", '{"$":"os.system","v":1}', "[" * 100_000):
         tamper(rows, job, result=text)
         with pytest.raises(ValueError, match="stored"):
             job.result(timeout=1)

@@ -43,7 +43,7 @@ def test_construction_with_and_without_the_app(
         task_worker = kind(app)
     assert task_worker_of(app) is task_worker
     assert not hasattr(task_worker, "app")
-    assert task_worker.task(lambda: None).enqueue().id == 1
+    assert task_worker.task(name="nothing")(lambda: None).enqueue().id == 1
 
 
 def test_the_four_defaults(tmp_path: Path) -> None:

@@ -457,7 +457,7 @@ class _Unpacker:
             case {"$": "dataclass" | "enum" | "flag" as kind, "t": str(name), "v": inner} if len(value) == 3:
                 cls = self._type_of(name)
                 if cls is None:
-                    raise NotDecodable(
+                    raise UnknownType(
                         f"The stored type {name[:200]!r} is not registered. Annotate a task's parameter with it, or "
                         "register the class; it must have the name that it had then."
                     )

@@ -263,7 +263,7 @@ def test_port_that_is_taken_is_said(shop: Shop, option: str) -> None:
         port = taken.getsockname()[1]
         answer = shop("run", option, f"127.0.0.1:{port}")
     assert answer.code == 1
-    assert f"{option}: 127.0.0.1 port {port} cannot be listened on: Address already in use." in answer.err
+    assert f"{option}: 127.0.0.1 port {port} cannot be used: Address already in use." in answer.err
 
 
 def test_metrics_are_answered_while_the_worker_runs(shop: Shop) -> None:
@@ -287,11 +287,11 @@ def test_metrics_are_answered_while_the_worker_runs(shop: Shop) -> None:
     [
         (["--health-port", "web"], "'web' is neither a port nor HOST:PORT"),
         (["--health-port", "99999"], "'99999' is neither a port nor HOST:PORT"),
-        (["--health-file", "/none/such/file"], "there is no folder '/none/such'"),
-        (["--name", "{nope}"], "is no name"),
-        (["--name", "a\nb"], "is no name"),
+        (["--health-file", "/none/such/file"], "the folder '/none/such' does not exist"),
+        (["--name", "{nope}"], "is invalid"),
+        (["--name", "a\nb"], "is invalid"),
         (["-x", "web", "web"], "The queue 'web' is both given and excluded."),
-        (["-x", ""], "A queue has a name."),
+        (["-x", ""], "A queue's name cannot be empty."),
     ],
 )
 def test_wrong_options_of_run_are_refused(shop: Shop, words: list[str], message: str) -> None:
