@@ -46,7 +46,7 @@ def run(stage: Stage) -> str:
 def count_succeeded(client: FlaskClient) -> int:
     """In the last hour, as the overview's chart has it."""
     bars = client.get(DASHBOARD, query_string={"format": "json"}).get_json()["throughput"]
-    return sum(bar["ok"] for bar in bars)
+    return sum(bar["succeeded"] for bar in bars)
 
 
 def milliseconds(stage: Stage, client: FlaskClient, page: str, words: str) -> float:
@@ -61,7 +61,7 @@ def milliseconds(stage: Stage, client: FlaskClient, page: str, words: str) -> fl
 
 def check_job(stage: Stage, client: FlaskClient) -> None:
     """The page of the job that took too long."""
-    found = client.get(DASHBOARD + f"jobs?filter=task:{wait_too_long.name}&format=json").get_json()["rows"]
+    found = client.get(DASHBOARD + f"jobs?filter=task:{wait_too_long.name}&format=json").get_json()["jobs"]
     answer = client.get(DASHBOARD + f"jobs/{found[0]['id']}")
     good = answer.status_code == 200 and "timeout" in answer.text
     stage.check("the page of a job that took too long says so", good, answer.status)

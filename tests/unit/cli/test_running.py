@@ -78,6 +78,6 @@ def test_name_is_shown_and_filled_in_for_each_process(processes: ProcessShop) ->
     code, out, _ = processes.run("tasks", "status")
     assert code == 0
     assert one in out
-    assert "all but mail" in out
+    assert "all except mail" in out
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == 0
