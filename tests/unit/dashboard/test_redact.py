@@ -160,18 +160,20 @@ def test_covering_takes_no_longer_for_odd_words(part: str) -> None:
 
 def test_nothing_of_a_task_that_is_not_declared_here_is_shown(lab: Lab) -> None:
     with lab.app.app_context():
-        job = lab.task_worker.registry.find("pay").enqueue("bob", "hunter2", ssn="123")
+        job = lab.task_worker.registry.find("pay").enqueue("bob", "hunter2", ssn="xyzzy")
     lab.rows(
         "UPDATE taskworker_job SET task = 'of.another.process', state = 'succeeded', finished_at = 5, result = '7'"
     )
-    lab.rows("UPDATE taskworker_job SET args = ? WHERE id = ?", '[["bob", "123"], {"plain": {"ssn": "123"}}]', job.id)
+    lab.rows(
+        "UPDATE taskworker_job SET args = ? WHERE id = ?", '[["bob", "xyzzy"], {"plain": {"ssn": "xyzzy"}}]', job.id
+    )
     data = lab.data(f"/jobs/{job.id}")
     assert data["args"] == {"argument[0]": "•••", "argument[1]": "•••", "plain": "•••"}
     assert data["result"] == "•••"
     for path in ("/jobs", f"/jobs/{job.id}", f"/jobs/{job.id}/all?what=args", f"/jobs/{job.id}/all?what=result"):
         text = lab.client.get(f"/tasks{path}").text
         assert "bob" not in text
-        assert "123" not in text
+        assert "xyzzy" not in text
 
 
 @pytest.mark.parametrize(
