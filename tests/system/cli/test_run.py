@@ -271,7 +271,7 @@ def test_check_says_what_would_run_and_runs_nothing(shop: Shop) -> None:
     assert code == 0, err
     for words in ("mail, typo", "3 sync jobs", "after 7 jobs", "taskworker.db", "4 tasks", "shop.add, shop.hold"):
         assert words in out
-    assert err == "Note: no task names the queue 'typo'; only jobs with using(queue='typo') go there.\n"
+    assert err == "Note: no task uses the queue 'typo'; it only gets jobs enqueued with using(queue='typo').\n"
     assert job.refresh().state is JobState.READY
 
 
@@ -280,7 +280,7 @@ def test_check_fails_where_no_task_is_registered(shop: Shop) -> None:
     code, out, err = shop.run("tasks", "run", "--check", app="shop:create_empty_app")
     assert code == 1
     assert "0 tasks" in out
-    assert err.startswith("No task is registered with this app. Declare one")
+    assert "No task is registered with this app. Declare one" in err
 
 
 @pytest.mark.slow
@@ -307,13 +307,14 @@ def test_json_log_has_an_object_a_line_with_the_job_and_extra(shop: Shop) -> Non
 
 @pytest.mark.slow
 def test_watch_looks_again_until_interrupted(shop: Shop) -> None:
+    # Looking makes no tables.
+    shop.app.extensions["taskworker"].store.driver.prepare()
     process = shop.start("tasks", "status", "--json", "--watch", "0.1")
     assert process.stdout is not None
     first = json.loads(process.stdout.readline())
     job = shop.enqueue("add", 1, 2)
     until(lambda: json.loads(process.stdout.readline())["counts"]["ready"] == 1, "it did not look again")
     process.send_signal(signal.SIGINT)
-    code, _, err = ended(process)
-    assert (code, err) == (0, "\n")
+    assert ended(process)[0] == 130
     assert first["counts"]["ready"] == 0
     assert job.state is JobState.READY

@@ -71,9 +71,9 @@ def test_workers_run_in_processes_of_their_own_and_end_with_the_parent(shop: Sho
     assert all(is_gone(pid) for pid in pids)
     assert "processes: 3" in err
     assert re.search(rf" {process.pid} INFO .*worker 1 of 3 is process \d+", err)
-    assert {
-        int(pid) for pid in re.findall(r" (\d+) INFO +flask_taskworker.worker.worker: worker \w+ works on", err)
-    } == {*pids}
+    assert {int(pid) for pid in re.findall(r" (\d+) INFO +flask_taskworker.worker: worker \w+ works on", err)} == {
+        *pids
+    }
 
 
 @pytest.mark.slow

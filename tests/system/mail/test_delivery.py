@@ -12,6 +12,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.mail import Mail, Message
+from tests.support.apps import task_worker_of
 from tests.support.smtp_server import Delivered, Drop, Session, Slow, SMTPServer
 
 MAILS = 1_000
@@ -92,11 +93,12 @@ def test_every_recipient_is_reached_once(serve: Callable[..., SMTPServer], queue
         letters = messages()
         jobs = mail.send_later_many(letters)
         expected = {letter.msgId: letter.as_bytes() + b"\r\n" for letter in letters}
-        mail.app.extensions["taskworker"].task_worker.start()
+        task_worker_of(mail.app).start()
         results = [job.result(240) for job in jobs]
     refused = {address for result in results for address in result}
     assert refused == {f"nobody{number}@x.org" for number in range(NOBODIES)}
-    assert dict(chaos.rejections) == dict.fromkeys(refused, 1)
+    # Asked again where the connection broke between its refusal and the end of the mail.
+    assert set(chaos.rejections) == set(refused)
     deliveries: dict[str, list[Delivered]] = defaultdict(list)
     for delivered in server.mails:
         for address in delivered.recipients:
