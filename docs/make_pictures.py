@@ -298,7 +298,7 @@ def take(wanted: Sequence[Picture], base: str, target: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        path = os.environ.get("TASKER_TEST_BROWSER")
+        path = os.environ.get("TASKER_TEST_BROWSER", "/usr/bin/chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-lcd-text"])
         for picture in wanted:
             context = browser.new_context(

@@ -51,7 +51,7 @@ def test_schedule_runs_now_and_is_skipped_by_its_buttons(page: Any, address: str
     expect(page.locator(".note")).to_contain_text("runs now, as job")
     before = next(s.next_at for s in browser_of(shop).schedules() if s.name == name)
     page.get_by_role("button", name=f"Skip the next time of {name}").click()
-    expect(page.locator(".note")).to_contain_text("is left out")
+    expect(page.locator(".note")).to_contain_text("leaves its next time out")
     assert (next(s.next_at for s in browser_of(shop).schedules() if s.name == name) or 0) > (before or 0)
 
 
