@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker.store.driver import RowRefused
-from flask_taskworker.store.schema import LAST_MS, metadata
+from flask_taskworker.store.schema import metadata
 from flask_taskworker.store.sql import Store
 
 pytestmark = pytest.mark.both_databases
@@ -34,14 +34,14 @@ def job(app: Flask, idle_worker: object, store: Store, rows: Rows) -> None:
         ("failures", "'many'"),
         ("timeout", "'soon'"),
         ("created_at", "'yesterday'"),
-        ("run_at", "-1"),
-        ("run_at", str(LAST_MS + 1)),
         ("kind", "'thread'"),
         ("state", "'lost'"),
         ("solo", "2"),
         ("discarded", "3"),
         ("cancel_requested", "-1"),
         ("state", "'running'"),
+        ("state", "'succeeded'"),
+        ("worker_id", "'w'"),
         ("finished_at", "5"),
         ("task", "NULL"),
     ],
@@ -53,7 +53,7 @@ def test_tables_refuse_what_no_job_can_have(job: None, rows: Rows, column: str, 
 
 def test_refusal_of_a_table_is_distinguished_from_other_errors(job: None, store: Store) -> None:
     with pytest.raises(RowRefused):
-        store.driver.write("UPDATE taskworker_job SET run_at = :moment", {"moment": LAST_MS + 1})
+        store.driver.write("UPDATE taskworker_job SET kind = :kind", {"kind": "thread"})
 
 
 def test_tables_of_sqlite_are_strict(app: Flask, idle_worker: object, store: Store, rows: Rows, driver: str) -> None:
