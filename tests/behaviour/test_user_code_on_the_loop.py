@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from flask import Flask
 
-from flask_taskworker import BackgroundTaskWorker, JobState, current_job
+from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, current_job
+from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.sql import Store
 from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
 Rows = Callable[..., list[tuple[Any, ...]]]
+DAY = timedelta(days=1)
 
 
 @pytest.fixture
@@ -25,6 +29,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         Timing(beat=0.05, watchdog_turn=0.05, blocked_after=0.1, lost_after=1.0),
     )
     monkeypatch.setattr("flask_taskworker.extension._REPLACE_AFTER", 0.05)
+
+
+@pytest.fixture
+def broken_logging() -> Iterator[None]:
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise OSError("disk full")
+
+    root, handler = logging.getLogger(), Broken()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield
+    root.removeHandler(handler)
+    root.setLevel(level)
 
 
 def critical(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:
@@ -75,6 +94,50 @@ def test_job_that_cancels_all_tasks_does_not_cancel_the_worker(task_worker: Back
     assert [(w.id, w.state) for w in store.workers()] == [(worker.id, "alive")]
     task_worker.stop()
     assert store.workers() == []
+
+
+def test_worker_whose_tasks_a_job_has_cancelled_still_hears_of_new_jobs(
+    app: Flask, make_worker: Callable[..., BackgroundTaskWorker]
+) -> None:
+    app.config["TASKER_LOOP_INTERVAL"] = 3600
+    task_worker = make_worker(app, start=False)
+    other = Store(make_driver(app.extensions["taskworker"].config), keep_succeeded=DAY, keep_failed=DAY)
+
+    @task_worker.task
+    async def cancel_all() -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    @task_worker.task
+    async def beside() -> str:
+        return "heard"
+
+    task_worker.start()
+    for _ in range(3):
+        cancel_all.enqueue().result(timeout=20)
+    # As another process enqueues: only a notification tells of it.
+    job = beside.using(delay=3600).enqueue()
+    other.driver.write("UPDATE taskworker_job SET run_at = 0, state = 'ready' WHERE id = :id", {"id": job.id})
+    wait_for(lambda: other.driver.wake_others({("default", "async")}, at_once=True) or job.refresh().state.finished)
+    assert job.result(timeout=20) == "heard"
+    other.driver.close()
+
+
+def test_worker_starts_and_works_where_every_log_handler_raises(
+    app: Flask, make_worker: Callable[..., BackgroundTaskWorker], broken_logging: None
+) -> None:
+    task_worker = make_worker(app)
+
+    @task_worker.task
+    async def fails() -> None:
+        raise KeyError("no")
+
+    with pytest.raises(JobFailed):
+        fails.enqueue().result(timeout=20)
+    threaded = task_worker.task(name="threaded")(lambda: "in a thread")
+    assert threaded.enqueue().result(timeout=20) == "in a thread"
+    task_worker.stop()
+    assert not [t for t in threading.enumerate() if t.name == "taskworker-loop"]
 
 
 @pytest.mark.usefixtures("quick")

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+LIBRARIES = ("asyncio", "aiosqlite", "aiosmtplib", "psycopg")
+"""Their loggers are called on a worker's event loop and in its threads."""
 
 
 class Logger(logging.LoggerAdapter[logging.Logger]):
@@ -30,3 +34,23 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
 def get_logger(name: str) -> Logger:
     """The logger ``flask_taskworker.<name>``."""
     return Logger(logging.getLogger(f"flask_taskworker.{name}"), {})
+
+
+def protect_libraries() -> None:
+    """Make the calls of the libraries' loggers as safe as those of ours. Harmless when repeated."""
+    for logger in map(logging.getLogger, LIBRARIES):
+        if "handle" not in vars(logger):
+            logger.handle = _never_raising(logger)  # type: ignore[assignment]
+
+
+def _never_raising(logger: logging.Logger) -> Callable[[logging.LogRecord], None]:
+    handle = logger.handle
+
+    def safe(record: logging.LogRecord) -> None:
+        try:
+            handle(record)
+        except Exception as error:  # noqa: BLE001 - as above
+            with suppress(Exception):
+                sys.stderr.write(f"{logger.name}: logging {record.msg!r} raised {type(error).__qualname__}\n")
+
+    return safe

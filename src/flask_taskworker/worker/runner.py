@@ -14,7 +14,7 @@ from typing import Any
 
 from ..client.threads import LoopThreads, flush_output
 from ..core.current_job import RunningJob
-from ..core.loggers import get_logger
+from ..core.loggers import get_logger, protect_libraries
 from .job_log import install as install_job_log
 from .thread_bridge import OwnTask
 from .timing import DEFAULT_TIMING, Timing
@@ -39,6 +39,7 @@ class Runner:
     """One event loop and the workers on it. Made for one run."""
 
     def __init__(self, timing: Timing = DEFAULT_TIMING) -> None:
+        protect_libraries()
         self.loop = asyncio.new_event_loop()
         # asyncio's own threads refuse work once the main thread has ended, when jobs may still need them: to look up
         # a host's address, for example. See test_coroutine_may_use_threads_and_the_network_while_the_process_ends.

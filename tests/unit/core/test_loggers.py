@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flask_taskworker.core.loggers import get_logger
+from flask_taskworker.core.loggers import get_logger, protect_libraries
 
 
 class Broken(logging.Handler):
@@ -52,3 +52,18 @@ def test_a_handler_that_raises_harms_no_caller(capsys: pytest.CaptureFixture[str
     finally:
         log.logger.removeHandler(handler)
     assert "flask_taskworker.unit: logging 'no %s' raised OSError" in capsys.readouterr().err
+
+
+def test_library_that_logs_on_our_loop_is_not_stopped_by_a_handler_that_raises(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    protect_libraries()
+    protect_libraries()
+    library = logging.getLogger("aiosqlite")
+    handler: Any = Broken()
+    library.addHandler(handler)
+    try:
+        library.error("no %s", "luck")
+    finally:
+        library.removeHandler(handler)
+    assert capsys.readouterr().err == "aiosqlite: logging 'no %s' raised OSError\n"

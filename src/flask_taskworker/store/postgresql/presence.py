@@ -52,6 +52,7 @@ class AdvisoryPresence:
         self._seen_held: set[str] = set()
         self._absent: dict[str, tuple[int, int]] = {}
         self._ear: asyncio.Task[None] | None = None
+        self._is_closed = False
         self.server_started_at: int | None = None
         self.renew()
 
@@ -95,8 +96,12 @@ class AdvisoryPresence:
     # -- the ear ----------------------------------------------------------------------------------------------------
 
     def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
-        """Call *on_wake* when a notification comes, through a connection of its own on *loop*."""
+        """Call *on_wake* when a notification comes, through a connection of its own on *loop*.
+
+        User code that cancels all tasks of the loop ends the task that listens; another one takes its place.
+        """
         self._ear = loop.create_task(self._listen(on_wake), name="taskworker-ear")
+        self._ear.add_done_callback(lambda _: None if self._is_closed else self.listen(loop, on_wake))
 
     async def _listen(self, on_wake: Callable[[Ready], None]) -> None:
         shortest, longest = _LISTEN_BACK_OFF
@@ -120,6 +125,7 @@ class AdvisoryPresence:
 
     def close(self, *, keep_lock: bool = False) -> None:
         """Stop listening and free the lock; or keep it until the process ends."""
+        self._is_closed = True
         if self._ear is not None:
             self._ear.cancel()
         if keep_lock:
