@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .core.jobs import Job
     from .core.retry import Retry
     from .core.rows import JobState
-    from .core.tasks import Task
+    from .core.tasks import Bound, Task
     from .core.triggers import At, Cron, Every
     from .errors import (
         CancelJob,
@@ -32,6 +32,7 @@ __all__ = [
     "BackgroundTaskWorker",
     "BadHeaderError",
     "BlockingTaskWorker",
+    "Bound",
     "CancelJob",
     "Connection",
     "Cron",
@@ -63,7 +64,7 @@ _HOMES = {
     "current_job": ".core.current_job",
     **dict.fromkeys(("Attachment", "BadHeaderError", "Connection", "Mail", "Message", "email_dispatched"), ".mail"),
     "Retry": ".core.retry",
-    "Task": ".core.tasks",
+    **dict.fromkeys(("Bound", "Task"), ".core.tasks"),
     **dict.fromkeys(("At", "Cron", "Every"), ".core.triggers"),
 }
 """Where each name comes from. It is fetched when it is first asked for (PEP 562).

@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, overload
@@ -24,9 +24,9 @@ from .core.current_job import running_job
 from .core.jobs import Job
 from .core.loggers import get_logger
 from .core.retry import Retry
-from .core.tasks import Task, TaskClient, TaskRegistry, task_options
+from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
 from .core.triggers import Trigger
-from .errors import AppError, TaskWorkerError
+from .errors import AppError, ArgumentsError, TaskWorkerError
 from .mail.queue.delivery import register_mail
 from .ops.bulk import register_bulk
 from .state import KEY, AppState, close_state, replace_predecessor
@@ -214,6 +214,21 @@ class TaskWorker:
     def register_type(self, *types: type) -> None:
         """Let arguments and results hold these dataclasses and enums. Those in annotations are known already."""
         self.registry.codec.register(*types)
+
+    def enqueue_all(self, calls: Iterable[Bound[Any]], *, session: Any = None) -> list[Job[Any]]:
+        """Store a job for each call made by ``task.bind(…)``, of any tasks, in one transaction: all or none.
+
+        ``session``: as in ``task.using(session=…)``, for all of them. Raises as ``task.enqueue`` does.
+        """
+        client = self.state().client
+        bound = _checked_calls(calls, client)
+        return client.enqueue_all(bound, session) if bound else []
+
+    async def aenqueue_all(self, calls: Iterable[Bound[Any]], *, session: Any = None) -> list[Job[Any]]:
+        """As :meth:`enqueue_all`, without blocking the event loop."""
+        client = self.state().client
+        bound = _checked_calls(calls, client)
+        return await client.aenqueue_all(bound, session) if bound else []
 
     def get_job(self, job_id: int) -> Job[Any]:
         """The job of that number, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
@@ -442,6 +457,18 @@ class _Decorator:
     def __call__(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
     def __call__(self, function: Any, /) -> Any:
         """Make a task of the function."""
+
+
+def _checked_calls(calls: Iterable[Bound[Any]], client: TaskClient) -> list[Bound[Any]]:
+    bound = list(calls)
+    for call in bound:
+        if not isinstance(call, Bound):
+            raise ArgumentsError(f"{call!r:.100} cannot be enqueued. Make a call of a task with task.bind(…).")
+        if call.task.client() is not client:
+            raise ArgumentsError(f"The task {call.task.name} belongs to another TaskWorker. Enqueue its jobs there.")
+        if call.options.session is not None:
+            raise ArgumentsError("The calls of enqueue_all share one transaction. Give session=… to enqueue_all.")
+    return bound
 
 
 # -- fork --------------------------------------------------------------------------------------------------------------

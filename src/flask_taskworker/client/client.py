@@ -23,7 +23,7 @@ from .. import signals
 from ..core.clock import as_seconds, from_ms
 from ..core.jobs import Job
 from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
-from ..core.tasks import DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
+from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import describe
 from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from ..store.driver import Run
@@ -69,11 +69,28 @@ class Client:
 
         def enqueue() -> list[Job[Any]]:
             rows = new_jobs(task, calls, options, self.store.clock(), current_origin())
-            if options.session is not None:
-                return self._enqueue_within(CallerTransaction(options.session), rows)
-            return self._announced(self.store.add(rows), rows)
+            return self._store(rows, self.store.add, options.session)
 
-        return self.traced(task, options, len(calls), enqueue)
+        return self.traced(task.name, options.queue or task.options.queue, len(calls), enqueue)
+
+    def enqueue_all(self, calls: Sequence[Bound[Any]], session: Any = None) -> list[Job[Any]]:
+        """Store a job for each of these calls, which may be of different tasks, in one transaction."""
+
+        def enqueue() -> list[Job[Any]]:
+            now, origin = self.store.clock(), current_origin()
+            rows = [new_job(call.task, call.args, call.options, now, origin) for call in calls]
+            return self._store(rows, self.store.add_all, session)
+
+        tasks = ", ".join(sorted({call.task.name for call in calls}))
+        queues = ", ".join(sorted({call.options.queue or call.task.options.queue for call in calls}))
+        return self.traced(tasks, queues, len(calls), enqueue)
+
+    def _store(
+        self, rows: Sequence[NewJob], add: Callable[[Sequence[NewJob]], list[JobRecord]], session: Any
+    ) -> list[Job[Any]]:
+        if session is not None:
+            return self._enqueue_within(CallerTransaction(session), rows, add)
+        return self._announced(add(rows), rows)
 
     def enqueue_with(
         self, task: Task[..., Any, Any], call: str, also: Callable[[Run], None], *, schedule: str
@@ -92,15 +109,13 @@ class Client:
             return self._announced(self.store.driver.transaction(body), [row])
 
         options = EnqueueOptions()
-        return self.traced(task, options, 1, enqueue)[0]
+        return self.traced(task.name, task.options.queue, 1, enqueue)[0]
 
-    def traced(
-        self, task: Task[..., Any, Any], options: EnqueueOptions, number: int, enqueue: Callable[[], list[J]]
-    ) -> list[J]:
+    def traced(self, task: str, queue: str, number: int, enqueue: Callable[[], list[J]]) -> list[J]:
         """Have *enqueue* make *number* jobs, inside a span if there is a tracing system."""
         if (tracing := self._registry.tracing) is None:
             return enqueue()
-        with tracing.sending(task.name, options.queue or task.options.queue, number) as sent:
+        with tracing.sending(task, queue, number) as sent:
             jobs = enqueue()
             sent([job.id for job in jobs])
         return jobs
@@ -123,12 +138,20 @@ class Client:
         self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
     ) -> list[Job[Any]]:
         """As :meth:`enqueue`, in a thread; with a session where the session is."""
-        session = options.session
-        if session is None:
+        if options.session is None:
             return await self._aside(self.enqueue, task, calls, options)
-        if is_async(session):
-            return await run_within(session, lambda inner: self.enqueue(task, calls, replace(options, session=inner)))
-        return self.enqueue(task, calls, options)
+        return await self._with(
+            options.session, lambda inner: self.enqueue(task, calls, replace(options, session=inner))
+        )
+
+    async def aenqueue_all(self, calls: Sequence[Bound[Any]], session: Any = None) -> list[Job[Any]]:
+        """As :meth:`enqueue_all`, in a thread; with a session where the session is."""
+        if session is None:
+            return await self._aside(self.enqueue_all, calls)
+        return await self._with(session, lambda inner: self.enqueue_all(calls, inner))
+
+    async def _with(self, session: Any, enqueue: Callable[[Any], T]) -> T:
+        return await run_within(session, enqueue) if is_async(session) else enqueue(session)
 
     # -- in the caller's own transaction ----------------------------------------------------------------------------
 
@@ -144,7 +167,12 @@ class Client:
             self._engines[engine] = known
         return known
 
-    def _enqueue_within(self, transaction: CallerTransaction, rows: Sequence[NewJob]) -> list[Job[Any]]:
+    def _enqueue_within(
+        self,
+        transaction: CallerTransaction,
+        rows: Sequence[NewJob],
+        add: Callable[[Sequence[NewJob]], list[JobRecord]],
+    ) -> list[Job[Any]]:
         if self.shares_database(transaction):
             transaction.refuse_autocommit()
             records = self.store.add_within(transaction.run, rows)
@@ -158,7 +186,7 @@ class Client:
         jobs: list[Job[Any]] = [Job(record._replace(state=JobState.PENDING.value), self) for record in records]
 
         def on_commit() -> None:
-            stored = records if records[0].id else self.store.add(rows)
+            stored = records if records[0].id else add(rows)
             for job, record in zip(jobs, stored, strict=True):
                 job.become(record)
             self._announced(stored, rows, jobs)

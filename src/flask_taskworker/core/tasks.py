@@ -10,9 +10,9 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
 from .clock import as_timedelta, require_aware
@@ -83,6 +83,18 @@ class EnqueueOptions:
                 check_name(what, name)
 
 
+class Using(TypedDict, total=False):
+    """What ``using`` takes."""
+
+    delay: float | timedelta | None
+    run_at: datetime | None
+    priority: int | None
+    queue: str | None
+    unique: str | None
+    uid: str | None
+    session: Any
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredSchedule:
     """A schedule as code declares it: what a worker puts into the store."""
@@ -141,11 +153,34 @@ class Call(Generic[P, R]):
         encoded = self._encode_many(calls)
         return await self._task.client().aenqueue(self._task, encoded, self._options) if encoded else []
 
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
+        """This call, to be stored later: with calls of other tasks by ``task_worker.enqueue_all``.
+
+        The arguments are checked and encoded now: raises ArgumentsError or NotEncodable as :meth:`enqueue` does.
+        """
+        return Bound(self._task, self._task.encode(args, kwargs), self._options)
+
     def _encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         encoded = self._task.encode_many(calls)
         if (self._options.uid or self._options.unique) and len(encoded) > 1:
             raise ArgumentsError("uid and unique belong to one job. Enqueue the jobs one by one to give each its own.")
         return encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Bound(Generic[R]):
+    """A call of a task whose arguments are checked and encoded, and that is not stored yet. Safe from any thread."""
+
+    task: Task[..., R, Any]
+    args: str
+    """The encoded arguments."""
+    options: EnqueueOptions
+
+    def using(self, **options: Unpack[Using]) -> Bound[R]:
+        """This call with these options, as :meth:`Task.using` takes them, besides those that it has."""
+        given: dict[str, Any] = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        given.update(options)
+        return replace(self, options=self.task.using(**given)._options)
 
 
 class Task(Call[P, R], Generic[P, R, Returned]):
@@ -487,6 +522,7 @@ def _two_closures(task: Task[..., Any, Any]) -> str:
 
 
 __all__ = [
+    "Bound",
     "Call",
     "DeclaredSchedule",
     "EnqueueOptions",

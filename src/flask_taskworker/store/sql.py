@@ -17,6 +17,7 @@ from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted,
 from .driver import Driver, Run
 from .statements import jobs as job_statements
 from .statements import workers as worker_statements
+from .statements.jobs import batch_of, in_pieces
 
 MAX_ID = 2**63 - 1
 _ADD_TRIES = 5
@@ -112,6 +113,7 @@ class Store:
         self.keep_succeeded = keep_succeeded
         self.keep_failed = keep_failed
         self._add_job = job_statements.ADD_JOB
+        self._add_jobs = job_statements.add_jobs(driver.dialect)
 
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
@@ -120,15 +122,22 @@ class Store:
 
         Raises NotAccepted when the database did not store them.
         """
+        return self._accept(jobs, self._add)
+
+    def add_all(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        """As :meth:`add`, for jobs that may be of different tasks."""
+        return self._accept(jobs, self._add_together)
+
+    def _accept(self, jobs: Sequence[NewJob], add: Callable[[Sequence[NewJob]], list[JobRecord]]) -> list[JobRecord]:
         try:
             self.driver.prepare()
             try:
-                return self._add(jobs)
+                return add(jobs)
             except ConnectionLost as error:
                 lost = error
             try:
                 # The same uids on a new connection: what the first try may have stored is found, not doubled.
-                return self._add(jobs)
+                return add(jobs)
             except StoreError as error:
                 raise OutcomeUnknown(
                     "The connection broke while the job was being stored, so it may or may not be accepted. "
@@ -147,11 +156,20 @@ class Store:
         if all(job.unique_key is None for job in jobs):
             ids = self.driver.add_batch(jobs)
             return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
-        return self.driver.transaction(lambda run: [self._add_one(job, run, run) for job in jobs])
+        return self._add_together(jobs)
+
+    def _add_together(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        return self.driver.transaction(lambda run: self.add_within(run, jobs))
 
     def add_within(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        """Store jobs inside a transaction of the caller's, through *run*."""
-        return [self._add_one(job, run, run) for job in jobs]
+        """Store jobs inside a transaction of the caller's, through *run*: in one statement, unless one is there."""
+        ids: dict[str, int] = {}
+        if len(jobs) > 1:
+            for piece in in_pieces(jobs, lambda job: len(job.args)):
+                batch = batch_of([(*job, job.state) for job in piece])
+                ids.update((uid, job_id) for job_id, uid in run(self._add_jobs, {"batch": batch}))
+        # A uid that is there twice belongs to the first of the two.
+        return [record_of(job, ids.pop(job.uid)) if job.uid in ids else self._add_one(job, run, run) for job in jobs]
 
     def finish_within(self, run: Run, claim: Claim, result: str | None, keep: timedelta | None) -> bool:
         """Record a success inside a transaction of the caller's; False if the claim was lost."""

@@ -12,7 +12,7 @@ from typing import Any, assert_type
 
 from flask import Flask
 
-from flask_taskworker import At, BackgroundTaskWorker, BlockingTaskWorker, Cron, Every, Job, Retry, current_job
+from flask_taskworker import At, BackgroundTaskWorker, BlockingTaskWorker, Bound, Cron, Every, Job, Retry, current_job
 from flask_taskworker.testing import Drained, EnqueuedJob, Jobs
 
 app = Flask(__name__)
@@ -49,6 +49,18 @@ assert_type(add.using(delay=60, unique="k").enqueue(1), Job[int])
 assert_type(crawl.using(run_at=datetime.now(UTC)).enqueue("u", depth=1), Job[list[str]])
 assert_type(add.enqueue_many([(1, 2), {"x": 3}]), list[Job[int]])
 
+# A bound call is checked as one that is enqueued.
+assert_type(add.bind(1, y=2), Bound[int])
+assert_type(crawl.using(priority=1).bind("u", depth=2).using(delay=5, queue="web"), Bound[list[str]])
+assert_type(task_worker.enqueue_all([add.bind(1), nightly.bind()], session=None), list[Job[Any]])
+add.bind("1")  # type: ignore[arg-type]
+add.bind()  # type: ignore[call-arg]
+add.bind(1, z=2)  # type: ignore[call-arg]
+crawl.bind("u")  # type: ignore[call-arg]
+add.bind(1).using(delay="soon")  # type: ignore[arg-type]
+add.bind(1).using(later=True)  # type: ignore[call-arg]
+task_worker.enqueue_all([add])  # type: ignore[list-item]
+
 
 async def view() -> None:
     job = await crawl.aenqueue("u", depth=2)
@@ -56,6 +68,7 @@ async def view() -> None:
     assert_type(await job.aresult(timeout=1), list[str])
     assert_type(await add.using(priority=3).aenqueue(1), Job[int])
     assert_type(await add.aenqueue_many([(1,)]), list[Job[int]])
+    assert_type(await task_worker.aenqueue_all([add.bind(1)]), list[Job[Any]])
     await add.aenqueue("1")  # type: ignore[arg-type]
 
 

@@ -372,6 +372,102 @@ def test_many_are_stored_all_or_none_by_the_database(
     assert store.counts().ready == 0
 
 
+# -- different tasks in one call ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def subtract(idle_worker: BackgroundTaskWorker) -> Task[..., Any, Any]:
+    @idle_worker.task(name="subtract", queue="less", priority=2)
+    async def subtract(x: int) -> int:
+        return -x
+
+    return subtract
+
+
+def test_bound_call_is_checked_and_encoded_at_once(
+    idle_worker: BackgroundTaskWorker, add: Task[..., Any, Any], store: Store
+) -> None:
+    with pytest.raises(ArgumentsError, match="missing a required argument: 'x'"):
+        add.bind()
+    with pytest.raises(NotEncodable, match=r"args\[0\]"):
+        add.bind(object())
+    with pytest.raises(DeclarationError, match="priority"):
+        add.bind(1).using(priority="high")  # type: ignore[typeddict-item]
+    given = [1]
+    call = add.bind(given)
+    given.append(2)
+    (job,) = idle_worker.enqueue_all([call])
+    assert store.args(job.id) == "[[[1]],{}]"
+
+
+def test_bound_calls_of_different_tasks_are_stored_in_order(
+    idle_worker: BackgroundTaskWorker, add: Task[..., Any, Any], subtract: Task[..., Any, Any], store: Store
+) -> None:
+    once = add.using(queue="mine", uid="u")
+    calls = [add.bind(1), subtract.bind(2), once.bind(3).using(delay=60), add.bind(4)]
+    jobs = idle_worker.enqueue_all(calls)
+    assert [(job.task, job.queue, job.kind, job.priority, job.state) for job in jobs] == [
+        ("add", "default", "sync", 0, "ready"),
+        ("subtract", "less", "async", 2, "ready"),
+        ("add", "mine", "sync", 0, "scheduled"),
+        ("add", "default", "sync", 0, "ready"),
+    ]
+    assert jobs[2].uid == "u"
+    assert [job.id for job in jobs] == list(range(jobs[0].id, jobs[0].id + 4))
+    assert [job.refresh().state for job in jobs] == ["ready", "ready", "scheduled", "ready"]
+    assert idle_worker.enqueue_all([]) == []
+
+
+def test_bound_calls_find_the_jobs_that_stand_for_them(
+    idle_worker: BackgroundTaskWorker, add: Task[..., Any, Any], store: Store
+) -> None:
+    keyed, named = add.using(unique="k"), add.using(uid="u")
+    first = keyed.enqueue(1)
+    jobs = idle_worker.enqueue_all([named.bind(1), keyed.bind(2), add.bind(3), named.bind(4)])
+    assert (jobs[1], jobs[3]) == (first, jobs[0])
+    assert store.counts().ready == 3
+
+
+def test_bound_calls_are_stored_all_or_none(
+    idle_worker: BackgroundTaskWorker, add: Task[..., Any, Any], subtract: Task[..., Any, Any], store: Store
+) -> None:
+    add.using(uid="u").enqueue(1)
+    with pytest.raises(NotAccepted, match="'u' belongs to job"):
+        idle_worker.enqueue_all([add.bind(1), subtract.using(uid="u").bind(2)])
+    assert store.counts().ready == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda add, session: [add], r"Make a call of a task with task.bind"),
+        (lambda add, session: [add.using(session=session).bind(1)], "Give session=… to enqueue_all"),
+    ],
+    ids=["a task", "a session of its own"],
+)
+def test_what_enqueue_all_cannot_take_is_refused_with_the_remedy(
+    idle_worker: BackgroundTaskWorker, add: Task[..., Any, Any], make: Callable[..., Any], words: str
+) -> None:
+    with pytest.raises(ArgumentsError, match=words):
+        idle_worker.enqueue_all(make(add, object()))
+
+
+def test_call_of_another_task_workers_task_is_refused(
+    idle_worker: BackgroundTaskWorker, make_app: Callable[..., Flask], add: Task[..., Any, Any]
+) -> None:
+    app = make_app()
+    foreign = make_add(BackgroundTaskWorker(app), name="foreign")
+    with pytest.raises(ArgumentsError, match="The task foreign belongs to another TaskWorker"):
+        idle_worker.enqueue_all([add.bind(1), foreign.bind(1)])
+
+
+def test_coroutine_enqueues_bound_calls(
+    idle_worker: BackgroundTaskWorker, add: Task[..., Any, Any], subtract: Task[..., Any, Any]
+) -> None:
+    jobs = asyncio.run(idle_worker.aenqueue_all([add.bind(1), subtract.bind(2)]))
+    assert [job.task for job in jobs] == ["add", "subtract"]
+
+
 # -- from coroutines and threads ---------------------------------------------------------------------------------------
 
 

@@ -224,6 +224,33 @@ def test_many_jobs_of_one_call_share_the_fate_of_the_session(session: SessionDoo
     assert len(stored(store)) == 3
 
 
+def test_calls_of_different_tasks_share_the_fate_of_the_session(
+    session: SessionDoor, add: Any, idle_worker: BackgroundTaskWorker, store: Store
+) -> None:
+    other = idle_worker.task(name="other", queue="else")(lambda x: x)
+    jobs = idle_worker.enqueue_all([add.bind(1), other.bind(2)], session=session.given)
+    assert {job.state for job in jobs} == {"pending"}
+    session.commit()
+    assert stored(store) == [job.id for job in jobs]
+    assert [store.record(job.id).queue for job in jobs] == ["default", "else"]
+    idle_worker.enqueue_all([add.bind(1), other.bind(2)], session=session.given)
+    session.roll_back()
+    assert len(stored(store)) == 2
+
+
+@same_place
+def test_many_jobs_take_one_statement_in_a_session(
+    session: SessionDoor, add: Any, idle_worker: BackgroundTaskWorker
+) -> None:
+    other = idle_worker.task(name="other")(lambda x: x)
+    statements: list[str] = []
+    event.listen(session.given.get_bind(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    add.using(session=session.given).enqueue_many([(1,)] * 50)
+    idle_worker.enqueue_all([other.bind(1), add.bind(2)] * 50, session=session.given)
+    session.commit()
+    assert len([sql for sql in statements if sql.startswith("INSERT INTO taskworker_job")]) == 2
+
+
 def test_options_hold_in_a_session_too(session: SessionDoor, add: Any, store: Store) -> None:
     job = session.enqueue(add, 1, delay=60, queue="slow", priority=7)
     session.commit()

@@ -140,7 +140,8 @@ class MailQueue:
 
         Raises MessageTooLarge, NotAccepted, or OutcomeUnknown when the commit got no answer.
         """
-        return self._client.traced(self._task, options.enqueue, len(mails), lambda: self._put(mails, options))
+        queue = options.enqueue.queue or self._task.options.queue
+        return self._client.traced(self._task.name, queue, len(mails), lambda: self._put(mails, options))
 
     def _put(self, mails: Sequence[tuple[Any, Prepared]], options: QueueOptions) -> list[MailJob]:
         now = self._store.clock()
