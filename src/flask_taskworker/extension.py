@@ -52,8 +52,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 log = get_logger("worker")
 
-_REPLACE_AFTER = 1.0
-"""Seconds from the end of a loop that user code has ended to the next one."""
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -418,7 +416,7 @@ class BackgroundTaskWorker(TaskWorker):
             self._forget_runner()
             self._start_again = True
         if threading.main_thread().is_alive():
-            timer = threading.Timer(_REPLACE_AFTER, self._restart_once)
+            timer = threading.Timer(self.timing.replace_after, self._restart_once)
             timer.daemon = True
             timer.start()
 

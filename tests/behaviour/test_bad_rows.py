@@ -12,7 +12,6 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState
 from flask_taskworker.store.sql import Store
-from flask_taskworker.worker.timing import Timing
 from tests.support.twins import twin_of
 from tests.support.waiting import wait_for
 
@@ -76,13 +75,9 @@ def test_older_job_of_an_unknown_task_waits_longer(worker: BackgroundTaskWorker,
     assert 600_000 <= waits[36_000_000] < 660_000
 
 
-def test_job_runs_where_its_task_is_known(
-    app: Flask, make_worker: MakeWorker, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.timing(shortest_release=0.005)
+def test_job_runs_where_its_task_is_known(app: Flask, make_worker: MakeWorker, rows: Rows) -> None:
     """An old and a new worker at once."""
-    from datetime import timedelta
-
-    monkeypatch.setattr("flask_taskworker.worker.executor._SHORTEST_RELEASE", timedelta(milliseconds=5))
     old = make_worker(app)
     old.task(name="old")(lambda: "old").enqueue().result(timeout=20)
     new = make_worker(twin_of(app))
@@ -229,10 +224,10 @@ def test_running_job_without_an_owner_harms_nothing_else(worker: BackgroundTaskW
     assert job.refresh().state is JobState.RUNNING
 
 
+@pytest.mark.timing(beat=0.01)
 def test_worker_row_of_another_origin_harms_nothing_else(
-    worker: BackgroundTaskWorker, rows: Rows, store: Store, monkeypatch: pytest.MonkeyPatch
+    worker: BackgroundTaskWorker, rows: Rows, store: Store
 ) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.01))
     worker.start()
     goes_on(worker)
     for worker_id in ("living", "../../etc/passwd", "", "a\nb", "0" * 300):

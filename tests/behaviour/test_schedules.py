@@ -18,8 +18,6 @@ from flask_taskworker.core.triggers import trigger_from_text
 from flask_taskworker.errors import ArgumentsError, DeclarationError
 from flask_taskworker.store.sql import ScheduleRow, Store
 from flask_taskworker.store.work import WorkerStore
-from flask_taskworker.worker import scheduling
-from flask_taskworker.worker.timing import Timing
 from tests.support.twins import twin_of
 from tests.support.waiting import Clock, wait, wait_for
 
@@ -111,10 +109,10 @@ def test_cron_fires_once_by_two_workers(app: Flask, make_worker: MakeWorker, row
     assert from_ms(schedule.next_at or 0) == DAILY.next_after(datetime.now(UTC))
 
 
+@pytest.mark.timing(schedule_pause=0.2)
 def test_schedule_that_cannot_be_read_is_tried_now_and_then(
     task_worker: BackgroundTaskWorker, store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "_PAUSE", 0.2)
     seen = declare(task_worker, DAILY)
     wait_for(lambda: "tick" in names(store))
     tries: list[float] = []
@@ -133,10 +131,10 @@ def test_schedule_that_cannot_be_read_is_tried_now_and_then(
     assert not seen
 
 
+@pytest.mark.timing(schedule_pause=0.05)
 def test_schedule_that_older_code_has_declared_again_goes_on(
-    task_worker: BackgroundTaskWorker, store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    task_worker: BackgroundTaskWorker, store: Store, rows: Rows
 ) -> None:
-    monkeypatch.setattr(scheduling, "_PAUSE", 0.05)
     seen = declare(task_worker, DAILY)
     wait_for(lambda: "tick" in names(store))
     rows("UPDATE taskworker_schedule SET task = ?, next_at = 1", "its_former_name")
@@ -611,11 +609,11 @@ def test_jobs_of_schedules_can_be_tried_again(task_worker: BackgroundTaskWorker,
     assert job.refresh().state is JobState.SUCCEEDED
 
 
+@pytest.mark.timing(beat=0.05)
 def test_schedule_goes_on_after_the_clock_was_a_day_ahead(
-    idle_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    idle_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bad time server, or a machine that was resumed."""
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.05))
     fired: list[int] = []
     idle_worker.task(name="tick", schedule=Every(seconds=0.2))(lambda: fired.append(1))
     clock = Clock(store)

@@ -16,7 +16,6 @@ from flask import Flask, current_app
 from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Job, JobState, Retry, SnoozeJob, signals
 from flask_taskworker.core.rows import OutcomeKind
 from flask_taskworker.store.sql import Store
-from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -84,9 +83,7 @@ def worker(journal: Journal, idle_worker: BackgroundTaskWorker) -> BackgroundTas
     return idle_worker
 
 
-@pytest.fixture
-def quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
+quick_beat = pytest.mark.timing(beat=0.02)
 
 
 def raises(error: type[BaseException], *args: Any) -> Callable[[], None]:
@@ -166,9 +163,8 @@ def test_signal_of_a_waiting_job_that_is_cancelled(app: Flask, worker: Backgroun
     assert values["outcome"] is None
 
 
-def test_signal_of_a_running_job_that_is_cancelled(
-    quick_beat: None, worker: BackgroundTaskWorker, journal: Journal
-) -> None:
+@quick_beat
+def test_signal_of_a_running_job_that_is_cancelled(worker: BackgroundTaskWorker, journal: Journal) -> None:
     @worker.task
     async def work() -> None:
         await asyncio.get_running_loop().create_future()

@@ -23,17 +23,14 @@ from flask_taskworker import (
 )
 from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.sql import Store
-from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
 
 
-@pytest.fixture(autouse=True)
-def quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks a running job to stop is heard within a beat."""
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
+# Who asks a running job to stop is heard within a beat.
+pytestmark = pytest.mark.timing(beat=0.02)
 
 
 async def forever() -> None:

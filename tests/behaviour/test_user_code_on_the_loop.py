@@ -15,20 +15,13 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, current_job
 from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.sql import Store
-from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "flask_taskworker.extension.TaskWorker.timing",
-        Timing(beat=0.05, watchdog_turn=0.05, blocked_after=0.1, lost_after=1.0),
-    )
-    monkeypatch.setattr("flask_taskworker.extension._REPLACE_AFTER", 0.05)
+quick = pytest.mark.timing(beat=0.05, watchdog_turn=0.05, blocked_after=0.1, lost_after=1.0, replace_after=0.05)
 
 
 @pytest.fixture
@@ -140,7 +133,7 @@ def test_worker_starts_and_works_where_every_log_handler_raises(
     assert not [t for t in threading.enumerate() if t.name == "taskworker-loop"]
 
 
-@pytest.mark.usefixtures("quick")
+@quick
 def test_jobs_of_a_loop_that_ended_for_good_are_run_by_the_next_one(
     task_worker: BackgroundTaskWorker, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,7 +149,7 @@ def test_jobs_of_a_loop_that_ended_for_good_are_run_by_the_next_one(
     task_worker.stop()
 
 
-@pytest.mark.usefixtures("quick")
+@quick
 def test_jobs_of_a_loop_that_is_blocked_for_good_are_run_by_the_next_one(
     task_worker: BackgroundTaskWorker, store: Store, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,7 +183,7 @@ def test_jobs_of_a_loop_that_is_blocked_for_good_are_run_by_the_next_one(
     assert sorted(w.state for w in store.workers()) == ["alive", "dead"]
 
 
-@pytest.mark.usefixtures("quick")
+@quick
 def test_loop_that_stands_at_a_breakpoint_is_not_given_up(
     task_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,11 +204,11 @@ def test_loop_that_stands_at_a_breakpoint_is_not_given_up(
     assert job.result(timeout=20) == "claim 1"
 
 
+@pytest.mark.timing(beat=0.05)
 def test_waiting_claims_do_not_begin_after_a_gap_of_a_lease(
     idle_worker: BackgroundTaskWorker, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a freeze: whether the jobs are still this worker's, only the next beat can tell."""
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.05))
     now = [0.0]
     monkeypatch.setattr("flask_taskworker.worker.liveness._now", lambda: now[0])
     held = threading.Event()

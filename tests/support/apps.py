@@ -21,6 +21,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.store.sql import Store
+from flask_taskworker.worker.timing import Timing
 from tests.support.postgres import a_schema, run_sql
 
 BEHAVIOUR = Path(__file__).parents[2] / "tests/behaviour"
@@ -91,12 +92,20 @@ def app(make_app: Callable[..., Flask]) -> Flask:
 
 
 @pytest.fixture
-def make_worker() -> Iterator[Callable[..., BackgroundTaskWorker]]:
+def timing(request: pytest.FixtureRequest) -> Timing:
+    """How long the test's workers wait: the mark ``timing`` changes that."""
+    marks = list(request.node.iter_markers("timing"))
+    return Timing(**{name: value for mark in reversed(marks) for name, value in mark.kwargs.items()})
+
+
+@pytest.fixture
+def make_worker(timing: Timing) -> Iterator[Callable[..., BackgroundTaskWorker]]:
     """A factory of task workers, started or not, that are stopped after the test."""
     made: list[BackgroundTaskWorker] = []
 
     def make(*apps: Flask, start: bool = True) -> BackgroundTaskWorker:
         task_worker = BackgroundTaskWorker()
+        task_worker.timing = timing
         made.append(task_worker)
         for app in apps:
             task_worker.init_app(app)

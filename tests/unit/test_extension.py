@@ -17,7 +17,6 @@ from flask_taskworker import BackgroundTaskWorker, BlockingTaskWorker, JobFailed
 from flask_taskworker.errors import AppError, StoreError
 from flask_taskworker.store.sql import Store
 from flask_taskworker.testing.live import LiveWorker
-from flask_taskworker.worker.timing import Timing
 from flask_taskworker.worker.worker import Worker
 from tests.support.waiting import wait, wait_for, wait_for_collected
 
@@ -207,10 +206,8 @@ def test_sync_job_that_does_not_end_in_time_keeps_its_claim(task_worker: Backgro
     release.set()
 
 
-def test_sync_job_that_ends_while_it_is_handed_back_has_ended(
-    app: Flask, idle_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(cancel_grace=20.0))
+@pytest.mark.timing(cancel_grace=20.0)
+def test_sync_job_that_ends_while_it_is_handed_back_has_ended(app: Flask, idle_worker: BackgroundTaskWorker) -> None:
     begun, both, released = (threading.Event() for _ in range(3))
     workers: list[Worker] = []
 
@@ -271,10 +268,8 @@ def test_sync_jobs_that_still_run_when_their_process_ends_are_handed_back(
     released.set()
 
 
-def test_claim_of_which_its_worker_knows_nothing_is_handed_back(
-    make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(cleaning_interval=0.05))
+@pytest.mark.timing(cleaning_interval=0.05)
+def test_claim_of_which_its_worker_knows_nothing_is_handed_back(make_app: MakeApp, make_worker: MakeWorker) -> None:
     app = make_app(TASKER_LOOP_INTERVAL=0.05)
     task_worker = make_worker(app)
     task = task_worker.task(name="work")(lambda: 7)
@@ -301,12 +296,12 @@ def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> Non
     assert task_worker.task(name="other")(lambda: 1).enqueue().result(timeout=20) == 1
 
 
+@pytest.mark.timing(beat=0.02)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
-    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], kind: str
 ) -> None:
     """It was frozen, perhaps. Whatever it runs belongs to somebody else now."""
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
     seen: list[Any] = []
 
     def look() -> str:
@@ -346,11 +341,11 @@ def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
     assert (job._record.claim, job._record.crashes, job.attempt) == (2, 1, 1)
 
 
+@pytest.mark.timing(beat=0.02)
 def test_at_most_once_job_of_a_worker_that_was_declared_dead_does_not_run_again(
-    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any]
 ) -> None:
     """Not even where the worker that declared it dead has died before it could sweep."""
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
     runs: list[int] = []
 
     @idle_worker.task(at_most_once=True)
@@ -369,10 +364,10 @@ def test_at_most_once_job_of_a_worker_that_was_declared_dead_does_not_run_again(
     assert runs == [1]
 
 
+@pytest.mark.timing(beat=0.01)
 def test_worker_that_does_not_beat_is_given_up_after_its_lease(
-    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    idle_worker: BackgroundTaskWorker, rows: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.01))
     job = idle_worker.task(name="work")(lambda: "rescued").enqueue()
     columns = "(id, host, pid, started_at, beat, beat_at, state, info)"
     rows(f"INSERT INTO taskworker_worker {columns} VALUES ('0f0e', 'h', 1, 1, 7, 1, 'alive', '{{}}')")
@@ -382,6 +377,7 @@ def test_worker_that_does_not_beat_is_given_up_after_its_lease(
     assert {worker.id: worker.state for worker in idle_worker.state().store.workers()}["0f0e"] == "dead"
 
 
+@pytest.mark.timing(beat=0.01)
 @pytest.mark.parametrize(
     ("state", "info", "words"),
     [
@@ -396,13 +392,11 @@ def test_log_tells_where_the_worker_ran_that_is_dead(
     idle_worker: BackgroundTaskWorker,
     store: Store,
     rows: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     state: str,
     info: str,
     words: str,
 ) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.01))
     store.counts()
     columns = "(id, host, pid, started_at, beat, beat_at, state, info)"
     rows(f"INSERT INTO taskworker_worker {columns} VALUES ('0f0e', 'farm-7', 4711, 1, 7, 1, ?, ?)", state, info)

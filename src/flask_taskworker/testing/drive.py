@@ -35,6 +35,7 @@ from ..worker.queue_view import QueueView
 from ..worker.runner import Runner
 from ..worker.scheduling import Scheduler
 from ..worker.signalling import WorkerSignals
+from ..worker.timing import Timing
 from ..worker.work_loop import WorkerParts, WorkLoop
 from ..worker.worker import Worker
 from .session_driver import SessionDriver
@@ -124,8 +125,8 @@ class Report:
 class _Recorder(WorkerSignals):
     """Notes what is announced."""
 
-    def __init__(self, client: Client, find_app: Callable[[], Flask | None], report: Report) -> None:
-        super().__init__(client, find_app)
+    def __init__(self, client: Client, find_app: Callable[[], Flask | None], timing: Timing, report: Report) -> None:
+        super().__init__(client, find_app, timing)
         self._report = report
 
     def ended(self, ended: Iterable[Ended], states: dict[int, str]) -> None:
@@ -250,13 +251,13 @@ class DrainParts(WorkerParts):
         self.report.error = error
         return True
 
-    def signals(self, client: Client, find_app: Callable[[], Flask | None]) -> WorkerSignals:
+    def signals(self, client: Client, find_app: Callable[[], Flask | None], timing: Timing) -> WorkerSignals:
         """One that keeps a record."""
-        return _Recorder(client, find_app, self.report)
+        return _Recorder(client, find_app, timing, self.report)
 
-    def scheduler(self, registry: TaskRegistry, clock: Callable[[], int]) -> Scheduler:
+    def scheduler(self, registry: TaskRegistry, clock: Callable[[], int], timing: Timing) -> Scheduler:
         """One that fires what the plan wants fired."""
-        return Scheduler(registry, clock) if self._plan.schedules else _NoSchedules(registry, clock)
+        return (Scheduler if self._plan.schedules else _NoSchedules)(registry, clock, timing)
 
     def queue_view(self, order: Sequence[str] | None, exclude: frozenset[str]) -> QueueView:
         """One that sees what the plan wants done."""

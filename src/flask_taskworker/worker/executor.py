@@ -38,6 +38,7 @@ from ..errors import (
     SnoozeJob,
 )
 from .thread_bridge import ThreadBridge
+from .timing import DEFAULT_TIMING, Timing
 
 log = get_logger("jobs")
 
@@ -51,7 +52,6 @@ _NOTHING = object()
 _TOO_LONG = "The task did not end within {:g} s."
 _NO_THREAD_PAUSE = 1.0
 """Seconds."""
-_SHORTEST_RELEASE = timedelta(seconds=2)
 _LONGEST_RELEASE = timedelta(minutes=10)
 
 
@@ -66,7 +66,9 @@ class Executor:
         threads: int,
         clock: Callable[[], int],
         run_atomically: Callable[[Task[..., Any, Any], Claim, Callable[[], Outcome]], Outcome],
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
+        self._shortest_release = timedelta(seconds=timing.shortest_release)
         self._run_atomically = run_atomically
         self._find_app = find_app
         self._clock = clock
@@ -108,12 +110,12 @@ class Executor:
                 reason += (
                     f". If {alike[0]!r} is meant, both processes must import its module by one name, or give name=…"
                 )
-            return _at_once(_released_unknown(job.claim, self._clock(), reason))
+            return _at_once(self._released_unknown(job.claim, reason))
         try:
             args, kwargs = self._codec.decode_call(job.claim.args)
         except NotDecodable as error:
             if isinstance(error, UnknownType) and self._clock() - job.claim.created_at < LONGEST_DEPLOY_MS:
-                return _at_once(_released_unknown(job.claim, self._clock(), str(error)))
+                return _at_once(self._released_unknown(job.claim, str(error)))
             return _at_once(_failed(task, error, "payload"))
         run = self._run_async if task.kind == "async" else self._run_sync
         return run(app, task, job, args, kwargs)
@@ -259,6 +261,15 @@ class Executor:
             log.exception("the error of %s cannot be examined", claim)
         return _failed(task, error, kind)
 
+    def _released_unknown(self, claim: Claim, reason: str) -> Outcome:
+        """Back to the queue: another version of the code may know the task, or the types of its arguments.
+
+        The older the job, the longer the pause; but slowly: several workers that do not know it may take it in turn.
+        """
+        log.error("%s goes back to its queue: %s", claim, reason)
+        age = timedelta(milliseconds=max(0, self._clock() - claim.created_at))
+        return Outcome(OutcomeKind.RELEASED, delay=min(max(age / 10, self._shortest_release), _LONGEST_RELEASE))
+
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._bridge.close()
@@ -299,16 +310,6 @@ class ParentOnly:
             case _:
                 log.error("a process that a task has forked ends with %r", error, exc_info=error)
                 end_process(1)
-
-
-def _released_unknown(claim: Claim, now: int, reason: str) -> Outcome:
-    """Back to the queue: another version of the code may know the task, or the types of its arguments.
-
-    The older the job, the longer the pause; but slowly, since several workers that do not know it may take it in turn.
-    """
-    log.error("%s goes back to its queue: %s", claim, reason)
-    age = timedelta(milliseconds=max(0, now - claim.created_at))
-    return Outcome(OutcomeKind.RELEASED, delay=min(max(age / 10, _SHORTEST_RELEASE), _LONGEST_RELEASE))
 
 
 def _cancelled(task: Task[..., Any, Any] | None, reason: str) -> Outcome:

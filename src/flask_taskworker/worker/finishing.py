@@ -20,8 +20,8 @@ from .queue_view import QueueView
 from .running import RunningJobs
 from .scheduling import Scheduler
 from .signalling import WorkerSignals
-from .statistics import INTERVAL as FIGURES_INTERVAL
 from .statistics import Statistics
+from .timing import Timing
 
 log = get_logger("jobs")
 
@@ -51,9 +51,11 @@ class OutcomeWriter:
         statistics: Statistics,
         scheduler: Scheduler,
         view: QueueView,
-        cleaning_interval: float,
+        timing: Timing,
+        prunes: bool,
     ) -> None:
-        """*cleaning_interval*: seconds between two deletions of what is old; infinite for none."""
+        """*prunes*: whether what is old is deleted."""
+        self._timing = timing
         self._work = work
         self._jobs = jobs
         self._client = client
@@ -62,8 +64,7 @@ class OutcomeWriter:
         self._scheduler = scheduler
         self._view = view
         self._loop = asyncio.get_running_loop()
-        self._cleaning_interval = cleaning_interval
-        self._next_cleaning = 0.0 if cleaning_interval < math.inf else math.inf
+        self._next_cleaning = 0.0 if prunes else math.inf
         self._next_pruning = self._next_cleaning
         self._has_more_to_prune = False
         self._ended_before = 0
@@ -145,7 +146,7 @@ class OutcomeWriter:
             await self._scheduler.keep_up(self._work)
             # A server may have committed a claim long after the connection was lost.
             await self.reconcile(worker_id)
-            self._next_cleaning = now + self._cleaning_interval * random.uniform(0.8, 1.2)
+            self._next_cleaning = now + self._timing.cleaning_interval * random.uniform(0.8, 1.2)
 
     async def _prune(self, now: float) -> None:
         """Delete what is old: twice as much as has ended since the last time, in pieces that hold no lock for long."""
@@ -154,14 +155,14 @@ class OutcomeWriter:
             self._has_more_to_prune = await self._work.prune() == PRUNE_BATCH
             if not self._has_more_to_prune:
                 break
-        pause = PRUNE_INTERVAL if ended else self._cleaning_interval
+        pause = PRUNE_INTERVAL if ended else self._timing.cleaning_interval
         self._next_pruning = now + (PRUNE_PAUSE if self._has_more_to_prune else pause * random.uniform(0.8, 1.2))
 
     def delays(self) -> list[float]:
         """How long what is pending may wait. Seconds."""
         pending = [
             (REPORT_INTERVAL, self._jobs.reporting),
-            (FIGURES_INTERVAL, self._statistics.pending),
+            (self._timing.figures, self._statistics.pending),
             (PRUNE_PAUSE, self._has_more_to_prune),
         ]
         return [delay for delay, is_pending in pending if is_pending]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROOM_SECONDS = 5.0
-"""How long a busy worker at first waits for its own jobs to end."""
+from .timing import DEFAULT_TIMING
 
 FIRST_WAIT = 10.0
 """Seconds that other jobs go on before a worker makes room for a new suspect."""
@@ -23,11 +22,14 @@ PAUSE_ROOMS = 6
 class Quarantine:
     """What one worker does about suspects. *now* is on its loop's clock, in seconds."""
 
+    first_room: float = DEFAULT_TIMING.suspect_room
+    """Seconds for which a busy worker at first waits for its own jobs to end."""
     waiting: bool = False
     """Whether a suspect is ready."""
     running: bool = False
     """Whether one runs here, alone."""
-    _room: float = ROOM_SECONDS
+    _tries: int = 0
+    """How often the room was too short."""
     _room_until: float = 0.0
     _next_room: float | None = None
     _stuck: bool = False
@@ -41,14 +43,15 @@ class Quarantine:
         if self.running and not busy:
             self.running = False
         if not self.waiting:
-            self._room, self._next_room = ROOM_SECONDS, None
+            self._tries, self._next_room = 0, None
         elif self._next_room is None:
             # Not at once: after a crash the other jobs come first.
             self._next_room = now + FIRST_WAIT
         elif not self.running and not stuck and now >= self._next_room:
-            self._room_until = now + self._room
-            self._next_room = self._room_until + PAUSE_ROOMS * self._room
-            self._room *= 2
+            room = self.first_room * 2**self._tries
+            self._room_until = now + room
+            self._next_room = self._room_until + PAUSE_ROOMS * room
+            self._tries += 1
 
     def closed(self, now: float) -> bool:
         """Whether nothing else may be claimed now."""
@@ -62,7 +65,7 @@ class Quarantine:
         """Note what came of the claim: others may have been faster."""
         self.running = self.waiting = found
         if found:
-            self._room = ROOM_SECONDS
+            self._tries = 0
 
     def delay(self, now: float) -> float | None:
         """Seconds until there is something to do about a suspect, or None."""

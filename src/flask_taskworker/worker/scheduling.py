@@ -21,13 +21,13 @@ from ..errors import NotDecodable, StoreError
 from ..store.driver import RowLocked
 from ..store.sql import to_duration_ms
 from ..store.work import DueSchedule, Firing, WorkerStore
+from .timing import DEFAULT_TIMING, Timing
 
 log = get_logger("schedules")
 
 SEEN_INTERVAL_MS = 3_600_000
 CLOCK_TOLERANCE_MS = 60_000
 """The clocks of two machines may differ by this without anything being corrected."""
-_PAUSE = 1.0
 _LOCKED_PAUSE = 0.25
 _LOOK_AT = 100
 _BATCH_SIZE = 100_000
@@ -40,7 +40,8 @@ _DECIDE_TIME = 0.02
 class Scheduler:
     """The schedules that one worker may fire: those of the tasks it knows. For the worker's loop only."""
 
-    def __init__(self, registry: TaskRegistry, clock: Callable[[], int]) -> None:
+    def __init__(self, registry: TaskRegistry, clock: Callable[[], int], timing: Timing = DEFAULT_TIMING) -> None:
+        self._pause_seconds = timing.schedule_pause
         self._registry = registry
         self._clock = clock
         self._declared_version = -1
@@ -86,7 +87,7 @@ class Scheduler:
             number *= 10
             page = await work.due_schedules(self.may_fire, number)
         if not firings:
-            self.pause = _PAUSE if page else 0.0
+            self.pause = self._pause_seconds if page else 0.0
             return []
         made, refused = await work.fire(firings)
         if not made:

@@ -16,11 +16,9 @@ from ..core.jobs import Job
 from ..core.loggers import get_logger
 from ..core.rows import CRASHED, INTERRUPTED, Claim, JobRecord, JobState, Outcome, OutcomeKind
 from ..store.work import Ended
+from .timing import Timing
 
 log = get_logger("jobs")
-
-MAX_BACKLOG = 10_000
-"""Signals."""
 
 _SIGNALS = {
     OutcomeKind.SUCCEEDED: signals.job_succeeded,
@@ -36,15 +34,16 @@ _DEATHS = {failure.kind: failure for failure in (CRASHED, INTERRUPTED)}
 class WorkerSignals:
     """One worker's. For its loop only."""
 
-    def __init__(self, client: Client, find_app: Callable[[], Flask | None]) -> None:
+    def __init__(self, client: Client, find_app: Callable[[], Flask | None], timing: Timing) -> None:
         self._client = client
         self._find_app = find_app
         self._sender = SignalSender()
+        self._most_behind = timing.signal_backlog
 
     @property
     def is_behind(self) -> bool:
         """Whether receivers are so slow that no further jobs should be begun: what waits for them takes memory."""
-        return self._sender.backlog > MAX_BACKLOG
+        return self._sender.backlog > self._most_behind
 
     def worker_started(self, worker: object) -> None:
         """The worker begins to claim."""

@@ -13,20 +13,18 @@ from ..core.rows import Claim, JobRecord, OutcomeKind
 from ..errors import StoreError
 from ..store.rollups import Tally
 from ..store.work import Ended, WorkerStore
+from .timing import Timing
 
 log = get_logger("worker")
 
-INTERVAL = 2.0
-"""Seconds between two writes of figures."""
-LINES_KEPT = 10_000_000
-"""Characters of lines that wait for a database which does not take them."""
 _CLEANING_INTERVAL = 3600.0
 
 
 class Statistics:
     """One worker's. For its loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
         self._tally = Tally()
         self._lines: dict[tuple[int, int], tuple[Claim, str]] = {}
         self._next = 0.0
@@ -73,20 +71,20 @@ class Statistics:
             return
         try:
             if self._tally and now >= self._next_figures:
-                self._next_figures = now + INTERVAL
+                self._next_figures = now + self._timing.figures
                 await self._write(work)
             await self._write_lines(work)
             if now >= self._next_cleaning:
                 self._next_cleaning = now + _CLEANING_INTERVAL
                 await work.remove_old_figures()
         except StoreError as error:
-            self._next = now + INTERVAL
+            self._next = now + self._timing.figures
             log.debug("figures and log lines are not stored yet: %s", error)
             # What the database never takes must not fill the memory.
             size = sum(len(text) for _, text in self._lines.values())
-            if size > LINES_KEPT:
+            if size > self._timing.lines_kept:
                 log.warning("log lines of jobs are lost: %s", error)
-            while size > LINES_KEPT:
+            while size > self._timing.lines_kept:
                 _, text = self._lines.pop(next(iter(self._lines)))
                 size -= len(text)
 

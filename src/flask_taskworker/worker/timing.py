@@ -1,4 +1,4 @@
-"""How long a worker waits for what: one value, passed in, so that tests need no patience. Pure."""
+"""How long a worker waits, and how much may wait: one value, passed in, so that tests need no patience. Pure."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ class Timing:
     """What a cancelled coroutine gets to end at shutdown. Defaults to 1."""
     cleaning_interval: float = 60.0
     """Between two deletions of what is old. Defaults to 60."""
+    figures: float = 2.0
+    """Between two writes of figures. Defaults to 2."""
+    suspect_room: float = 5.0
+    """For which a busy worker at first claims nothing, so that a suspect can run alone. Defaults to 5."""
+    schedule_pause: float = 1.0
+    """Until a due schedule that cannot fire is looked at again. Defaults to 1."""
+    shortest_release: float = 2.0
+    """Until a job whose task is unknown here is claimed again, at least. Defaults to 2."""
+    replace_after: float = 1.0
+    """From the end of a loop that user code has ended to the next one. Defaults to 1."""
+    signal_backlog: int = 10_000
+    """How many signals may wait for their receivers before no more jobs begin. Defaults to 10,000."""
+    lines_kept: int = 10_000_000
+    """How many characters of log lines may wait for a database that does not take them. Defaults to 10,000,000."""
 
 
 DEFAULT_TIMING = Timing()

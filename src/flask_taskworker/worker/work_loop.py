@@ -9,7 +9,6 @@ or for ``TASKER_LOOP_INTERVAL``, which is only a safety net.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,13 +47,13 @@ class WorkerParts:
         """What runs the jobs."""
         return Executor(*args, **options)
 
-    def signals(self, client: Client, find_app: Callable[[], Flask | None]) -> WorkerSignals:
+    def signals(self, client: Client, find_app: Callable[[], Flask | None], timing: Timing) -> WorkerSignals:
         """What sends the signals."""
-        return WorkerSignals(client, find_app)
+        return WorkerSignals(client, find_app, timing)
 
-    def scheduler(self, registry: TaskRegistry, clock: Callable[[], int]) -> Scheduler:
+    def scheduler(self, registry: TaskRegistry, clock: Callable[[], int], timing: Timing) -> Scheduler:
         """What fires the schedules."""
-        return Scheduler(registry, clock)
+        return Scheduler(registry, clock, timing)
 
     def queue_view(self, order: Sequence[str] | None, exclude: frozenset[str]) -> QueueView:
         """What the worker knows about the queues."""
@@ -107,11 +106,11 @@ class WorkLoop:
         self._role = role
         self._timing = timing
         self._parts = parts
-        self.signals = parts.signals(client, find_app)
-        self.scheduler = parts.scheduler(registry, self._store.clock)
+        self.signals = parts.signals(client, find_app, timing)
+        self.scheduler = parts.scheduler(registry, self._store.clock, timing)
         self.view = parts.queue_view(config.queues, role.exclude)
-        self.statistics = Statistics()
-        self._quarantine = Quarantine()
+        self.statistics = Statistics(timing)
+        self._quarantine = Quarantine(timing.suspect_room)
         self._next_look = 0.0
 
     async def open(self, on_change: Callable[[], None]) -> None:
@@ -124,6 +123,7 @@ class WorkLoop:
                 threads=self._config.threads,
                 clock=self._store.clock,
                 run_atomically=self._client.run_atomically,
+                timing=self._timing,
             ),
             config=self._config,
             clock=self._store.clock,
@@ -142,7 +142,8 @@ class WorkLoop:
             statistics=self.statistics,
             scheduler=self.scheduler,
             view=self.view,
-            cleaning_interval=self._timing.cleaning_interval if self._parts.prunes else math.inf,
+            timing=self._timing,
+            prunes=self._parts.prunes,
         )
 
     async def turn(self, worker_id: str) -> float:

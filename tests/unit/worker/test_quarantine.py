@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from flask_taskworker.worker.quarantine import FIRST_WAIT, PAUSE_ROOMS, ROOM_SECONDS, Quarantine
+from flask_taskworker.worker.quarantine import FIRST_WAIT, PAUSE_ROOMS, Quarantine
+from flask_taskworker.worker.timing import DEFAULT_TIMING
 
 FIRST_ROOM = 100.0 + FIRST_WAIT
 
@@ -60,26 +61,26 @@ def test_next_suspect_follows_in_the_same_room() -> None:
 def test_busy_worker_claims_nothing_while_it_makes_room() -> None:
     quarantine = with_room()
     assert not quarantine.ready(FIRST_ROOM, busy=True, others=True)
-    assert quarantine.closed(FIRST_ROOM + ROOM_SECONDS - 0.1)
+    assert quarantine.closed(FIRST_ROOM + DEFAULT_TIMING.suspect_room - 0.1)
     assert quarantine.ready(FIRST_ROOM + 1, busy=False, others=True)
 
 
 def test_room_that_was_too_short_is_doubled_after_a_pause() -> None:
     quarantine = with_room()
-    end = FIRST_ROOM + ROOM_SECONDS
+    end = FIRST_ROOM + DEFAULT_TIMING.suspect_room
     quarantine.update(end, busy=True)
     assert not quarantine.closed(end)
-    again = end + PAUSE_ROOMS * ROOM_SECONDS
+    again = end + PAUSE_ROOMS * DEFAULT_TIMING.suspect_room
     quarantine.update(again - 0.1, busy=True)
     assert not quarantine.closed(again - 0.1)
     quarantine.update(again, busy=True)
-    assert quarantine.closed(again + 2 * ROOM_SECONDS - 0.1)
-    assert not quarantine.closed(again + 2 * ROOM_SECONDS)
+    assert quarantine.closed(again + 2 * DEFAULT_TIMING.suspect_room - 0.1)
+    assert not quarantine.closed(again + 2 * DEFAULT_TIMING.suspect_room)
 
 
 def test_room_is_short_again_for_the_next_suspect() -> None:
     quarantine = with_room()
-    again = FIRST_ROOM + ROOM_SECONDS * (1 + PAUSE_ROOMS)
+    again = FIRST_ROOM + DEFAULT_TIMING.suspect_room * (1 + PAUSE_ROOMS)
     quarantine.update(again, busy=True)
     quarantine.claimed(found=True)
     quarantine.waiting = False
@@ -87,15 +88,15 @@ def test_room_is_short_again_for_the_next_suspect() -> None:
     quarantine.waiting = True
     quarantine.update(1000.0, busy=True)
     quarantine.update(1000.0 + FIRST_WAIT, busy=True)
-    assert not quarantine.closed(1000.0 + FIRST_WAIT + ROOM_SECONDS)
+    assert not quarantine.closed(1000.0 + FIRST_WAIT + DEFAULT_TIMING.suspect_room)
 
 
 def test_worker_wakes_when_its_room_begins_ends_and_begins_again() -> None:
     quarantine = waiting(100.0, busy=True)
     assert quarantine.delay(101.0) == FIRST_WAIT - 1
     quarantine.update(FIRST_ROOM, busy=True)
-    assert quarantine.delay(FIRST_ROOM + 1) == ROOM_SECONDS - 1
-    assert quarantine.delay(FIRST_ROOM + ROOM_SECONDS) == PAUSE_ROOMS * ROOM_SECONDS
+    assert quarantine.delay(FIRST_ROOM + 1) == DEFAULT_TIMING.suspect_room - 1
+    assert quarantine.delay(FIRST_ROOM + DEFAULT_TIMING.suspect_room) == PAUSE_ROOMS * DEFAULT_TIMING.suspect_room
 
 
 def test_suspect_that_another_worker_took_is_forgotten_until_the_next_look() -> None:

@@ -16,7 +16,6 @@ from flask import Flask, current_app
 from flask_taskworker import BackgroundTaskWorker, Every, JobState, Retry, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.store.sql import Store
-from flask_taskworker.worker import quarantine
 from tests.support.twins import twin_of
 from tests.support.waiting import Clock, wait, wait_for
 
@@ -359,13 +358,10 @@ def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, mak
     release.set()
 
 
+@pytest.mark.timing(suspect_room=3600)
 def test_worker_makes_no_room_for_a_suspect_of_a_queue_that_it_does_not_serve(
-    app: Flask,
-    make_worker: MakeWorker,
-    rows: Callable[..., list[tuple[Any, ...]]],
-    monkeypatch: pytest.MonkeyPatch,
+    app: Flask, make_worker: MakeWorker, rows: Callable[..., list[tuple[Any, ...]]]
 ) -> None:
-    monkeypatch.setattr(quarantine, "ROOM_SECONDS", 3600)
     app.config["TASKER_QUEUES"] = ["default"]
     task_worker = make_worker(app, start=False)
     store: Store = app.extensions["taskworker"].store

@@ -12,10 +12,8 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.both_databases
 
 
-def test_no_further_jobs_begin_while_receivers_are_far_behind(
-    task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flask_taskworker.worker.signalling.MAX_BACKLOG", 5)
+@pytest.mark.timing(signal_backlog=5)
+def test_no_further_jobs_begin_while_receivers_are_far_behind(task_worker: BackgroundTaskWorker) -> None:
     gate = threading.Event()
     done: list[int] = []
 

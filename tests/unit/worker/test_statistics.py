@@ -12,18 +12,10 @@ from flask_taskworker.core.clock import to_ms
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.schema import ROLLUP_FIGURES
 from flask_taskworker.store.sql import MAX_ID, Store
-from flask_taskworker.worker import finishing, statistics
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.both_databases
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two writes of figures."""
-    monkeypatch.setattr(statistics, "INTERVAL", 0.02)
-    monkeypatch.setattr(finishing, "FIGURES_INTERVAL", 0.02)
+pytestmark = [pytest.mark.both_databases, pytest.mark.timing(figures=0.02)]
 
 
 def counts(store: Store, *, span: int = 60) -> dict[str, tuple[int, int, int, int]]:
@@ -94,10 +86,10 @@ def test_figures_appear_while_the_worker_works(task_worker: BackgroundTaskWorker
     wait_for(lambda: counts(store) == {"well": (2, 0, 0, 0)})
 
 
+@pytest.mark.timing(figures=3600)
 def test_figures_of_the_last_seconds_are_stored_when_the_worker_ends(
-    task_worker: BackgroundTaskWorker, store: Store, monkeypatch: pytest.MonkeyPatch
+    task_worker: BackgroundTaskWorker, store: Store
 ) -> None:
-    monkeypatch.setattr(statistics, "INTERVAL", 3600)
     task = task_worker.task(name="well")(lambda: None)
     task.enqueue().result(timeout=20)
     wait_for(lambda: counts(store) == {"well": (1, 0, 0, 0)})
@@ -154,14 +146,10 @@ def test_figures_wait_for_a_database_that_does_not_take_them(
     wait_for(lambda: counts(store) == {"well": (2, 0, 0, 0)})
 
 
+@pytest.mark.timing(lines_kept=1000)
 def test_lines_that_the_database_never_takes_do_not_fill_the_memory(
-    idle_worker: BackgroundTaskWorker,
-    store: Store,
-    rows: Rows,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    idle_worker: BackgroundTaskWorker, store: Store, rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(statistics, "LINES_KEPT", 1000)
     says = idle_worker.task(name="says")(lambda: logging.getLogger("shop").warning("x" * 500))
     idle_worker.start()
     rows("ALTER TABLE taskworker_log RENAME TO away")

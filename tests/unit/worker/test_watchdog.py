@@ -19,21 +19,15 @@ from flask_taskworker.ops.health import info_of
 from flask_taskworker.ops.overview import Overview
 from flask_taskworker.store.sql import Store
 from flask_taskworker.worker.running import SHOWN, HungThreads
-from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import wait, wait_for
 
-pytestmark = pytest.mark.sqlite_only
+pytestmark = [
+    pytest.mark.sqlite_only,
+    pytest.mark.timing(beat=0.02, watchdog_turn=0.02, blocked_after=0.1, hung_grace=0.1),
+]
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "flask_taskworker.extension.TaskWorker.timing",
-        Timing(beat=0.02, watchdog_turn=0.02, blocked_after=0.1, hung_grace=0.1),
-    )
 
 
 def said(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:

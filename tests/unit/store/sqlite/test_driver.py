@@ -31,7 +31,6 @@ from flask_taskworker.store.sqlite import driver as sqlite_driver
 from flask_taskworker.store.sqlite.commits import WriteTransaction
 from flask_taskworker.store.sqlite.driver import SharedCommit, SqliteDriver
 from flask_taskworker.store.sqlite.forks import ForkSafeConnection
-from flask_taskworker.worker.timing import Timing
 from tests.support.twins import twin_of
 from tests.support.waiting import wait, wait_for
 
@@ -414,11 +413,11 @@ def test_file_that_is_put_back_is_used_again(app: Flask, idle_worker: Background
     assert task.enqueue().id == 2
 
 
+@pytest.mark.timing(beat=0.02)
 def test_worker_reports_a_file_that_is_gone_within_a_beat(
-    make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It would look into the deleted file for ever, where nothing comes any more."""
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
     app = make_app()
     task_worker = make_worker(app)
     make_task(task_worker).enqueue().result(timeout=20)
@@ -605,10 +604,8 @@ def test_log_stays_short_without_any_worker(
     assert path_of(app).stat().st_size > 20 * 900_000
 
 
-def test_log_stays_short_with_a_worker_that_does_nothing_else(
-    make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.01))
+@pytest.mark.timing(beat=0.01)
+def test_log_stays_short_with_a_worker_that_does_nothing_else(make_app: MakeApp, make_worker: MakeWorker) -> None:
     app = make_app(TASKER_DURABILITY="normal", TASKER_QUEUES=["none"])
     task = make_task(make_worker(app))
     for _ in range(10):

@@ -17,18 +17,12 @@ from flask_taskworker import BackgroundTaskWorker, JobState, Task
 from flask_taskworker.errors import DatabaseReplaced, SchemaError, StoreError
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite.driver import SqliteDriver
-from flask_taskworker.worker.timing import Timing
 from tests.support.waiting import Clock, wait_for
 
-pytestmark = pytest.mark.sqlite_only
+pytestmark = [pytest.mark.sqlite_only, pytest.mark.timing(beat=0.02)]
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]
-
-
-@pytest.fixture(autouse=True)
-def quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_taskworker.extension.TaskWorker.timing", Timing(beat=0.02))
 
 
 def make_task(task_worker: BackgroundTaskWorker) -> Task[..., Any, Any]:
