@@ -158,7 +158,12 @@ class JobCancelled(JobError):
 
 
 class JobNotFound(JobError, LookupError):
-    """There is no such job: it never existed, or it was pruned after its time in TASKER_KEEP_*."""
+    """The job never existed, or it was pruned after its time in TASKER_KEEP_*."""
+
+    @classmethod
+    def of(cls, job_id: int) -> JobNotFound:
+        """Name the job."""
+        return cls(f"Job {job_id} never existed, or it was pruned after its time in TASKER_KEEP_*.")
 
 
 class JobTimeout(JobError, TimeoutError):

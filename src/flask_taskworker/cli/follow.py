@@ -14,7 +14,7 @@ from ..core.clock import from_ms
 from ..core.rows import JobState
 from ..ops.overview import Overview
 from ..ops.rows import JobWhole, LogLine
-from ..ops.views import JobView, as_json, iso, job_view, line_views
+from ..ops.views import JobView, as_json, iso, job_view
 from .group import FAILED, app_state, browser, tell
 from .text import safe, to_json
 
@@ -36,8 +36,8 @@ class Followed:
         job = job_view(whole)
         for claim, lines in whole.lines.items():
             new = lines[_shown(self.lines.get(claim, []), lines) :]
-            for line in line_views({claim: new}):
-                yield {"event": "log", **as_json(line)}, f"{line.level} {line.logger}: {line.text}"
+            for line in new:
+                yield {"event": "log", "claim": claim, **as_json(line)}, f"{line.level} {line.logger}: {line.text}"
             self.lines[claim] = lines
         if whole.record.progress != self.progress:
             self.progress = whole.record.progress

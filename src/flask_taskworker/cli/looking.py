@@ -9,25 +9,20 @@ from typing import Any
 
 import click
 
-from ..client.origin import read_origin
 from ..commands import tasks_command
 from ..core.clock import from_ms
 from ..core.retry import Retry
-from ..core.rows import Failure
 from ..core.tasks import Task
 from ..core.words import spoken
 from ..errors import NotDecodable
-from ..ops.rows import JobWhole
+from ..ops.job_page import JobPage
 from ..ops.views import (
     JobView,
     ScheduleView,
     TryView,
     as_json,
     declared_schedules,
-    job_view,
-    line_views,
     schedule_view,
-    try_view,
 )
 from .follow import follow_job, progress_words
 from .group import AS_JSON, CreatingCommand, app_state, browser, complete_job, tell
@@ -151,44 +146,45 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
         follow_job(job_id, in_json=in_json)
         return
     state = app_state()
-    whole = browser().job(job_id)
-    job, codec = job_view(whole), state.registry.codec
-    tries = [try_view(one) for one in whole.attempts]
-    origin = read_origin(whole.origin)
+    now, codec = state.store.clock(), state.registry.codec
+    page = JobPage.take(browser(), job_id, now=now)
+    job = page.job
     args: Any
     kwargs: Any
     try:
-        args, kwargs = codec.decode_call(whole.args)
+        args, kwargs = codec.decode_call(page.args)
     except NotDecodable:
-        args, kwargs = _unread(whole.args), None
+        args, kwargs = _unread(page.args), None
     try:
-        result = None if whole.result is None else codec.decode(whole.result)
+        result = None if page.result is None else codec.decode(page.result)
     except NotDecodable:
-        result = _unread(whole.result or "")
+        result = _unread(page.result or "")
     if in_json:
         more = {
             "args": args,
             "kwargs": kwargs,
             "result": result,
-            "traceback": Failure.from_text(whole.error, None).traceback or None,
-            "origin": origin or None,
-            "tries": [as_json(one) for one in tries],
-            "lines": [as_json(line) for line in line_views(whole.lines)],
+            "traceback": page.traceback or None,
+            "origin": page.origin or None,
+            "tries": as_json(page.tries),
+            "children": [row.record.id for row in page.children],
+            "has_more_children": page.has_more_children,
+            "earlier": as_json(page.earlier),
         }
         click.echo(to_json(as_json(job) | more))
         return
     # The call as it would be typed; the stored text where this version of the code cannot read it.
-    words = [to_json(value) for value in args] if kwargs is not None else [whole.args]
+    words = [to_json(value) for value in args] if kwargs is not None else [page.args]
     words += [f"{name}={to_json(value)}" for name, value in (kwargs or {}).items()]
     payload = [
         ("arguments", ", ".join(words) or "none"),
         ("result", to_json(result) if job.state == "succeeded" else None),
-        ("by", ", ".join(f"{name} {value}" for name, value in origin.items()) or None),
+        ("by", ", ".join(f"{name} {value}" for name, value in page.origin.items()) or None),
     ]
     click.echo(click.style(f"Job {job.id} {safe(job.task)}", bold=True))
-    click.echo("\n".join(_facts(job, payload, state.store.clock())))
-    for line in _try_lines(job, whole, {one.claim: one for one in tries}):
-        click.echo(line)
+    click.echo("\n".join(_facts(job, payload, now)))
+    for one in page.tries:
+        click.echo("\n".join(_try_lines(one)))
 
 
 def _unread(text: str) -> Any:
@@ -230,16 +226,13 @@ def _ago(milliseconds: int | None, now: int) -> str | None:
     return f"{moment(milliseconds)} ({f'{spoken(age)} ago' if age >= 0 else f'in {spoken(-age)}'})"
 
 
-def _try_lines(job: JobView, whole: JobWhole, tries: dict[int, TryView]) -> Iterator[str]:
-    for claim in sorted({*tries, *whole.lines}):
-        if (one := tries.get(claim)) is not None:
-            took = "" if one.took_ms is None else f" after {spoken(one.took_ms)}"
-            title = f"Try {one.attempt}: {one.outcome}{took}, {moment(one.finished_at)}, worker {one.worker_id}"
-        else:
-            # Only the last one can be of a job that runs, or that has simply succeeded.
-            title = f"Claim {claim}: {job.state if claim == job.claim else 'ended'}"
-        yield f"\n{click.style(safe(title), bold=True)}"
-        if one is not None and one.error is not None:
-            yield from (f"  {line}" for line in safe_lines(one.traceback or one.error.text).splitlines())
-        for line in whole.lines.get(claim, ()):
-            yield safe(f"  {from_ms(line.at):%H:%M:%S} {line.level} {line.logger}: {line.text}")
+def _try_lines(one: TryView) -> Iterator[str]:
+    title = f"Claim {one.claim}" if one.attempt is None else f"Try {one.attempt}"
+    took = "" if one.took_ms is None else f" after {spoken(one.took_ms)}"
+    ended = f", {moment(one.finished_at)}" if one.finished_at else ""
+    worker = f", worker {one.worker_id}" if one.worker_id else ""
+    yield f"\n{click.style(safe(f'{title}: {one.outcome}{took}{ended}{worker}'), bold=True)}"
+    if one.error is not None:
+        yield from (f"  {line}" for line in safe_lines(one.traceback or one.error.text).splitlines())
+    for line in one.lines:
+        yield safe(f"  {from_ms(line.at):%H:%M:%S} {line.level} {line.logger}: {line.text}")

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from ..errors import NotDecodable
 
 Kind = Literal["sync", "async"]
 
@@ -45,6 +47,14 @@ def shown(text: object) -> str:
     words = str(text)
     short = words if len(words) <= MAX_SHOWN else f"{words[:MAX_SHOWN]}…"
     return short if short.isprintable() else ascii(short)[1:-1]
+
+
+def read_stored(text: str, what: str) -> Any:
+    """What a row says as JSON. Raises NotDecodable, which names *what* it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotDecodable(f"The stored {what} cannot be read: {error}") from error
 
 
 class NewJob(NamedTuple):

@@ -12,7 +12,15 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from ..core.loggers import get_logger
 from ..core.tasks import registry_of
-from ..errors import ArgumentsError, DeclarationError, JobNotFound, NotAccepted, StoreError, TaskNotFound
+from ..errors import (
+    ArgumentsError,
+    DeclarationError,
+    JobNotFound,
+    NotAccepted,
+    NotDecodable,
+    StoreError,
+    TaskNotFound,
+)
 from ..ops.access import Gate
 from ..state import HasState
 from .forgery import is_own
@@ -35,6 +43,7 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     409: "Not possible now",
+    500: "A row of the task database cannot be read",
     503: "The task database does not answer",
 }
 _STATUS: dict[type[Exception], int] = {
@@ -43,6 +52,7 @@ _STATUS: dict[type[Exception], int] = {
     TaskNotFound: 404,
     DeclarationError: 404,
     NotAccepted: 409,
+    NotDecodable: 500,
     StoreError: 503,
 }
 """The first that fits counts."""
@@ -117,7 +127,7 @@ def _run(route: Route, values: Mapping[str, Any], view: View) -> BaseResponse:
         return response
     except tuple(_STATUS) as error:
         status = next(number for kind, number in _STATUS.items() if isinstance(error, kind))
-        if status == 503:
+        if status >= 500:
             log.exception("the dashboard cannot be shown")
         return error_page(status, _TITLES[status], str(error), framed)
     except HTTPException as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from ..ops.rows import JobRow
-from ..ops.views import ErrorView, job_view
+from ..ops.views import ErrorView, fields_of, job_view
 from . import redact
 from .redact import Unreadable, without_logins
 from .view import View
@@ -30,7 +30,7 @@ _FITTING = {
 
 def with_more(shown: Any, **more: Any) -> dict[str, Any]:
     """The fields of a view, and more."""
-    return {**{field.name: getattr(shown, field.name) for field in fields(shown)}, **more}
+    return {**fields_of(shown), **more}
 
 
 def job_line(view: View, row: JobRow) -> dict[str, Any]:

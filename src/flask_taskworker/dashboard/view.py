@@ -7,7 +7,7 @@ import hmac
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,7 +23,7 @@ from ..errors import ArgumentsError
 from ..ops.access import Visitor
 from ..ops.browse import Browser, Names
 from ..ops.operations import Operations, names_of
-from ..ops.views import iso
+from ..ops.views import as_json
 from ..state import AppState
 from ..store.sql import Store
 from . import charts, words
@@ -189,7 +189,7 @@ class View:
         return text if is_exact else None
 
     def page(self, template: str, data: Mapping[str, Any], *, title: str) -> Response:
-        """The page: *template* with *data* in the frame, or the data as JSON, without the parts that are Markup."""
+        """The page: *template* with *data* in the frame, or the data as JSON."""
         if request.args.get("format") == "json":
             return _json(data, 200)
         return _html(template, 200, **data, view=self, title=title, note=self._note())
@@ -254,22 +254,8 @@ def _html(template: str, status: int, **data: Any) -> Response:
 
 
 def _json(data: Mapping[str, Any], status: int) -> Response:
-    text = current_app.json.dumps(_plain("", data))
-    return current_app.response_class(text + "\n", status, mimetype="application/json")
-
-
-def _plain(name: str, value: Any) -> Any:
-    """As ``views.as_json`` has it, also for pages, which are mappings with views in them."""
-    if name == "at" or name.endswith("_at"):
-        return iso(value)
-    if isinstance(value, str):
-        return sendable(value)
-    if is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        shown = {key: one for key, one in value.items() if not isinstance(one, Markup)}
-        return {sendable(str(key)): _plain(str(key), one) for key, one in shown.items()}
-    return [_plain("", one) for one in value] if isinstance(value, list | tuple) else value
+    text = current_app.json.dumps(as_json(data))
+    return current_app.response_class(sendable(text) + "\n", status, mimetype="application/json")
 
 
 def _short(name: str, value: str) -> str:

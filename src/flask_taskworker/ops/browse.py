@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..core.failures import place_in
 from ..core.filters import EVERYTHING, JobFilter
+from ..core.rows import read_stored
 from ..core.words import MOST
 from ..errors import JobNotFound
 from ..store.driver import Row
@@ -23,11 +24,11 @@ from .rows import (
     AuditRow,
     FailureGroup,
     Figures,
-    JobPage,
+    JobList,
     JobRow,
     JobWhole,
     LogLine,
-    MailPage,
+    MailList,
     MailRow,
     QueueState,
     RecipientRow,
@@ -76,7 +77,7 @@ class Browser:
         before: int | None = None,
         names: Names = lambda task: (),
         everywhere: bool = False,
-    ) -> JobPage:
+    ) -> JobList:
         """A page of jobs, newest first. *before*: the id above which to look no more. *names*: for ``args.…``.
 
         *everywhere*: look at all jobs, window by window, where a list begins with the few that are next.
@@ -92,8 +93,8 @@ class Browser:
             found = self._read(sql, {**_parameters(chosen, below, floor), "limit": limit + 1})
             rows = [job_row(row) for row in found]
             if len(rows) > limit:
-                return JobPage(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
-            return JobPage(rows=rows, older=floor, searched_out=floor is not None)
+                return JobList(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
+            return JobList(rows=rows, older=floor, searched_out=floor is not None)
         older, ids = floor, []
         for looked, (job_id, task, args) in enumerate(self._args(chosen, below, floor or 0, everywhere=everywhere), 1):
             if args_fit(args, chosen.args, names(task)):
@@ -102,7 +103,7 @@ class Browser:
                 older = job_id
                 break
         rows = list(self.jobs_by_id(ids).values())
-        return JobPage(rows=rows, older=older, searched_out=older is not None and len(ids) < limit)
+        return JobList(rows=rows, older=older, searched_out=older is not None and len(ids) < limit)
 
     def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
         """Id, task and arguments of the jobs that fit but for these."""
@@ -111,7 +112,7 @@ class Browser:
             yield from rows
             below = rows[-1][0]
 
-    def first(self, chosen: JobFilter, *, limit: int, names: Names = lambda task: ()) -> JobPage:
+    def first(self, chosen: JobFilter, *, limit: int, names: Names = lambda task: ()) -> JobList:
         """The newest jobs that fit, for an act on all that do: these are all of them only where ``older`` is None."""
         return self.jobs(chosen, limit=limit, names=names, everywhere=self._has_more_than_few(chosen))
 
@@ -162,10 +163,11 @@ class Browser:
         parameters = {"id": job_id, "most": most + 1}
         rows = self._read(statements.JOB_WHOLE, parameters) if 0 < job_id <= MAX_ID else []
         if not rows:
-            raise JobNotFound(f"Job {job_id} does not exist: it was never created, or it was pruned.")
+            raise JobNotFound.of(job_id)
         parts = self._read(statements.TRIES, {"id": job_id, "tries": tries})
         attempts = [Attempt(*row) for what, *row in parts if what == "try"]
-        lines = {claim: _lines(text) for what, claim, *_, text in parts if what == "log"}
+        logs = {claim: read_stored(text, "log") for what, claim, *_, text in parts if what == "log"}
+        lines = {claim: [LogLine(*line) for line in log] for claim, log in logs.items()}
         return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines)
 
     def children(self, whole: JobWhole, *, limit: int) -> list[JobRow]:
@@ -312,7 +314,7 @@ class Browser:
 
     # -- mails and the audit log --------------------------------------------------------------------------------------
 
-    def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> MailPage:
+    def mails(self, *, limit: int = 50, before: str | None = None, address: str | None = None) -> MailList:
         """A page of queued mails, newest first. *before*: the id above which to look no more; *address*: only those
         with a recipient that has this in it, among :data:`WINDOW` mails."""
         given = {} if before is None else {"before": before}
@@ -325,8 +327,8 @@ class Browser:
         sql = statements.mails(self._dialect, given)
         rows = [MailRow(*row) for row in self._read(sql, {**given, "limit": limit + 1})]
         if len(rows) > limit:
-            return MailPage(rows=rows[:limit], older=rows[limit - 1].id, searched_out=False)
-        return MailPage(rows=rows, older=floor, searched_out=floor is not None)
+            return MailList(rows=rows[:limit], older=rows[limit - 1].id, searched_out=False)
+        return MailList(rows=rows, older=floor, searched_out=floor is not None)
 
     def mail(self, mail_id: str) -> MailRow | None:
         """One queued mail; None where there is none of that id."""
@@ -378,10 +380,6 @@ def args_fit(args: str, wanted: Sequence[tuple[str, str]], names: Sequence[str] 
         return False
     written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
     return all(name in written and written[name] == text for name, text in wanted)
-
-
-def _lines(text: str) -> list[LogLine]:
-    return [LogLine(*line) for line in json.loads(text)]
 
 
 def _last_at(rows: Sequence[Row]) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from ..core.rows import read_stored
 from ..store.sql import ScheduleRow, WorkerRow
 
 SILENT_MS = 30_000
@@ -33,7 +33,7 @@ def takes(info: dict[str, Any], queue: str) -> bool:
 
 def info_of(worker: WorkerRow) -> dict[str, Any]:
     """What the worker said about itself with its last beat."""
-    info: dict[str, Any] = json.loads(worker.info)
+    info: dict[str, Any] = read_stored(worker.info, f"state of worker {worker.id}")
     return info
 
 

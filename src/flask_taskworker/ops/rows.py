@@ -39,7 +39,8 @@ class JobWhole(NamedTuple):
     """What each try has logged, by its claim."""
 
 
-class LogLine(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LogLine:
     """One line that a try has logged."""
 
     at: int
@@ -49,7 +50,7 @@ class LogLine(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobPage:
+class JobList:
     """One page of a list, newest first."""
 
     rows: list[JobRow]
@@ -152,7 +153,7 @@ class MailRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MailPage:
+class MailList:
     """One page of a list of queued mails, newest first."""
 
     rows: list[MailRow]

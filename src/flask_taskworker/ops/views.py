@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from ..core.clock import from_ms
 from ..core.failures import read_cut
@@ -19,9 +19,11 @@ from ..core.triggers import Cron, Trigger, describe, trigger_from_text, trigger_
 from ..errors import NotDecodable
 from ..mail.queue.reading import header_in, headers_of
 from ..store.rollups import Percentile
-from ..store.sql import Attempt, ScheduleRow, WorkerRow, next_fire_ms
+from ..store.sql import ScheduleRow, WorkerRow, next_fire_ms
 from .health import LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 from .rows import FailureGroup, JobRow, JobWhole, LogLine, MailRow, QueueState, RecipientRow, ScheduleRun
+
+V = TypeVar("V")
 
 
 def iso(moment: int | datetime | None) -> str | None:
@@ -31,17 +33,35 @@ def iso(moment: int | datetime | None) -> str | None:
     return (from_ms(moment) if isinstance(moment, int) else moment).isoformat(timespec="milliseconds")
 
 
-def as_json(view: Any) -> dict[str, Any]:
-    """A view as JSON has it: moments (``at``, ``…_at``) in ISO 8601, views inside it likewise."""
-    return {field.name: _in_json(field.name, getattr(view, field.name)) for field in fields(view)}
+PAYLOAD = frozenset({"args", "kwargs", "result"})
+"""Fields whose values are the user's: no name in them means anything here."""
+
+
+def as_json(view: Any) -> Any:
+    """A view, or a page of views, as JSON has it: moments (``at``, ``…_at``) in ISO 8601, views inside it likewise."""
+    if is_dataclass(view):
+        view = fields_of(view)
+    if isinstance(view, Mapping):
+        return {name: _in_json(name, value) for name, value in view.items()}
+    return [as_json(one) for one in view] if isinstance(view, list | tuple) else view
 
 
 def _in_json(name: str, value: Any) -> Any:
     if name == "at" or name.endswith("_at"):
         return iso(value)
-    if is_dataclass(value):
-        return as_json(value)
-    return [_in_json("", inner) for inner in value] if isinstance(value, tuple) else value
+    # The names in a mapping inside are those of tasks, settings and the like.
+    return value if name in PAYLOAD or isinstance(value, Mapping) else as_json(value)
+
+
+def fields_of(view: Any) -> dict[str, Any]:
+    """The fields of a view by their names."""
+    return {field.name: getattr(view, field.name) for field in fields(view)}
+
+
+def _view(kind: type[V], row: Any, **own: Any) -> V:
+    """A view of *row*: it has *own* values, and all others under the same names as the row."""
+    names = (field.name for field in fields(cast(Any, kind)))
+    return kind(**{name: own[name] if name in own else getattr(row, name) for name in names})
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -65,8 +85,7 @@ def error_view(text: str | None, kind: str | None) -> ErrorView | None:
     """A stored error, which may be cut; None where there is none."""
     if text is None and kind is None:
         return None
-    failure = read_cut(text, kind)
-    return ErrorView(kind=failure.kind, type=failure.type, message=failure.message)
+    return _view(ErrorView, read_cut(text, kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,21 +138,15 @@ class JobView:
         return self.finished_at or started_at or self.run_at or self.created_at
 
 
-_SAME = (
-    *("id", "uid", "task", "queue", "kind", "priority", "max_attempts", "failures", "crashes", "claim", "run_at"),
-    *("created_at", "started_at", "finished_at", "expires_at", "schedule", "fire_at", "unique_key", "worker_id"),
-)
-
-
 def job_view(row: JobRow | JobWhole) -> JobView:
     """One job of a list, or with all that is stored of it."""
     record = row.record
     progress = Progress.from_text(record.progress)
     share = 100 * progress.done / progress.total if progress and progress.total else None
     has_ended = record.started_at is not None and record.finished_at is not None
-    same: dict[str, Any] = {name: getattr(record, name) for name in _SAME}
-    return JobView(
-        **same,
+    return _view(
+        JobView,
+        record,
         state="retrying" if record.state == "scheduled" and record.failures else record.state,
         discarded=bool(row.discarded),
         attempt=record.failures + (record.state != "failed" or not record.failures),
@@ -149,48 +162,42 @@ def job_view(row: JobRow | JobWhole) -> JobView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryView:
-    """One try of a job that did not simply succeed."""
+    """One try of a job. One that simply succeeded, or goes on, has no row: of it the job says what is known."""
 
-    attempt: int
     claim: int
+    attempt: int | None
     worker_id: str | None
     started_at: int | None
-    finished_at: int
+    finished_at: int | None
     outcome: str
     took_ms: int | None
-    error: ErrorView | None
-    traceback: str
+    error: ErrorView | None = None
+    traceback: str = ""
+    is_stored: bool = False
+    """Whether it has a row of its own."""
+    lines: tuple[LogLine, ...] = ()
+    """What it has logged."""
 
 
-def try_view(one: Attempt) -> TryView:
-    """One stored try."""
-    return TryView(
-        attempt=one.attempt,
-        claim=one.claim,
-        worker_id=one.worker_id,
-        started_at=one.started_at,
-        finished_at=one.finished_at,
-        outcome=one.outcome,
-        took_ms=one.finished_at - one.started_at if one.started_at else None,
-        error=error_view(one.error, None),
-        traceback=Failure.from_text(one.error, None).traceback,
-    )
+def try_views(job: JobView, whole: JobWhole) -> tuple[TryView, ...]:
+    """The tries of which something is known, oldest first."""
+    stored = {one.claim: one for one in whole.attempts}
+    views = []
+    for claim in sorted({*stored, *whole.lines, job.claim} - {0}):
+        lines = tuple(whole.lines.get(claim, ()))
+        if (one := stored.get(claim)) is not None:
+            took_ms = one.finished_at - one.started_at if one.started_at else None
+            failure = Failure.from_text(one.error, None)
+            own = {"took_ms": took_ms, "error": error_view(one.error, None), "traceback": failure.traceback}
+            views.append(_view(TryView, one, **own, lines=lines, is_stored=True))
+            continue
+        last = claim == job.claim and job.state in ("running", "succeeded")
+        known: dict[str, Any] = {name: getattr(job, name) if last else None for name in _OF_THE_LAST}
+        views.append(TryView(claim=claim, outcome=job.state if last else "ended", lines=lines, **known))
+    return tuple(views)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineView:
-    """A line that a try has logged."""
-
-    claim: int
-    at: int
-    level: str
-    logger: str
-    text: str
-
-
-def line_views(lines: Mapping[int, Sequence[LogLine]]) -> tuple[LineView, ...]:
-    """The lines of all tries, by their claims."""
-    return tuple(LineView(claim=claim, **line._asdict()) for claim, some in lines.items() for line in some)
+_OF_THE_LAST = ("attempt", "worker_id", "started_at", "finished_at", "took_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,17 +219,9 @@ class FailureView:
 
 def failure_view(group: FailureGroup) -> FailureView:
     """One group."""
-    return FailureView(
-        group=group.group,
-        task=group.newest.record.task,
-        error=error_view(group.newest.error, group.newest.record.failure_kind),
-        place=group.place,
-        count=group.count,
-        older=group.older,
-        first_at=group.first_at,
-        last_at=group.last_at,
-        newest=group.newest.record.id,
-    )
+    record = group.newest.record
+    error = error_view(group.newest.error, record.failure_kind)
+    return _view(FailureView, group, task=record.task, error=error, newest=record.id)
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
@@ -272,9 +271,9 @@ def schedule_view(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun] =
         state = "ended"
     else:
         state = "up" if runs or schedule.last_at is not None else "new"
-    return ScheduleView(
-        name=schedule.name,
-        task=schedule.task,
+    return _view(
+        ScheduleView,
+        schedule,
         when=UNREADABLE if trigger is None else describe(trigger),
         explained=trigger.explain() if isinstance(trigger, Cron) else None,
         zone=trigger.timezone if isinstance(trigger, Cron) else "UTC",
@@ -286,8 +285,6 @@ def schedule_view(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun] =
         state=state,
         paused=bool(schedule.paused),
         late_ms=now - (schedule.next_at or 0) if is_late(schedule, now) else 0,
-        last_at=schedule.last_at,
-        next_at=schedule.next_at,
     )
 
 
@@ -345,16 +342,12 @@ def worker_view(worker: WorkerRow, now: int) -> WorkerView:
     """One worker."""
     info = info_of(worker)
     busy, queues = info.get("running") or {}, info.get("queues")
-    return WorkerView(
-        id=worker.id,
+    return _view(
+        WorkerView,
+        worker,
         name=info.get("name") or name_of(worker),
-        host=worker.host,
-        pid=worker.pid,
         version=info.get("version"),
         state="silent" if is_silent(worker, now) else _WORKER_STATES[worker.state],
-        started_at=worker.started_at,
-        beat_at=worker.beat_at,
-        running=worker.running,
         async_busy=busy.get("async", 0),
         async_slots=info.get("concurrency"),
         sync_busy=busy.get("sync", 0),
@@ -400,15 +393,11 @@ def queue_summary(queue: QueueState, workers: Iterable[WorkerRow], now: int) -> 
     else:
         state = "ok" if serving else "idle"
     figures = queue.figures
-    return QueueSummary(
-        name=queue.name,
+    return _view(
+        QueueSummary,
+        queue,
         state=state,
-        ready=queue.ready,
-        running=queue.running,
         slots=sum(info.get("concurrency", 0) + info.get("threads", 0) for info in serving),
-        oldest_at=queue.oldest_at,
-        paused_at=queue.paused_at,
-        paused_by=queue.paused_by,
         done_last_hour=figures.ended if figures else 0,
         failed_last_hour=figures.failed if figures else 0,
         p95_wait=figures.wait_percentile(0.95) if figures else None,
@@ -456,21 +445,16 @@ def mail_view(mail: MailRow, endings: Mapping[str, int], recipients: Sequence[Re
         state = "accepted" if set(endings) <= {"accepted"} else "partly refused"
     else:
         state = mail.state or "orphaned"
-    return MailView(
-        id=mail.id,
-        message_id=mail.message_id,
+    return _view(
+        MailView,
+        mail,
         subject=header_in(headers, "Subject") or "",
         author=header_in(headers, "From") or mail.sender,
-        sender=mail.sender,
         state=state,
         endings=endings,
         recipients=tuple(recipients),
         job=mail.job_id,
-        tries=mail.tries,
-        size=mail.size,
         once=bool(mail.once),
-        created_at=mail.created_at,
         next_try_at=mail.run_at if mail.state == "scheduled" else None,
         give_up_at=mail.give_up_at if mail.finished_at is None else None,
-        finished_at=mail.finished_at,
     )

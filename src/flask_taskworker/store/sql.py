@@ -208,7 +208,7 @@ class Store:
         _check_id(job_id)
         rows = self._read(sql, id=job_id)
         if not rows:
-            raise _not_found(job_id)
+            raise JobNotFound.of(job_id)
         return rows[0]
 
     def attempts(self, job_id: int) -> list[Attempt]:
@@ -321,11 +321,7 @@ class Store:
 def _check_id(job_id: int) -> None:
     """No database holds a greater number; it would raise an error of its own."""
     if not 0 < job_id <= MAX_ID:
-        raise _not_found(job_id)
-
-
-def _not_found(job_id: int) -> JobNotFound:
-    return JobNotFound(f"Job {job_id} never existed, or it was pruned after its time in TASKER_KEEP_*.")
+        raise JobNotFound.of(job_id)
 
 
 def record_of(job: NewJob, job_id: int) -> JobRecord:

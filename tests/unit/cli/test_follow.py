@@ -62,7 +62,7 @@ def test_job_shows_what_its_tries_have_logged_and_where_it_comes_from(shop: Shop
     assert "  22:13:20 WARNING shop: no \\x1b[31mrows\n  22:13:21 INFO shop: done\n" in out
     assert "  by         request POST /x\\n\n" in out
     found = shop("job", str(job.id), "--json").json
-    assert [(line["claim"], line["level"], line["text"]) for line in found["lines"]] == [
+    assert [(one["claim"], line["level"], line["text"]) for one in found["tries"] for line in one["lines"]] == [
         (1, "WARNING", "no \x1b[31mrows"),
         (1, "INFO", "done"),
     ]

@@ -91,4 +91,4 @@ def test_job_whose_arguments_no_one_can_read_is_still_shown(shop: Shop, stored: 
 def test_unknown_job_is_reported_by_the_exit_code(shop: Shop) -> None:
     answer = shop("job", "77")
     assert (answer.code, answer.out) == (3, "")
-    assert answer.err.startswith("Error: Job 77 does not exist: ")
+    assert answer.err.startswith("Error: Job 77 never existed, or it was pruned")

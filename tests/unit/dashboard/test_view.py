@@ -115,7 +115,7 @@ def test_page_is_there_as_json(shown: Lab, address: str) -> None:
 
 
 def test_errors_are_there_as_json_too(lab: Lab) -> None:
-    assert lab.get("/jobs/999", format="json").get_json()["error"].startswith("Job 999 does not exist")
+    assert lab.get("/jobs/999", format="json").get_json()["error"].startswith("Job 999 never existed")
     assert "'zz:1' is not known" in lab.get("/jobs", filter="zz:1", format="json").get_json()["error"]
     lab.permissions = False
     assert lab.get("/", format="json").get_json().keys() == {"error"}
@@ -158,8 +158,8 @@ def test_flasks_own_arguments_of_links_are_not_for_visitors(shown: Lab) -> None:
         ("/jobs?filter=%22", 400, "quotation mark"),
         ("/jobs?format=xml", 400, "Allowed: json, html"),
         ("/?window=year", 400, "Allowed: 1h, 6h, 24h, 7d"),
-        ("/jobs/0", 404, "Job 0 does not exist"),
-        ("/jobs/99999999999999999999", 404, "does not exist"),
+        ("/jobs/0", 404, "Job 0 never existed"),
+        ("/jobs/99999999999999999999", 404, "never existed"),
         ("/jobs/x", 404, "no such page"),
         ("/jobs/-1", 404, "no such page"),
         ("/jobs/1/%00", 400, "NUL"),

@@ -15,6 +15,7 @@ from flask_taskworker.errors import JobNotFound
 from flask_taskworker.ops import browse, rows
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.operations import Operations, names_of
+from flask_taskworker.ops.rows import LogLine
 from flask_taskworker.store.rollups import Percentile
 from flask_taskworker.store.sql import MAX_ID, Store
 from tests.support.stored import Rows, store_jobs, store_many
@@ -385,7 +386,7 @@ def test_a_job_comes_with_all_that_is_stored_of_it(browser: Browser, rows: Rows)
     assert (job.record.id, job.args, job.error, job.result) == (job_id, args, "e", "r")
     assert (job.origin, job.failure_group, job.discarded) == ('{"job": 7}', "g", 0)
     assert [(a.claim, a.outcome) for a in job.attempts] == [(1, "retrying"), (2, "failed")]
-    assert job.lines == {1: [(5, "INFO", "app", "hello")]}
+    assert job.lines == {1: [LogLine(5, "INFO", "app", "hello")]}
 
 
 def test_children_are_those_that_were_enqueued_inside(
@@ -417,7 +418,7 @@ def test_children_are_those_that_were_enqueued_inside(
 
 @pytest.mark.parametrize("job_id", [0, -1, 1, MAX_ID, MAX_ID + 1, 10**30])
 def test_a_job_that_is_not_there_is_named(browser: Browser, job_id: int) -> None:
-    with pytest.raises(JobNotFound, match=f"Job {job_id} does not exist:"):
+    with pytest.raises(JobNotFound, match=f"Job {job_id} never existed, or it was pruned"):
         browser.job(job_id)
 
 

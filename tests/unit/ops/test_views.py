@@ -10,7 +10,7 @@ import pytest
 
 from flask_taskworker.core.rows import JobRecord, Progress
 from flask_taskworker.core.triggers import Cron, Every, trigger_to_text
-from flask_taskworker.ops.rows import JobRow, MailRow, QueueState, RecipientRow, ScheduleRun
+from flask_taskworker.ops.rows import JobRow, JobWhole, LogLine, MailRow, QueueState, RecipientRow, ScheduleRun
 from flask_taskworker.ops.views import (
     as_json,
     error_view,
@@ -18,7 +18,7 @@ from flask_taskworker.ops.views import (
     mail_view,
     queue_summary,
     schedule_view,
-    try_view,
+    try_views,
     worker_view,
 )
 from flask_taskworker.store.sql import Attempt, ScheduleRow, WorkerRow
@@ -96,10 +96,26 @@ def test_an_error_reads_as_type_and_message_or_as_its_kind() -> None:
     assert error_view('{"type": "E", "message": "m", "trace', None).text == "E: m"  # type: ignore[union-attr]
 
 
+def whole(attempts: list[Attempt], lines: dict[int, list[LogLine]], **values: Any) -> JobWhole:
+    return JobWhole(*job(**values), None, None, attempts, lines)  # type: ignore[call-arg]
+
+
 def test_a_try_took_as_long_as_it_ran() -> None:
-    view = try_view(Attempt(2, 1, "w", NOW, NOW + 40, "retrying", '{"type": "E", "message": "", "traceback": "T"}'))
-    assert (view.took_ms, view.traceback, view.claim) == (40, "T", 2)
-    assert try_view(Attempt(2, 1, None, None, NOW, "interrupted", None)).took_ms is None
+    attempts = [
+        Attempt(1, 1, None, None, NOW, "interrupted", None),
+        Attempt(2, 1, "w", NOW, NOW + 40, "retrying", '{"type": "E", "message": "", "traceback": "T"}'),
+    ]
+    first, second = try_views(job_view(job()), whole(attempts, {}))
+    assert (first.took_ms, second.took_ms, second.traceback, second.claim) == (None, 40, "T", 2)
+
+
+def test_a_try_without_a_row_is_told_by_its_job_and_its_lines() -> None:
+    line = LogLine(NOW, "INFO", "app", "done")
+    values = {"state": "succeeded", "claim": 2, "started_at": NOW, "finished_at": NOW + 5, "worker_id": "w"}
+    first, last = try_views(job_view(job(**values)), whole([], {1: [line]}, **values))
+    assert (first.claim, first.outcome, first.attempt, first.lines) == (1, "ended", None, (line,))
+    assert (last.claim, last.outcome, last.attempt, last.took_ms, last.worker_id) == (2, "succeeded", 1, 5, "w")
+    assert try_views(job_view(job()), whole([], {})) == ()
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------

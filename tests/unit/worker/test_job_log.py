@@ -62,7 +62,10 @@ def test_a_line_is_kept_with_its_moment_level_and_logger(
     job = report.enqueue("sales")
     # They may be written while the job runs, one by one.
     found = wait_for(lambda: (f := lines(store, job)) and len(f[1]) > 1 and f)
-    assert [line[1:] for line in found[1]] == [("INFO", "shop", "writing sales"), ("WARNING", "shop.db", "slow")]
+    assert [(line.level, line.logger, line.text) for line in found[1]] == [
+        ("INFO", "shop", "writing sales"),
+        ("WARNING", "shop.db", "slow"),
+    ]
     assert all(before - 1 <= line.at <= store.clock() for line in found[1])
 
 

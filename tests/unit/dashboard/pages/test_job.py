@@ -35,7 +35,7 @@ def test_it_says_what_the_command_says(lab: Lab) -> None:
     page = lab.data(f"/jobs/{job_id}")
     words = lab.app.test_cli_runner().invoke(args=["tasks", "job", str(job_id), "--json"]).stdout
     command = json.loads(words)
-    same = set(page) & set(command) - {"args", "kwargs", "result", "error", "origin", "tries", "lines"}
+    same = set(page) & set(command) - {"args", "kwargs", "result", "error", "origin", "tries"}
     assert same >= {"id", "task", "state", "attempt", "max_attempts", "created_at", "finished_at", "took_ms"}
     assert {name: page[name] for name in same} == {name: command[name] for name in same}
     assert (page["state"], page["error"]["type"]) == ("failed", "ValueError")
@@ -57,3 +57,26 @@ def test_arguments_and_results_need_a_permission(lab: Lab) -> None:
 
 def test_a_job_that_does_not_exist_is_not_found(lab: Lab) -> None:
     assert lab.get("/jobs/77").status_code == 404
+
+
+def test_arguments_that_are_named_like_moments_stay_as_they_are(lab: Lab) -> None:
+    @lab.task_worker.task(name="book")
+    def book(start_at: str, at: int) -> list[dict[str, int]]:
+        return [{"at": at}]
+
+    with lab.app.app_context():
+        job = book.enqueue("tomorrow", at=7)
+    lab.drain()
+    data = lab.data(f"/jobs/{job.id}")
+    assert (data["args"], data["result"]) == ({"start_at": "tomorrow", "at": 7}, [{"at": 7}])
+
+
+def test_its_json_has_the_tries_of_the_command(lab: Lab) -> None:
+    job_id = enqueue(lab, 1)
+    lab.drain()
+    command = json.loads(lab.app.test_cli_runner().invoke(args=["tasks", "job", str(job_id), "--json"]).stdout)
+    (on_page,), (printed,) = lab.data(f"/jobs/{job_id}")["tries"], command["tries"]
+    assert (printed["outcome"], printed["attempt"]) == ("succeeded", 1)
+    assert {name: on_page[name] for name in printed if name != "traceback"} == {
+        name: printed[name] for name in printed if name != "traceback"
+    }
