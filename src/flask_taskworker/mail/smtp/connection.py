@@ -35,7 +35,6 @@ from .transaction import (
     NotTried,
     Transaction,
     flights,
-    is_protocol_error,
     reply_of,
 )
 
@@ -140,10 +139,10 @@ class SMTPConnection:
             error = transaction.broken_off(broken)
         if error is None:
             return transaction
-        is_over = isinstance(error, ServerDisconnected)
-        if is_over or self._is_worn(transaction):
+        is_used_up = isinstance(error, ServerDisconnected) or (self.mails > 0 and transaction.is_worn)
+        if is_used_up or transaction.is_left_waiting:
             self.abort()
-        if self.mails and not isinstance(error, ServerTimeout) and (is_over or self._is_worn(transaction)):
+        if self.mails and is_used_up and not isinstance(error, ServerTimeout):
             # The server has had enough of the connection, not of this mail.
             raise transaction.broken_off(NotTried(str(error)))
         raise error
@@ -164,9 +163,6 @@ class SMTPConnection:
             raise
         if transaction.is_full:
             self.facts.limit_recipients(len(transaction.accepted))
-        if transaction.needs_lone_dot:
-            with contextlib.suppress(_Incomplete):
-                await self._exchange(b".\r\n", 1)
 
     async def conclude(
         self, opened: Transaction, following: Envelope | None = None
@@ -225,24 +221,23 @@ class SMTPConnection:
         self, begun: Transaction, commands: Sequence[Command], replies: Sequence[SMTPResponse]
     ) -> Transaction | MailError:
         """What became of a mail that was begun behind a message; NotTried unless the replies are about itself."""
-        farewell = any(reply.code == CLOSING for reply in replies)
-        if farewell or len(replies) < len(commands):
-            self.abort()
-            return NotTried()
         try:
-            for command, response in zip(commands, replies, strict=True):
-                begun.note(command, response)
+            for command, response in zip(commands, replies, strict=False):
+                if response.code != CLOSING:
+                    begun.note(command, response)
         except OutOfStep as error:
             self.abort()
             return error
-        self._reset_first = True
-        if begun.was_tried() and not begun.needs_lone_dot:
+        is_over = any(reply.code == CLOSING for reply in replies) or len(replies) < len(commands)
+        if not is_over and begun.was_tried() and not begun.is_left_waiting:
+            self._reset_first = True
             return begun.error() or begun
-        if any(map(is_protocol_error, (begun.sender, begun.go_ahead, *begun.refused.values()))):
+        if not is_over and begun.is_out_of_turn:
             self.facts.stop_overlapping()
-        if begun.go_ahead is not None and begun.go_ahead.code < 400:
-            self.abort()  # it waits for a message
-        return NotTried()
+        if is_over or (begun.go_ahead is not None and begun.go_ahead.code < 400):
+            self.abort()  # gone, or waiting for a message
+        self._reset_first = True
+        return begun.broken_off(NotTried())
 
     async def quit(self) -> None:
         """Say goodbye and close; never raises, and takes a second at most."""
@@ -325,11 +320,6 @@ class SMTPConnection:
         if farewell is not None:
             error = ServerDisconnected(None, farewell.code, farewell.text)
         raise _Incomplete(error, replies)
-
-    def _is_worn(self, transaction: Transaction) -> bool:
-        """Whether the server takes no more mails on this connection, and perhaps on another."""
-        sender = transaction.sender
-        return self.mails > 0 and sender is not None and (400 <= sender.code < 500 or is_protocol_error(sender))
 
 
 class _Incomplete(Exception):

@@ -112,19 +112,27 @@ class Transaction:
         return (*self._too_many, *self.envelope.recipients[self._asked :])
 
     @property
-    def needs_lone_dot(self) -> bool:
-        """Whether the server waits for a message that is for no recipient (RFC 2920, 3.1)."""
+    def is_left_waiting(self) -> bool:
+        """Whether the server waits for a message although it took no recipient.
+
+        An earlier mail's envelope may be open there, so it gets no end of data either: the connection is closed.
+        """
         return not self.accepted and self.go_ahead is not None and self.go_ahead.code == GO_AHEAD
+
+    @property
+    def _answers(self) -> list[Reply]:
+        """The replies, without those that only follow from a refusal before them."""
+        if self.is_sender_refused:
+            return [self.sender] if self.sender is not None else []
+        go_ahead = [self.go_ahead] if self.accepted and self.go_ahead is not None else []
+        return [*self.refused.values(), *go_ahead]
 
     def error(self) -> MailError | None:
         """Why the message is not to be sent; None if the server waits for it."""
         if self._reset is not None and self._reset.code >= 400:
             # The envelope of the mail before may still be open.
             return self.broken_off(ServerDisconnected(None, self._reset.code, self._reset.text))
-        answers: list[Reply | None] = [self.sender]
-        if not self.is_sender_refused:
-            answers += [*self.refused.values(), self.go_ahead if self.accepted else None]
-        unordered = next((reply for reply in answers if reply is not None and _is_unordered(reply)), None)
+        unordered = next(filter(_is_unordered, self._answers), None)
         if unordered is not None:
             # The server is elsewhere in the dialogue, so no reply of this transaction is about the mail.
             return OutOfStep("MAIL, RCPT, DATA", unordered.code, unordered.text)
@@ -147,21 +155,27 @@ class Transaction:
     def broken_off(self, error: E) -> E:
         """*error*, which ended the transaction, with the recipients that had been refused before."""
         known = {} if self.is_sender_refused else self.refused
-        error.refused = {address: reply for address, reply in known.items() if not _is_unordered(reply)}
+        error.refused = {address: reply for address, reply in known.items() if not _is_protocol_error(reply)}
         return error
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether the server takes no more mails on this connection, and perhaps on another."""
+        return self.sender is not None and (400 <= self.sender.code < 500 or _is_protocol_error(self.sender))
+
+    @property
+    def is_out_of_turn(self) -> bool:
+        """Whether the server objects to when or how it was asked, not to the mail."""
+        return any(map(_is_protocol_error, self._answers))
 
     def was_tried(self) -> bool:
         """Whether the replies to a mail that was begun behind a message are about the mail itself."""
-        recipients = list(self.refused.values())
-        if self.is_sender_refused or any(map(is_protocol_error, recipients)):
+        if self.is_sender_refused or self.is_out_of_turn:
             return False
         return not self.accepted or self.go_ahead is None or self.go_ahead.code == GO_AHEAD
 
 
-def is_protocol_error(reply: Reply | None) -> bool:
-    """Whether the server objects to when or how it was asked, not to the mail."""
-    if reply is None:
-        return False
+def _is_protocol_error(reply: Reply) -> bool:
     text = reply.text.lower()
     return reply.code in (500, 502, 503) or text.startswith("5.5.1") or "pipelin" in text or "synchroni" in text
 

@@ -226,7 +226,7 @@ def test_refusal_raises_the_error_of_both_families(
     assert len(server.mails) == 1
 
 
-def test_go_ahead_for_no_recipient_is_answered_with_a_lone_dot(serve: Serve, make_mail: MakeMail) -> None:
+def test_go_ahead_for_no_recipient_gets_no_message(serve: Serve, make_mail: MakeMail) -> None:
     def script(session: Session, verb: str, line: str) -> str | None:
         if "bad" in line:
             return "550 5.1.1 no"
@@ -237,7 +237,24 @@ def test_go_ahead_for_no_recipient_is_answered_with_a_lone_dot(serve: Serve, mak
     with pytest.raises(RecipientsRefused):
         mail.send(message(recipients=["bad@x.org"]))
     assert mail.send(message())
-    assert (len(server.sessions), len(server.mails), server.bad_lines) == (1, 1, [])
+    assert ([session.mails for session in server.sessions], server.bad_lines) == ([0, 1], [])
+
+
+def test_envelope_that_a_failed_reset_left_open_gets_no_empty_message(serve: Serve, make_mail: MakeMail) -> None:
+    def script(session: Session, verb: str, line: str) -> str | None:
+        if "bad@" in line:
+            return "550 5.1.1 no"
+        if verb == "DATA" and "RSET" not in session.verbs:
+            return "452 4.3.1 later"
+        return "451 4.3.0 no" if verb == "RSET" else None
+
+    server = serve(script=script)
+    mail = make_mail(server, MAIL_POOL_SIZE=1)
+    with pytest.raises(DataRefused):
+        mail.send(message(recipients=["first@x.org"]))
+    with pytest.raises(RecipientsRefused):
+        mail.send(message(recipients=["bad@x.org"]))
+    assert server.mails == []
 
 
 # ---------------------------------------------------------------- drops
@@ -551,16 +568,21 @@ def test_rejection_beside_a_reset_that_failed_is_not_asked_for_again(
     assert times_asked(server, "bad@") == 1
 
 
-def test_rejection_of_everybody_holds_although_the_lone_dot_is_not_answered(serve: Serve, make_mail: MakeMail) -> None:
+@pytest.mark.parametrize(
+    "end", [Drop(), Drop("421 4.3.2 closing\r\n"), Drop("354 go ahead\r\n421 bye\r\n"), "451 later"]
+)
+def test_rejection_behind_a_message_is_not_asked_for_again(end: Any, serve: Serve, make_mail: MakeMail) -> None:
     def script(session: Session, verb: str, line: str) -> Any:
-        if "bad@" in line:
+        if "bad" in line:
             return "550 5.1.1 no such user"
-        return {"DATA": "354 go ahead", ".": Drop()}.get(verb)
+        return end if verb == "DATA" and "second@x.org" in session.recipients and session.mails else None
 
     server = serve(script=script)
-    with pytest.raises(RecipientsRefused):
-        make_mail(server).send(message(recipients=["bad@x.org"]))
-    assert times_asked(server, "bad@") == 1
+    mail = make_mail(server, MAIL_POOL_SIZE=1)
+    recipients = [["first@x.org"], ["bad@x.org", "second@x.org"], ["bad2@x.org"]]
+    results = mail.send_many([message(recipients=some) for some in recipients])
+    assert [set(result.refused) - {"second@x.org"} for result in results] == [set(), {"bad@x.org"}, {"bad2@x.org"}]
+    assert (times_asked(server, "bad@"), times_asked(server, "bad2@")) == (1, 1)
 
 
 def times_asked(server: SMTPServer, address: str) -> int:

@@ -67,6 +67,22 @@ def test_server_that_cannot_reset_is_left() -> None:
     assert isinstance(made.error(), ServerDisconnected)
 
 
+@pytest.mark.parametrize(
+    ("replies", "is_out_of_turn"),
+    [
+        (("503 5.5.1 not now",), True),
+        (("250 ok", "554 5.5.0 improper pipelining"), True),
+        (("250 ok", "250 ok", "250 ok", "503 not now"), True),
+        (("450 4.7.1 later", "503 5.5.1 need MAIL", "503 5.5.1 need MAIL", "503 5.5.1 need RCPT"), False),
+        (("250 ok", "550 no", "550 no", "503 5.5.1 need RCPT"), False),
+    ],
+)
+def test_bad_sequence_that_follows_from_a_refusal_is_no_objection_to_the_order(
+    replies: tuple[str, ...], is_out_of_turn: bool
+) -> None:
+    assert transaction(*replies).is_out_of_turn == is_out_of_turn
+
+
 def test_recipients_are_named_in_groups_of_a_hundred() -> None:
     envelope = Envelope(sender="a@x.org", recipients=tuple(map(str, range(250))), data=b"")
     groups = flights(envelope, MAIL, list(map(rcpt, envelope.recipients)), together=True)
