@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 import weakref
+from collections import Counter
 from typing import Any
 
 from ...errors import StoreError
@@ -30,7 +31,8 @@ _execute = sqlite3.Connection.execute
 class ForkSafeConnection(sqlite3.Connection):
     """A connection that fetches all rows at once. Safe from any thread, one at a time."""
 
-    _busy = False
+    _thread: int | None = None
+    """The thread that uses it now."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if _spoilt:
@@ -72,18 +74,20 @@ class ForkSafeConnection(sqlite3.Connection):
             return False
 
     def _enter(self) -> None:
-        global _busy
-        if not self._busy:
-            with _entrance, _count:
-                _busy += 1
-            self._busy = True
+        if self._thread is None:
+            thread = threading.get_ident()
+            # A fork waits for this thread already, if it uses another connection, and could not end before it.
+            with _count if thread in _busy else _entrance, _count:
+                _busy[thread] += 1
+            self._thread = thread
 
     def _leave(self) -> None:
-        global _busy
-        if self._busy:
-            self._busy = False
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
             with _count:
-                _busy -= 1
+                _busy[thread] -= 1
+                if not _busy[thread]:
+                    del _busy[thread]
 
 
 class Rows:
@@ -104,8 +108,8 @@ _connections: weakref.WeakSet[ForkSafeConnection] = weakref.WeakSet()
 _entrance = threading.RLock()
 """Held by a process that forks: nothing new begins."""
 _count = threading.RLock()
-_busy = 0
-"""How many connections run a statement or have a transaction open. Under the count's lock."""
+_busy: Counter[int] = Counter()
+"""How many connections each thread has that run a statement or have a transaction open. Under the count's lock."""
 _pid = os.getpid()
 _spoilt = False
 """Whether this process was forked while one was busy."""
@@ -128,7 +132,7 @@ def _after_fork_in_parent() -> None:
 
 def after_fork_in_child() -> None:
     """Close what was inherited. Harmless when repeated; for those who fork without Python's hooks, as uWSGI does."""
-    global _entrance, _count, _busy, _pid, _spoilt
+    global _entrance, _count, _pid, _spoilt
     if _pid == os.getpid():
         return
     _pid = os.getpid()
@@ -138,7 +142,7 @@ def after_fork_in_child() -> None:
     else:
         for connection in list(_connections):
             connection.close()
-    _busy = 0
+    _busy.clear()
 
 
 if hasattr(os, "register_at_fork"):
