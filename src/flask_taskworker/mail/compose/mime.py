@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 from ..errors import BadHeaderError
 from .fields import FORBIDDEN, as_list, encoded_words, force_text, sanitize_address, sanitize_addresses
 from .headers import HIDDEN, MAX_LINE, clean, header, pairs, parameter
+from .html_text import text_of
 
 _UTF8_NAMES = frozenset({"utf-8", "utf8"})
 _SHARE_ABOVE = 1024
@@ -105,8 +106,13 @@ def _body(message: Any, charset: str, mime_text: TextPart | None) -> _Part:
     if not message.alts:
         plain = _text(message.body, "plain", charset, mime_text)
         return _multipart("related", 3, message, [plain, *inline]) if inline else plain
-    # An empty text would be what some clients show.
-    parts = [_text(message.body, "plain", charset, mime_text)] if message.body else []
+    # Never an empty one: some clients would show it instead of the HTML.
+    if message.body:
+        parts = [_text(message.body, "plain", charset, mime_text)]
+    else:
+        words = text_of(force_text(message.alts.get("html") or ""))
+        # In UTF-8: what the HTML wrote as an entity may not be in its charset.
+        parts = [_text(words, "plain", "utf-8", mime_text)] if words else []
     for subtype, content in message.alts.items():
         part = _text(content, subtype, charset, mime_text)
         if subtype == "html" and inline:
