@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ..core.loggers import get_logger
 from ..core.rows import Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
-from .driver import LoopLink, RowLocked, RowRefused, Run
+from .driver import LoopLink, Row, RowLocked, RowRefused, Run
 from .rollups import Tally
 from .sql import Store, declare_schedule, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import jobs as job_statements
@@ -29,6 +30,8 @@ log = get_logger("store")
 PRUNE_BATCH = 250
 """Small, so that others get at the write lock between two batches."""
 PROMOTE_BATCH = 250
+FLOOR_SECONDS = 1.0
+"""On PostgreSQL a claim begins behind the last one; after this time from the beginning, where jobs come back."""
 KEEP_MINUTES_MS = 2 * 24 * 3600 * 1000
 KEEP_HOURS_MS = 62 * 24 * 3600 * 1000
 KEEP_NOTES_MS = 400 * 24 * 3600 * 1000
@@ -108,6 +111,14 @@ class Recorded(NamedTuple):
     """Those whose rows another session has locked: they are to be recorded later."""
 
 
+class _Floor(NamedTuple):
+    """The last job of a claim that took as many as there was room for."""
+
+    until: float
+    priority: int
+    behind: int
+
+
 class WorkerStore:
     """The rows as one worker's loop sees them. For that loop only. Errors come as StoreError."""
 
@@ -117,6 +128,8 @@ class WorkerStore:
         self._link = link
         self._peek = job_statements.peek(dialect)
         self._claim = {kind: job_statements.claim(dialect, kind) for kind in ("async", "sync")}
+        self._claim_behind = {kind: job_statements.claim_behind(kind) for kind in ("async", "sync")}
+        self._floors: dict[tuple[str, str], _Floor] | None = {} if dialect.name == "postgresql" else None
         self._claim_suspect = job_statements.claim_suspect(dialect)
         self._confirm = job_statements.confirm_claims(dialect)
         self._promote = job_statements.promote(dialect)
@@ -172,10 +185,24 @@ class WorkerStore:
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
         parameters = {"worker_id": worker_id, "queue": queue, "number": number, "now": self._store.clock()}
-        claims = [Claim._make(row) for row in await self._link.write(self._claim[kind], parameters, durable=False)]
+        rows: list[Row] = []
+        floor = None if self._floors is None else self._floors.pop((queue, kind), None)
+        if floor is not None and floor.until > time.monotonic():
+            behind = {**parameters, "priority": floor.priority, "behind": floor.behind}
+            rows = await self._link.write(self._claim_behind[kind], behind, durable=False)
+        else:
+            floor = None
+        if len(rows) < number:
+            rows += await self._link.write(
+                self._claim[kind], {**parameters, "number": number - len(rows)}, durable=False
+            )
+        claims = [Claim._make(row) for row in rows]
         # RETURNING promises no order.
         claims.sort(key=_ID)
         claims.sort(key=_PRIORITY, reverse=True)
+        if self._floors is not None and len(claims) == number:
+            until = time.monotonic() + FLOOR_SECONDS if floor is None else floor.until
+            self._floors[queue, kind] = _Floor(until, claims[-1].priority, claims[-1].id)
         return claims
 
     async def claim_suspect(self, worker_id: str, queues: Sequence[str] | None) -> list[Claim]:

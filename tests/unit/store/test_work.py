@@ -25,6 +25,7 @@ from flask_taskworker.store.statements import workers as worker_statements
 from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, DueSchedule, Ended, Firing, WorkerStore
 from flask_taskworker.worker.liveness import Heartbeat, News
 from flask_taskworker.worker.timing import Timing
+from tests.support.postgres import connect
 
 pytestmark = pytest.mark.both_databases
 
@@ -126,6 +127,52 @@ def test_claim_takes_the_most_urgent_and_oldest_of_its_queue_and_kind(bench: Ben
     assert [claim.id for claim in bench.claim(2)] == [high, low]
     assert [claim.id for claim in bench.claim(9)] == [second]
     assert bench.claim(9) == []
+
+
+def test_claims_of_a_backlog_take_the_most_urgent_first_and_leave_nothing_behind(bench: Bench) -> None:
+    bench.worker()
+    first, second, third, fourth = (bench.add() for _ in range(4))
+
+    async def claim_all(work: WorkerStore) -> list[int]:
+        (back,) = await work.claim("w", "q", "async", 1)
+        taken = [back.id]
+        await work.hand_back("other", [Ended(back, Outcome(OutcomeKind.RELEASED), NOW, NOW)])
+        urgent, lazy = bench.add(priority=1), bench.add(priority=-1)
+        assert (urgent, lazy) == (fourth + 1, fourth + 2)
+        while claims := await work.claim("w", "q", "async", 2):
+            taken += [claim.id for claim in claims]
+        return taken
+
+    taken = bench.do(claim_all)
+    assert taken[:2] == [first, fourth + 1]
+    # The job that came back may be passed by others for a moment.
+    assert sorted(taken[2:]) == [first, second, third, fourth, fourth + 2]
+    assert taken[-1] in (first, fourth + 2)
+
+
+def test_claim_does_not_step_over_all_that_was_claimed_beside_an_old_transaction(bench: Bench, app: Flask) -> None:
+    if app.config.get("TASKER_DRIVER") != "postgresql":
+        pytest.skip("SQLite's index loses what is claimed at once")
+    bench.worker()
+    bench.store.add([bench.new() for _ in range(3000)])
+    with closing(connect(app.config["TASKER_DATABASE_URI"])) as old:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM taskworker_meta").fetchone()
+
+        async def entries_read(work: WorkerStore) -> list[int]:
+            await work.claim("w", "q", "async", 2900)
+            assert work._floors is not None
+            (floor,) = work._floors.values()
+            read = []
+            for sql in (work._claim_behind["async"], work._claim["async"]):
+                values = {"priority": floor.priority, "behind": floor.behind, "worker_id": "w", "queue": "q"}
+                rows = await work._link.write(f"EXPLAIN (ANALYZE, BUFFERS) {sql}", {**values, "number": 1, "now": 1})
+                (found,) = re.findall(r"shared hit=(\d+)", rows[1][0])
+                read.append(int(found))
+            return read
+
+        behind, from_the_start = bench.do(entries_read)
+    assert behind * 2 < from_the_start
 
 
 def test_claim_says_who_runs_the_job_since_when_and_counts(bench: Bench) -> None:
