@@ -96,7 +96,12 @@ class TaskWorker:
             log.warning("The configuration of the app %r has %s, which means nothing. %s", app.import_name, key, remedy)
         install_job_log()
         find_app = weakref.ref(app)
-        store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
+        store = Store(
+            make_driver(config),
+            keep_succeeded=config.keep_succeeded,
+            keep_failed=config.keep_failed,
+            timezone=config.timezone,
+        )
         state = AppState(
             config=config,
             client=Client(store, self.registry, find_app),

@@ -197,6 +197,22 @@ def test_each_app_fires_for_itself(make_app: MakeApp, make_worker: MakeWorker) -
     wait_for(lambda: seen == {app.import_name for app in apps})
 
 
+def test_cron_without_a_zone_follows_the_clock_of_its_app(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    app = make_app(TASKER_TIMEZONE="Asia/Tokyo")
+    task_worker = make_worker(app)
+    declare(task_worker, [Cron("0 3 * * *"), Cron("0 3 * * *", timezone="UTC")])
+    made = task_worker.task(name="made")(lambda: None)
+    made.schedule(Cron("0 4 * * *"), name="at run time")
+    store: Store = app.extensions["taskworker"].store
+    wait_for(lambda: len(names(store)) == 3)
+    zones = {row.name: trigger_from_text(row.trigger).zone for row in store.schedules()}  # type: ignore[union-attr]
+    assert {name: str(zone) for name, zone in zones.items()} == {
+        "tick": "Asia/Tokyo",
+        "tick#2": "UTC",
+        "at run time": "Asia/Tokyo",
+    }
+
+
 def test_jitter_moves_the_start_and_not_the_fire_time(
     app: Flask, task_worker: BackgroundTaskWorker, rows: Rows, store: Store
 ) -> None:

@@ -24,7 +24,6 @@ DEPENDENCIES = {
     "asgiref>=3.8",
     "aiosmtplib>=5.1.3,<6",
     "blinker>=1.8",
-    "cronsim>=2.8",
 }
 
 

@@ -46,7 +46,7 @@ def list_tasks(in_json: bool) -> None:
     state = app_state()
     now = state.store.clock()
     tasks = sorted(state.registry, key=lambda task: task.name)
-    schedules = [schedule_view(row, now) for row in declared_schedules(state.registry, (), now)]
+    schedules = [schedule_view(row, now) for row in declared_schedules(state.registry, (), now, state.config.timezone)]
     for task in tasks:
         own = [schedule for schedule in schedules if schedule.task == task.name]
         click.echo(_task_json(task, own) if in_json else _task_text(task, own, now))

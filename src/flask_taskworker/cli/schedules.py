@@ -70,7 +70,7 @@ def _schedules(state: AppState) -> list[ScheduleRow]:
     """Those that are stored, and those that the code declares and no worker has stored yet."""
     stored = state.store.schedules()
     names = {schedule.name for schedule in stored}
-    return [*stored, *declared_schedules(state.registry, names, state.store.clock())]
+    return [*stored, *declared_schedules(state.registry, names, state.store.clock(), state.config.timezone)]
 
 
 def _cells(schedule: ScheduleView, now: int) -> tuple[str, ...]:

@@ -205,6 +205,7 @@ class Client:
 
     def put_schedule(self, schedule: DeclaredSchedule) -> None:
         """Store a schedule made at run time, or change the one of that name."""
+        schedule = schedule.in_zone(self.store.timezone)
         next_at = next_fire_ms(schedule, from_ms(self.store.clock()))
         if next_at is None:
             raise DeclarationError(

@@ -20,8 +20,9 @@ from typing import Any, Literal, cast
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DeclarationError
 from .clock import MAX_PERIOD
+from .triggers import check_zone
 
 MAX_SECONDS = MAX_PERIOD.total_seconds()
 
@@ -83,6 +84,9 @@ class TaskWorkerConfig:
     job_log_level: float
     """The lowest level of the log lines that are kept with each try of a job; infinite for none. Defaults to INFO."""
 
+    timezone: str
+    """The zone of cron expressions that name none. Defaults to "UTC"."""
+
     command: str
     """The name of the ``flask`` command group. Defaults to "tasks": ``flask tasks run``."""
 
@@ -137,6 +141,7 @@ class TaskWorkerConfig:
             keep_succeeded=timedelta(seconds=_seconds(config, "TASKER_KEEP_SUCCEEDED", 86_400.0)),
             keep_failed=timedelta(seconds=_seconds(config, "TASKER_KEEP_FAILED", 14 * 86_400.0)),
             listen=_flag(config, "TASKER_LISTEN", default=True),
+            timezone=_zone(config, "TASKER_TIMEZONE", "UTC"),
             job_log_level=_log_level(config, "TASKER_JOB_LOG_LEVEL", logging.INFO),
             command=_word(config, "TASKER_COMMAND", "tasks"),
             dashboard_url=_mount_point(config, "TASKER_DASHBOARD_URL"),
@@ -178,6 +183,15 @@ def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[st
     if value not in allowed:
         raise ConfigError.of(key, value, " or ".join(map(repr, allowed)))
     return cast(str, value)
+
+
+def _zone(config: Mapping[str, Any], key: str, default: str) -> str:
+    name = config.get(key, default)
+    try:
+        return check_zone("timezone", name)
+    except DeclarationError as error:
+        allowed = "the name of a zone, such as 'Europe/Berlin'; without a zone database install the package tzdata"
+        raise ConfigError.of(key, name, allowed) from error
 
 
 def _seconds(config: Mapping[str, Any], key: str, default: float, *, minimum: float = 0.0) -> float:

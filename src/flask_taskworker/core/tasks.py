@@ -104,6 +104,10 @@ class DeclaredSchedule:
     trigger: Trigger
     args: str
 
+    def in_zone(self, default: str) -> DeclaredSchedule:
+        """The same, on the clock of the zone *default* where its trigger names none."""
+        return replace(self, trigger=self.trigger.in_zone(default))
+
 
 class TaskClient(Protocol):
     """What a task needs of the current app. Safe from any thread."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol, cast, get_args
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Literal, Protocol, Self, cast, get_args
 from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
 
 from ..errors import DeclarationError, NotDecodable
 from .clock import EPOCH, MILLISECOND, as_timedelta, from_ms, require_aware, to_ms
+from .cron import DAY, MIN_INTERVAL, SECOND, SHORTHANDS, CronError, CronFields, read_cron
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["skip", "allow"]
@@ -27,24 +26,8 @@ MISFIRE_GRACE = timedelta(seconds=10)
 COUNTED_MISSES = 20
 """Missed fire times that are stepped through one by one. A month of downtime costs no more than that of an hour."""
 
-MIN_INTERVAL = timedelta(milliseconds=100)
 MAX_EXPRESSION = 250
 
-SHORTHANDS = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-}
-
-# cronsim is given wall clock times, which have no zone.
-NAIVE_START = datetime(2000, 1, 1)  # noqa: DTZ001
-
-SECOND = timedelta(seconds=1)
-DAY = timedelta(days=1)
 SPOKEN_UNITS = (("week", 7 * DAY), ("day", DAY), ("hour", 3600 * SECOND), ("minute", 60 * SECOND))
 
 
@@ -66,15 +49,23 @@ class Trigger(Protocol):
     def next_after(self, now: datetime) -> datetime | None:
         """The first fire time later than *now* (aware), in UTC, or None when there is none left."""
 
+    def in_zone(self, default: str) -> Trigger:
+        """The same trigger, on the clock of the zone *default* if it needs one and names none."""
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class Cron:
     """Fires by a cron expression: 5 fields, or 6 with the seconds first, or ``@hourly``, ``@daily``, ``@midnight``,
-    ``@weekly``, ``@monthly``, ``@yearly``, ``@annually``.
+    ``@weekly``, ``@monthly``, ``@yearly``, ``@annually``, or ``@every`` with a duration such as ``5m`` or ``1h30m``.
 
-    ``timezone`` is the name of the zone whose wall clock the expression speaks of. Defaults to ``"UTC"``.
-    Day of month and day of week: if one of them starts with ``*`` both must match, else one is enough. Sunday is 0
-    or 7; names (``MON``, ``JAN``), ``L``, ``LW`` and ``MON#2`` work. ``explain()`` says it in English.
+    ``timezone`` is the name of the zone whose wall clock the expression speaks of. Defaults to None:
+    ``TASKER_TIMEZONE``, which is UTC unless it is set. ``start`` and ``end`` are aware datetimes, the first and the
+    last moment at which it may fire. Both default to None: no bound.
+
+    Day of month and day of week: if one of them starts with ``*`` or is ``?`` both must match, else one is enough.
+    Sunday is 0 or 7. Names (``MON``, ``JAN``), ranges over the end of a field (``FRI-MON``, ``22-2``), the last day
+    (``L``), the third day before it (``L-3``), the last weekday (``LW``), the weekday nearest to the 15th (``15W``),
+    the second Monday (``MON#2``) and the last Friday (``FRIL``, ``5L``) work. ``explain()`` says it in English.
 
     **When the clock changes**, Debian's cron is followed:
 
@@ -84,13 +75,17 @@ class Cron:
     * Any other expression follows real time: it fires whenever the wall clock matches. Hours and minutes that spring
       leaves out do not fire; those that autumn repeats fire twice. ``0 * * * *`` so fires once in every real hour.
 
-    Two fire times are never equal. The same rules hold for 6 fields.
+    Two fire times are never equal. The same rules hold for 6 fields. ``@every`` counts from 1970-01-01 00:00 UTC, as
+    :class:`Every` does.
 
-    Raises DeclarationError for an expression that cannot be read or can never fire, and for an unknown zone.
+    Raises DeclarationError for an expression that cannot be read or can never fire, for an unknown zone, and for an
+    ``end`` before ``start``.
     """
 
     expression: str
-    timezone: str
+    timezone: str | None
+    start: datetime | None
+    end: datetime | None
     misfire: Misfire
     overlap: Overlap
     jitter: timedelta
@@ -99,55 +94,71 @@ class Cron:
         self,
         expression: str,
         *,
-        timezone: str = "UTC",
+        timezone: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         misfire: Misfire = "once",
         overlap: Overlap = "skip",
         jitter: float | timedelta = 0,
     ) -> None:
         _set_options(self, misfire, overlap, jitter)
-        object.__setattr__(self, "timezone", _known_zone(timezone))
+        _set_bounds(self, start, end)
+        object.__setattr__(self, "timezone", None if timezone is None else check_zone("Cron's timezone", timezone))
         object.__setattr__(self, "expression", _readable(expression))
-        if self.next_after(EPOCH) is None:
+        fields = read_cron(self.expression)
+        if isinstance(fields, CronFields) and next(fields.after(EPOCH.replace(tzinfo=None)), None) is None:
             raise DeclarationError(f"Cron({expression!r}) can never fire. Check its day of month and its month.")
 
     def next_after(self, now: datetime) -> datetime | None:
         """The first fire time later than *now* (aware), in UTC; None if the next 50 years have none."""
-        moment = require_aware(now, "now")
+        moment = require_aware(now, "now").astimezone(UTC)
+        if self.start is not None and moment < self.start:
+            moment = self.start - MILLISECOND
+        fields = read_cron(self.expression)
         try:
-            moment = moment.astimezone(UTC)
-            return self._next_fixed(moment) if self._is_fixed else self._next_real(moment)
+            if isinstance(fields, timedelta):
+                found: datetime | None = _next_interval(EPOCH, fields, moment)
+            elif fields.fixed:
+                found = self._next_fixed(fields, moment)
+            else:
+                found = self._next_real(fields, moment)
         except OverflowError:
             return None
+        return found if found is None or self.end is None or found <= self.end else None
 
     def explain(self) -> str:
         """The expression in English, for example "At 03:00 every day"."""
-        return CronSim(self._fields, NAIVE_START).explain()
+        fields = read_cron(self.expression)
+        return f"Every {_spoken(fields)}" if isinstance(fields, timedelta) else fields.explain()
+
+    def in_zone(self, default: str) -> Cron:
+        """The same, with the zone *default* if it names none."""
+        if self.timezone is not None:
+            return self
+        options: dict[str, Any] = {"misfire": self.misfire, "overlap": self.overlap, "jitter": self.jitter}
+        return Cron(self.expression, timezone=default, start=self.start, end=self.end, **options)
 
     @property
-    def _fields(self) -> str:
-        return SHORTHANDS.get(self.expression.lower(), self.expression)
+    def zone(self) -> tzinfo:
+        """The zone whose clock the expression speaks of."""
+        return zone_of(self.timezone or "UTC")
 
-    @property
-    def _is_fixed(self) -> bool:
-        minute, hour = self._fields.split()[-5:-3]
-        return not minute.startswith("*") and not hour.startswith("*")
-
-    def _next_fixed(self, now: datetime) -> datetime | None:
-        zone = ZoneInfo(self.timezone)
-        for wall in self._walls_after(_wall(now, zone)):
+    def _next_fixed(self, fields: CronFields, now: datetime) -> datetime | None:
+        zone = self.zone
+        for wall in fields.after(_wall(now, zone)):
             moment = _first_moment(wall, zone)
             # In the second of two equal hours the wall clock shows times that have fired already.
             if moment > now:
                 return moment
         return None
 
-    def _next_real(self, now: datetime) -> datetime | None:
+    def _next_real(self, fields: CronFields, now: datetime) -> datetime | None:
         """Look for a match on the wall clock, one stretch between two changes of the offset at a time."""
-        zone = ZoneInfo(self.timezone)
+        zone = self.zone
         start, offset = now.replace(microsecond=0), _offset(now, zone)
         after = start
         while True:
-            wall = next(self._walls_after((after + offset).replace(tzinfo=None)), None)
+            wall = next(fields.after((after + offset).replace(tzinfo=None)), None)
             if wall is None:
                 return None
             moment = wall.replace(tzinfo=UTC) - offset
@@ -158,11 +169,6 @@ class Cron:
             start, offset = change, _offset(change, zone)
             after = change - SECOND
 
-    def _walls_after(self, wall: datetime) -> Iterator[datetime]:
-        # cronsim gets naive times: its own handling of zones loses fire times where a change is not a whole hour, and
-        # repeats fixed ones that spring moves onto each other. See test_lord_howe_keeps_the_half_hour_after_the_fold.
-        return iter(CronSim(self._fields, wall))
-
 
 @dataclass(frozen=True, slots=True, init=False)
 class Every:
@@ -170,13 +176,15 @@ class Every:
 
     The interval is the sum of ``weeks`` … ``seconds``, at least 0.1 seconds, in whole milliseconds. ``start`` is an
     aware datetime and is itself the first fire time. Defaults to 1970-01-01 00:00 UTC: ``Every(hours=1)`` fires on
-    the hour.
+    the hour. ``end`` is an aware datetime, the last moment at which it may fire. Defaults to None: no bound.
 
-    Raises DeclarationError for an interval that is too short and for a naive ``start``.
+    Raises DeclarationError for an interval that is too short, a naive ``start`` or ``end``, and an ``end`` before
+    ``start``.
     """
 
     interval: timedelta
     start: datetime
+    end: datetime | None
     misfire: Misfire
     overlap: Overlap
     jitter: timedelta
@@ -190,6 +198,7 @@ class Every:
         minutes: float = 0,
         seconds: float = 0,
         start: datetime | None = None,
+        end: datetime | None = None,
         misfire: Misfire = "once",
         overlap: Overlap = "skip",
         jitter: float | timedelta = 0,
@@ -197,17 +206,20 @@ class Every:
         _set_options(self, misfire, overlap, jitter)
         given = {"weeks": weeks, "days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
         object.__setattr__(self, "interval", _interval(**given))
-        object.__setattr__(self, "start", EPOCH if start is None else _whole_ms(start, "Every's start"))
+        _set_bounds(self, EPOCH if start is None else start, end)
 
     def next_after(self, now: datetime) -> datetime | None:
-        """The first fire time later than *now* (aware), in UTC."""
-        passed = require_aware(now, "now") - self.start
-        if passed < timedelta(0):
-            return self.start
+        """The first fire time later than *now* (aware), in UTC; None after ``end``."""
+        moment = require_aware(now, "now")
         try:
-            return self.start + (passed // self.interval + 1) * self.interval
+            found = self.start if moment < self.start else _next_interval(self.start, self.interval, moment)
         except OverflowError:
             return None
+        return found if self.end is None or found <= self.end else None
+
+    def in_zone(self, default: str) -> Self:
+        """The same: real time passes alike in all zones."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -236,6 +248,14 @@ class At:
     def next_after(self, now: datetime) -> datetime | None:
         """``run_at`` if it is later than *now* (aware), else None."""
         return self.run_at if self.run_at > require_aware(now, "now") else None
+
+    def in_zone(self, default: str) -> Self:
+        """The same: a moment is the same in all zones."""
+        return self
+
+
+def _next_interval(start: datetime, interval: timedelta, now: datetime) -> datetime:
+    return start + ((now - start) // interval + 1) * interval
 
 
 # ---- the past ----
@@ -326,18 +346,17 @@ class Fire:
 
 def upcoming(trigger: Trigger, now: datetime, number: int = 10) -> list[Fire]:
     """The next *number* fire times after *now* (aware), with notes where the clock changes before one of them."""
-    zone = ZoneInfo(trigger.timezone) if isinstance(trigger, Cron) else None
+    zone = trigger.zone if isinstance(trigger, Cron) else UTC
     fires: list[Fire] = []
     before = now
     for moment in _take(trigger, trigger.next_after(now), datetime.max.replace(tzinfo=UTC), number)[0]:
-        local = moment if zone is None else moment.astimezone(zone)
-        notes = tuple(_notes(trigger, zone, before, moment)) if zone is not None and isinstance(trigger, Cron) else ()
-        fires.append(Fire(at=moment, local=local, notes=notes))
+        notes = tuple(_notes(trigger, zone, before, moment)) if isinstance(trigger, Cron) else ()
+        fires.append(Fire(at=moment, local=moment.astimezone(zone), notes=notes))
         before = moment
     return fires
 
 
-def _notes(trigger: Cron, zone: ZoneInfo, before: datetime, moment: datetime) -> Iterator[str]:
+def _notes(trigger: Cron, zone: tzinfo, before: datetime, moment: datetime) -> Iterator[str]:
     change = _first_change(before, moment, zone) if _offset(before, zone) != _offset(moment, zone) else None
     if change is not None:
         old, new = (change - SECOND).astimezone(zone), change.astimezone(zone)
@@ -346,13 +365,15 @@ def _notes(trigger: Cron, zone: ZoneInfo, before: datetime, moment: datetime) ->
             f"{new:%H:%M}: {_spoken_offset(old)} becomes {_spoken_offset(new)}."
         )
     wall = _wall(moment, zone)
-    if moment == change and trigger._is_fixed:
-        meant = next(trigger._walls_after(_wall(moment - SECOND, zone)), wall)
+    fields = read_cron(trigger.expression)
+    is_fixed = isinstance(fields, CronFields) and fields.fixed
+    if isinstance(fields, CronFields) and fields.fixed and moment == change:
+        meant = next(fields.after(_wall(moment - SECOND, zone)), wall)
         if meant < wall:
             yield f"{meant:%H:%M} is left out by the clock on that day: it fires at {wall:%H:%M}."
     first, second = (wall.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
     if first is not None and second is not None and first > second:
-        again = "it fires the first time only." if trigger._is_fixed else "it fires both times."
+        again = "it fires the first time only." if is_fixed else "it fires both times."
         yield f"The clock shows {wall:%H:%M} twice on that day: {again}"
 
 
@@ -369,9 +390,11 @@ def trigger_to_text(trigger: Trigger) -> str:
     match trigger:
         case Cron():
             values: dict[str, Any] = {"type": "cron", "expression": trigger.expression, "timezone": trigger.timezone}
+            values |= _bounds(start=trigger.start, end=trigger.end)
         case Every():
             interval_ms = trigger.interval // MILLISECOND
             values = {"type": "every", "interval_ms": interval_ms, "start_ms": to_ms(trigger.start)}
+            values |= _bounds(end=trigger.end)
         case At():
             values = {"type": "at", "run_at_ms": to_ms(trigger.run_at)}
         case _:
@@ -399,12 +422,12 @@ def fires_alike(text: str, other: str) -> bool:
 def _times_of(trigger: Cron | Every | At) -> tuple[object, ...]:
     match trigger:
         case Cron():
-            read = CronSim(trigger._fields, NAIVE_START)
-            weekdays = {day % 7 if isinstance(day, int) else day for day in read.weekdays}
-            fields = (read.seconds, read.minutes, read.hours, read.days, read.months, weekdays)
-            return (*fields, read.day_and, trigger._is_fixed, trigger.timezone)
+            fields = read_cron(trigger.expression)
+            if isinstance(fields, timedelta):
+                return fields, EPOCH if trigger.start is None else trigger.start, trigger.end
+            return fields, trigger.timezone, trigger.start, trigger.end
         case Every():
-            return trigger.interval, trigger.start
+            return trigger.interval, trigger.start, trigger.end
         case At():
             return (trigger.run_at,)
 
@@ -413,7 +436,7 @@ def describe(trigger: Trigger) -> str:
     """A short text for tables: "0 3 * * * (Europe/Berlin)", "every 5 minutes", "at 2026-05-01 12:00:00 UTC"."""
     match trigger:
         case Cron():
-            return f"{trigger.expression} ({trigger.timezone})"
+            return f"{trigger.expression} ({trigger.timezone or 'UTC'})"
         case Every():
             return f"every {_spoken(trigger.interval)}"
         case At():
@@ -429,15 +452,21 @@ def _built(values: dict[str, Any]) -> Cron | Every | At:
         "overlap": values.pop("overlap"),
         "jitter": _milliseconds(values.pop("jitter_ms")),
     }
+    for name in ("start", "end"):
+        if (bound := values.pop(f"{name}_ms", None)) is not None:
+            options[name] = EPOCH + _milliseconds(bound)
     match kind, values:
         case "cron", {"expression": expression, "timezone": timezone, **rest} if not rest:
             return Cron(expression, timezone=timezone, **options)
-        case "every", {"interval_ms": interval_ms, "start_ms": start_ms, **rest} if not rest:
-            seconds = _milliseconds(interval_ms).total_seconds()
-            return Every(seconds=seconds, start=EPOCH + _milliseconds(start_ms), **options)
+        case "every", {"interval_ms": interval_ms, **rest} if not rest:
+            return Every(seconds=_milliseconds(interval_ms).total_seconds(), **options)
         case "at", {"run_at_ms": run_at_ms, **rest} if not rest:
             return At(EPOCH + _milliseconds(run_at_ms), **options)
     raise ValueError(f"unknown type {kind!r} or unknown keys")
+
+
+def _bounds(**bounds: datetime | None) -> dict[str, int]:
+    return {f"{name}_ms": to_ms(bound) for name, bound in bounds.items() if bound is not None}
 
 
 def _milliseconds(value: object) -> timedelta:
@@ -472,27 +501,44 @@ def _readable(expression: object) -> str:
     if not isinstance(expression, str) or len(expression) > MAX_EXPRESSION:
         shown = repr(expression)[:80]
         raise DeclarationError(f"Cron's expression is {shown}. Give a text of at most {MAX_EXPRESSION} characters.")
-    words = " ".join(expression.split())
     try:
-        CronSim(SHORTHANDS.get(words.lower(), words), NAIVE_START)
-    except (CronSimError, ValueError) as error:
+        read_cron(" ".join(expression.split()))
+    except CronError as error:
         raise DeclarationError(
             f"Cron cannot read {expression!r}: {error}. Give 5 fields (minute hour day month weekday), "
-            f"6 with the seconds first, or one of {', '.join(SHORTHANDS)}."
+            f"6 with the seconds first, or one of {', '.join(SHORTHANDS)}, @every 5m."
         ) from error
-    return words
+    return " ".join(expression.split())
 
 
-def _known_zone(name: str) -> str:
+def zone_of(name: str) -> tzinfo:
+    """The zone of that name. UTC needs no zone database."""
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
+def check_zone(what: str, name: str) -> str:
+    """*name*, if it is that of a zone. Raises DeclarationError that begins with *what*."""
     try:
-        ZoneInfo(name)
+        zone_of(name)
     # "Europe" is a folder, "../x" a forbidden path, and an unknown name a KeyError.
     except (KeyError, ValueError, OSError, TypeError, AttributeError) as error:
         raise DeclarationError(
-            f"Cron's timezone {name!r} is not known here. Give a name such as 'Europe/Berlin'; "
+            f"{what} {name!r} is not known here. Give a name such as 'Europe/Berlin'; "
             "where the system has no zone database, install the package tzdata."
         ) from error
     return name
+
+
+def _set_bounds(trigger: Cron | Every, start: datetime | None, end: datetime | None) -> None:
+    kind = type(trigger).__name__
+    first, last = (
+        None if moment is None else _whole_ms(moment, f"{kind}'s {name}")
+        for name, moment in (("start", start), ("end", end))
+    )
+    if first is not None and last is not None and last < first:
+        raise DeclarationError(f"{kind}'s end {end} is before its start {start}. Give a later end.")
+    object.__setattr__(trigger, "start", first)
+    object.__setattr__(trigger, "end", last)
 
 
 def _interval(**given: Any) -> timedelta:
@@ -519,16 +565,16 @@ def _whole_ms(moment: datetime, what: str) -> datetime:
 # ---- zones ----
 
 
-def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
+def _wall(moment: datetime, zone: tzinfo) -> datetime:
     """What the clock on the wall shows, as a naive datetime."""
     return moment.astimezone(zone).replace(tzinfo=None)
 
 
-def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
+def _offset(moment: datetime, zone: tzinfo) -> timedelta:
     return cast(timedelta, moment.astimezone(zone).utcoffset())
 
 
-def _first_moment(wall: datetime, zone: ZoneInfo) -> datetime:
+def _first_moment(wall: datetime, zone: tzinfo) -> datetime:
     """When the wall clock shows *wall* for the first time; the end of the gap if it never does."""
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if _wall(moment, zone) == wall:
@@ -537,7 +583,7 @@ def _first_moment(wall: datetime, zone: ZoneInfo) -> datetime:
     return _change_between(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
 
 
-def _first_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime | None:
+def _first_change(start: datetime, end: datetime, zone: tzinfo) -> datetime | None:
     """The first moment after *start*, up to *end*, with another offset than *start* has."""
     offset = _offset(start, zone)
     known = start
@@ -549,7 +595,7 @@ def _first_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime | 
     return None
 
 
-def _change_between(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
+def _change_between(low: datetime, high: datetime, zone: tzinfo) -> datetime:
     """The moment at which the offset changes; *low* is before it, *high* is not. Both have whole seconds."""
     offset = _offset(low, zone)
     while high - low > SECOND:

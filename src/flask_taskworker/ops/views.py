@@ -276,7 +276,7 @@ def schedule_view(schedule: ScheduleRow, now: int, runs: Sequence[ScheduleRun] =
         schedule,
         when=UNREADABLE if trigger is None else describe(trigger),
         explained=trigger.explain() if isinstance(trigger, Cron) else None,
-        zone=trigger.timezone if isinstance(trigger, Cron) else "UTC",
+        zone=str(trigger.zone) if isinstance(trigger, Cron) else "UTC",
         misfire=None if trigger is None else trigger.misfire,
         overlap=None if trigger is None else trigger.overlap,
         jitter_s=None if trigger is None else trigger.jitter.total_seconds(),
@@ -296,10 +296,10 @@ def trigger_of(schedule: ScheduleRow) -> Trigger | None:
         return None
 
 
-def declared_schedules(registry: TaskRegistry, stored: Container[str], now: int) -> Iterator[ScheduleRow]:
+def declared_schedules(registry: TaskRegistry, stored: Container[str], now: int, zone: str) -> Iterator[ScheduleRow]:
     """The schedules that the code declares and no worker has stored yet."""
     for task in sorted(registry, key=lambda task: task.name):
-        for declared in task.declared_schedules():
+        for declared in (one.in_zone(zone) for one in task.declared_schedules()):
             if declared.name not in stored:
                 next_at, trigger = next_fire_ms(declared, from_ms(now)), trigger_to_text(declared.trigger)
                 yield ScheduleRow(declared.name, declared.task, trigger, declared.args, next_at, None, 0, "")

@@ -106,12 +106,15 @@ class Store:
         *,
         keep_succeeded: timedelta,
         keep_failed: timedelta,
+        timezone: str = "UTC",
         clock: Callable[[], int] = epoch_ms,
     ) -> None:
         self.driver = driver
         self.clock = clock
         self.keep_succeeded = keep_succeeded
         self.keep_failed = keep_failed
+        self.timezone = timezone
+        """The zone of cron expressions that name none."""
         self._add_job = job_statements.ADD_JOB
         self._add_jobs = job_statements.add_jobs(driver.dialect)
 

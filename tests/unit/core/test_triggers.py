@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -153,7 +156,7 @@ def test_cron_explains_itself() -> None:
     [
         *("1--100000000 * * * *", "1-100000000 * * * *", "*/0 * * * *", "60 * * * *", "0 24 * * *", "0 0 0 * *"),
         *("", " ", "* * * *", "* * * * * * *", "@reboot", "0 0 * 13 *", "0 0 * * 8", "0 0 * * MON#6", "x y z a b"),
-        *("5-1 * * * *", "1,,2 * * * *", "1-2-3 * * * *", "*/* * * * *", "-1 * * * *", "0 0 * * L/2", "² * * * *"),
+        *("1-5-1 * * * *", "1,,2 * * * *", "1-2-3 * * * *", "*/* * * * *", "-1 * * * *", "0 0 * * L/2", "² * * * *"),
         *(f"*/{'9' * 5000} * * * *", "1," * 200 + "1 * * * *", "\0 * * * *", "0 0 1 * * ; DROP"),
     ],
     ids=lambda text: repr(text)[:30],
@@ -191,10 +194,48 @@ def test_unknown_zone_is_refused_with_the_remedy(zone: str) -> None:
         Cron("@daily", timezone=zone)
 
 
-@pytest.mark.parametrize("zone", [None, 5, ZoneInfo("Europe/Berlin")])
+@pytest.mark.parametrize("zone", [5, ZoneInfo("Europe/Berlin")])
 def test_zone_that_is_not_text_is_refused(zone: object) -> None:
     with pytest.raises(DeclarationError, match="timezone"):
         Cron("@daily", timezone=zone)  # type: ignore[arg-type]
+
+
+def test_cron_without_a_zone_takes_that_of_the_app() -> None:
+    assert Cron("0 3 * * *").in_zone("Europe/Berlin") == Cron("0 3 * * *", timezone="Europe/Berlin")
+    assert Cron("0 3 * * *", timezone="UTC").in_zone("Europe/Berlin") == Cron("0 3 * * *", timezone="UTC")
+    assert Cron("0 3 * * *").next_after(NOON) == Cron("0 3 * * *", timezone="UTC").next_after(NOON)
+
+
+def test_utc_needs_no_zone_database() -> None:
+    code = (
+        "import sys; sys.modules['tzdata'] = None; "
+        "from datetime import datetime, UTC; from flask_taskworker import Cron; "
+        "print(Cron('0 3 * * *', timezone='UTC').next_after(datetime(2026, 5, 1, tzinfo=UTC)).isoformat())"
+    )
+    environment = {**os.environ, "PYTHONTZPATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "2026-05-01T03:00:00+00:00\n"
+
+
+def test_schedule_fires_from_its_start_to_its_end_both_included() -> None:
+    start, end = NOON + timedelta(minutes=30), NOON + timedelta(hours=3)
+    hourly = Cron("30 * * * *", start=start, end=end)
+    assert list(fires(hourly, NOON - timedelta(days=400), NOON + timedelta(days=9))) == [
+        start + timedelta(hours=number) for number in range(3)
+    ]
+    assert hourly.next_after(end) is None
+    every = Every(minutes=30, start=start, end=NOON + timedelta(hours=1))
+    assert list(fires(every, NOON - timedelta(days=1), end)) == [start, start + timedelta(minutes=30)]
+    assert trigger_from_text(trigger_to_text(hourly)) == hourly
+    assert trigger_from_text(trigger_to_text(every)) == every
+
+
+def test_impossible_bounds_are_refused() -> None:
+    for make in (lambda **bounds: Cron("@daily", **bounds), lambda **bounds: Every(days=1, **bounds)):
+        with pytest.raises(DeclarationError, match="end .* is before its start"):
+            make(start=NOON, end=NOON - SECOND)
+        with pytest.raises(DeclarationError, match="end is datetime.*no time zone"):
+            make(end=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
 def test_naive_now_is_refused() -> None:

@@ -27,7 +27,10 @@ def page(view: View) -> Response:
     """A page of the schedules, what needs attention first."""
     find = view.argument("find")
     stored = view.browser.schedules()
-    schedules = [*stored, *declared_schedules(view.state.registry, {row.name for row in stored}, view.now)]
+    schedules = [
+        *stored,
+        *declared_schedules(view.state.registry, {row.name for row in stored}, view.now, view.state.config.timezone),
+    ]
     found = [row for row in schedules if find.lower() in f"{row.name} {row.task}".lower()]
     # As far as its own row says; the runs are read for those on the page alone.
     found.sort(key=lambda row: _place(with_more(schedule_view(row, view.now))))

@@ -23,8 +23,7 @@ UNKNOWN = 100
 ASKING = "run"
 """The permission to have the mail server asked."""
 _PACKAGES = (
-    *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "psycopg", "asgiref", "aiosmtplib"),
-    *("blinker", "cronsim"),
+    *("Flask-TaskWorker", "Flask", "Werkzeug", "Jinja2", "SQLAlchemy", "psycopg", "asgiref", "aiosmtplib", "blinker"),
 )
 
 
