@@ -136,7 +136,7 @@ NO_COUNTS = [0, -1, 1.0, "5", None, True, float("nan"), timedelta(1)]
     [
         *[("TASKER_ENGINE", value, "'sqlalchemy'") for value in ("redis", "", None, 5, ["sqlalchemy"])],
         *[("TASKER_DRIVER", value, "'sqlite' or 'postgresql'") for value in ("mysql", "SQLite", None, 5, {})],
-        *[("TASKER_TIMEZONE", value, "'Europe/Berlin'") for value in ("Berlin", "", None, 5, "Europe")],
+        *[("TASKER_TIMEZONE", value, "the name of a zone") for value in ("Berlin", "", None, 5, "Europe")],
         *[("TASKER_DURABILITY", value, "'full' or 'normal'") for value in ("off", None, True, [])],
         *[(key, value, "a number of seconds, at least 0") for key in NUMBERS for value in NO_NUMBERS],
         ("TASKER_LOOP_INTERVAL", 0, "a number of seconds, at least 0.01"),
