@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .core.current_job import current_job
-    from .core.jobs import Job
+    from .core.jobs import Job, Reason
     from .core.retry import Retry
     from .core.rows import JobState
     from .core.tasks import Bound, Task
@@ -46,6 +46,7 @@ __all__ = [
     "LeaseLost",
     "Mail",
     "Message",
+    "Reason",
     "Retry",
     "RetryJob",
     "SnoozeJob",
@@ -59,7 +60,7 @@ _ERRORS = ("CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout"
 _HOMES = {
     **dict.fromkeys((*_ERRORS, "TaskWorkerError"), ".errors"),
     **dict.fromkeys(("BackgroundTaskWorker", "BlockingTaskWorker"), ".extension"),
-    "Job": ".core.jobs",
+    **dict.fromkeys(("Job", "Reason"), ".core.jobs"),
     "JobState": ".core.rows",
     "current_job": ".core.current_job",
     **dict.fromkeys(("Attachment", "BadHeaderError", "Connection", "Mail", "Message", "email_dispatched"), ".mail"),

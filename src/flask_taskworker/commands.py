@@ -21,7 +21,7 @@ INTERRUPTED = 130
 """The exit code after Ctrl+C."""
 
 _ORDER = (
-    *("run", "status", "doctor", "list", "call", "jobs", "job", "failures"),
+    *("run", "status", "doctor", "list", "call", "jobs", "job", "why", "failures"),
     *("retry", "cancel", "discard", "restore", "pause", "resume", "purge", "schedule", "db"),
 )
 

@@ -25,7 +25,7 @@ from ..ops.views import (
     schedule_view,
 )
 from .follow import follow_job, progress_words
-from .group import AS_JSON, CreatingCommand, app_state, browser, complete_job, tell
+from .group import AS_JSON, CreatingCommand, app_state, browser, complete_job, complete_job_in, tell
 from .running import NO_TASKS
 from .schedules import next_in
 from .text import moment, pairs, plural, safe, safe_lines, shortened, to_json
@@ -185,6 +185,21 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     click.echo("\n".join(_facts(job, payload, now)))
     for one in page.tries:
         click.echo("\n".join(_try_lines(one)))
+
+
+@tasks_command.command("why")
+@click.argument("job_id", metavar="ID", type=int, shell_complete=complete_job_in("scheduled", "ready"))
+@AS_JSON
+def show_why(job_id: int, in_json: bool) -> None:
+    """Show why a job waits, and what would end that.
+
+    Prints nothing but its state for a job that runs or has ended.
+    """
+    job = app_state().client.job(job_id)
+    reasons = job.why()
+    tell(f"Job {job.id} {job.task} is {job.state}.")
+    for reason in reasons:
+        click.echo(to_json(as_json(reason)) if in_json else safe(f"{reason.text} {reason.ends}"))
 
 
 def _unread(text: str) -> Any:

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from .. import signals
 from ..core.clock import as_seconds, from_ms
-from ..core.jobs import Job
+from ..core.jobs import Job, Reason
 from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
 from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import describe
@@ -34,6 +34,7 @@ from .rows import new_job, new_jobs
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .threads import PoolClosed, ThreadPool
 from .waiting import Waiting
+from .why import look, reasons
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -262,6 +263,10 @@ class Client:
                 f"A job's id is a whole number, not {job_id!r:.100}. Of text from a request make an int."
             )
         return self.store.record(job_id)
+
+    def why(self, job_id: int) -> list[Reason]:
+        """What a waiting job waits for. Raises JobNotFound."""
+        return reasons(look(self.store, self._registry, job_id))
 
     def wait(self, job_id: int, timeout: float | None) -> Any:
         """The decoded result. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""

@@ -7,6 +7,7 @@ Pure: nothing here reads a clock or touches a database. A :class:`Job` is a hand
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
@@ -35,6 +36,23 @@ class JobClient(Protocol):
 
     def retry(self, job_id: int) -> bool:
         """Put a finished job back into its queue."""
+
+    def why(self, job_id: int) -> list[Reason]:
+        """What a waiting job waits for. Raises JobNotFound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One thing that a job waits for."""
+
+    kind: str
+    """A word for programs, such as "paused", "due" or "slots"."""
+    text: str
+    """What holds the job back, in a sentence or two."""
+    ends: str
+    """What would end that."""
+    at: datetime | None = None
+    """When it ends by itself (UTC), where that is known."""
 
 
 def moment(ms: int | None) -> datetime | None:
@@ -172,3 +190,10 @@ class Job(Generic[R]):
         Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
         """
         return self._client.retry(self._stored_id())
+
+    def why(self) -> list[Reason]:
+        """What the job waits for, each with what would end it; empty for one that runs or has ended.
+
+        ``flask tasks why ID`` and the dashboard say it in the same words. Raises JobNotFound.
+        """
+        return self._client.why(self._stored_id())

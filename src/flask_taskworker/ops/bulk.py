@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from flask import current_app
 
 from ..client.client import Client
+from ..client.health import SILENT_MS, info_of, takes
 from ..core.current_job import current_job
 from ..core.filters import JobFilter
 from ..core.jobs import Job
 from ..core.tasks import EnqueueOptions, TaskOptions, TaskRegistry
 from ..errors import ArgumentsError
 from .browse import Browser
-from .health import SILENT_MS, info_of, takes
 from .operations import BULK, Operations, names_of
 
 QUEUE = "bulk"

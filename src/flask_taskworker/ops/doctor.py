@@ -23,6 +23,7 @@ from typing import Any, Literal
 from flask import Flask
 from sqlalchemy.engine import URL
 
+from ..client.health import name_of
 from ..core.mail_config import MailConfig
 from ..core.words import counted, spoken
 from ..errors import NotSupported, SchemaError, StoreError
@@ -32,7 +33,6 @@ from ..mail.smtp.hosts import server_of
 from ..state import AppState
 from ..store.migrations import newest
 from .browse import Browser
-from .health import name_of
 from .overview import Overview
 from .views import schedule_view
 

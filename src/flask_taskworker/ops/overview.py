@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from ..client.health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 from ..core.words import MOST, counted, spoken
 from ..store.sql import QueueRow, ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as browse_statements
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from ..store.statements.jobs import Dialect
-from .health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 
 _START = "Start one: flask tasks run"
 FAILURES = 3_000
@@ -141,14 +141,7 @@ def _statement(dialect: Dialect) -> str:
         "next_due": (job_statements.NEXT_DUE, 1),
         "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", 1),
     }
-    selects = []
-    for name, (sql, columns) in parts.items():
-        picked = ", ".join(f"c{i}" for i in range(columns))
-        rows = f"json_group_array(json_array({picked}))"
-        if dialect.name == "postgresql":
-            rows = f"CAST(json_agg(json_build_array({picked})) AS text)"
-        selects.append(f"SELECT '{name}', (WITH q({picked}) AS ({sql}) SELECT {rows} FROM q)")
-    return " UNION ALL ".join(selects)
+    return dialect.together(parts)
 
 
 class FailureLine(NamedTuple):

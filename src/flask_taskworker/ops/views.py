@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
+from ..client.health import LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 from ..core.clock import from_ms
 from ..core.failures import read_cut
 from ..core.rows import Failure, Progress
@@ -20,7 +21,6 @@ from ..errors import NotDecodable
 from ..mail.queue.reading import header_in, headers_of
 from ..store.rollups import Percentile
 from ..store.sql import ScheduleRow, WorkerRow, next_fire_ms
-from .health import LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 from .rows import FailureGroup, JobRow, JobWhole, LogLine, MailRow, QueueState, RecipientRow, ScheduleRun
 
 V = TypeVar("V")

@@ -170,6 +170,9 @@ class Driver(Protocol):
     def upkeep(self) -> None:
         """What the database needs from time to time; called once a second from a thread of each worker."""
 
+    def free_bytes(self) -> int | None:
+        """What is left on the disk of the database; None where that is not known here."""
+
     def check_platform(self) -> None:
         """Raise NotSupported, with the reason, where no worker of this database can run."""
 

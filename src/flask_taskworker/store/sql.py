@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .driver import Driver, Run
 from .statements import jobs as job_statements
 from .statements import workers as worker_statements
 from .statements.jobs import batch_of, in_pieces
+from .statements.why import why
 
 MAX_ID = 2**63 - 1
 _ADD_TRIES = 5
@@ -225,6 +227,15 @@ class Store:
     def queues(self) -> list[QueueRow]:
         """The queues that have ready jobs."""
         return [QueueRow(*row) for row in self._read(job_statements.waiting_by_queue(), most=MOST)]
+
+    def why(self, job_id: int) -> dict[str, list[list[Any]]]:
+        """What bears on the waiting of one job: the rows of each part of one statement. Raises JobNotFound."""
+        _check_id(job_id)
+        rows = self._read(why(self.driver.dialect), id=job_id, most=MOST)
+        parts: dict[str, list[list[Any]]] = {name: json.loads(text or "[]") for name, text in rows}
+        if not parts["job"]:
+            raise JobNotFound.of(job_id)
+        return parts
 
     def next_due(self) -> int | None:
         """When the next scheduled job is due, in epoch milliseconds; None if there is none."""

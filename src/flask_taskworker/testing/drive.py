@@ -21,11 +21,11 @@ from flask import Flask
 
 from ..client.apps import as_app
 from ..client.client import Client
+from ..client.health import SILENT_MS
 from ..core.current_job import RunningJob, running_job
 from ..core.rows import Claim, JobRecord, Outcome, OutcomeKind
 from ..core.tasks import TaskRegistry
 from ..errors import AppError, TaskWorkerError
-from ..ops.health import SILENT_MS
 from ..store.driver import Driver
 from ..store.sql import WorkerRow
 from ..store.work import Ended, Peek, WorkerStore

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar, get_args
 
 from flask import Flask
 
+from ..client.health import name_of
 from ..client.origin import read_origin
 from ..core.clock import require_aware, to_ms
 from ..core.codec import Codec
@@ -23,7 +24,6 @@ from ..core.jobs import Job
 from ..core.rows import JobRecord, JobState, OutcomeKind
 from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
-from ..ops.health import name_of
 from ..signals import job_enqueued, schedule_fired
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements

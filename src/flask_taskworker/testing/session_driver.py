@@ -106,6 +106,10 @@ class SessionDriver:
     def _nothing(self, *args: Any, **options: Any) -> None:
         """What only other processes need."""
 
+    def free_bytes(self) -> int | None:
+        """What is left on the disk of the database."""
+        return self.real.free_bytes()
+
     upkeep = check_platform = wake_others = listen = renew = forget = close = abandon = _nothing
 
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from flask_taskworker import Every, JobState
-from flask_taskworker.ops.health import info_of
+from flask_taskworker.client.health import info_of
 from tests.support.cli_shop import Shop
 from tests.system.cli.test_run import Shop as ProcessShop
 from tests.system.cli.test_run import ended, until

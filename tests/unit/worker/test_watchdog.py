@@ -14,8 +14,8 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, current_job
+from flask_taskworker.client.health import info_of
 from flask_taskworker.core.rows import Claim
-from flask_taskworker.ops.health import info_of
 from flask_taskworker.ops.overview import Overview
 from flask_taskworker.store.sql import Store
 from flask_taskworker.worker.running import SHOWN, HungThreads

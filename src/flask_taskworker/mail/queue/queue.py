@@ -22,7 +22,7 @@ from ...client.origin import current_origin
 from ...client.rows import new_job, new_uid
 from ...client.sessions import CallerTransaction
 from ...core.clock import from_ms
-from ...core.jobs import Job, JobClient
+from ...core.jobs import Job, JobClient, Reason
 from ...core.mail_config import MailConfig
 from ...core.rows import JobRecord, JobState, NewJob
 from ...core.tasks import EnqueueOptions, Task
@@ -275,6 +275,10 @@ class MailQueue:
         """Cancel, or ask the running job to stop."""
         return self._client.cancel(job_id)
 
+    def why(self, job_id: int) -> list[Reason]:
+        """What a waiting job waits for."""
+        return self._client.why(job_id)
+
     def retry(self, job_id: int) -> bool:
         """Open the mail again and put its job back into the queue."""
         record = self._client.record(job_id)
@@ -446,6 +450,10 @@ class SuppressedMails:
     def cancel(self, job_id: int) -> bool:
         """Too late."""
         return False
+
+    def why(self, job_id: int) -> list[Reason]:
+        """It does not wait."""
+        return []
 
     def retry(self, job_id: int) -> bool:
         """It has not failed."""

@@ -132,6 +132,10 @@ class PostgresqlDriver:
 
     # -- the worker's faces -----------------------------------------------------------------------------------------
 
+    def free_bytes(self) -> int | None:
+        """Only the server knows."""
+        return None
+
     def check_platform(self) -> None:
         """Raise NotSupported on Windows: psycopg cannot use the event loop there, which knows no signals either."""
         if sys.platform == "win32":

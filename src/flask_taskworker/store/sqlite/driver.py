@@ -295,6 +295,10 @@ class SqliteDriver:
 
     # -- the worker's faces -----------------------------------------------------------------------------------------
 
+    def free_bytes(self) -> int | None:
+        """What is left on the disk of the file."""
+        return shutil.disk_usage(self.path.parent).free
+
     def check_platform(self) -> None:
         """Raise NotSupported, with the reason, where workers cannot run."""
         supported()

@@ -57,6 +57,17 @@ class Dialect:
             return f"{column} IN ({select})"
         return f"{column} = ANY(ARRAY({select} FOR UPDATE SKIP LOCKED))"
 
+    def together(self, parts: Mapping[str, tuple[str, int]]) -> str:
+        """Several SELECTs, each with its number of columns, in one: a row for each, its name and its rows as JSON."""
+        selects = []
+        for name, (sql, columns) in parts.items():
+            picked = ", ".join(f"c{i}" for i in range(columns))
+            rows = f"json_group_array(json_array({picked}))"
+            if self.name == "postgresql":
+                rows = f"CAST(json_agg(json_build_array({picked})) AS text)"
+            selects.append(f"SELECT '{name}', (WITH q({picked}) AS ({sql}) SELECT {rows} FROM q)")
+        return " UNION ALL ".join(selects)
+
     def unlocked(self, ids: str) -> str:
         """A condition: of the jobs whose ids are selected by *ids*, those that no other session has locked."""
         if self.name == "sqlite":

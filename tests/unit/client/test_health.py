@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flask_taskworker.ops.health import is_late, is_silent, takes
+from flask_taskworker.client.health import is_late, is_silent, takes
 from flask_taskworker.store.sql import ScheduleRow, WorkerRow
 
 NOW = 1_800_000_000_000

@@ -1,0 +1,143 @@
+"""Why a job waits, and what would end it: a pure function of what one statement has read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..core.clock import from_ms
+from ..core.jobs import Reason
+from ..core.rows import JobRecord, JobState
+from ..core.tasks import TaskRegistry
+from ..core.words import counted, spoken
+from ..store.sql import Store, WorkerRow
+from .health import BLOCKED_MS, info_of, is_silent, name_of, takes
+
+NO_SPACE = 10_000_000
+"""Bytes that are left on a disk that counts as full: a claim may need a few pages of the write-ahead log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What bears on the waiting of one job. Times are epoch milliseconds."""
+
+    now: int
+    job: JobRecord
+    solo: bool
+    """Whether it must run alone."""
+    ahead: int
+    """Ready jobs of its queue and kind that go first, counted up to MOST; of a job that runs alone, of those."""
+    paused: tuple[int | None, str | None] | None
+    """Since when its queue is paused, and who has paused it."""
+    ready: frozenset[str]
+    """The queues with ready jobs."""
+    workers: tuple[WorkerRow, ...]
+    alone: frozenset[str]
+    """The ids of workers that run a job alone."""
+    is_known: bool
+    """Whether this code declares the job's task."""
+    free_bytes: int | None
+    """What is left on the disk of the database; None where that is not known."""
+
+
+def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
+    """What there is to know, read by one statement. Raises JobNotFound."""
+    found = store.why(job_id)
+    *record, solo = found["job"][0]
+    job = JobRecord._make(record)
+    return Facts(
+        now=store.clock(),
+        job=job,
+        solo=bool(solo),
+        ahead=found["ahead"][0][0],
+        paused=next(map(tuple, found["paused"]), None),
+        ready=frozenset(name for (name,) in found["ready"]),
+        workers=tuple(WorkerRow(*row) for row in found["workers"]),
+        alone=frozenset(worker for (worker,) in found["alone"]),
+        is_known=registry.get(job.task) is not None,
+        free_bytes=store.driver.free_bytes(),
+    )
+
+
+def reasons(facts: Facts) -> list[Reason]:
+    """What holds a waiting job back, each with what would end it; nothing for one that runs or has ended."""
+    claiming = [w for w in facts.workers if w.state == "alive" and not is_silent(w, facts.now)]
+    serving = [worker for worker in claiming if takes(info_of(worker), facts.job.queue)]
+    match facts.job.state:
+        case JobState.SCHEDULED:
+            return [_due(facts), *_queue(facts, claiming, serving)]
+        case JobState.READY:
+            busy = _busy(facts, serving) if serving else None
+            found = [*_queue(facts, claiming, serving), *([busy] if busy else [])]
+            return found or [Reason(kind="next", text="Nothing stands in its way.", ends="A worker takes it next.")]
+    return []
+
+
+def _due(facts: Facts) -> Reason:
+    job = facts.job
+    if job.failures:
+        kind, text = "retry", f"Try {job.failures} of {job.max_attempts} failed, and it waits for the next one."
+    elif job.claim:
+        kind, text = "put off", "It was put off: it snoozed, or a worker did not know its task or its arguments."
+    else:
+        kind, text = "due", "It is not due yet."
+    left = f"in {spoken(job.run_at - facts.now)}" if job.run_at > facts.now else "now"
+    return Reason(kind=kind, text=text, ends=f"It is due {left}: at {_stamp(job.run_at)}.", at=from_ms(job.run_at))
+
+
+def _queue(facts: Facts, claiming: Sequence[WorkerRow], serving: Sequence[WorkerRow]) -> Iterator[Reason]:
+    """What holds back every job of its queue, or of its task."""
+    queue = facts.job.queue
+    if facts.paused is not None:
+        since, who = facts.paused
+        when = "" if since is None else f" since {_stamp(since)}"
+        text = f"Queue {queue!r} is paused{when} by {who or 'an unknown user'}."
+        yield Reason(kind="paused", text=text, ends=f"Resume it: flask tasks resume {shlex.quote(queue)}")
+    if not facts.is_known:
+        text = f"This code does not declare the task {facts.job.task!r}. A worker without it puts the job back."
+        yield Reason(kind="unknown task", text=text, ends="Deploy code that declares it, or discard the job.")
+    if facts.free_bytes is not None and facts.free_bytes < NO_SPACE:
+        text = f"The disk of the database is full: {facts.free_bytes / 1e6:.1f} MB are left."
+        yield Reason(kind="disk full", text=text, ends="Free some space.")
+    if not claiming:
+        yield Reason(kind="no worker", text="No living worker takes jobs.", ends="Start one: flask tasks run")
+    elif not serving:
+        text = f"No living worker takes jobs of queue {queue!r}."
+        yield Reason(kind="no worker", text=text, ends=f"Start one: flask tasks run {shlex.quote(queue)}")
+
+
+def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
+    """What keeps the workers that serve its queue from taking it."""
+    job, infos = facts.job, [info_of(worker) for worker in serving]
+    first = ""
+    if facts.ahead:
+        first = " 1 job goes first." if facts.ahead == 1 else f" {counted(facts.ahead)} jobs go first."
+    if facts.solo:
+        text = f"{job.crashes} processes died while it ran, so it runs alone.{first}"
+        ends = "A worker takes it when it has no other job. Busy workers make room from time to time."
+        return Reason(kind="alone", text=text, ends=ends)
+    if all((info.get("loop_lag_ms") or 0) > BLOCKED_MS for info in infos):
+        text = f"The event loop of worker {name_of(serving[0])}, which takes its queue, is blocked."
+        return Reason(kind="blocked", text=text, ends="The job that blocks it returns: the worker's log names it.")
+    if facts.alone.issuperset(worker.id for worker in serving):
+        text = f"A job runs alone in worker {name_of(serving[0])}, which takes its queue."
+        return Reason(kind="alone", text=text, ends="That job ends.")
+    slots = sum(info.get("concurrency" if job.kind == "async" else "threads") or 0 for info in infos)
+    if sum((info.get("running") or {}).get(job.kind, 0) for info in infos) >= slots:
+        text = f"All {slots} {job.kind} slots of the workers that take its queue are in use.{first}"
+        return Reason(kind="slots", text=text, ends="A running job ends, or you start another worker: flask tasks run")
+    earlier = [_earlier(info.get("queues") or (job.queue,), job.queue, facts.ready) for info in infos]
+    if all(earlier):
+        text = f"Its workers take the jobs of queue {earlier[0]!r} first.{first}"
+        return Reason(kind="queue order", text=text, ends="That queue is empty, or a worker with a free slot starts.")
+    return Reason(kind="in line", text=first[1:], ends="Those have begun.") if facts.ahead else None
+
+
+def _earlier(queues: Sequence[str], own: str, ready: Container[str]) -> str | None:
+    """A queue with ready jobs that a worker prefers to the job's own."""
+    return next((name for name in queues[: queues.index(own)] if name in ready), None)
+
+
+def _stamp(moment: int) -> str:
+    return f"{from_ms(moment):%Y-%m-%d %H:%M:%S} UTC"
