@@ -6,15 +6,15 @@ The others are strict. Every wrong value raises :class:`~flask_taskworker.errors
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from .loggers import get_logger
+from .settings import Reader, choice, flag, period, read_fields, seconds, setting
 
 log = get_logger("mail")
 
@@ -22,179 +22,45 @@ Backend = Literal["smtp", "console", "file", "memory"]
 BACKENDS = ("smtp", "console", "file", "memory")
 
 _HOST = re.compile(r"[^\s/@\\\x00-\x1f]{1,255}")
+_SHORTEST = 0.001
 _LOOKS_FALSE = frozenset({"false", "no", "off", "0"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MailConfig:
-    """What ``MAIL_*`` says, one field a key, lower case and without the prefix."""
-
-    server: str
-    """The mail server's name or address. Defaults to "127.0.0.1"."""
-
-    port: int
-    """Its port. Defaults to 25, with TLS too."""
-
-    use_tls: bool
-    """Begin in clear text and require STARTTLS. Defaults to False."""
-
-    use_ssl: bool
-    """Speak TLS from the first byte. Defaults to False."""
-
-    username: str | None
-    """Log in, if password is set too. Defaults to None."""
-
-    password: str | None = field(repr=False)
-    """Never shown, logged or stored. Defaults to None."""
-
-    default_sender: Any
-    """The sender of messages without one: an address or a pair (name, address). Defaults to None."""
-
-    debug: int
-    """Log the dialogue with the server, without what proves who we are. Defaults to app.debug."""
-
-    max_emails: int | None
-    """Mails in one connection; None or 0: no limit for connect(), 100 in the pool. Defaults to None."""
-
-    suppress: bool
-    """Record mails instead of sending them. Defaults to app.testing. The key is MAIL_SUPPRESS_SEND."""
-
-    ascii_attachments: bool
-    """Reduce the names of attachments to ASCII. Defaults to False."""
-
-    pool_size: int
-    """Connections kept to the server in one process and loop. Defaults to 4."""
-
-    timeout: float
-    """Seconds to connect, and for the reply to a command. Defaults to 30."""
-
-    data_timeout: float
-    """Seconds for the reply to a whole message: RFC 5321 asks for ten minutes. Defaults to 600."""
-
-    tls_verify: bool
-    """Check the server's certificate and name. Defaults to True."""
-
-    cafile: str | None
-    """A file of certificates to trust instead of the system's. Defaults to None."""
-
-    ssl_context: Any = field(repr=False)
-    """An ssl.SSLContext to use as it is, instead of the two keys before. Defaults to None."""
-
-    local_hostname: str | None
-    """Our name in EHLO, such as "web1.example.org" or "[192.0.2.1]". Defaults to this machine's."""
-
-    pipelining: bool
-    """Send several commands at once where the server offers it. Defaults to True."""
-
-    redirect_to: tuple[str, ...]
-    """Send every mail to these addresses instead of its own, for development. Defaults to None."""
-
-    backend: Backend
-    """"smtp", "console", "file" or "memory". Defaults to "smtp"."""
-
-    file_path: str | None
-    """The folder of the file backend. Defaults to mail in the instance folder."""
-
-    max_size: int
-    """Octets that a message in the queue may have. Defaults to 25 MB."""
-
-    retry_base: float
-    """Seconds until a queued mail is tried again, doubled each time. Defaults to 300."""
-
-    retry_cap: float
-    """Seconds: the longest of these delays. Defaults to 3600."""
-
-    expires: timedelta
-    """How long a queued mail is tried. Defaults to 5 days."""
-
-    keep: timedelta
-    """How long a queued mail is kept after its end. Defaults to 7 days."""
-
-    @classmethod
-    def from_mapping(cls, config: Mapping[str, Any], *, debug: bool | int = False, testing: bool = False) -> MailConfig:
-        """Read the ``MAIL_*`` keys of *config*; *debug* and *testing* are the app's."""
-        get = config.get
-        if get("MAIL_USE_TLS") and get("MAIL_USE_SSL"):
-            raise ConfigError("MAIL_USE_TLS (STARTTLS) and MAIL_USE_SSL exclude each other. Set one of them.")
-        return cls(
-            server=_host(config, "MAIL_SERVER") or "127.0.0.1",
-            port=_number(config, "MAIL_PORT", 25, maximum=65535) or 25,
-            use_tls=_truth(config, "MAIL_USE_TLS", False),
-            use_ssl=_truth(config, "MAIL_USE_SSL", False),
-            username=_secret(config, "MAIL_USERNAME"),
-            password=_secret(config, "MAIL_PASSWORD"),
-            default_sender=get("MAIL_DEFAULT_SENDER"),
-            debug=_number(config, "MAIL_DEBUG", int(debug)) or 0,
-            max_emails=_number(config, "MAIL_MAX_EMAILS", None),
-            suppress=_truth(config, "MAIL_SUPPRESS_SEND", testing),
-            ascii_attachments=_truth(config, "MAIL_ASCII_ATTACHMENTS", False),
-            pool_size=_number(config, "MAIL_POOL_SIZE", 4, minimum=1) or 4,
-            timeout=_seconds(config, "MAIL_TIMEOUT", 30.0),
-            data_timeout=_seconds(config, "MAIL_DATA_TIMEOUT", 600.0),
-            tls_verify=_flag(config, "MAIL_TLS_VERIFY", True),
-            cafile=_text(config, "MAIL_CAFILE"),
-            ssl_context=get("MAIL_SSL_CONTEXT"),
-            local_hostname=_host(config, "MAIL_LOCAL_HOSTNAME"),
-            pipelining=_flag(config, "MAIL_PIPELINING", True),
-            redirect_to=_addresses(config, "MAIL_REDIRECT_TO"),
-            backend=_backend(config),
-            file_path=_text(config, "MAIL_FILE_PATH"),
-            max_size=_number(config, "MAIL_MAX_SIZE", 25 * 1024 * 1024, minimum=1) or 0,
-            retry_base=_seconds(config, "MAIL_RETRY_BASE", 300.0),
-            retry_cap=_seconds(config, "MAIL_RETRY_CAP", 3600.0),
-            expires=timedelta(seconds=_seconds(config, "MAIL_EXPIRES", 5 * 86400.0)),
-            keep=timedelta(seconds=_seconds(config, "MAIL_KEEP", 7 * 86400.0, minimum=0.0)),
-        )
-
-
-def _truth(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key)
+def _truth(key: str, value: Any) -> bool:
     if isinstance(value, str) and value.strip().lower() in _LOOKS_FALSE:
         log.warning(
             "%s = %r is a string that is not empty, and so means True, as in Flask-Mail. Write False.", key, value
         )
-    return default if value is None else bool(value)
+    return bool(value)
 
 
-def _number(
-    config: Mapping[str, Any], key: str, default: int | None, *, minimum: int = 0, maximum: int | None = None
-) -> int | None:
-    value = config.get(key)
-    if value is None or value == "":
-        return default
-    number = int(value) if isinstance(value, int | str) and str(value).strip().lstrip("-").isdecimal() else None
-    if isinstance(value, bool):
-        number = int(value)
-    if number is None or number < minimum or (maximum is not None and number > maximum):
-        upper = f" and at most {maximum}" if maximum is not None else ""
-        raise ConfigError.of(key, value, f"a whole number, at least {minimum}{upper}")
-    return number
+def _number(default: int | None, *, minimum: int = 0, maximum: int | None = None) -> Reader:
+    """A whole number, or its text; *default* stands for an empty one and for None."""
+
+    def read(key: str, value: Any) -> int | None:
+        if value is None or value == "":
+            return default
+        number = int(value) if isinstance(value, int | str) and str(value).strip().lstrip("-").isdecimal() else None
+        if isinstance(value, bool):
+            number = int(value)
+        if number is None or number < minimum or (maximum is not None and number > maximum):
+            upper = f" and at most {maximum}" if maximum is not None else ""
+            raise ConfigError.of(key, value, f"a whole number, at least {minimum}{upper}")
+        return number
+
+    return read
 
 
-def _seconds(config: Mapping[str, Any], key: str, default: float, *, minimum: float = 0.001) -> float:
-    value = config.get(key, default)
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
-        raise ConfigError.of(key, value, f"a number of seconds or a timedelta, at least {minimum:g} s")
-    return float(value)
-
-
-def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise ConfigError.of(key, value, "True or False")
-    return value
-
-
-def _text(config: Mapping[str, Any], key: str) -> str | None:
-    value = config.get(key)
+def _text(key: str, value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _host(config: Mapping[str, Any], key: str) -> str | None:
+def _anything(key: str, value: Any) -> Any:
+    return value
+
+
+def _host(key: str, value: Any) -> str | None:
     """A host's name or address. Resolving it is left to the moment when it is needed."""
-    value = config.get(key)
     if value is None or value == "":
         return None
     if isinstance(value, str) and _HOST.fullmatch(value):
@@ -204,16 +70,14 @@ def _host(config: Mapping[str, Any], key: str) -> str | None:
     raise ConfigError.of(key, value, "a host's name or address, without scheme, port and blanks")
 
 
-def _secret(config: Mapping[str, Any], key: str) -> str | None:
-    value = config.get(key)
+def _secret(key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         # The value is not shown: it may be the password.
         raise ConfigError(f"{key} is of type {type(value).__name__}. Give a string, or None.")
     return value
 
 
-def _addresses(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = config.get(key)
+def _addresses(key: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     addresses = (value,) if isinstance(value, str) else value
@@ -222,8 +86,100 @@ def _addresses(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(addresses)
 
 
-def _backend(config: Mapping[str, Any]) -> Backend:
-    value = config.get("MAIL_BACKEND", "smtp")
-    if value not in BACKENDS:
-        raise ConfigError.of("MAIL_BACKEND", value, ", ".join(map(repr, BACKENDS)))
-    return cast(Backend, value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailConfig:
+    """What ``MAIL_*`` says, one field a key, lower case and without the prefix."""
+
+    server: str = setting(_host, "127.0.0.1")
+    """The mail server's name or address. Defaults to "127.0.0.1"."""
+
+    port: int = setting(_number(25, maximum=65535))
+    """Its port. Defaults to 25, with TLS too."""
+
+    use_tls: bool = setting(_truth)
+    """Begin in clear text and require STARTTLS. Defaults to False."""
+
+    use_ssl: bool = setting(_truth)
+    """Speak TLS from the first byte. Defaults to False."""
+
+    username: str | None = setting(_secret)
+    """Log in, if password is set too. Defaults to None."""
+
+    password: str | None = setting(_secret, repr=False)
+    """Never shown, logged or stored. Defaults to None."""
+
+    default_sender: Any = setting(_anything)
+    """The sender of messages without one: an address or a pair (name, address). Defaults to None."""
+
+    debug: int
+    """Log the dialogue with the server, without what proves who we are. Defaults to app.debug."""
+
+    max_emails: int | None = setting(_number(None))
+    """Mails in one connection; None or 0: no limit for connect(), 100 in the pool. Defaults to None."""
+
+    suppress: bool
+    """Record mails instead of sending them. Defaults to app.testing. The key is MAIL_SUPPRESS_SEND."""
+
+    ascii_attachments: bool = setting(_truth)
+    """Reduce the names of attachments to ASCII. Defaults to False."""
+
+    pool_size: int = setting(_number(4, minimum=1))
+    """Connections kept to the server in one process and loop. Defaults to 4."""
+
+    timeout: float = setting(seconds(_SHORTEST), 30.0)
+    """Seconds to connect, and for the reply to a command. Defaults to 30."""
+
+    data_timeout: float = setting(seconds(_SHORTEST), 600.0)
+    """Seconds for the reply to a whole message: RFC 5321 asks for ten minutes. Defaults to 600."""
+
+    tls_verify: bool = setting(flag, True)
+    """Check the server's certificate and name. Defaults to True."""
+
+    cafile: str | None = setting(_text)
+    """A file of certificates to trust instead of the system's. Defaults to None."""
+
+    ssl_context: Any = setting(_anything, repr=False)
+    """An ssl.SSLContext to use as it is, instead of the two keys before. Defaults to None."""
+
+    local_hostname: str | None = setting(_host)
+    """Our name in EHLO, such as "web1.example.org" or "[192.0.2.1]". Defaults to this machine's."""
+
+    pipelining: bool = setting(flag, True)
+    """Send several commands at once where the server offers it. Defaults to True."""
+
+    redirect_to: tuple[str, ...] = setting(_addresses)
+    """Send every mail to these addresses instead of its own, for development. Defaults to None."""
+
+    backend: Backend = setting(choice(*BACKENDS), "smtp")
+    """"smtp", "console", "file" or "memory". Defaults to "smtp"."""
+
+    file_path: str | None = setting(_text)
+    """The folder of the file backend. Defaults to mail in the instance folder."""
+
+    max_size: int = setting(_number(25 * 1024 * 1024, minimum=1))
+    """Octets that a message in the queue may have. Defaults to 25 MB."""
+
+    retry_base: float = setting(seconds(_SHORTEST), 300.0)
+    """Seconds until a queued mail is tried again, doubled each time. Defaults to 300."""
+
+    retry_cap: float = setting(seconds(_SHORTEST), 3600.0)
+    """Seconds: the longest of these delays. Defaults to 3600."""
+
+    expires: timedelta = setting(period(_SHORTEST), timedelta(days=5))
+    """How long a queued mail is tried. Defaults to 5 days."""
+
+    keep: timedelta = setting(period(), timedelta(days=7))
+    """How long a queued mail is kept after its end. Defaults to 7 days."""
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any], *, debug: bool | int = False, testing: bool = False) -> MailConfig:
+        """Read the ``MAIL_*`` keys of *config*; *debug* and *testing* are the app's."""
+        if config.get("MAIL_USE_TLS") and config.get("MAIL_USE_SSL"):
+            raise ConfigError("MAIL_USE_TLS (STARTTLS) and MAIL_USE_SSL exclude each other. Set one of them.")
+        log_dialogue = _number(int(debug))("MAIL_DEBUG", config.get("MAIL_DEBUG"))
+        suppress = config.get("MAIL_SUPPRESS_SEND")
+        return cls(
+            debug=log_dialogue or 0,
+            suppress=_truth("MAIL_SUPPRESS_SEND", testing if suppress is None else suppress),
+            **read_fields(cls, "MAIL_", config),
+        )

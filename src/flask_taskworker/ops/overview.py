@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ..client.health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 from ..core.words import MOST, counted, spoken
@@ -14,6 +14,7 @@ from ..store.statements import browse as browse_statements
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from ..store.statements.jobs import Dialect
+from .views import ErrorView, error_view
 
 _START = "Start one: flask tasks run"
 FAILURES = 3_000
@@ -144,23 +145,23 @@ def _statement(dialect: Dialect) -> str:
     return dialect.together(parts)
 
 
-class FailureLine(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatestFailure:
     """Failed jobs with one cause, by their newest. Times are epoch milliseconds."""
 
     group: str | None
-    number: int
-    """How many of them are recent."""
-    first_at: int
-    """When the first of them failed, among the newest :data:`FAILURES` failed jobs."""
-    last_at: int
-    id: int
     task: str
-    failure_kind: str | None
-    error: str | None
-    """The beginning of it."""
+    error: ErrorView | None
+    """Of the newest, cut."""
+    count: int
+    """How many of them are recent."""
+    last_at: int
+    is_new: bool
+    """Whether none of them is older, among the newest :data:`FAILURES` failed jobs."""
+    newest: int
 
 
-def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
+def latest_failures(store: Store, since: int, limit: int) -> list[LatestFailure]:
     """The causes of the failures since *since* (epoch ms), latest first, in one statement. Raises StoreError."""
     store.driver.prepare()
     newest = (
@@ -179,10 +180,22 @@ def latest_failures(store: Store, since: int, limit: int) -> list[FailureLine]:
         "JOIN taskworker_job AS j ON j.id = g.newest ORDER BY g.last_at DESC, j.id DESC"
     )
     rows = store.driver.read(sql, {"since": since, "window": FAILURES, "limit": limit})
-    return [FailureLine(*row) for row in rows]
+    return [
+        LatestFailure(
+            group=group,
+            task=task,
+            error=error_view(error, kind),
+            count=count,
+            last_at=last_at,
+            is_new=first_at >= since,
+            newest=newest,
+        )
+        for group, count, first_at, last_at, newest, task, kind, error in rows
+    ]
 
 
-class EndedSlice(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EndedSlice:
     """How many jobs ended in a slice of time, from *start* (epoch ms) on."""
 
     start: int
@@ -194,9 +207,9 @@ class EndedSlice(NamedTuple):
 def ended(store: Store, since: int, *, step: int, span: Literal[60, 3600]) -> list[EndedSlice]:
     """What ended since *since* in slices of *step* ms, from the roll-ups of *span* seconds. Raises StoreError."""
     store.driver.prepare()
-    sums = ", ".join(f"CAST(sum({name}) AS bigint)" for name in EndedSlice._fields[1:])
+    sums = ", ".join(f"CAST(sum({name}) AS bigint)" for name in ("succeeded", "failed", "cancelled"))
     sql = (
         f"SELECT start / :step * :step AS slice, {sums} FROM taskworker_rollup "
         "WHERE span = :span AND start >= :since GROUP BY 1 ORDER BY 1"
     )
-    return [EndedSlice._make(row) for row in store.driver.read(sql, {"since": since, "step": step, "span": span})]
+    return [EndedSlice(*row) for row in store.driver.read(sql, {"since": since, "step": step, "span": span})]
