@@ -232,6 +232,27 @@ def test_suppress_can_be_changed_at_run_time(serve: Serve, make_mail: MakeMail) 
     assert server.sessions == []
 
 
+@pytest.mark.parametrize("key", ["TESTING", "MAIL_SUPPRESS_SEND"])
+def test_app_that_is_set_to_testing_after_the_start_sends_nothing(key: str, serve: Serve, make_mail: MakeMail) -> None:
+    server = serve()
+    mail = make_mail(server)
+    mail.app.config[key] = True
+    with mail.record_messages() as outbox:
+        mail.send(message())
+        mail.send_many([message()])
+        with mail.connect() as connection:
+            connection.send(message())
+    assert (server.sessions, len(outbox)) == ([], 3)
+
+
+def test_app_that_asks_for_mail_gets_it_although_it_is_set_to_testing(serve: Serve, make_mail: MakeMail) -> None:
+    server = serve()
+    mail = make_mail(server, MAIL_SUPPRESS_SEND=False)
+    mail.app.testing = True
+    mail.send(message())
+    assert len(server.mails) == 1
+
+
 def test_suppressed_connection_still_checks(mail: Mail) -> None:
     with mail.connect() as connection, mail.record_messages() as outbox:
         with pytest.raises(AssertionError):

@@ -7,13 +7,14 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from weakref import WeakSet
 
 import pytest
 
 from flask_taskworker.errors import ArgumentsError
-from flask_taskworker.mail import BadHeaderError, ConnectionRefused, Mail, MailError, Message, SendResult
+from flask_taskworker.mail import Attachment, BadHeaderError, ConnectionRefused, Mail, MailError, Message, SendResult
 from flask_taskworker.mail.errors import ConnectError, DataRefused, DeliveryUnknown, RecipientsRefused
 from tests.support.smtp_server import EXTENSIONS, Drop, Session, SMTPServer, wait_until
 
@@ -144,6 +145,40 @@ def test_failing_mail_has_its_error_in_its_result(serve_each: Serve, make_mail: 
     assert isinstance(surrogate.error, MailError)
     assert not any((bad, broken, partly, spam, nobody, surrogate))
     assert subjects(server) == ["good", "partly", "last"] or sorted(subjects(server)) == ["good", "last", "partly"]
+
+
+@pytest.mark.parametrize("odd", [None, "text", 7, b"bytes"])
+def test_what_is_not_a_message_has_its_error_and_the_others_are_sent(
+    odd: Any, serve: Callable[..., SMTPServer], make_mail: MakeMail
+) -> None:
+    server = serve()
+    mail = make_mail(server)
+    results = mail.send_many([*letters(30), odd, *letters(30)])
+    assert [bool(result) for result in results] == [True] * 30 + [False] + [True] * 30
+    assert isinstance(results[30].error, MailError)
+    assert len(server.mails) == 60
+
+
+@pytest.mark.parametrize("field", [{"date": float("nan")}, {"extra_headers": {"": "x"}}, {"attachments": ["a.pdf"]}])
+def test_message_that_cannot_be_written_has_its_error_and_the_others_are_sent(
+    field: dict[str, Any], serve: Callable[..., SMTPServer], make_mail: MakeMail
+) -> None:
+    server = serve()
+    mail = make_mail(server)
+    results = mail.send_many([*letters(3), Message("odd", ["a@example.com"], "text", **field), *letters(3)])
+    assert [bool(result) for result in results] == [True] * 3 + [False] + [True] * 3
+    assert len(server.mails) == 6
+
+
+def test_file_that_was_attached_open_has_its_error_and_the_others_are_sent(
+    serve: Callable[..., SMTPServer], make_mail: MakeMail
+) -> None:
+    server = serve()
+    mail = make_mail(server)
+    with Path(__file__).open() as file:
+        odd = Message("odd", ["a@example.com"], "text", attachments=[Attachment("a", "text/plain", cast(Any, file))])
+        results = mail.send_many([*letters(3), odd, *letters(3)])
+    assert [bool(result) for result in results] == [True] * 3 + [False] + [True] * 3
 
 
 def test_unreachable_server_raises_and_takes_nothing_more(make_mail: MakeMail) -> None:

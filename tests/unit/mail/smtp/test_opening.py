@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import smtplib
+import socket
 import ssl
 import traceback
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from flask_taskworker.mail import Mail, MailError, Message
-from flask_taskworker.mail.errors import AuthenticationFailed, CertificateError
+from flask_taskworker.mail.errors import AuthenticationFailed, CertificateError, ConnectError, ConnectTimeout
+from flask_taskworker.mail.smtp import opening
+from flask_taskworker.mail.smtp import server as server_module
 from tests.support.mail_fixtures import Certificates
 from tests.support.smtp_server import Drop, Session, SMTPServer
 
@@ -179,11 +182,16 @@ def test_password_is_nowhere_to_be_seen(
     assert "MAIL FROM:<from@example.com>" in caplog.text
 
 
-def test_message_is_not_in_the_log(serve: Serve, make_mail: MakeMail, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("size", [10, 255_000, 300_000, 1_500_000])
+def test_message_of_any_size_is_not_in_the_log(
+    size: int, serve: Serve, make_mail: MakeMail, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     letter = message()
-    letter.body = "https://example.org/reset/token"
-    make_mail(serve(), MAIL_DEBUG=True).send(letter)
+    letter.body = "https://example.org/reset/token\n" * (size // 32 + 1)
+    mail = make_mail(serve(), MAIL_DEBUG=True)
+    mail.send(letter)
+    mail.send_many([letter, letter])
     assert "reset/token" not in caplog.text
     assert "send: a message of" in caplog.text
 
@@ -194,6 +202,29 @@ def test_nothing_is_logged_of_the_dialogue_without_debug(
     caplog.set_level(logging.DEBUG)
     make_mail(serve()).send(message())
     assert "MAIL FROM" not in caplog.text
+
+
+@pytest.mark.parametrize("chosen", ["web1.example.org", None])
+def test_name_in_ehlo_can_be_chosen(
+    chosen: str | None, serve: Serve, make_mail: MakeMail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_fqdn", lambda: "a1b2c3d4e5f6")  # a container's, which some servers refuse
+    server = serve()
+    make_mail(server, MAIL_LOCAL_HOSTNAME=chosen).send(message())
+    assert server.sessions[0].commands[0] == f"EHLO {chosen or '[127.0.0.1]'}"
+
+
+def test_tls_from_the_first_byte_to_a_port_without_it_names_the_key(serve: Serve, make_mail: MakeMail) -> None:
+    with pytest.raises(ConnectError, match="set MAIL_USE_TLS instead of MAIL_USE_SSL"):
+        make_mail(serve(), MAIL_USE_SSL=True).send(message())
+
+
+def test_clear_text_to_a_port_for_tls_names_the_key(monkeypatch: pytest.MonkeyPatch, make_mail: MakeMail) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(opening, "_IMPLICIT_TLS_PORT", silent.getsockname()[1])
+        mail = make_mail(MAIL_PORT=silent.getsockname()[1], MAIL_TIMEOUT=0.2)
+        with pytest.raises(ConnectTimeout, match="set MAIL_USE_SSL"):
+            mail.send(message())
 
 
 def test_clear_text_login_to_a_distant_host_is_warned_of(
