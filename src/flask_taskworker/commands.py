@@ -56,8 +56,25 @@ class LazyGroup(AppGroup):
             import_module(module, __package__)
 
 
+_MEANT = {
+    **dict.fromkeys(("worker", "work", "start", "consumer", "scheduler", "beat"), "run"),
+    **dict.fromkeys(("info", "inspect", "ps", "health"), "status"),
+    **dict.fromkeys(("call-task", "send", "enqueue"), "call"),
+    **dict.fromkeys(("revoke", "stop", "abort"), "cancel"),
+    **dict.fromkeys(("requeue",), "retry"),
+    **dict.fromkeys(("flower", "monitor", "tail"), "jobs"),
+}
+"""What commands of other task queues are called here."""
+
+
 class TasksGroup(LazyGroup):
     """The commands in the order in which they are wanted."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command that *args* begin with. One that is called otherwise elsewhere is answered with its name here."""
+        if args[0] in _MEANT and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}. It is called: {ctx.command_path} {_MEANT[args[0]]}")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names."""

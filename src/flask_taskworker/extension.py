@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from flask import Flask, current_app, has_app_context, request_started
 
@@ -21,6 +21,7 @@ from .core.clock import as_seconds
 from .core.codec import Codec
 from .core.config import TaskWorkerConfig
 from .core.current_job import running_job
+from .core.habits import WORKER_METHODS, no_attribute
 from .core.jobs import Job
 from .core.loggers import get_logger
 from .core.retry import Retry
@@ -164,6 +165,11 @@ class TaskWorker:
             gc.collect()
         with self._lock:
             return list(self._states.values())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(f"A {type(self).__name__}", name, WORKER_METHODS)
 
     # -- tasks and jobs ---------------------------------------------------------------------------------------------
 

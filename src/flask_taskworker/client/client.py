@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
 import threading
 import time
 import weakref
@@ -22,6 +23,7 @@ from sqlalchemy import Engine
 from .. import signals
 from ..core.clock import as_seconds, from_ms
 from ..core.jobs import Job, Reason
+from ..core.loggers import get_logger
 from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
 from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import describe
@@ -35,6 +37,8 @@ from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .threads import PoolClosed, ThreadPool
 from .waiting import Waiting
 from .why import look, reasons
+
+log = get_logger("jobs")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +66,8 @@ class Client:
         self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
         self._threads = ThreadPool(_THREADS, "taskworker-client")
+        self.report_after = 5.0
+        """Seconds after which the log says why a job does not run that a caller waits for without a timeout."""
 
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
@@ -273,24 +279,39 @@ class Client:
         if threading.current_thread() is self.worker_thread:
             raise RuntimeError("result() would block the worker's event loop forever. Use: await job.aresult().")
         deadline = _deadline(timeout)
-        pause = _FIRST_POLL
+        pause, report_at = _FIRST_POLL, self._report_at(timeout)
         with self._waiting.for_job(job_id) as finished:
             while not JobState((ending := self.store.ending(job_id)).state).finished:
                 left = _time_left(job_id, ending, deadline)
                 # Another process may finish the job: then the event is never set.
                 finished.wait(min(pause, left))
                 pause = min(pause * 2, _LAST_POLL)
+                if time.monotonic() > report_at:
+                    report_at = math.inf
+                    self._report_wait(job_id)
         return self._value(job_id, ending)
 
     async def await_result(self, job_id: int, timeout: float | None) -> Any:
         """As :meth:`wait`, without blocking the event loop."""
         deadline = _deadline(timeout)
-        pause = _FIRST_POLL
+        pause, report_at = _FIRST_POLL, self._report_at(timeout)
         with self._waiting.for_job(job_id) as finished:
             while not JobState((ending := await self._aside(self.store.ending, job_id)).state).finished:
                 await finished.async_wait(min(pause, _time_left(job_id, ending, deadline)))
                 pause = min(pause * 2, _LAST_POLL)
+                if time.monotonic() > report_at:
+                    report_at = math.inf
+                    await self._aside(self._report_wait, job_id)
         return self._value(job_id, ending)
+
+    def _report_at(self, timeout: float | None) -> float:
+        return time.monotonic() + self.report_after if timeout is None else math.inf
+
+    def _report_wait(self, job_id: int) -> None:
+        """Log why a job that a caller waits for does not run: without a timeout the caller may wait forever."""
+        for reason in self.why(job_id):
+            words = "a caller has waited %g seconds for the result of job %s, without a timeout. %s %s"
+            log.warning(words, self.report_after, job_id, reason.text, reason.ends)
 
     def _value(self, job_id: int, ending: JobEnding) -> Any:
         match ending.state:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -167,10 +168,11 @@ class TaskWorkerConfig:
 
     @classmethod
     def unknown_keys(cls, config: Mapping[str, Any]) -> dict[str, str | None]:
-        """The keys ``TASKER_…`` of *config* that are unknown, each with the key that was probably meant."""
+        """The keys of *config* that begin as ours and are unknown, each with the key that was probably meant."""
         known = [f"TASKER_{name.upper()}" for name in cls.__dataclass_fields__]
-        unknown = sorted(key for key in config if key.startswith("TASKER_") and key not in known)
-        return {key: next(iter(get_close_matches(key, known, n=1, cutoff=0.8)), None) for key in unknown}
+        prefix = re.compile(r"(TASKER|TASK_?WORKER|FLASK_TASKWORKER)_")
+        unknown = sorted(key for key in config if prefix.match(key) and key not in known)
+        return {key: close_key(prefix.sub("TASKER_", key), known) for key in unknown}
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any], *, instance_path: str) -> TaskWorkerConfig:
@@ -190,6 +192,11 @@ _EXAMPLES: dict[Driver, str] = {
     "sqlite": "Example: sqlite:////var/lib/app/taskworker.db.",
     "postgresql": f"Example: postgresql://user:password@host:5432/database. {_IN_PASSWORDS}",
 }
+
+
+def close_key(key: str, known: Iterable[str], likeness: float = 0.8) -> str | None:
+    """The key of *known* that was probably meant by *key*, or None."""
+    return next(iter(get_close_matches(key, list(known), n=1, cutoff=likeness)), None)
 
 
 def _database_uri(value: object, driver: Driver, instance_path: Path) -> URL:

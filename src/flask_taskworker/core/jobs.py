@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from ..errors import JobNotFound
 from .clock import from_ms
+from .habits import JOB_METHODS, no_attribute
 from .rows import JobRecord, JobState, Progress, shown
 
 R = TypeVar("R")
@@ -84,6 +85,11 @@ class Job(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {shown(self.task)} {self.state}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute("A job", name, JOB_METHODS)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and other._record.uid == self._record.uid

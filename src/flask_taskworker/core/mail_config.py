@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from ..errors import ConfigError
+from .config import close_key
 from .loggers import get_logger
 from .settings import Reader, choice, flag, period, read_fields, seconds, setting
 
@@ -170,6 +171,13 @@ class MailConfig:
 
     keep: timedelta = setting(period(), timedelta(days=7))
     """How long a queued mail is kept after its end. Defaults to 7 days."""
+
+    @classmethod
+    def misspelled_keys(cls, config: Mapping[str, Any]) -> dict[str, str]:
+        """The keys of *config* that are almost one of ours, each with that one. Other packages have ``MAIL_*`` keys."""
+        known = {f"MAIL_{name.upper()}" for name in (*cls.__dataclass_fields__, "suppress_send")}
+        meant = {key: close_key(key, known, 0.9) for key in config if key.startswith("MAIL_") and key not in known}
+        return {key: other for key, other in meant.items() if other is not None and other not in config}
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any], *, debug: bool | int = False, testing: bool = False) -> MailConfig:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
 from .clock import as_timedelta, require_aware
 from .codec import Codec
 from .functions import is_in_a_variable, is_other_closure, place_of, positional_range, signature_of, task_name
+from .habits import TASK_METHODS, hint_for_call, hint_for_options, hint_for_trigger, no_attribute
 from .jobs import Job
 from .retry import Retry
 from .rows import Claim, Kind, Outcome
@@ -221,6 +222,12 @@ class Task(Call[P, R], Generic[P, R, Returned]):
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            task = self.__dict__.get("name", "")
+            raise no_attribute(f"The task {task}", name, TASK_METHODS, task=task.rpartition(".")[2])
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Returned:
         """A plain call of the function, here and now."""
         return self.function(*args, **kwargs)
@@ -235,6 +242,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         unique: str | None = None,
         uid: str | None = None,
         session: Any = None,
+        **unknown: Never,
     ) -> Call[P, R]:
         """This task with options for its next calls.
 
@@ -244,6 +252,10 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
         exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
         """
+        if unknown:
+            known = ", ".join(name for name in Using.__annotations__)
+            hint = hint_for_call(self.name.rpartition(".")[2], (), unknown, {}) or f" It takes {known}."
+            raise ArgumentsError(f"using() takes no {', '.join(unknown)}.{hint}")
         options = EnqueueOptions(
             delay=None if delay is None else as_timedelta(delay, "delay"),
             run_at=run_at,
@@ -283,7 +295,8 @@ class Task(Call[P, R], Generic[P, R, Returned]):
             try:
                 self._called.bind(*args, **kwargs)
             except TypeError as error:
-                raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.") from None
+                hint = hint_for_call(self.name.rpartition(".")[2], args, kwargs, self._called.parameters)
+                raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.{hint}") from None
         return self._codec.encode_call(args, dict(kwargs))
 
     def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
@@ -427,7 +440,8 @@ def task_options(
     """Check what the decorator was given. Raises DeclarationError or ArgumentsError."""
     if unknown:
         known = ", ".join(name for name in inspect.signature(task_options).parameters if name != "unknown")
-        raise ArgumentsError(f"A task takes no {', '.join(unknown)}. It takes name, {known}.")
+        hint = hint_for_options(unknown) or f" It takes name, {known}."
+        raise ArgumentsError(f"A task takes no {', '.join(unknown)}.{hint}")
     if isinstance(schedule, list | tuple):
         triggers = tuple(schedule)
     else:
@@ -480,7 +494,7 @@ def _as_kwargs(what: str, kwargs: object) -> dict[str, Any]:
 def check_trigger(trigger: object) -> None:
     """Raise DeclarationError unless *trigger* is one of ours."""
     if not isinstance(trigger, Cron | Every | At):
-        raise DeclarationError(f"schedule = {trigger!r} is not a trigger. Give Cron(…), Every(…) or At(…).")
+        raise DeclarationError(f"schedule = {trigger!r} is not a trigger. Give {hint_for_trigger(trigger)}.")
 
 
 def check_name(what: str, name: object) -> None:
@@ -500,6 +514,8 @@ def check_priority(priority: object) -> None:
 def _check_function(function: object) -> None:
     if isinstance(function, Task):
         raise DeclarationError(f"{function.name} is a task already. Decorate the plain function.")
+    if isinstance(function, str):
+        raise DeclarationError(f"{function!r:.100} is not a function. Write @task_worker.task(name={function!r:.100}).")
     if not inspect.isfunction(function):
         raise DeclarationError(f"{function!r:.100} is not a function. Decorate a function made with def or async def.")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any, Literal, Protocol, Self, cast, get_args
+from typing import Any, Literal, Never, Protocol, Self, cast, get_args
 from zoneinfo import ZoneInfo
 
 from ..errors import DeclarationError, NotDecodable
 from .clock import EPOCH, MILLISECOND, as_timedelta, from_ms, require_aware, to_ms
 from .cron import DAY, MIN_INTERVAL, SECOND, SHORTHANDS, CronError, CronFields, read_cron
+from .habits import hint_for_trigger
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["skip", "allow"]
@@ -191,7 +192,7 @@ class Every:
 
     def __init__(
         self,
-        *,
+        *unnamed: Never,
         weeks: float = 0,
         days: float = 0,
         hours: float = 0,
@@ -204,6 +205,9 @@ class Every:
         jitter: float | timedelta = 0,
     ) -> None:
         _set_options(self, misfire, overlap, jitter)
+        if unnamed:
+            meant = hint_for_trigger(unnamed[0])
+            raise DeclarationError(f"Every({unnamed[0]!r}) does not name its unit. Give {meant}, or minutes=, hours=…")
         given = {"weeks": weeks, "days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
         object.__setattr__(self, "interval", _interval(**given))
         _set_bounds(self, EPOCH if start is None else start, end)

@@ -549,6 +549,8 @@ class Mail(_MailMixin):
                 "app.extensions['mail']. Remove one: the later takes over.",
                 stacklevel=3,
             )
+        for key, meant in MailConfig.misspelled_keys(app.config).items():
+            log.warning("The configuration of the app %r has %s. Did you mean %s?", app.import_name, key, meant)
         app.extensions["mail"] = state
         add_commands(app, mail_commands, "mail", "Give the app's own group another name.")
         return state

@@ -355,7 +355,7 @@ def test_generator_is_refused(task_worker: BackgroundTaskWorker, function: Any) 
         task_worker.task(function)
 
 
-@pytest.mark.parametrize("function", [Doer, Doer(), Doer().do, functools.partial(top), print, "top", 7])
+@pytest.mark.parametrize("function", [Doer, Doer(), Doer().do, functools.partial(top), print, 7])
 def test_what_is_not_a_function_is_refused(task_worker: BackgroundTaskWorker, function: Any) -> None:
     with pytest.raises(DeclarationError, match="is not a function. Decorate a function made with def or async def"):
         task_worker.task(function)
