@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_taskworker import (
@@ -95,6 +96,24 @@ def test_writes_and_success_are_committed_together(
     record = store.record(job.id)
     assert (record.state, record.worker_id, record.failures) == ("succeeded", None, 0)
     assert record.expires_at is not None
+
+
+def test_pending_objects_are_written_before_the_row_of_the_job_is_locked(
+    db: SQLAlchemy, task_worker: BackgroundTaskWorker
+) -> None:
+    class Note(db.Model):  # type: ignore[name-defined,misc]
+        __tablename__ = "note"
+        x = db.Column(db.Integer, primary_key=True)
+
+    @task_worker.task(atomic=db)
+    def add() -> None:
+        db.session.add(Note(x=5))
+
+    written: list[str] = []
+    event.listen(db.engine, "before_cursor_execute", lambda *args: written.append(args[2]))
+    add.enqueue().result(timeout=PATIENCE)
+    tables = [found[1] for sql in written if (found := re.match(r"(?:INSERT INTO|UPDATE) (note|taskworker_job)", sql))]
+    assert tables == ["note", "taskworker_job"]
 
 
 def test_task_that_raises_leaves_nothing(

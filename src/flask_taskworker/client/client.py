@@ -247,6 +247,8 @@ class Client:
                 outcome = work()
                 session.check()
                 succeeded = outcome.ending is OutcomeKind.SUCCEEDED
+                if succeeded:
+                    session.flush()
                 if succeeded and not self.store.finish_within(session.run, claim, outcome.result, outcome.keep):
                     raise LeaseLost
             if succeeded:

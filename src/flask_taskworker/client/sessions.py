@@ -242,6 +242,10 @@ class AtomicSession:
         """One statement in the transaction in which the session is now."""
         return CallerTransaction(self._session).run(sql, parameters)
 
+    def flush(self) -> None:
+        """Write what is pending, before the job's row is locked: to prepare thousands of objects takes long."""
+        self._session.flush()
+
     def commit(self) -> None:
         """Commit; outside of the with block."""
         self._session.commit()
