@@ -27,6 +27,24 @@ def test_a_backlog_of_finished_jobs_is_gone_in_seconds(
     wait_for(lambda: rows("SELECT count(*) FROM taskworker_job") == [(10,)], deadline=15)
 
 
+def test_what_ends_is_deleted_soon_by_a_worker_that_had_nothing_to_do_before(
+    make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
+) -> None:
+    app = make_app(TASKER_KEEP_SUCCEEDED=0)
+    worker = make_worker(app)
+
+    @worker.task
+    async def quick() -> None:
+        pass
+
+    store = app.extensions["taskworker"].store
+    with app.app_context():
+        # With the first one comes the first look for what is old.
+        quick.enqueue().result(timeout=10)
+        quick.enqueue().result(timeout=10)
+        wait_for(lambda: store.driver.read("SELECT count(*) FROM taskworker_job", {}) == [(0,)], deadline=20)
+
+
 def test_what_ends_is_deleted_while_the_worker_works(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:

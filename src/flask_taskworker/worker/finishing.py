@@ -34,6 +34,8 @@ REPORT_INTERVAL = 0.5
 """Seconds."""
 PRUNE_INTERVAL = 5.0
 """Finished jobs whose time is over are looked for so often while jobs end. Seconds."""
+PRUNE_SPELL = 0.05
+"""It goes on for this long at once. Seconds."""
 PRUNE_PAUSE = 0.02
 """While there are more of them, others get the write lock for this time. Seconds."""
 
@@ -65,7 +67,8 @@ class OutcomeWriter:
         self._view = view
         self._loop = asyncio.get_running_loop()
         self._next_cleaning = 0.0 if prunes else math.inf
-        self._next_pruning = self._next_cleaning
+        self._pruned_at = -math.inf if prunes else math.inf
+        self._jitter = 1.0
         self._has_more_to_prune = False
         self._ended_before = 0
         self._next_report = self._next_locked = 0.0
@@ -140,8 +143,7 @@ class OutcomeWriter:
             if reports := self._jobs.take_reports():
                 await self._work.report_progress(reports)
         await self._statistics.keep_up(self._work, now)
-        if now >= self._next_pruning:
-            await self._prune(now)
+        await self._prune(now)
         if now >= self._next_cleaning:
             await self._scheduler.keep_up(self._work)
             # A server may have committed a claim long after the connection was lost.
@@ -149,14 +151,19 @@ class OutcomeWriter:
             self._next_cleaning = now + self._timing.cleaning_interval * random.uniform(0.8, 1.2)
 
     async def _prune(self, now: float) -> None:
-        """Delete what is old: twice as much as has ended since the last time, in pieces that hold no lock for long."""
-        ended, self._ended_before = self._jobs.jobs_done - self._ended_before, self._jobs.jobs_done
+        """If it is time, delete what is old: twice as much as has ended meanwhile, in pieces that lock briefly.
+
+        Claims and endings wait for it, so it goes on for a moment only.
+        """
+        ended = self._jobs.jobs_done - self._ended_before
+        pause = PRUNE_INTERVAL if ended else self._timing.cleaning_interval
+        if now - self._pruned_at < (PRUNE_PAUSE if self._has_more_to_prune else pause * self._jitter):
+            return
+        self._pruned_at, self._ended_before, self._jitter = now, self._jobs.jobs_done, random.uniform(0.8, 1.2)
         for _ in range(1 + 2 * ended // PRUNE_BATCH):
             self._has_more_to_prune = await self._work.prune() == PRUNE_BATCH
-            if not self._has_more_to_prune:
+            if not self._has_more_to_prune or self._loop.time() - now > PRUNE_SPELL:
                 break
-        pause = PRUNE_INTERVAL if ended else self._timing.cleaning_interval
-        self._next_pruning = now + (PRUNE_PAUSE if self._has_more_to_prune else pause * random.uniform(0.8, 1.2))
 
     def delays(self) -> list[float]:
         """How long what is pending may wait. Seconds."""
@@ -164,6 +171,7 @@ class OutcomeWriter:
             (REPORT_INTERVAL, self._jobs.reporting),
             (self._timing.figures, self._statistics.pending),
             (PRUNE_PAUSE, self._has_more_to_prune),
+            (PRUNE_INTERVAL * self._jitter, self._jobs.jobs_done != self._ended_before and self._pruned_at < math.inf),
         ]
         return [delay for delay, is_pending in pending if is_pending]
 
