@@ -185,7 +185,7 @@ class TaskWorker:
         name: str | None = None,
         queue: str = "default",
         priority: int = 0,
-        retry: Retry | int | None = None,
+        retry: Retry | int | Sequence[Retry] | None = None,
         timeout: float | timedelta | None = None,
         keep: float | timedelta | None = None,
         schedule: Trigger | Sequence[Trigger] | None = None,
@@ -199,9 +199,10 @@ class TaskWorker:
         """Make a task of a function, as ``@task_worker.task`` or ``@task_worker.task(…)``.
 
         ``name``: defaults to ``module.qualname``. ``queue`` and ``priority`` (higher goes first) of its jobs.
-        ``retry``: a ``Retry`` or a number of attempts; without one a task that raises fails at once. ``timeout``:
-        seconds or timedelta for one try. ``keep``: how long a finished job and its result are kept, instead of the
-        configured time. ``schedule``: a trigger, or a list of them, with ``schedule_args`` and ``schedule_kwargs``.
+        ``retry``: a ``Retry``, a list of them of which the first that wants an exception decides, or a number of
+        attempts; without one a task that raises fails at once. ``timeout``: seconds or timedelta for one try. ``keep``:
+        how long a finished job and its result are kept, instead of the configured time. ``schedule``: a trigger, or a
+        list of them, with ``schedule_args`` and ``schedule_kwargs``.
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
         ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.

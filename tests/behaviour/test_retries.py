@@ -117,6 +117,25 @@ def test_only_chosen_exceptions_are_tried_again(declare: Callable[..., Any]) -> 
         assert len(work.seen) == calls, error
 
 
+def test_the_first_policy_that_wants_an_exception_decides_and_attempts_are_counted_together(
+    declare: Callable[..., Any],
+) -> None:
+    policies = [Retry(4, on=ConnectionError, **SOON), Retry(3, on=OSError, **SOON), Retry(2, on=ValueError, **SOON)]
+
+    def last_attempt(*errors: BaseException) -> int | str:
+        flaky = Flaky(*errors)
+        job = declare(flaky, name=f"flaky {len(errors)} {errors[-1]!r}", retry=policies).enqueue()
+        try:
+            return int(job.result(timeout=10))
+        except JobFailed:
+            return f"failed after {len(flaky.seen)}"
+
+    assert last_attempt(ConnectionError(), ConnectionError(), ConnectionError()) == 4
+    assert last_attempt(ConnectionError(), PermissionError(), PermissionError()) == "failed after 3"
+    assert last_attempt(ValueError(), ValueError()) == "failed after 2"
+    assert last_attempt(KeyError()) == "failed after 1"
+
+
 def test_base_exceptions_are_tried_again_only_if_chosen(declare: Callable[..., Any]) -> None:
     for policy, calls in ((Retry(5, **SOON), 1), (Retry(5, on=BaseException, **SOON), 2)):
         work = Flaky(KeyboardInterrupt())

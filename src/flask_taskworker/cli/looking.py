@@ -55,14 +55,16 @@ def list_tasks(in_json: bool) -> None:
 
 
 def _task_text(task: Task[..., Any, Any], schedules: list[ScheduleView], now: int) -> str:
-    options, retry = task.options, task.options.retry
+    options = task.options
     facts = [task.kind, f"queue {options.queue}"]
     if options.priority:
         facts.append(f"priority {options.priority}")
-    if retry:
-        facts.append(f"retry: {retry.max_attempts} tries, {_backoff(retry)}")
-        facts.append(f"from {_period(retry.base)} to {_period(retry.cap)}")
-    else:
+    for policy in options.retries:
+        kinds = "" if policy.on == (Exception,) else f" after {', '.join(kind.__name__ for kind in policy.on)}"
+        facts.append(f"retry{kinds}: {policy.max_attempts} tries, {_backoff(policy)}")
+        if not isinstance(policy.backoff, tuple):
+            facts.append(f"from {_period(policy.base)} to {_period(policy.cap)}")
+    if not options.retries:
         facts.append("no retry")
     if options.timeout:
         facts.append(f"timeout {_period(options.timeout)}")
@@ -79,6 +81,8 @@ def _period(period: timedelta) -> str:
 
 
 def _backoff(retry: Retry) -> str:
+    if isinstance(retry.backoff, tuple):
+        return f"after {', '.join(_period(delay) for delay in retry.backoff)}"
     return retry.backoff if isinstance(retry.backoff, str) else getattr(retry.backoff, "__name__", "own back-off")
 
 
@@ -102,7 +106,7 @@ def _signature(task: Task[..., Any, Any]) -> str:
 
 
 def _task_json(task: Task[..., Any, Any], schedules: list[ScheduleView]) -> str:
-    options, retry = task.options, task.options.retry
+    options = task.options
     return to_json(
         {
             "name": task.name,
@@ -111,15 +115,18 @@ def _task_json(task: Task[..., Any, Any], schedules: list[ScheduleView]) -> str:
             "queue": options.queue,
             "priority": options.priority,
             "max_attempts": task.max_attempts,
-            "retry": retry
-            and {
-                "backoff": _backoff(retry),
-                "base_s": retry.base.total_seconds(),
-                "cap_s": retry.cap.total_seconds(),
-                "jitter": retry.jitter,
-                "on": [kind.__name__ for kind in retry.on],
-                "never": [kind.__name__ for kind in retry.never],
-            },
+            "retry": [
+                {
+                    "max_attempts": policy.max_attempts,
+                    "backoff": _backoff(policy),
+                    "base_s": policy.base.total_seconds(),
+                    "cap_s": policy.cap.total_seconds(),
+                    "jitter": policy.jitter,
+                    "on": [kind.__name__ for kind in policy.on],
+                    "never": [kind.__name__ for kind in policy.never],
+                }
+                for policy in options.retries
+            ],
             "timeout_s": options.timeout and options.timeout.total_seconds(),
             "schedules": [as_json(schedule) for schedule in schedules],
         }

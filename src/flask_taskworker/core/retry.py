@@ -6,7 +6,7 @@ Randomness is an argument, like the time: *rand* is a number from -1 to 1, ``ran
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, cast
@@ -29,10 +29,10 @@ class Retry:
     """How often and how soon a job is tried again after its task raised.
 
     ``max_attempts`` counts every try, the first included: 1 means never again. ``backoff`` is ``"exponential"``
-    (``base``, 2 × ``base``, 4 × ``base``, …), ``"linear"`` (``base``, 2 × ``base``, 3 × ``base``, …) or a callable that
-    takes the number of the try that failed, from 1, and returns seconds or a timedelta; it must be safe to call from
-    any thread. ``base`` (default 2 s) and ``cap`` (default 1 h) are seconds or timedeltas. Every delay, a callable's
-    too, is cut at ``cap`` and then spread by ± ``jitter`` (a share from 0 to 1, default 0.2).
+    (``base``, 2 × ``base``, 4 × ``base``, …), ``"linear"`` (``base``, 2 × ``base``, 3 × ``base``, …), a list of delays
+    whose last one repeats, or a callable that takes the number of the try that failed, from 1, and returns seconds or a
+    timedelta; it must be safe to call from any thread. ``base`` (default 2 s) and ``cap`` (default 1 h) are seconds or
+    timedeltas. Every delay is cut at ``cap`` and then spread by ± ``jitter`` (a share from 0 to 1, default 0.2).
 
     Only exceptions of the types in ``on`` (default: every Exception) are tried again, and none of those in ``never``.
 
@@ -40,7 +40,7 @@ class Retry:
     """
 
     max_attempts: int
-    backoff: Backoff
+    backoff: Backoff | tuple[timedelta, ...]
     base: timedelta
     cap: timedelta
     jitter: float
@@ -50,7 +50,7 @@ class Retry:
     def __init__(
         self,
         max_attempts: int,
-        backoff: Backoff = "exponential",
+        backoff: Backoff | Sequence[float | timedelta] = "exponential",
         base: float | timedelta = 2.0,
         cap: float | timedelta = 3600.0,
         jitter: float = 0.2,
@@ -62,10 +62,12 @@ class Retry:
                 f"Retry's max_attempts is {max_attempts!r}. Give a whole number from 1, the first attempt alone, to "
                 f"{MAX_ATTEMPTS}."
             )
-        if backoff not in ("exponential", "linear") and not callable(backoff):
+        if isinstance(backoff, list | tuple) and backoff:
+            backoff = tuple(as_timedelta(one, "a delay in Retry's backoff") for one in backoff)
+        elif backoff not in ("exponential", "linear") and not callable(backoff):
             raise DeclarationError(
-                f"Retry's backoff is {backoff!r}. Give 'exponential', 'linear' or a callable that takes the attempt's "
-                "number."
+                f"Retry's backoff is {backoff!r}. Give 'exponential', 'linear', a list of delays, or a callable that "
+                "takes the attempt's number."
             )
         if not _is_number(jitter) or not 0 <= jitter <= 1:
             raise DeclarationError(
@@ -81,13 +83,17 @@ class Retry:
         _set(self, "never", _exception_types(never, "never"))
 
     @classmethod
-    def of(cls, value: Retry | int | None) -> Retry | None:
-        """The policy that was meant: 5 is ``Retry(max_attempts=5)``; None stays None, no policy."""
+    def of(cls, value: Retry | int | Sequence[Retry] | None) -> tuple[Retry, ...]:
+        """The policies that were meant: 5 is ``Retry(max_attempts=5)``, None is no policy."""
         if value is None or isinstance(value, Retry):
-            return value
+            return () if value is None else (value,)
+        if isinstance(value, list | tuple) and all(isinstance(one, Retry) for one in value):
+            return tuple(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise DeclarationError(f"retry = {value!r} is not allowed. Give a Retry(…), a number of attempts, or None.")
-        return cls(max_attempts=value)
+            raise DeclarationError(
+                f"retry = {value!r} is not allowed. Give a Retry(…), a list of them, a number of attempts, or None."
+            )
+        return (cls(max_attempts=value),)
 
     def allows(self, attempt: int) -> bool:
         """Whether another try may follow the try number *attempt*, counted from 1."""
@@ -114,6 +120,8 @@ class Retry:
             seconds *= 2.0 ** min(attempt - 1, MAX_DOUBLINGS)
         elif self.backoff == "linear":
             seconds *= attempt
+        elif isinstance(self.backoff, tuple):
+            seconds = self.backoff[min(attempt, len(self.backoff)) - 1].total_seconds()
         else:
             seconds = self._called(attempt).total_seconds()
         spread = max(0.0, min(seconds, self.cap.total_seconds()) * (1.0 + self.jitter * rand))

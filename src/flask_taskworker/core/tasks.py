@@ -39,7 +39,8 @@ class TaskOptions:
 
     queue: str = "default"
     priority: int = 0
-    retry: Retry | None = None
+    retries: tuple[Retry, ...] = ()
+    """The first that wants an exception decides about it. Attempts are counted together."""
     timeout: timedelta | None = None
     keep: timedelta | None = None
     schedules: tuple[Trigger, ...] = ()
@@ -52,7 +53,7 @@ class TaskOptions:
     """Names of arguments, and of keys in them, whose values the dashboard covers; "return" is the result."""
 
     def __post_init__(self) -> None:
-        if self.at_most_once and self.retry is not None and self.retry.max_attempts > 1:
+        if self.at_most_once and any(policy.max_attempts > 1 for policy in self.retries):
             raise DeclarationError("at_most_once=True and retry contradict each other. Leave one of them out.")
         check_name("queue", self.queue)
         check_priority(self.priority)
@@ -283,8 +284,8 @@ class Task(Call[P, R], Generic[P, R, Returned]):
 
     @property
     def max_attempts(self) -> int:
-        """How many tries the retry policy allows; 1 without one."""
-        return self.options.retry.max_attempts if self.options.retry else 1
+        """How many tries the retry policies allow; 1 without one."""
+        return max((policy.max_attempts for policy in self.options.retries), default=1)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check the arguments against the signature and encode them."""
@@ -426,7 +427,7 @@ def task_options(
     *,
     queue: str = "default",
     priority: int = 0,
-    retry: Retry | int | None = None,
+    retry: Retry | int | Sequence[Retry] | None = None,
     timeout: float | timedelta | None = None,
     keep: float | timedelta | None = None,
     schedule: Trigger | Sequence[Trigger] | None = None,
@@ -465,7 +466,7 @@ def task_options(
     return TaskOptions(
         queue=queue,
         priority=priority,
-        retry=Retry.of(retry),
+        retries=Retry.of(retry),
         timeout=None if timeout is None else as_timedelta(timeout, "timeout"),
         keep=None if keep is None else as_timedelta(keep, "keep"),
         schedules=triggers,

@@ -43,6 +43,7 @@ from .timing import DEFAULT_TIMING, Timing
 log = get_logger("jobs")
 
 ASKED_RETRY = Retry(max_attempts=10)
+NO_RETRY = Retry(max_attempts=1)
 """The policy of a task without one that raises RetryJob."""
 
 LONGEST_DEPLOY_MS = 3_600_000
@@ -228,7 +229,7 @@ class Executor:
     def ending_of(self, job: RunningJob, error: BaseException, kind: str = "exception") -> Outcome:
         """What becomes of a job whose execution raised *error*. Never raises, whatever *error* does."""
         claim, task = job.claim, self._registry.get(job.claim.task)
-        policy, asked = task.options.retry if task else None, None
+        policies, asked = task.options.retries if task else (), None
         try:
             match deciding(error):
                 case SnoozeJob() as snooze:
@@ -245,10 +246,10 @@ class Executor:
                 case LeaseLost() if job.lost or (task is not None and task.options.atomic is not None):
                     return _interrupted(claim)
                 case RetryJob() as retry:
-                    policy, asked, wants = policy or ASKED_RETRY, retry.delay, True
+                    policy, asked = next(iter(policies), ASKED_RETRY), retry.delay
                 case _:
-                    wants = policy is not None and policy.wants(error)
-            if policy is not None and wants and policy.allows(claim.attempt):
+                    policy = next((policy for policy in policies if policy.wants(error)), NO_RETRY)
+            if policy.allows(claim.attempt):
                 delay = policy.delay(claim.attempt, rand=random.uniform(-1, 1))
                 if asked is not None:
                     delay = as_timedelta(asked, "delay")

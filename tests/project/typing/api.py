@@ -80,7 +80,7 @@ add.enqueue(1, z=2)  # type: ignore[call-arg]
 crawl.enqueue("u")  # type: ignore[call-arg]
 crawl.using(delay=1).enqueue(1, depth=1)  # type: ignore[arg-type]
 add.using(delay="soon")  # type: ignore[arg-type]
-task_worker.task(retry="always")(add.function)  # type: ignore[call-overload]
+task_worker.task(retry="always")(add.function)  # type: ignore[arg-type]
 
 # Jobs as they are found.
 assert_type(task_worker.get_job(1), Job[Any])

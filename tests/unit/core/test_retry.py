@@ -37,6 +37,16 @@ def test_callable_delay_is_taken_and_capped() -> None:
     assert seconds(retry, 1, 2, 3) == [60, 1, 100]
 
 
+def test_listed_delays_are_taken_in_turn_and_the_last_repeats() -> None:
+    assert seconds(Retry(99, backoff=[1, timedelta(seconds=10), 600], cap=60), 1, 2, 3, 4, 99) == [1, 10, 60, 60, 60]
+
+
+@pytest.mark.parametrize("backoff", [[], (), [-1], ["soon"], [None]])
+def test_list_without_delays_is_refused(backoff: list[float]) -> None:
+    with pytest.raises(DeclarationError, match="Retry's backoff"):
+        Retry(3, backoff=backoff)
+
+
 def test_backoff_that_outgrows_every_period_is_capped() -> None:
     for huge in (10**400, 1e300, timedelta.max):
         assert seconds(Retry(99, lambda attempt, huge=huge: huge), 1) == [3600]  # type: ignore[misc]
@@ -86,9 +96,10 @@ def test_exception_types_may_be_given_singly_or_as_a_list() -> None:
 
 def test_policy_may_be_a_number_or_nothing() -> None:
     retry = Retry(4, base=1)
-    assert Retry.of(5) == Retry(max_attempts=5)
-    assert Retry.of(None) is None
-    assert Retry.of(retry) is retry
+    assert Retry.of(5) == (Retry(max_attempts=5),)
+    assert Retry.of(None) == ()
+    assert Retry.of(retry) == (retry,)
+    assert Retry.of([retry, Retry(2)]) == (retry, Retry(2))
 
 
 @pytest.mark.parametrize("value", [True, False, 0, -1, 2.0, "5", (5,), Retry])
