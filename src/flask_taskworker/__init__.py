@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .core.rows import JobState
     from .core.tasks import Bound, Task
     from .core.triggers import At, Cron, Every
+    from .core.unique import Unique
     from .errors import (
         CancelJob,
         JobCancelled,
@@ -52,6 +53,7 @@ __all__ = [
     "SnoozeJob",
     "Task",
     "TaskWorkerError",
+    "Unique",
     "current_job",
     "email_dispatched",
 ]
@@ -67,6 +69,7 @@ _HOMES = {
     "Retry": ".core.retry",
     **dict.fromkeys(("Bound", "Task"), ".core.tasks"),
     **dict.fromkeys(("At", "Cron", "Every"), ".core.triggers"),
+    "Unique": ".core.unique",
 }
 """Where each name comes from. It is fetched when it is first asked for (PEP 562).
 

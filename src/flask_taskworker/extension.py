@@ -27,6 +27,7 @@ from .core.loggers import get_logger
 from .core.retry import Retry
 from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
 from .core.triggers import Trigger
+from .core.unique import Unique
 from .errors import AppError, ArgumentsError, TaskWorkerError
 from .mail.queue.delivery import register_mail
 from .ops.bulk import register_bulk
@@ -191,6 +192,7 @@ class TaskWorker:
         schedule: Trigger | Sequence[Trigger] | None = None,
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
+        unique: Unique | None = None,
         atomic: Any = None,
         at_most_once: bool = False,
         sensitive: Sequence[str] = (),
@@ -203,6 +205,7 @@ class TaskWorker:
         attempts; without one a task that raises fails at once. ``timeout``: seconds or timedelta for one try. ``keep``:
         how long a finished job and its result are kept, instead of the configured time. ``schedule``: a trigger, or a
         list of them, with ``schedule_args`` and ``schedule_kwargs``.
+        ``unique``: a ``Unique``, for at most one job with the same key.
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
         ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.

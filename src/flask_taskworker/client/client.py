@@ -131,7 +131,8 @@ class Client:
         self, records: Sequence[JobRecord], rows: Sequence[NewJob], jobs: list[Job[Any]] | None = None
     ) -> list[Job[Any]]:
         """Announce the jobs that are new; the others existed already, under the same uid or unique key."""
-        jobs = [Job(record, self) for record in records] if jobs is None else jobs
+        if jobs is None:
+            jobs = [Job(r, self, merged=r.uid != row.uid) for r, row in zip(records, rows, strict=True)]
         new = [i for i, row in enumerate(rows) if row.uid == records[i].uid and row.created_at == records[i].created_at]
         try:
             if signals.job_enqueued.receivers and (app := self._find_app()) is not None:
@@ -190,7 +191,10 @@ class Client:
             )
         else:
             records = [record_of(row, 0) for row in rows]
-        jobs: list[Job[Any]] = [Job(record._replace(state=JobState.PENDING.value), self) for record in records]
+        jobs: list[Job[Any]] = [
+            Job(record._replace(state=JobState.PENDING.value), self, merged=record.uid != row.uid)
+            for record, row in zip(records, rows, strict=True)
+        ]
 
         def on_commit() -> None:
             stored = records if records[0].id else add(rows)

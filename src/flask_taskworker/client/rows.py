@@ -9,6 +9,7 @@ from typing import Any
 from ..core.clock import to_ms
 from ..core.rows import NewJob
 from ..core.tasks import EnqueueOptions, Task
+from ..core.unique import PLAIN, Key, key_text
 from ..store.sql import to_duration_ms
 
 
@@ -16,7 +17,7 @@ def new_jobs(
     task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions, now: int, origin: str | None
 ) -> list[NewJob]:
     """The rows for encoded calls of *task*: alike but for arguments and uid."""
-    if len(calls) < 2:
+    if len(calls) < 2 or task.options.unique is not None:
         return [new_job(task, args, options, now, origin) for args in calls]
     pattern = new_job(task, "", options, now, origin)
     before, after = pattern[1:_ARGS], pattern[_ARGS + 1 :]
@@ -37,6 +38,11 @@ def new_job(
     run_at = 0 if options.run_at is None else to_ms(options.run_at)
     if options.delay:
         run_at = now + to_duration_ms(options.delay)
+    key = None
+    if options.unique is not None or task.options.unique is not None:
+        key = _key(task, args, options)
+        if key.debounce:
+            run_at = now + min(key.debounce, key.at_most or key.debounce)
     return NewJob(
         uid=options.uid or new_uid(now),
         task=task.name,
@@ -48,10 +54,19 @@ def new_job(
         max_attempts=task.max_attempts,
         timeout=None if timeout is None else to_duration_ms(timeout),
         created_at=now,
-        unique_key=None if options.unique is None else unique_key(task.name, options.unique),
+        unique_key=key.name if key is not None and key.is_plain else None,
         at_most_once=int(task.options.at_most_once),
         origin=origin,
+        key=None if key is None or key.is_plain else key,
     )
+
+
+def _key(task: Task[..., Any, Any], args: str, options: EnqueueOptions) -> Key:
+    """The key of a call: the one that it was given, or the one that the task makes of its arguments."""
+    own, name = task.options.unique, options.unique
+    if name is None and own is not None and own.key is not None:
+        name = key_text(task.key_value(own.key, args))
+    return (options.merging or own or PLAIN).for_key(unique_key(task.name, name or ""), named=options.uid is not None)
 
 
 def unique_key(task: str, key: str) -> str:

@@ -77,11 +77,12 @@ class Shown(Generic[T]):
 class Job(Generic[R]):
     """One call of a task. Safe from any thread. What it shows is as of its making or the last :meth:`refresh`."""
 
-    __slots__ = ("_client", "_record")
+    __slots__ = ("_client", "_merged", "_record")
 
-    def __init__(self, record: JobRecord, client: JobClient) -> None:
+    def __init__(self, record: JobRecord, client: JobClient, *, merged: bool = False) -> None:
         self._record = record
         self._client = client
+        self._merged = merged
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {shown(self.task)} {self.state}>"
@@ -137,8 +138,12 @@ class Job(Generic[R]):
     progress: Shown[Progress | None] = Shown(lambda job: Progress.from_text(job._record.progress))
     """The job's last progress, or None."""
 
+    merged: Shown[bool] = Shown(lambda job: job._merged)
+    """Whether the job was there already and stands for the call that returned it, too: see ``unique=``."""
+
     def become(self, record: JobRecord) -> None:
         """Told by the client: the session in which the job was enqueued has committed."""
+        self._merged = self._merged or record.uid != self._record.uid
         self._record = record
 
     def refresh(self) -> Job[R]:

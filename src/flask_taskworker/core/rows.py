@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from ..errors import NotDecodable
+from .unique import Key
 
 Kind = Literal["sync", "async"]
 
@@ -75,6 +76,8 @@ class NewJob(NamedTuple):
     fire_at: int | None = None
     at_most_once: int = 0
     origin: str | None = None
+    key: Key | None = None
+    """Under which key another job may stand for it. Not in the row of the job: see store/keys.py."""
 
     @property
     def state(self) -> str:

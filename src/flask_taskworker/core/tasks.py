@@ -23,6 +23,7 @@ from .jobs import Job
 from .retry import Retry
 from .rows import Claim, Kind, Outcome
 from .triggers import At, Cron, Every, Trigger
+from .unique import Unique, Until, key_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +47,7 @@ class TaskOptions:
     schedules: tuple[Trigger, ...] = ()
     schedule_args: tuple[Any, ...] = ()
     schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    unique: Unique | None = None
     atomic: Callable[[], Any] | None = None
     """Gives the session whose commit records the job's success, too."""
     at_most_once: bool = False
@@ -70,6 +72,11 @@ class EnqueueOptions:
     priority: int | None = None
     queue: str | None = None
     unique: str | None = None
+    until: Until | None = None
+    within: timedelta | None = None
+    debounce: timedelta | None = None
+    at_most: timedelta | None = None
+    latest: bool = False
     uid: str | None = None
     session: Any = None
 
@@ -83,6 +90,23 @@ class EnqueueOptions:
         for what, name in (("queue", self.queue), ("unique", self.unique), ("uid", self.uid)):
             if name is not None:
                 check_name(what, name)
+        if (merging := self.merging) and merging.debounce and (self.delay or self.run_at):
+            raise ArgumentsError("debounce says when the job is due. Leave delay and run_at out.")
+
+    @property
+    def merging(self) -> Unique | None:
+        """When another job stands for this one, where the call says so."""
+        given = (self.until, self.within, self.debounce, self.at_most)
+        if not self.latest and given == (None, None, None, None):
+            return None
+        return Unique(
+            None,
+            until=self.until,
+            within=self.within,
+            debounce=self.debounce,
+            at_most=self.at_most,
+            latest=self.latest,
+        )
 
 
 class Using(TypedDict, total=False):
@@ -92,7 +116,12 @@ class Using(TypedDict, total=False):
     run_at: datetime | None
     priority: int | None
     queue: str | None
-    unique: str | None
+    unique: object
+    until: Until | None
+    within: float | timedelta | None
+    debounce: float | timedelta | None
+    at_most: float | timedelta | None
+    latest: bool
     uid: str | None
     session: Any
 
@@ -240,7 +269,12 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         run_at: datetime | None = None,
         priority: int | None = None,
         queue: str | None = None,
-        unique: str | None = None,
+        unique: object = None,
+        until: Until | None = None,
+        within: float | timedelta | None = None,
+        debounce: float | timedelta | None = None,
+        at_most: float | timedelta | None = None,
+        latest: bool = False,
         uid: str | None = None,
         session: Any = None,
         **unknown: Never,
@@ -248,7 +282,9 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         """This task with options for its next calls.
 
         ``delay`` (seconds or timedelta) or ``run_at`` (aware datetime) say when; ``priority`` and ``queue`` override
-        the task's. ``unique``: at most one unfinished job of this task with that key; enqueueing again returns it.
+        the task's. ``unique``, a string, a number, a UUID or a tuple of these: at most one unfinished job of this task
+        with that key; enqueueing again returns it, and its ``merged`` is true. ``until="started"``, ``within``,
+        ``debounce``, ``at_most`` and ``latest`` say when, as :class:`Unique` does.
         ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
         ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
         exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
@@ -262,10 +298,17 @@ class Task(Call[P, R], Generic[P, R, Returned]):
             run_at=run_at,
             priority=priority,
             queue=queue,
-            unique=unique,
+            unique=None if unique is None else key_text(unique),
+            until=until,
+            within=None if within is None else as_timedelta(within, "within"),
+            debounce=None if debounce is None else as_timedelta(debounce, "debounce"),
+            at_most=None if at_most is None else as_timedelta(at_most, "at_most"),
+            latest=latest,
             uid=uid,
             session=session,
         )
+        if options.merging is not None and options.unique is None and self.options.unique is None:
+            raise ArgumentsError("until, within, debounce, at_most and latest are about a key. Give unique=…, too.")
         return Call(self, options)
 
     def schedule(
@@ -299,6 +342,24 @@ class Task(Call[P, R], Generic[P, R, Returned]):
                 hint = hint_for_call(self.name.rpartition(".")[2], args, kwargs, self._called.parameters)
                 raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.{hint}") from None
         return self._codec.encode_call(args, dict(kwargs))
+
+    def check_key(self, what: str, key: str | Callable[..., object] | None) -> None:
+        """Raise DeclarationError where a key is the name of no parameter."""
+        if isinstance(key, str) and key not in self._called.parameters:
+            known = ", ".join(self._called.parameters) or "none"
+            raise DeclarationError(
+                f"{what} of {self.name} takes its key from the parameter {key!r}, which the task does not have "
+                f"(it has: {known}). Name one of them, or give a function of the arguments."
+            )
+
+    def key_value(self, key: str | Callable[..., object], encoded: str) -> object:
+        """What a key comes to for an encoded call: the argument of that name, or what the function makes of them."""
+        args, kwargs = self._codec.decode_call(encoded)
+        if callable(key):
+            return key(*args, **kwargs)
+        bound = self._called.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments[key]
 
     def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
@@ -383,6 +444,8 @@ class TaskRegistry:
             # An app factory that is called again. Whatever still enqueues the earlier task is refused then.
             known.replaced = True
         self.codec.learn(function)
+        if options.unique is not None:
+            task.check_key("unique", options.unique.key)
         task.declared_schedules()
         self._tasks[task.name] = task
         self.version += 1
@@ -433,6 +496,7 @@ def task_options(
     schedule: Trigger | Sequence[Trigger] | None = None,
     schedule_args: Sequence[Any] = (),
     schedule_kwargs: Mapping[str, Any] | None = None,
+    unique: Unique | None = None,
     atomic: Any = None,
     at_most_once: bool = False,
     sensitive: Sequence[str] = (),
@@ -472,10 +536,17 @@ def task_options(
         schedules=triggers,
         schedule_args=_as_args("schedule_args", schedule_args),
         schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),
+        unique=_checked_unique(unique),
         atomic=session,
         at_most_once=bool(at_most_once),
         sensitive=tuple(sensitive),
     )
+
+
+def _checked_unique(unique: object) -> Unique | None:
+    if unique is not None and (not isinstance(unique, Unique) or unique.key is None):
+        raise DeclarationError(f"unique = {unique!r:.100} is not allowed. Allowed: Unique('parameter'), or None.")
+    return unique
 
 
 def _as_args(what: str, args: object) -> tuple[Any, ...]:

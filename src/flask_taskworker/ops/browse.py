@@ -19,9 +19,11 @@ from ..errors import JobNotFound
 from ..store.driver import Row
 from ..store.sql import MAX_ID, Attempt, ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as statements
+from ..store.statements import keys as key_statements
 from ..store.statements.jobs import batch_of
 from .rows import (
     AuditRow,
+    CallCount,
     FailureGroup,
     Figures,
     JobList,
@@ -169,6 +171,15 @@ class Browser:
         logs = {claim: read_stored(text, "log") for what, claim, *_, text in parts if what == "log"}
         lines = {claim: [LogLine(*line) for line in log] for claim, log in logs.items()}
         return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines)
+
+    def calls(self, job_id: int) -> CallCount | None:
+        """For how many calls the job stands, if it has a key: see ``store/keys.py``."""
+        return next((CallCount(*row) for row in self._read(key_statements.CALLS, {"id": job_id})), None)
+
+    def keys_of_gone_jobs(self) -> int:
+        """How many keys belong to jobs that are gone, counted up to :data:`MOST`."""
+        number: int = self._read(key_statements.GONE, {"most": MOST})[0][0]
+        return number
 
     def children(self, whole: JobWhole, *, limit: int) -> list[JobRow]:
         """The first jobs that were enqueued inside this one, oldest first.

@@ -350,7 +350,17 @@ def pruning(state: AppState) -> Iterator[Finding]:
         yield _ok(f"Finished jobs are kept for {one}, failed ones for {other}, and deleted in time.")
 
 
-STORE_CHECKS = (workers, tasks, queues, schedules, pruning)
+def keys(state: AppState) -> Iterator[Finding]:
+    """Whether keys outlive the jobs that have them."""
+    gone = Browser(state.store).keys_of_gone_jobs()
+    if gone:
+        text = f"Keys of jobs that are gone: {counted(gone)}. Rows of jobs were deleted by hand."
+        yield _warning(text, "Nothing depends on them: the next call with such a key stores a new job.")
+    else:
+        yield _ok("Each key that lets a job stand for several calls belongs to a job.")
+
+
+STORE_CHECKS = (workers, tasks, queues, schedules, pruning, keys)
 
 
 # -- mail --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from ..client.origin import read_origin
 from ..core.rows import Failure
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
-from .rows import JobRow, add_up
+from .rows import CallCount, JobRow, add_up
 from .views import JobView, TryView, job_view, try_views
 
 STEP_MS = 2 * HOUR_MS
@@ -63,6 +63,8 @@ class JobPage:
     traceback: str
     tries: tuple[TryView, ...]
     """The tries that anything is known of, oldest first."""
+    calls: CallCount | None
+    """The calls that it stands for, where it has a key for that."""
     children: tuple[JobRow, ...]
     """The first jobs that were enqueued inside it, oldest first."""
     has_more_children: bool
@@ -81,6 +83,7 @@ class JobPage:
             origin=read_origin(whole.origin),
             traceback=Failure.from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
+            calls=browser.calls(job_id),
             children=tuple(children[:CHILDREN]),
             has_more_children=len(children) > CHILDREN,
             earlier=TaskDay.take(browser, job.task, now),

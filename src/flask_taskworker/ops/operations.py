@@ -26,7 +26,7 @@ from ..store.driver import Row, Run
 from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
 from ..store.statements import operations as statements
-from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, batch_of, expired_attempts
+from ..store.statements.jobs import PARTS, REMOVE_ENDED_SCHEDULE, batch_of, expired_attempts
 from ..store.work import PRUNE_BATCH
 from .browse import Browser, Names
 
@@ -170,7 +170,7 @@ class Operations:
 
         def delete(run: Run, ids: Sequence[tuple[int]]) -> list[Row]:
             gone = run(statements.purge(self._dialect), {"batch": batch_of(ids), "before": before})
-            for table in ("taskworker_attempt", "taskworker_log"):
+            for table in PARTS:
                 run(expired_attempts(self._dialect, table), {"batch": batch_of(gone)})
             return gone
 

@@ -24,6 +24,14 @@ class JobRow(NamedTuple):
     error: str | None
 
 
+class CallCount(NamedTuple):
+    """For how many calls a job stands, and when the first and the last of them came (epoch milliseconds)."""
+
+    calls: int
+    first_at: int
+    last_at: int
+
+
 class JobWhole(NamedTuple):
     """One job with all that is stored of it. Times are epoch milliseconds, payloads as stored."""
 

@@ -171,6 +171,23 @@ queue = Table(
     _moments("taskworker_queue", "paused_at"),
 )
 
+# The job that stands for the calls with a key: until it has finished or `started`, and in any case until `ends_at`;
+# how many calls, and when the first and the last came.
+key = Table(
+    "taskworker_key",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("job_id", Big, nullable=False),
+    Column("until", Text, nullable=False),
+    Column("ends_at", Big),
+    Column("calls", Big, nullable=False, server_default=text("1")),
+    Column("first_at", Big, nullable=False),
+    Column("last_at", Big, nullable=False),
+    CheckConstraint("until IN ('finished', 'started')", name="taskworker_key_until"),
+    _moments("taskworker_key", "ends_at", "first_at", "last_at"),
+    Index("taskworker_key_job", "job_id"),
+)
+
 attempt = Table(
     "taskworker_attempt",
     metadata,

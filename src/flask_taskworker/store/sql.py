@@ -16,6 +16,7 @@ from ..core.triggers import fires_alike, trigger_to_text
 from ..core.words import MOST
 from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
 from .driver import Driver, Run
+from .keys import add_under_key
 from .statements import jobs as job_statements
 from .statements import workers as worker_statements
 from .statements.jobs import batch_of, in_pieces
@@ -156,9 +157,9 @@ class Store:
             raise NotAccepted(f"The job was not accepted. {error}") from error
 
     def _add(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        if len(jobs) == 1:
+        if len(jobs) == 1 and jobs[0].key is None:
             return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
-        if all(job.unique_key is None for job in jobs):
+        if len(jobs) > 1 and all(job.unique_key is None and job.key is None for job in jobs):
             ids = self.driver.add_batch(jobs)
             return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
         return self._add_together(jobs)
@@ -169,12 +170,32 @@ class Store:
     def add_within(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
         """Store jobs inside a transaction of the caller's, through *run*: in one statement, unless one is there."""
         ids: dict[str, int] = {}
-        if len(jobs) > 1:
-            for piece in in_pieces(jobs, lambda job: len(job.args)):
+        plain = [job for job in jobs if job.key is None]
+        if len(plain) > 1:
+            for piece in in_pieces(plain, lambda job: len(job.args)):
                 batch = batch_of([(*job, job.state) for job in piece])
                 ids.update((uid, job_id) for job_id, uid in run(self._add_jobs, {"batch": batch}))
+        # In one order, against deadlocks: their keys stay locked until the commit.
+        keyed = sorted((job.key.name, i) for i, job in enumerate(jobs) if job.key is not None)
+        found = {i: self._add_keyed(jobs[i], run) for _, i in keyed}
         # A uid that is there twice belongs to the first of the two.
-        return [record_of(job, ids.pop(job.uid)) if job.uid in ids else self._add_one(job, run, run) for job in jobs]
+        return [
+            found[i]
+            if i in found
+            else record_of(job, ids.pop(job.uid))
+            if job.uid in ids
+            else self._add_one(job, run, run)
+            for i, job in enumerate(jobs)
+        ]
+
+    def _add_keyed(self, job: NewJob, run: Run) -> JobRecord:
+        assert job.key is not None
+        if job.key.named:
+            for row in run(job_statements.EXISTING_JOB, {"uid": job.uid, "unique_key": None}):
+                return _checked(JobRecord._make(row), job)
+        return add_under_key(
+            self.driver.dialect, run, job._replace(key=None), job.key, lambda new: self._add_one(new, run, run)
+        )
 
     def finish_within(self, run: Run, claim: Claim, result: str | None, keep: timedelta | None) -> bool:
         """Record a success inside a transaction of the caller's; False if the claim was lost."""

@@ -145,9 +145,7 @@ class WorkerStore:
         self._remove_ended_schedules = job_statements.remove_ended_schedules(dialect)
         self._see_schedules = job_statements.see_schedules(dialect)
         self._expired = job_statements.expired_jobs(dialect)
-        self._expired_parts = [
-            job_statements.expired_attempts(dialect, table) for table in ("taskworker_attempt", "taskworker_log")
-        ]
+        self._expired_parts = [job_statements.expired_attempts(dialect, table) for table in job_statements.PARTS]
         self._add_rollups = job_statements.add_rollups(dialect)
         self._add_lines = job_statements.add_lines(dialect)
         self._remove_lines = job_statements.remove_lines(dialect)

@@ -46,6 +46,10 @@ assert_type(add.enqueue(1, y=2).result(timeout=5), int)
 assert_type(crawl.enqueue("u", depth=2).result(), list[str])
 assert_type(nightly.enqueue(), Job[None])
 assert_type(add.using(delay=60, unique="k").enqueue(1), Job[int])
+assert_type(add.using(unique=("k", 1), until="started", latest=True).enqueue(1).merged, bool)
+assert_type(add.using(unique=7, debounce=timedelta(seconds=3), at_most=9).enqueue(1), Job[int])
+add.using(unique="k", until="never")  # type: ignore[arg-type]
+task_worker.task(unique="key")(add.function)  # type: ignore[call-overload]
 assert_type(crawl.using(run_at=datetime.now(UTC)).enqueue("u", depth=1), Job[list[str]])
 assert_type(add.enqueue_many([(1, 2), {"x": 3}]), list[Job[int]])
 

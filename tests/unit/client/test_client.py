@@ -175,7 +175,7 @@ def test_delayed_job_runs_when_it_is_due(task_worker: BackgroundTaskWorker) -> N
         ({"priority": -(2**31)}, DeclarationError, "priority = -2147483648"),
         ({"queue": ""}, DeclarationError, "queue = ''"),
         ({"unique": "a\nb"}, DeclarationError, "unique = 'a"),
-        ({"unique": 5}, DeclarationError, "unique = 5"),
+        ({"unique": 5.5}, DeclarationError, "unique = 5.5"),
         ({"uid": "x" * 201}, DeclarationError, "uid = 'xxx"),
     ],
 )

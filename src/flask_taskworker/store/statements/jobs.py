@@ -106,8 +106,9 @@ RECORD = ", ".join(JobRecord._fields)
 CLAIM = ", ".join(Claim._fields)
 
 _INTEGERS = frozenset({"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at", "at_most_once"})
-_NEW = (*NewJob._fields, "state")
-_NEW_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _NEW}
+_GIVEN = (*NewJob._fields, "state")
+_GIVEN_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _GIVEN}
+_NEW = tuple(name for name in _GIVEN if name != "key")
 _NEW_COLUMNS = ", ".join(_NEW)
 _NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
 
@@ -142,7 +143,7 @@ def add_alike() -> str:
 def add_jobs(dialect: Dialect) -> str:
     """Store the jobs of a batch, but for those whose uid is taken."""
     return (
-        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM {dialect.batch(_NEW_TYPES)} AS e "
+        f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM {dialect.batch(_GIVEN_TYPES)} AS e "
         "WHERE true ON CONFLICT DO NOTHING RETURNING id, uid"
     )
 
@@ -467,7 +468,11 @@ def expired_jobs(dialect: Dialect) -> str:
     return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id"
 
 
-def expired_attempts(dialect: Dialect, table: Literal["taskworker_attempt", "taskworker_log"]) -> str:
+PARTS = ("taskworker_attempt", "taskworker_log", "taskworker_key")
+"""The tables that have more of a job, by ``job_id``."""
+
+
+def expired_attempts(dialect: Dialect, table: str) -> str:
     """Delete what *table* has of deleted jobs."""
     return f"DELETE FROM {table} WHERE job_id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
 
@@ -594,7 +599,7 @@ def add_scheduled_jobs(dialect: Dialect) -> str:
 
     Of a schedule without ``overlap`` only the oldest of the batch, and none while an earlier job is unfinished.
     """
-    batch = dialect.batch({**_NEW_TYPES, "overlap": "integer"})
+    batch = dialect.batch({**_GIVEN_TYPES, "overlap": "integer"})
     mine = "SELECT 1 FROM taskworker_job AS j WHERE j.schedule = e.schedule AND"
     return (
         f"INSERT INTO taskworker_job ({_NEW_COLUMNS}) SELECT {_NEW_COLUMNS} FROM "
