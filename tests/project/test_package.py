@@ -44,7 +44,7 @@ def comparable(requirement: str) -> tuple[str, frozenset[str]]:
 
 def test_extras_ask_for_one_package_each() -> None:
     assert PYPROJECT["project"]["optional-dependencies"] == {
-        "postgres": ["psycopg>=3.1"],
+        "postgres": ["psycopg>=3.2"],
         "prometheus": ["prometheus-client>=0.20"],
         "otel": ["opentelemetry-api>=1.24"],
         "reload": ["watchfiles>=0.24"],

@@ -116,6 +116,15 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the server and to all of its sessions. Linux only."""
+        assert self._process is not None
+        server = self._process.pid
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        for pid in (server, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def restart(self, number: signal.Signals = signal.SIGINT) -> None:
         """Stop and start again."""
         self.stop(number)

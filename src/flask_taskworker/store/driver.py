@@ -132,6 +132,9 @@ class Presence(Protocol):
     def forget(self, worker_id: str) -> None:
         """Clear away what a dead worker left behind."""
 
+    def hurry(self, seconds: float) -> None:
+        """After *seconds* wait for the server no more than a moment. Safe from any thread."""
+
     def close(self, *, keep_lock: bool = False) -> None:
         """Stop listening and give up the lock; or keep it until the process ends."""
 

@@ -110,7 +110,7 @@ class SessionDriver:
         """What is left on the disk of the database."""
         return self.real.free_bytes()
 
-    upkeep = check_platform = wake_others = listen = renew = forget = close = abandon = _nothing
+    upkeep = check_platform = wake_others = listen = renew = forget = hurry = close = abandon = _nothing
 
 
 class WorkerLink:

@@ -130,6 +130,8 @@ class Heartbeat:
     def stop(self, *, holding: bool) -> None:
         """Stop beating and deregister, unless the worker still holds jobs: then its row stays until it is rescued."""
         self._stopping.set()
+        self._link.hurry(0)
+        self._presence.hurry(0)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
         try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import queue
 import re
 import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from typing import Any, TypeVar, cast
 
@@ -31,6 +32,37 @@ T = TypeVar("T")
 
 _PREPARE_AFTER = 5
 """A statement that one connection has run so often is prepared."""
+
+
+ANSWER_WITHIN = 15.0
+"""Seconds that a worker waits for a server that is connected and silent, as one that is frozen is."""
+
+LAST_PATIENCE = 1.0
+"""Seconds that it waits when its time is over."""
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that gives up on a server that does not answer."""
+
+    answer_within: Callable[[], float] = staticmethod(lambda: math.inf)
+    """Seconds; asked while it waits, since a stop shortens it."""
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
+        """See *gen*, one of psycopg's exchanges with the server, through."""
+        return super().wait(self._within(gen, time.monotonic()), *args, **options)
+
+    def _within(self, gen: Generator[Any, Any, T], began: float) -> Generator[Any, Any, T]:
+        try:
+            wanted = next(gen)
+            while True:
+                # Nothing, several times a second, while the server is silent.
+                ready = yield wanted
+                if not ready and (waited := time.monotonic() - began) > self.answer_within():
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"the server has not answered for {waited:.0f} s")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return cast(T, end.value)
 
 
 # A plan made while a table was small is kept, and scans it when it is large; planning again costs less than a claim.
@@ -54,10 +86,12 @@ class PostgresqlServer:
         self.key = self.place + (f" ({parts['options']})" if parts.get("options") else "")
         """Tells one database from another, and holds no password."""
 
-    def open(self) -> psycopg.Connection[Any]:
-        """A connection in autocommit mode. Raises StoreError."""
+    def open(self, **options: Any) -> PatientConnection:
+        """A connection in autocommit mode; *options* are libpq's. Raises StoreError."""
         with Unreachable(self.place):
-            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold)
+            return PatientConnection.connect(
+                self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold, **options
+            )
 
     def set_up(self, connection: psycopg.Connection[Any]) -> None:
         """Make the connection one of a worker's. Behind a pooler in transaction mode there is nothing to set."""
@@ -291,7 +325,8 @@ class PostgresqlLink:
         """*repeats*: what goes over it may be said twice, so after a loss it is said again at once."""
         self._server = server
         self._repeats = repeats
-        self._connection: psycopg.Connection[Any] | None = None
+        self._deadline = math.inf
+        self._connection: PatientConnection | None = None
         self.sessions = 0
         """How many times it has connected."""
 
@@ -322,13 +357,19 @@ class PostgresqlLink:
     def connected(self) -> psycopg.Connection[Any]:
         """The connection, a new one after a loss. Raises StoreError."""
         if self._connection is None or self._connection.closed:
-            self._connection = self._server.open()
+            in_a_hurry = {"connect_timeout": 2} if self._patience() < ANSWER_WITHIN else {}
+            self._connection = self._server.open(**in_a_hurry)
+            self._connection.answer_within = self._patience
             self._server.set_up(self._connection)
             self.sessions += 1
         return self._connection
 
     def hurry(self, seconds: float) -> None:
-        """Nothing: no lock is waited for here."""
+        """After *seconds* wait for the server no more than a moment. Safe from any thread."""
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+
+    def _patience(self) -> float:
+        return min(ANSWER_WITHIN, max(LAST_PATIENCE, self._deadline - time.monotonic()))
 
     def close(self) -> None:
         """Close the connection."""

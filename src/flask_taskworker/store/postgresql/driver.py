@@ -7,6 +7,7 @@ machines are woken by NOTIFY.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import threading
@@ -25,7 +26,16 @@ from ..driver import LoopLink, Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
 from ..statements.jobs import POSTGRESQL, batch_of, in_pieces
-from .connections import DaemonCallThread, PostgresqlLink, PostgresqlServer, fetch, has_ended, postgresql_errors
+from .connections import (
+    LAST_PATIENCE,
+    DaemonCallThread,
+    PatientConnection,
+    PostgresqlLink,
+    PostgresqlServer,
+    fetch,
+    has_ended,
+    postgresql_errors,
+)
 from .presence import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 
 T = TypeVar("T")
@@ -101,7 +111,10 @@ class PostgresqlDriver:
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns. Raises ConnectionLost when that is unknown."""
-        with _Pooled(self._pool) as connection, postgresql_errors():
+        return self._write(sql, parameters, lambda: math.inf)
+
+    def _write(self, sql: str, parameters: Parameters, answer_within: Callable[[], float]) -> list[Row]:
+        with _Pooled(self._pool, answer_within) as connection, postgresql_errors():
             return fetch(connection, sql, parameters)
 
     def transaction(self, body: Callable[[Run], T]) -> T:
@@ -171,7 +184,8 @@ class PostgresqlDriver:
 
     def _notify(self, ready: Ready) -> None:
         try:
-            self.write(_NOTIFY, {"payload": payload_of(ready)})
+            # A process that ends sends its last news: not for longer than that.
+            self._write(_NOTIFY, {"payload": payload_of(ready)}, lambda: LAST_PATIENCE)
         except StoreError as error:
             log.debug("no worker was notified; workers look by themselves: %s", error)
 
@@ -262,10 +276,11 @@ class Notifier:
 class _Pooled:
     """A pooled connection for the length of a with block; a broken one is thrown away."""
 
-    __slots__ = ("_fairy", "_pool")
+    __slots__ = ("_answer_within", "_fairy", "_pool")
 
-    def __init__(self, pool: QueuePool) -> None:
+    def __init__(self, pool: QueuePool, answer_within: Callable[[], float] = lambda: math.inf) -> None:
         self._pool = pool
+        self._answer_within = answer_within
 
     def __enter__(self) -> psycopg.Connection[Any]:
         while True:
@@ -276,7 +291,8 @@ class _Pooled:
                     f"PostgreSQL: {_POOL_MOST} threads of this process wait for the server at once. Look whether it "
                     "hangs."
                 ) from error
-            connection = cast("psycopg.Connection[Any]", self._fairy.driver_connection)
+            connection = cast(PatientConnection, self._fairy.driver_connection)
+            connection.answer_within = self._answer_within
             if not has_ended(connection):
                 return connection
             self._fairy.invalidate()

@@ -123,6 +123,10 @@ class AdvisoryPresence:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, longest)
 
+    def hurry(self, seconds: float) -> None:
+        """After *seconds* wait for the server no more than a moment. Safe from any thread."""
+        self._link.hurry(seconds)
+
     def close(self, *, keep_lock: bool = False) -> None:
         """Stop listening and free the lock; or keep it until the process ends."""
         self._is_closed = True
@@ -184,6 +188,9 @@ class BeatsOnly:
 
     def listen(self, loop: asyncio.AbstractEventLoop, on_wake: Callable[[Ready], None]) -> None:
         """Nothing: no notification gets through."""
+
+    def hurry(self, seconds: float) -> None:
+        """Nothing is waited for."""
 
     def close(self, *, keep_lock: bool = False) -> None:
         """Nothing to close."""

@@ -236,6 +236,9 @@ class LivePresence:
         if _is_name(worker_id):
             self._unlink(worker_id)
 
+    def hurry(self, seconds: float) -> None:
+        """Nothing is waited for."""
+
     def close(self, *, keep_lock: bool = False) -> None:
         """Stop listening and free the lock; or keep it until the process ends."""
         if self._loop is not None and not self._loop.is_closed():

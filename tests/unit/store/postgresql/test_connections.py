@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from flask import Flask
 from sqlalchemy.engine import make_url
 
 from flask_taskworker import BackgroundTaskWorker
-from flask_taskworker.errors import ConfigError, NotAccepted, NotSupported, SchemaError, StoreError
+from flask_taskworker.errors import ConfigError, ConnectionLost, NotAccepted, NotSupported, SchemaError, StoreError
 from flask_taskworker.store.postgresql import driver as postgresql_driver
+from flask_taskworker.store.postgresql.connections import PostgresqlLink, PostgresqlServer
 from flask_taskworker.store.schema import VERSION
 from tests.support.apps import task_worker_of
 from tests.support.postgres import LOCKED_USER, OVERRIDE, a_database, a_schema, run_sql, with_options
@@ -346,3 +348,22 @@ def test_tables_that_vanish_are_reported(make_worker: MakeWorker, own: str) -> N
         with pytest.raises(NotAccepted, match="relation .*does not exist.*See: flask tasks db check"):
             task.enqueue()
         task_worker.state().client.close()
+
+
+# -- a server that does not answer -------------------------------------------------------------------------------------
+
+
+def test_worker_that_stops_waits_for_a_silent_server_no_more_than_a_moment(own: str) -> None:
+    link = PostgresqlLink(PostgresqlServer(make_url(own), prepares=True), repeats=False)
+    assert link.read("SELECT 1", {}) == [(1,)]
+    link.hurry(0)
+    with pytest.raises(ConnectionLost, match=r"the server has not answered for \d s"):
+        link.read("SELECT pg_sleep(60)", {})
+    assert link.read("SELECT 2", {}) == [(2,)]
+    assert link.sessions == 2
+    link.close()
+
+
+def test_caller_that_enqueues_waits_for_a_slow_server(own: str) -> None:
+    with closing(PostgresqlServer(make_url(own), prepares=True).open()) as connection:
+        assert connection.answer_within() == math.inf
