@@ -149,7 +149,7 @@ class TaskWorkerCollector(Collector):
         words = "Since when a schedule should have fired; 0 where it is in time, or paused."
         late = GaugeMetricFamily("taskworker_schedule_late_seconds", words, labels=["schedule"])
         seconds: dict[str, float] = {}
-        for schedule in self._browser.schedules():
+        for schedule in self._store.schedules():
             overdue = 0 if schedule.paused or schedule.next_at is None else max(0, now - schedule.next_at)
             # Those made at run time may be thousands, and named after users: the latest of them stands for all.
             name = schedule.name if schedule.source == "code" else RUN_TIME
@@ -159,7 +159,7 @@ class TaskWorkerCollector(Collector):
         return late
 
     def _workers(self) -> Metric:
-        states = [worker.state for worker in self._browser.workers()]
+        states = [worker.state for worker in self._store.workers()]
         workers = GaugeMetricFamily("taskworker_workers", "Workers by state.", labels=["state"])
         for state in WORKER_STATES:
             workers.add_metric([state], states.count(state))

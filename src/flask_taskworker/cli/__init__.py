@@ -2,17 +2,4 @@
 
 from __future__ import annotations
 
-from . import acting, examining, listing, looking, mails, operations, running, schedules, status, tables
-
-__all__ = [
-    "acting",
-    "examining",
-    "listing",
-    "looking",
-    "mails",
-    "operations",
-    "running",
-    "schedules",
-    "status",
-    "tables",
-]
+from . import acting, examining, listing, looking, mails, operations, running, schedules, status, tables  # noqa: F401

@@ -6,10 +6,10 @@ import getpass
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -33,9 +33,12 @@ from ..errors import (
 from ..ops.browse import Browser
 from ..ops.operations import Operations
 from ..ops.rows import JobRow
+from ..ops.views import as_json
 from ..state import AppState
 from ..store.sql import Store
-from .text import safe, shortened
+from .text import safe, shortened, table, to_json
+
+V = TypeVar("V")
 
 ENVIRONMENT = "TASKER_CLI_"
 """How the environment variables of options begin; the command and the option follow."""
@@ -119,6 +122,22 @@ LIMIT = click.option(
     metavar="N",
     help="Maximum number of rows.",
 )
+
+
+def print_list(
+    views: Sequence[V],
+    headers: Sequence[str],
+    cells: Callable[[V], Sequence[str]],
+    *,
+    in_json: bool,
+    right: Set[str] = frozenset(),
+) -> None:
+    """One JSON object a line, or a table; where there is nothing, nothing."""
+    if in_json:
+        for view in views:
+            click.echo(to_json(as_json(view)))
+    elif views:
+        click.echo("\n".join(table(headers, [cells(view) for view in views], right=right)))
 
 
 def app_state() -> AppState:

@@ -11,10 +11,8 @@ from ..commands import tasks_command
 from ..core.filters import JobFilter
 from ..core.words import counted, spoken
 from ..ops.browse import GROUPED
-from ..ops.operations import names_of
-from ..ops.views import ErrorView, FailureView, JobView, as_json, failure_view, job_view
-from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, Period, app_state, browser, complete_filter, tell
-from .text import table, to_json
+from ..ops.views import ErrorView, FailureView, JobView, failure_view, job_view
+from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, Period, app_state, browser, complete_filter, print_list, tell
 
 _LONGEST_ERROR = 60
 _LONGEST_PLACE = 40
@@ -40,18 +38,14 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, in_json: b
     state = app_state()
     chosen = JobFilter.parse(" ".join(words), state.store.clock())
     deadline = time.monotonic() + _PATIENCE
-    page = browser().jobs(chosen, limit=limit, before=before, names=names_of(state.registry))
+    page = browser().jobs(chosen, limit=limit, before=before, names=state.registry.parameters_of)
     # Each page looks at a bounded number of rows; the first that has something is wanted.
     while not page.rows and page.older is not None and time.monotonic() < deadline:
-        page = browser().jobs(chosen, limit=limit, before=page.older, names=names_of(state.registry))
+        page = browser().jobs(chosen, limit=limit, before=page.older, names=state.registry.parameters_of)
     jobs = [job_view(row) for row in page.rows]
-    if in_json:
-        for job in jobs:
-            click.echo(to_json(as_json(job)))
-    elif jobs:
-        headers, now = ("job", "task", "state", "queue", "try", "age", "took", "error"), state.store.clock()
-        cells = [_cells(job, now) for job in jobs]
-        click.echo("\n".join(table(headers, cells, right={"job", "try", "age", "took"})))
+    headers, now = ("job", "task", "state", "queue", "try", "age", "took", "error"), state.store.clock()
+    right = {"job", "try", "age", "took"}
+    print_list(jobs, headers, lambda job: _cells(job, now), in_json=in_json, right=right)
     if page.older is not None:
         tell(f"{f'Searched down to job {page.older}. ' if page.searched_out else ''}Older jobs: --before {page.older}")
     elif not jobs:
@@ -101,14 +95,10 @@ def failures(since: float, in_json: bool) -> None:
     state = app_state()
     now = state.store.clock()
     groups = [failure_view(group) for group in browser().failures(now - round(since * 1000))]
-    if in_json:
-        for group in groups:
-            click.echo(to_json(as_json(group)))
-    elif groups:
-        headers = ("group", "jobs", "last", "first", "task", "error", "place", "newest")
-        cells = [_group_cells(group, now) for group in groups]
-        click.echo("\n".join(table(headers, cells, right={"jobs", "last", "first", "newest"})))
-    else:
+    headers = ("group", "jobs", "last", "first", "task", "error", "place", "newest")
+    right = {"jobs", "last", "first", "newest"}
+    print_list(groups, headers, lambda group: _group_cells(group, now), in_json=in_json, right=right)
+    if not groups and not in_json:
         tell(f"No job failed in the last {spoken(round(since * 1000))}.")
     if sum(group.count for group in groups) >= GROUPED:
         tell(f"Only the newest {counted(GROUPED)} failed jobs were grouped.")

@@ -9,13 +9,14 @@ from email.policy import default as policy
 import click
 
 from ..commands import mail_commands
+from ..core.words import number_in
 from ..errors import NotDecodable
 from ..mail.queue.stored import load_mails
 from ..ops.rows import RecipientRow
 from ..ops.views import MailView, as_json, mail_view
 from ..store.sql import MAX_ID
-from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, tell
-from .text import moment, pairs, safe, table, to_json
+from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, MailCommand, app_state, browser, complete_mail, print_list, tell
+from .text import moment, pairs, safe, to_json
 
 _LONGEST_SUBJECT = 60
 _RECIPIENTS = 100
@@ -39,12 +40,8 @@ def list_mails(address: str | None, limit: int, before: str | None, in_json: boo
     ids = [row.id for row in page.rows]
     endings, recipients = found.mail_endings(ids), found.first_recipients(ids, _RECIPIENTS)
     mails = [mail_view(row, endings[row.id], recipients.get(row.id, ())) for row in page.rows]
-    if in_json:
-        for mail in mails:
-            click.echo(to_json(as_json(mail)))
-    elif mails:
-        headers = ("mail", "queued", "to", "subject", "state", "tries", "size")
-        click.echo("\n".join(table(headers, [_cells(mail) for mail in mails], right={"tries", "size"})))
+    headers = ("mail", "queued", "to", "subject", "state", "tries", "size")
+    print_list(mails, headers, _cells, in_json=in_json, right={"tries", "size"})
     if page.older is not None:
         tell(f"Older mails: --before {page.older}")
     if not mails:
@@ -77,8 +74,8 @@ def show_mail(mail_id: str, eml: bool, in_json: bool) -> None:
         raise click.UsageError("Give either --eml or --json, not both.")
     store, found = app_state().store, browser()
     # An id is longer than the number of any job.
-    is_number = mail_id.isascii() and mail_id.isdecimal() and len(mail_id) < 19
-    uid = store.record(int(mail_id)).uid if is_number else mail_id
+    number = number_in(mail_id)
+    uid = mail_id if number is None else store.record(number).uid
     row = found.mail(uid)
     stored = load_mails(store.driver.read, store.driver.dialect, [uid]).get(uid)
     if row is None or stored is None:

@@ -10,11 +10,10 @@ from typing import Any
 import click
 
 from ..commands import tasks_command
-from ..core.clock import from_ms
 from ..core.filters import JobFilter
 from ..core.tasks import MAX_NAME
+from ..core.words import stamp
 from ..errors import JobNotFound, NotAccepted
-from ..ops.operations import names_of
 from .group import (
     FAILED,
     NOTHING,
@@ -186,7 +185,7 @@ def possible(act: str, chosen: JobFilter) -> JobFilter | None:
 
 
 def _act_on_all(act: str, chosen: JobFilter | None, *, dry_run: bool, yes: bool) -> None:
-    names = names_of(app_state().registry)
+    names = app_state().registry.parameters_of
     before = browser().end()
     number = 0 if chosen is None else browser().count_all(chosen, before=before, names=names)
     if chosen is None or not number:
@@ -288,7 +287,6 @@ def purge(age: float, dry_run: bool, yes: bool) -> None:
     if dry_run:
         tell("Nothing was changed.")
     else:
-        moment = f"{from_ms(before):%Y-%m-%d %H:%M:%S} UTC"
-        confirm(f"Delete {plural(total, 'job')} that ended before {moment}?", yes=yes)
+        confirm(f"Delete {plural(total, 'job')} that ended before {stamp(before)}?", yes=yes)
         total = sum(with_progress(operations().purge(before), total, "purge "))
     click.echo(total)

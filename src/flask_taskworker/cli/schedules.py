@@ -11,10 +11,10 @@ from ..commands import tasks_command
 from ..core.clock import from_ms
 from ..core.triggers import upcoming
 from ..core.words import spoken
-from ..ops.views import ScheduleView, as_json, declared_schedules, schedule_view, trigger_of
+from ..ops.views import ScheduleView, declared_schedules, schedule_view, trigger_of
 from ..state import AppState
 from ..store.sql import ScheduleRow
-from .group import AS_JSON, NOTHING, TasksCommand, app_state, browser, complete_schedule, operations, tell
+from .group import AS_JSON, NOTHING, TasksCommand, app_state, browser, complete_schedule, operations, print_list, tell
 from .text import moment, table, to_json
 
 LAST_RUNS = 3
@@ -56,13 +56,9 @@ def list_schedules(in_json: bool) -> None:
     now, schedules = state.store.clock(), _schedules(state)
     runs = browser().schedule_runs([schedule.name for schedule in schedules], LAST_RUNS)
     found = [schedule_view(schedule, now, runs.get(schedule.name, ())) for schedule in schedules]
-    if in_json:
-        for schedule in found:
-            click.echo(to_json(as_json(schedule)))
-    elif found:
-        headers = ("schedule", "task", "when", "meaning", "last", "next", "state")
-        click.echo("\n".join(table(headers, [_cells(schedule, now) for schedule in found])))
-    else:
+    headers = ("schedule", "task", "when", "meaning", "last", "next", "state")
+    print_list(found, headers, lambda schedule: _cells(schedule, now), in_json=in_json)
+    if not found and not in_json:
         tell("No schedules yet. Declare one: @task_worker.task(schedule=Cron('0 3 * * *'))")
 
 

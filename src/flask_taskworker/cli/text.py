@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import date, datetime, time
 from typing import Any
 
-from ..core.clock import from_ms
+from ..core.words import stamp
 
 
 def safe(text: object) -> str:
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 def moment(milliseconds: int | None) -> str | None:
     """A stored moment for people: "2026-05-01 12:00:00 UTC"."""
-    return f"{from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC" if milliseconds else None
+    return stamp(milliseconds) if milliseconds else None
 
 
 def plural(number: int, noun: str, nouns: str = "") -> str:

@@ -152,25 +152,16 @@ class Codec:
         """The arguments of one call as JSON. Raises NotEncodable with the place of the value, its type and a remedy."""
         if not args and not kwargs:
             return EMPTY_CALL
-        for value in args:
-            if type(value) not in _PLAIN:
-                break
-        else:
-            for key, value in kwargs.items():
-                if type(value) not in _PLAIN or type(key) is not str:
-                    break
-            else:
-                text = _dump_plain([args, kwargs])
-                if text is not None:
-                    return text
+        # The types, not the values: a set of them is made faster than any loop.
+        kinds = {*map(type, args), *map(type, kwargs.values())}
+        if kinds <= _PLAIN and {*map(type, kwargs)} <= {str} and (text := _dump_plain([args, kwargs])) is not None:
+            return text
         return _dump(_Packer(self._name_of, self._unknown).call(args, kwargs), "The arguments of this call take")
 
     def encode(self, value: Any) -> str:
         """One value as JSON. Raises NotEncodable with the place of the value, its type and a remedy."""
-        if type(value) in _PLAIN:
-            text = _dump_plain(value)
-            if text is not None:
-                return text
+        if type(value) in _PLAIN and (text := _dump_plain(value)) is not None:
+            return text
         return _dump(_Packer(self._name_of, self._unknown).packed("value", value, 0), "This value takes")
 
     # ---- in ----

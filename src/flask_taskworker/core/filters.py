@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 from ..errors import ArgumentsError
 from .clock import from_ms, to_ms
 from .rows import STORED
+from .words import number_in
 
 STATES = (*(state.value for state in STORED), "retrying")
 """What ``state:`` takes: ``retrying`` are the scheduled jobs that have failed before."""
@@ -102,6 +104,14 @@ class JobFilter:
             words.append(_quoted(f.name, _text(f.name, value)))
         return " ".join([*words, *(_quoted(f"args.{name}", value) for name, value in self.args)])
 
+    def exact(self) -> str:
+        """The filter as text that means the same tomorrow. Raises ArgumentsError where text cannot say it."""
+        text = str(self)
+        with suppress(ArgumentsError):
+            if JobFilter.parse(text, 0) == self:
+                return text
+        raise ArgumentsError(f"The filter {text!r} is read differently when it is read again. Write it more simply.")
+
     def changeable(self) -> JobFilter:
         """What of it a job may fit at one moment and not at the next: the rest of a job never changes."""
         kept = {name: getattr(self, name) for name in ("states", "queue", "worker", "group", "attempts", "discarded")}
@@ -136,9 +146,10 @@ def _states(value: str) -> list[str]:
 
 
 def _number(key: str, value: str, now: int) -> int:
-    if not value.isascii() or not value.isdecimal() or len(value) > 18:
+    number = number_in(value)
+    if number is None:
         raise ArgumentsError(f"{key}: takes a whole number, not {value!r}.")
-    return int(value)
+    return number
 
 
 def _moment(key: str, value: str, now: int) -> int:

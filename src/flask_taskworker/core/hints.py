@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import inspect
 import sys
 import types
 import typing
@@ -79,16 +80,10 @@ def hints_of(owner: Any) -> tuple[list[Any], list[str]]:
         if sys.version_info >= (3, 14):
             found: Any = annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
         else:
-            # A class without annotations would show those of its base.
-            own = (
-                vars(holder)
-                if isinstance(holder, type)
-                else {"__annotations__": getattr(holder, "__annotations__", None)}
-            )
-            found = own.get("__annotations__")
+            found = inspect.get_annotations(holder)
         scope = getattr(holder, "__globals__", vars(sys.modules.get(holder.__module__, types.SimpleNamespace())))
         names = dict(vars(holder)) if isinstance(holder, type) else {}
-        for name, hint in found.items() if isinstance(found, dict) else ():
+        for name, hint in found.items():
             try:
                 # One by one, so that one unknown name does not hide the others.
                 one = type("_Hint", (), {"__annotations__": {"it": hint}})

@@ -463,6 +463,11 @@ class TaskRegistry:
             raise TaskNotFound(f"No task is registered as {name!r}. Registered: {known}.")
         return task
 
+    def parameters_of(self, name: str) -> tuple[str, ...]:
+        """The names of a task's parameters, in order; none where the task is not known."""
+        task = self.get(name)
+        return () if task is None else tuple(task.signature.parameters)
+
     def __iter__(self) -> Iterator[Task[..., Any, Any]]:
         return iter(tuple(self._tasks.values()))
 
@@ -611,19 +616,3 @@ def _two_closures(task: Task[..., Any, Any]) -> str:
         f"Two tasks would have the name {task.name!r}: closures of one function at {task.place}. A worker "
         "could run only the latest. Give each a name of its own with name=…, or pass what differs as an argument."
     )
-
-
-__all__ = [
-    "Bound",
-    "Call",
-    "DeclaredSchedule",
-    "EnqueueOptions",
-    "Task",
-    "TaskClient",
-    "TaskOptions",
-    "TaskRegistry",
-    "check_name",
-    "registry_of",
-    "task_name",
-    "task_options",
-]

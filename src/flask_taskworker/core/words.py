@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from .clock import from_ms
+
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def counted(number: int) -> str:
     """A count that stops at the most: "1,234", "10,000+"."""
     return f"{number:,}+" if number >= MOST else f"{number:,}"
+
+
+def number_in(text: str) -> int | None:
+    """The whole number that *text* is, if every database holds it; None for any other text."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def stamp(milliseconds: int) -> str:
+    """A stored moment: "2026-05-01 12:00:00 UTC"."""
+    return f"{from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def spoken(milliseconds: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..ops.rows import JobRow
-from ..ops.views import ErrorView, fields_of, job_view
+from ..ops.views import ErrorView, job_view, with_more
 from . import redact
 from .redact import Unreadable, without_logins
 from .view import View
@@ -26,11 +26,6 @@ _FITTING = {
     "discard": ("scheduled", "retrying", "ready", "succeeded", "failed", "cancelled"),
     "restore": ("discarded",),
 }
-
-
-def with_more(shown: Any, **more: Any) -> dict[str, Any]:
-    """The fields of a view, and more."""
-    return {**fields_of(shown), **more}
 
 
 def job_line(view: View, row: JobRow) -> dict[str, Any]:

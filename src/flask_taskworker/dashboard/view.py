@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from flask import Flask, Response, current_app, request, url_for
@@ -19,10 +19,11 @@ from werkzeug.exceptions import BadRequest, Forbidden
 
 from ..core.filters import JobFilter
 from ..core.tasks import Task
+from ..core.words import number_in
 from ..errors import ArgumentsError
 from ..ops.access import Visitor
 from ..ops.browse import Browser, Names
-from ..ops.operations import Operations, names_of
+from ..ops.operations import Operations
 from ..ops.views import as_json
 from ..state import AppState
 from ..store.sql import Store
@@ -95,8 +96,8 @@ class View:
     def names(self) -> Names:
         """The names of a task's parameters, which a filter on arguments needs; None for an unknown task: its arguments
         are covered, and a visitor who may filter by them could guess them."""
-        known = names_of(self.state.registry)
-        return lambda task: None if self.task(task) is None else known(task)
+        registry = self.state.registry
+        return lambda task: None if registry.get(task) is None else registry.parameters_of(task)
 
     def filter(self, text: str) -> JobFilter:
         """Read a filter, as far as this visitor may ask it: which jobs fit reveals their arguments.
@@ -140,27 +141,24 @@ class View:
         """A query argument that has one of these values. Raises BadRequest."""
         value = self.argument(name, default)
         if value not in allowed:
-            self.refuse(f"{name} is {value!r:.80}. Allowed: {', '.join(allowed)}.")
+            raise BadRequest(f"{name} is {value!r:.80}. Allowed: {', '.join(allowed)}.")
         return value
 
-    def number(self, name: str, *, most: int = 2**63 - 1) -> int | None:
+    def number(self, name: str, *, most: int = 10**18 - 1) -> int | None:
         """A query argument that is a whole number from 1; None without it. Raises BadRequest."""
         text = self.argument(name)
         if not text:
             return None
-        if not text.isascii() or not text.isdecimal() or len(text) > 19 or not 1 <= int(text) <= most:
-            self.refuse(f"{name} is {text!r:.80}. Allowed: a whole number from 1 to {most}.")
-        return int(text)
+        number = number_in(text)
+        if number is None or not 1 <= number <= most:
+            raise BadRequest(f"{name} is {text!r:.80}. Allowed: a whole number from 1 to {most}.")
+        return number
 
     def part(self, rows: Sequence[T], most: int) -> tuple[Sequence[T], dict[str, int]]:
         """The rows of the page that the argument ``page`` names, and what its template needs to lead to the others."""
         pages = max(1, math.ceil(len(rows) / most))
         page = min(self.number("page") or 1, pages)
         return rows[(page - 1) * most : page * most], {"page": page, "pages": pages, "total": len(rows)}
-
-    def refuse(self, message: str) -> NoReturn:
-        """Answer 400 with these words."""
-        raise BadRequest(message)
 
     # -- answering --------------------------------------------------------------------------------------------------
 
@@ -182,11 +180,9 @@ class View:
         """
         wanted = JobFilter(**chosen)
         try:
-            text = str(wanted)
-            is_exact = "*" not in (wanted.task or "") and JobFilter.parse(text, 0) == wanted
+            return None if "*" in (wanted.task or "") else wanted.exact()
         except ArgumentsError:
             return None
-        return text if is_exact else None
 
     def page(self, template: str, data: Mapping[str, Any], *, title: str) -> Response:
         """The page: *template* with *data* in the frame, or the data as JSON."""

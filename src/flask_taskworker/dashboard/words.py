@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from ..core.clock import from_ms
-from ..core.words import counted, spoken
+from ..core.words import counted, spoken, stamp
 from ..store.rollups import Percentile
 
 SHAPES = {
@@ -97,11 +97,6 @@ def _time(moment: int, text: str, kind: str) -> Markup:
     # Nothing here comes from a row but the number; escaping hundreds of them would take a third of a page's time.
     iso = f"{from_ms(moment):%Y-%m-%dT%H:%M:%S}.{moment % 1000:03}Z"
     return Markup(f'<time datetime="{iso}" title="{stamp(moment)}" data-{kind}>{text}</time>')
-
-
-def stamp(moment: int) -> str:
-    """A stored moment: "2026-05-01 12:00:00 UTC"."""
-    return f"{from_ms(moment):%Y-%m-%d %H:%M:%S UTC}"
 
 
 def took(period: float | Percentile | None) -> str:

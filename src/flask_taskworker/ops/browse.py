@@ -17,7 +17,7 @@ from ..core.rows import read_stored
 from ..core.words import MOST
 from ..errors import JobNotFound
 from ..store.driver import Row
-from ..store.sql import MAX_ID, Attempt, ScheduleRow, Store, WorkerRow
+from ..store.sql import MAX_ID, Attempt, Store
 from ..store.statements import browse as statements
 from ..store.statements import keys as key_statements
 from ..store.statements.jobs import batch_of
@@ -282,10 +282,6 @@ class Browser:
             for name in sorted({*ready, *running, *paused, *worked, *also})
         ]
 
-    def schedules(self) -> list[ScheduleRow]:
-        """Every schedule."""
-        return self._store.schedules()
-
     def schedule_runs(self, names: Sequence[str], limit: int = 30) -> dict[str, list[ScheduleRun]]:
         """The last jobs of each of these schedules, newest first."""
         runs: dict[str, list[ScheduleRun]] = {}
@@ -294,10 +290,6 @@ class Browser:
             run = ScheduleRun(*row)
             runs.setdefault(run.schedule, []).append(run)
         return runs
-
-    def workers(self) -> list[WorkerRow]:
-        """Every worker that the store knows, the dead of the last hour included."""
-        return self._store.workers()
 
     # -- figures ----------------------------------------------------------------------------------------------------
 

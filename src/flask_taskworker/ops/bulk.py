@@ -12,9 +12,8 @@ from ..core.current_job import current_job
 from ..core.filters import JobFilter
 from ..core.jobs import Job
 from ..core.tasks import EnqueueOptions, TaskOptions, TaskRegistry
-from ..errors import ArgumentsError
 from .browse import Browser
-from .operations import BULK, Operations, names_of
+from .operations import BULK, Operations
 
 QUEUE = "bulk"
 AT_ONCE = 1_000
@@ -29,7 +28,7 @@ def act_on_all(action: str, filter: str, who: str, before: int) -> int:
     registry: TaskRegistry = state.registry
     operations = Operations(app, state.client, registry, who=who)
     chosen = JobFilter.parse(filter, state.store.clock())
-    known, asked = names_of(registry), {name.lower() for name, _ in chosen.args}
+    known, asked = registry.parameters_of, {name.lower() for name, _ in chosen.args}
 
     def names(task_name: str) -> Sequence[str] | None:
         """None of these arguments may be asked of a task that is not known, or covers one of them.
@@ -66,20 +65,8 @@ def enqueue_bulk(
     Raises ArgumentsError, NotAccepted, OutcomeUnknown.
     """
     task = registry.find(BULK)
-    call = task.encode((action, exact(chosen), who, before), {})
+    call = task.encode((action, chosen.exact(), who, before), {})
     return client.enqueue(task, (call,), EnqueueOptions(queue=_queue(client), priority=_PRIORITY))[0]
-
-
-def exact(chosen: JobFilter) -> str:
-    """A filter as text that means the same tomorrow. Raises ArgumentsError where text cannot say it."""
-    text = str(chosen)
-    try:
-        is_exact = JobFilter.parse(text, 0) == chosen
-    except ArgumentsError:
-        is_exact = False
-    if not is_exact:
-        raise ArgumentsError(f"The filter {text!r} is read differently when it is read again. Write it more simply.")
-    return text
 
 
 def _queue(client: Client) -> str:
@@ -88,7 +75,7 @@ def _queue(client: Client) -> str:
     now = client.store.clock()
     queues = browser.queues()
     paused = {queue.name for queue in queues if queue.paused}
-    for worker in browser.workers():
+    for worker in client.store.workers():
         if worker.state != "alive" or now - worker.beat_at > SILENT_MS:
             continue
         info = info_of(worker)

@@ -61,7 +61,6 @@ class Operations:
     def act(self, action: str, job_id: int) -> bool:
         """Do *action* to one job; whether it was in a state for it. Raises JobNotFound, or NotAccepted for a retry
         whose unique key another unfinished job has."""
-        _require(action)
         record = self._store.record(job_id)
         act = self._begin(action, f"job {job_id} ({record.task})")
         if action == "retry":
@@ -85,7 +84,6 @@ class Operations:
         *chosen*: the filter under which they were chosen; those that no longer fit it are left as they are, as far as
         that can change (:meth:`JobFilter.changeable`). *target*: how they are noted.
         """
-        _require(action)
         act = self._begin(action, target or f"jobs {', '.join(map(str, ids))}")
         self._batch(act, ids, chosen)
         act.end()
@@ -100,7 +98,6 @@ class Operations:
         turn comes, are left as they are. What was done is noted batch by batch, and told when the iterator ends, or is
         closed.
         """
-        _require(action)
         act = self._begin(action, str(chosen) or "every job")
         try:
             for ids in Browser(self._store).ids(chosen, before=before, names=names):
@@ -360,18 +357,3 @@ class Act:
         """Send the signal dashboard_action."""
         values = {"who": self._who, "action": self.action, "target": self._target, "number": self.number}
         self._client.announce(signals.dashboard_action, **values)
-
-
-def _require(action: str) -> None:
-    if action not in ACTIONS:
-        raise ValueError(f"Unknown action {action!r}. Actions: {', '.join(ACTIONS)}.")
-
-
-def names_of(registry: TaskRegistry) -> Callable[[str], Sequence[str]]:
-    """What a filter needs for ``args.NAME:VALUE``: the names of a task's parameters."""
-
-    def names(task_name: str) -> Sequence[str]:
-        task = registry.get(task_name)
-        return () if task is None else tuple(task.signature.parameters)
-
-    return names

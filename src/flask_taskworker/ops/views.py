@@ -40,7 +40,7 @@ PAYLOAD = frozenset({"args", "kwargs", "result"})
 def as_json(view: Any) -> Any:
     """A view, or a page of views, as JSON has it: moments (``at``, ``…_at``) in ISO 8601, views inside it likewise."""
     if is_dataclass(view):
-        view = fields_of(view)
+        view = with_more(view)
     if isinstance(view, Mapping):
         return {name: _in_json(name, value) for name, value in view.items()}
     return [as_json(one) for one in view] if isinstance(view, list | tuple) else view
@@ -53,9 +53,9 @@ def _in_json(name: str, value: Any) -> Any:
     return value if name in PAYLOAD or isinstance(value, Mapping) else as_json(value)
 
 
-def fields_of(view: Any) -> dict[str, Any]:
-    """The fields of a view by their names."""
-    return {field.name: getattr(view, field.name) for field in fields(view)}
+def with_more(view: Any, **more: Any) -> dict[str, Any]:
+    """The fields of a view by their names, and more."""
+    return {field.name: getattr(view, field.name) for field in fields(view)} | more
 
 
 def _view(kind: type[V], row: Any, **own: Any) -> V:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Self
 
 from flask import Flask
@@ -32,9 +31,7 @@ class TaskClock:
         self._bench.clock = self._store.clock = MovableClock(self._before())
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._store.clock = self._before
         self._bench.clock = None
 

@@ -159,21 +159,17 @@ class _FaultyExecutor(Executor):
     gate: threading.Lock | None
 
     async def execute(self, job: RunningJob) -> Outcome:
-        if self.gate is None:
-            return await self._faulty(job)
-        while not self.gate.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads
+        while self.gate is not None and not self.gate.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads
             await asyncio.sleep(0.001)
         try:
-            return await self._faulty(job)
+            if self.faults.crash_at == "before_run":
+                await self._crash()
+            outcome = await super().execute(job)
+            if self.faults.crash_at == "before_finish":
+                await self._crash()
         finally:
-            self.gate.release()
-
-    async def _faulty(self, job: RunningJob) -> Outcome:
-        if self.faults.crash_at == "before_run":
-            await self._crash()
-        outcome = await super().execute(job)
-        if self.faults.crash_at == "before_finish":
-            await self._crash()
+            if self.gate is not None:
+                self.gate.release()
         if self.faults.wants_again(job, outcome):
             # As by a worker that had to hand the job back when it was done already.
             self.report.repeats += 1

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, get_args
 
 from flask import Flask
@@ -28,7 +27,7 @@ from ..signals import job_enqueued, schedule_fired
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
-from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, performed, some_by_name
+from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, some_by_name
 from .session_driver import SessionDriver
 
 P = ParamSpec("P")
@@ -96,9 +95,7 @@ class Jobs:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -177,7 +174,8 @@ class Jobs:
     ) -> None:
         """Fail unless such a job has run and succeeded; *times* times, if that is given."""
         __tracebackhide__ = True
-        self._assert(performed(self._wanted(task, args, {**kwargs, **(where or {})})), times)
+        wanted = self._wanted(task, args, {**kwargs, **(where or {})}, state=JobState.SUCCEEDED)
+        self._assert(wanted, times)
 
     def _assert(self, wanted: Wanted, times: int | None) -> EnqueuedJob:
         __tracebackhide__ = True
@@ -373,9 +371,7 @@ class Crash:
     def __enter__(self) -> Crash:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._bench.faults.crash_at = None
 
 

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import warnings
-from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from flask import Flask
@@ -68,9 +67,7 @@ class LiveWorker:
         self._await(known)
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def stop(self, timeout: float | None = None) -> None:

@@ -106,13 +106,6 @@ def listing(jobs: Sequence[EnqueuedJob]) -> str:
     return "\n  ".join([f"Enqueued ({len(jobs)}):", *map(str, jobs[:MOST_SHOWN]), *more])
 
 
-def performed(wanted: Wanted) -> Wanted:
-    """As *wanted*, and succeeded."""
-    return Wanted(
-        task=wanted.task, arguments=wanted.arguments, properties={**wanted.properties, "state": JobState.SUCCEEDED}
-    )
-
-
 # -- arguments by name -------------------------------------------------------------------------------------------------
 
 

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import html
 import re
-import smtplib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self, overload
 
 from flask import Flask
 
 from ..client.apps import as_app
 from ..errors import AppError
+from ..mail import errors as mail_errors
 from ..mail.envelope import Envelope
-from ..mail.errors import (
-    AuthenticationFailed,
-    ConnectError,
-    DataRefused,
-    HeloRefused,
-    MailError,
-    NotOffered,
-    RecipientsRefused,
-    ReplyError,
-    SenderRefused,
-    ServerDisconnected,
-)
+from ..mail.errors import AuthenticationFailed, ConnectError, RecipientsRefused, ReplyError, SenderRefused
 from ..mail.extension import _Mail
 from ..mail.signals import email_dispatched
 
@@ -100,9 +88,7 @@ class Outbox(Sequence[SentMail]):
         email_dispatched.connect(self._on_mail, sender=self._app)
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         email_dispatched.disconnect(self._on_mail, sender=self._app)
         self._state.suppress, self._state.config, self._state.outbox = self._before
 
@@ -186,16 +172,14 @@ def _address(recipient: Any) -> str:
 
 # -- failures ----------------------------------------------------------------------------------------------------------
 
-_OURS: dict[type[BaseException], type[MailError]] = {
-    smtplib.SMTPServerDisconnected: ServerDisconnected,
-    smtplib.SMTPConnectError: ConnectError,
-    smtplib.SMTPHeloError: HeloRefused,
-    smtplib.SMTPAuthenticationError: AuthenticationFailed,
-    smtplib.SMTPNotSupportedError: NotOffered,
-    smtplib.SMTPSenderRefused: SenderRefused,
-    smtplib.SMTPRecipientsRefused: RecipientsRefused,
-    smtplib.SMTPDataError: DataRefused,
+_OURS = {
+    base: kind
+    for kind in vars(mail_errors).values()
+    if isinstance(kind, type) and issubclass(kind, mail_errors.MailError)
+    for base in kind.__bases__
+    if base.__module__ == "smtplib"
 }
+"""Which of our errors stands for which of :mod:`smtplib`'s."""
 
 
 def _maker(error: object) -> Callable[[Envelope], BaseException]:

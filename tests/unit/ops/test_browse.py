@@ -14,7 +14,7 @@ from flask_taskworker.core.filters import JobFilter
 from flask_taskworker.errors import JobNotFound
 from flask_taskworker.ops import browse, rows
 from flask_taskworker.ops.browse import Browser
-from flask_taskworker.ops.operations import Operations, names_of
+from flask_taskworker.ops.operations import Operations
 from flask_taskworker.ops.rows import LogLine
 from flask_taskworker.store.rollups import Percentile
 from flask_taskworker.store.sql import MAX_ID, Store
@@ -355,7 +355,7 @@ def test_the_names_of_arguments_come_from_the_task(
         return x + y
 
     jobs = [add.enqueue(1, 2), add.enqueue(3), add.enqueue(x=4, y=5)]
-    names = names_of(idle_worker.registry)
+    names = idle_worker.registry.parameters_of
     assert found(browser, "args.x:3", names=names) == [jobs[1].id]
     assert found(browser, "args.y:5 args.x:4", names=names) == [jobs[2].id]
     assert names("nobody.knows") == ()
@@ -581,14 +581,6 @@ def test_the_last_runs_of_each_schedule_are_reported(
     assert (found["one"][0].state, found["one"][0].started_at) == ("ready", 100)
     assert [run.fire_at for run in found["two"]] == [3, 2, 1]
     assert set(found) == {"one", "two"}
-    assert [schedule.name for schedule in browser.schedules()] == ["one", "two"]
-
-
-def test_workers_are_reported(idle_worker: BackgroundTaskWorker, browser: Browser) -> None:
-    assert browser.workers() == []
-    idle_worker.start()
-    (worker,) = wait_for(browser.workers)
-    assert worker.state == "alive"
 
 
 # -- mails and the audit log -------------------------------------------------------------------------------------------

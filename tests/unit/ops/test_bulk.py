@@ -7,7 +7,7 @@ import pytest
 from flask_taskworker.core.filters import JobFilter
 from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.ops.browse import Browser
-from flask_taskworker.ops.bulk import enqueue_bulk, exact
+from flask_taskworker.ops.bulk import enqueue_bulk
 from flask_taskworker.ops.operations import BULK
 from tests.support.cli_shop import Shop, shop
 
@@ -51,6 +51,6 @@ def test_it_waits_in_a_queue_that_a_living_worker_serves(shop: Shop) -> None:
 
 def test_a_filter_travels_as_text_that_means_the_same_tomorrow() -> None:
     chosen = JobFilter.parse('task:mail.* args.name:"Ana B" after:2026-01-31T12:00 discarded:yes', 0)
-    assert JobFilter.parse(exact(chosen), 9_999) == chosen
+    assert JobFilter.parse(chosen.exact(), 9_999) == chosen
     with pytest.raises(ArgumentsError, match="is read differently"):
-        exact(JobFilter(queue='a "b'))
+        JobFilter(queue='a "b').exact()

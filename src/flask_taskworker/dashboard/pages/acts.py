@@ -5,7 +5,8 @@ from __future__ import annotations
 from flask import Response, request
 from werkzeug.exceptions import BadRequest, Forbidden
 
-from ...ops.bulk import AT_ONCE, enqueue_bulk, exact
+from ...core.words import number_in
+from ...ops.bulk import AT_ONCE, enqueue_bulk
 from .. import words
 from ..rows import ACTIONS, PERMISSION, job_line
 from ..view import Route, View
@@ -34,18 +35,18 @@ def confirm(view: View) -> Response:
     text = view.form("filter")
     if view.form("scope") != "all":
         ticked = request.form.getlist("id")
-        if len(ticked) > AT_ONCE or not all(one.isascii() and one.isdecimal() and len(one) < 19 for one in ticked):
+        ids = [number for one in ticked if (number := number_in(one)) is not None]
+        if len(ticked) > AT_ONCE or len(ids) < len(ticked):
             raise BadRequest("id must be the numbers of at most 1,000 jobs.")
         if not ticked:
             return view.redirect("jobs", filter=text, message="No job was ticked, so nothing was done.")
-        ids = [int(one) for one in ticked]
         done = view.operations(PERMISSION[action]).act_on_some(action, ids, chosen=view.filter(text))
         message = _DONE[action].format(words.plural(done, "job"))
         if done < len(ids):
             message += f"; {words.plural(len(ids) - done, 'job')} in no state for that, or no longer in this list"
         return view.redirect("jobs", filter=text, message=f"{message}.")
     chosen = view.filter(text)
-    fitting = exact(chosen)
+    fitting = chosen.exact()
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     before = view.browser.end()
     data = {
@@ -89,11 +90,10 @@ def _action(view: View) -> str:
 def _before(view: View) -> int:
     """What was confirmed ends here: jobs with this number or a greater one came later."""
     text = view.form("before")
-    if not text:
-        return view.browser.end()
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+    number = number_in(text) if text else view.browser.end()
+    if number is None:
         raise BadRequest("before must be the number from the page that asked.")
-    return int(text)
+    return number
 
 
 ROUTES = (

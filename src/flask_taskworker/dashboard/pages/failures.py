@@ -5,8 +5,8 @@ from __future__ import annotations
 from flask import Response
 
 from ...ops.browse import GROUPED, HOUR_MS
-from ...ops.views import failure_view
-from ..rows import brief, with_more
+from ...ops.views import failure_view, with_more
+from ..rows import brief
 from ..view import Route, View
 
 WINDOWS = {"1h": (HOUR_MS, 120_000), "24h": (24 * HOUR_MS, HOUR_MS), "7d": (168 * HOUR_MS, 6 * HOUR_MS)}

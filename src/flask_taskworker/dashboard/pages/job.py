@@ -11,13 +11,13 @@ from werkzeug.exceptions import Forbidden, NotFound
 
 from ...core.failures import frames_of
 from ...core.rows import Failure
-from ...core.words import spoken
+from ...core.words import spoken, stamp
 from ...ops.job_page import JobPage
 from ...ops.rows import LogLine
-from ...ops.views import ErrorView, job_view
-from .. import redact, words
+from ...ops.views import ErrorView, job_view, with_more
+from .. import redact
 from ..redact import COVER, Unreadable, without_logins
-from ..rows import job_line, possible, with_more
+from ..rows import job_line, possible
 from ..view import Route, View
 
 _UNREADABLE = "(what is stored cannot be read as JSON, so it is not shown)"
@@ -107,7 +107,7 @@ def all_of(view: View, job_id: int) -> Response:
                 text = without_logins(failure.traceback or failure.message)
             case "log":
                 lines = [line for _, some in sorted(whole.lines.items()) for line in some]
-                told = (f"{words.stamp(line.at)} {line.level} {line.logger}: {line.text}" for line in lines)
+                told = (f"{stamp(line.at)} {line.level} {line.logger}: {line.text}" for line in lines)
                 text = "".join(f"{without_logins(line)}\n" for line in told)
             case _:
                 text = redact.pretty(_covered(view, whole.record.task, what, getattr(whole, what)), None)

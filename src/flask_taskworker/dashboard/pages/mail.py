@@ -17,8 +17,7 @@ from werkzeug.exceptions import NotFound
 from ...errors import NotAccepted, NotDecodable
 from ...mail.queue.reading import Letter, headers_of, mail_bytes, plain
 from ...ops.rows import MailRow, RecipientRow
-from ...ops.views import mail_view
-from ..rows import with_more
+from ...ops.views import mail_view, with_more
 from ..view import Route, View
 
 PAGE = 50

@@ -5,8 +5,8 @@ from __future__ import annotations
 from flask import Response
 
 from ...ops.overview_page import WINDOWS, OverviewPage
-from ...ops.views import fields_of
-from ..rows import brief, with_more
+from ...ops.views import with_more
+from ..rows import brief
 from ..view import Route, View
 
 
@@ -18,7 +18,7 @@ def page(view: View) -> Response:
         found,
         window=window,
         windows=list(WINDOWS),
-        throughput=[fields_of(one) for one in found.throughput],
+        throughput=[with_more(one) for one in found.throughput],
         failures=[with_more(one, error=one.error and brief(one.error)) for one in found.failures],
     )
     return view.page("overview.html", data, title="Overview")

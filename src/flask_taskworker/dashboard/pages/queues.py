@@ -17,7 +17,7 @@ PER_PAGE = 50
 def page(view: View) -> Response:
     """Every queue that code names, that has jobs, that worked in the last hour, or that is paused."""
     shown, pages = view.part(_queues(view), PER_PAGE)
-    workers = view.browser.workers()
+    workers = view.state.store.workers()
     queues = [queue_summary(queue, workers, view.now) for queue in shown]
     return view.page("queues.html", {"queues": queues, "counted_up_to": MOST, **pages}, title="Queues")
 

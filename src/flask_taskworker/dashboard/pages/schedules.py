@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flask import Response, request
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import BadRequest, NotFound
 
 from ...core.clock import from_ms, to_ms
 from ...core.triggers import upcoming
+from ...core.words import stamp
 from ...errors import NotDecodable
 from ...ops.rows import ScheduleRun
-from ...ops.views import declared_schedules, schedule_view, trigger_of
+from ...ops.views import declared_schedules, schedule_view, trigger_of, with_more
 from ...store.sql import ScheduleRow
-from ..rows import with_more
 from ..view import Route, View
 
 PER_PAGE = 25
@@ -26,7 +26,7 @@ _ORDER = ("unreadable", "late", "failing", "running", "up", "new", "paused", "en
 def page(view: View) -> Response:
     """A page of the schedules, what needs attention first."""
     find = view.argument("find")
-    stored = view.browser.schedules()
+    stored = view.state.store.schedules()
     schedules = [
         *stored,
         *declared_schedules(view.state.registry, {row.name for row in stored}, view.now, view.state.config.timezone),
@@ -44,7 +44,7 @@ def page(view: View) -> Response:
 def one(view: View) -> Response:
     """One schedule: its next fire times, and what the clock does to them."""
     name = request.args.get("name", "")
-    row = next((schedule for schedule in view.browser.schedules() if schedule.name == name), None)
+    row = next((schedule for schedule in view.state.store.schedules() if schedule.name == name), None)
     if row is None:
         raise NotFound(f"No schedule has the name {name!r:.200}.")
     shown = _shown(view, row, view.browser.schedule_runs([name], RUNS).get(name, []))
@@ -105,7 +105,7 @@ def resume(view: View) -> Response:
 def skip(view: View) -> Response:
     """Leave out the next fire time."""
     following = _act(view, view.operations("pause").skip_next)
-    after = f"then it fires at {from_ms(following):%Y-%m-%d %H:%M:%S} UTC" if following else "it does not fire again"
+    after = f"then it fires at {stamp(following)}" if following else "it does not fire again"
     return _told(view, f"leaves its next time out; {after}")
 
 
@@ -113,7 +113,7 @@ def _act(view: View, act: Callable[[str], int | None]) -> int | None:
     try:
         return act(request.form.get("name", ""))
     except NotDecodable as error:
-        view.refuse(str(error))
+        raise BadRequest(str(error)) from error
 
 
 def _told(view: View, words: str) -> Response:

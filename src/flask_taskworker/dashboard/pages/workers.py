@@ -5,8 +5,7 @@ from __future__ import annotations
 from flask import Response
 
 from ...ops.rows import JobRow
-from ...ops.views import worker_view
-from ..rows import with_more
+from ...ops.views import with_more, worker_view
 from ..view import Route, View
 
 PER_PAGE = 50
@@ -22,7 +21,7 @@ def page(view: View) -> Response:
     by_worker: dict[str | None, list[JobRow]] = {}
     for job in view.browser.running(limit=_RUNNING):
         by_worker.setdefault(job.record.worker_id, []).append(job)
-    views = [worker_view(worker, view.now) for worker in view.browser.workers()]
+    views = [worker_view(worker, view.now) for worker in view.state.store.workers()]
     views.sort(key=lambda worker: (_ORDER.index(worker.state), worker.started_at))
     shown, pages = view.part(views, PER_PAGE)
     workers = [

@@ -17,7 +17,7 @@ from flask_taskworker.core.filters import JobFilter
 from flask_taskworker.core.rows import Claim
 from flask_taskworker.core.words import MOST
 from flask_taskworker.errors import ArgumentsError, DeclarationError, JobCancelled
-from flask_taskworker.ops.bulk import act_on_all, enqueue_bulk, exact
+from flask_taskworker.ops.bulk import act_on_all, enqueue_bulk
 from flask_taskworker.ops.operations import BULK
 from flask_taskworker.store.sql import MAX_ID
 from flask_taskworker.testing import Jobs
@@ -518,9 +518,9 @@ def test_job_that_acts_is_not_put_into_a_paused_queue(lab: Lab) -> None:
 
 def test_filter_that_would_mean_something_else_later_is_refused() -> None:
     chosen = JobFilter.parse("task:a.* after:-1h args.x:1 state:failed,ready discarded:yes", 10**12)
-    assert JobFilter.parse(exact(chosen), 0) == chosen
+    assert JobFilter.parse(chosen.exact(), 0) == chosen
     with pytest.raises(ArgumentsError, match="read differently"):
-        exact(JobFilter(args=(("a b", "1"),)))
+        JobFilter(args=(("a b", "1"),)).exact()
 
 
 # -- one job -----------------------------------------------------------------------------------------------------------

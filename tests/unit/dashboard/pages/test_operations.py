@@ -445,9 +445,9 @@ def test_schedule_is_paused_and_resumed(lab: Lab) -> None:
 
 def test_next_time_of_a_schedule_is_skipped(lab: Lab) -> None:
     with_schedule(lab)
-    (before,) = lab.browser.schedules()
+    (before,) = lab.store.schedules()
     assert "leaves its next time out; then it fires at" in lab.act("/schedules/skip", name="hourly")
-    (after,) = lab.browser.schedules()
+    (after,) = lab.store.schedules()
     assert (after.next_at or 0) - (before.next_at or 0) == HOUR
     assert [a.action for a in lab.audit()] == ["skip"]
 
