@@ -38,7 +38,7 @@ def worker(idle_worker: BackgroundTaskWorker) -> BackgroundTaskWorker:
     return idle_worker
 
 
-# -- tasks that nobody knows -------------------------------------------------------------------------------------------
+# -- tasks that are not known ------------------------------------------------------------------------------------------
 
 
 def test_job_of_an_unknown_task_goes_back_and_is_reported(
@@ -132,9 +132,9 @@ BAD_PAYLOADS = {
     "unknown tag": '[[{"$":"pickle","v":"gASVKA=="}],{}]',
     "bad tag": '[[{"$":"timedelta","v":["a",1,1]}],{}]',
     "bad zone": '[[{"$":"datetime","v":"2030-01-01T00:00:00","tz":"../../etc/passwd"}],{}]',
-    "key that is no word": '[[],{"a b":1,"__class__":2,"":3}]',
+    "key that is not a word": '[[],{"a b":1,"__class__":2,"":3}]',
 }  # fmt: skip
-HARMLESS = {"key that is no word"}
+HARMLESS = {"key that is not a word"}
 
 
 def test_payload_that_cannot_be_read_fails_its_job_alone(
@@ -178,7 +178,7 @@ def test_job_with_a_type_that_only_newer_code_knows_goes_back_to_its_queue_for_a
     ids=["no utf-8", "surrogate"],
 )
 def test_payload_that_is_not_text_fails_its_job_alone(worker: BackgroundTaskWorker, rows: Rows, value: str) -> None:
-    """SQLite keeps bytes that are no UTF-8 as text."""
+    """SQLite keeps bytes that are not UTF-8 as text."""
     job = worker.registry.find("work").enqueue()
     rows(f"UPDATE taskworker_job SET args = {value}")
     worker.start()

@@ -25,7 +25,7 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 SIZE_LIMIT = 50_000
 NUL = "a\0b"
-"""PostgreSQL refuses it; SQLite is told to refuse texts that are longer than SIZE_LIMIT."""
+"""PostgreSQL refuses it; SQLite is set to refuse texts that are longer than SIZE_LIMIT."""
 
 
 def new(number: int, **fields: Any) -> NewJob:
@@ -38,7 +38,7 @@ def new(number: int, **fields: Any) -> NewJob:
 
 @pytest.fixture
 def do(app: Flask, idle_worker: object, store: Store, rows: Rows, driver: str) -> Iterator[Callable[..., Any]]:
-    """Do something with a worker's store, of which small texts are too much for SQLite."""
+    """Do something with a worker's store; small texts in it are too much for SQLite."""
     store.driver.prepare()
     rows("INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) VALUES (?,?,?,?,?,?,?)",
          "w", "h", 1, 1, 1, "alive", "{}")  # fmt: skip

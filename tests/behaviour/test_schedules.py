@@ -47,7 +47,7 @@ def fires(rows: Rows, schedule: str) -> list[int]:
 
 
 def set_next(rows: Rows, name: str, next_at: int) -> None:
-    """Pretend that nobody looked since *next_at*."""
+    """Pretend that no worker has looked since *next_at*."""
     rows("UPDATE taskworker_schedule SET next_at = ? WHERE name = ?", next_at, name)
 
 
@@ -272,7 +272,7 @@ def test_time_that_passed_a_moment_ago_is_not_missed(
     idle_worker.start()
     wait_for(lambda: "tick" in names(store))
     idle_worker.stop()
-    # Ten seconds are allowed, of which the start may need some.
+    # Ten seconds are allowed; the start may need some of them.
     set_next(rows, "tick", store.clock() - 100)
     idle_worker.start()
     wait_for(lambda: seen)

@@ -154,7 +154,7 @@ def test_timed_out_sync_job_keeps_its_slot_until_its_thread_returns(make_app: Ma
         job.result(timeout=20)
     next_job = follows.enqueue()
     assert beside.enqueue().result(timeout=20) == "beside"
-    assert next_job.refresh().state is JobState.READY, "it must not be claimed: there is no thread for it"
+    assert next_job.refresh().state is JobState.READY, "it must not be claimed: no thread is left for it"
     release.set()
     # The worker has to notice by itself that the thread is free; it looks around only once an hour.
     assert next_job.result(timeout=20) == "free"

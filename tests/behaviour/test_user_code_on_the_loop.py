@@ -108,7 +108,7 @@ def test_worker_whose_tasks_a_job_has_cancelled_still_hears_of_new_jobs(
     task_worker.start()
     for _ in range(3):
         cancel_all.enqueue().result(timeout=20)
-    # As another process enqueues: only a notification tells of it.
+    # As another process enqueues: only a notification announces it.
     job = beside.using(delay=3600).enqueue()
     other.driver.write("UPDATE taskworker_job SET run_at = 0, state = 'ready' WHERE id = :id", {"id": job.id})
     wait_for(lambda: other.driver.wake_others({("default", "async")}, at_once=True) or job.refresh().state.finished)

@@ -262,7 +262,7 @@ def test_demo_on_a_terminal_serves_its_page_until_ctrl_c(examples: Path, scratch
     try:
         command = ("-m", "examples.demo", "--limit", "20", "--port", "0")
         with running(*command, cwd=examples.parent, stdin=theirs, TMPDIR=str(scratch)) as demo:
-            # Before the first job: the address is no use when all is over.
+            # Before the first job: the address is useless when all is over.
             address = demo.wait_for(r"dashboard  (http://127\.0\.0\.1:\d+)/tasks/")[1]
             assert "Throughput" in ask(f"{address}/tasks/")
             demo.wait_for(rf"The dashboard is at {address}/tasks/")

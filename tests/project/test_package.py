@@ -77,7 +77,7 @@ def test_import_brings_in_nothing_that_only_tests_need() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     unwanted = {
         *("aiosmtpd", "cryptography", "flask_mail", "flask_sqlalchemy", "gunicorn", "pytest", "unittest", "xdist"),
-        # Whoever mounts the dashboard asks for it.
+        # An app that mounts the dashboard asks for it.
         *("flask_taskworker.dashboard", "flask_wtf"),
         *("prometheus_client", "opentelemetry"),
         *("psycopg", "greenlet", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"),

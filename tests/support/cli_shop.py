@@ -51,7 +51,7 @@ class Shop:
         @self.task_worker.task(name="shop.add")
         def add(x: int, y: int = 2) -> int:
             if not isinstance(x, int):
-                raise ValueError(f"\x1b[31m{x} is no number")
+                raise ValueError(f"\x1b[31m{x} is not a number")
             self.ran.append((x, y))
             return x + y
 

@@ -43,7 +43,7 @@ def make_message() -> Callable[..., Message]:
 
 @pytest.fixture
 def flask_mail() -> Iterator[ModuleType]:
-    """The real Flask-Mail; its change to the charsets of the whole process is taken back."""
+    """The real Flask-Mail; its change to the charsets of the whole process is undone."""
     kept = dict(email.charset.CHARSETS)
     sys.modules.pop("flask_mail", None)
     import flask_mail

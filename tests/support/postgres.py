@@ -35,7 +35,7 @@ LOCKED_USER = "locked"
 _PREFIX = "twpg-"
 _READY_WITHIN = 30.0
 _STILL_IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
-"""Somebody is still in a schema: a thread that a test has left behind."""
+"""A schema is still in use, by a thread that a test has left behind."""
 
 
 def available() -> bool:
@@ -67,7 +67,7 @@ class PostgresServer:
         package = Path(found.origin).parent
         if not self._as_nobody:
             return package / "pginstall" / "bin"
-        # The user nobody cannot enter a home that is root's alone.
+        # The unprivileged user cannot enter a home that is root's alone.
         for name in (package.name, f"{package.name}.libs"):
             if (source := package.parent / name).exists():
                 shutil.copytree(source, self.folder / name, copy_function=_link_or_copy)

@@ -1,6 +1,6 @@
 """A real SMTP server on loopback whose replies a test can script, in a thread of its own.
 
-It keeps what it was told: every command, every mail byte for byte, and every line that a clean client would not send.
+It keeps what it received: every command, every mail byte for byte, and every line that a clean client would not send.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class SMTPServer:
         """How many connections it takes at once; further ones are turned away with *refusal*."""
         self.refusal: Any = options.pop("refusal", Drop("421 4.7.0 too many connections\r\n"))
         self.behind: Callable[[int], bytes] | None = options.pop("behind", None)
-        """What it says to so many commands that came behind a message, before its reply; it does not follow them."""
+        """What it answers to the commands that came behind a message, before its reply; it does not follow them."""
         self.is_deaf: bool = options.pop("is_deaf", False)
         """Whether it loses what comes together with another command."""
         self.turned_away = self.behind_seen = 0
@@ -202,7 +202,7 @@ class SMTPServer:
         if isinstance(reply, Slow):
             await asyncio.sleep(reply.seconds)
             reply = None
-        reply = reply if reply is not None else ("250 2.0.0 queued" if session.recipients else "554 5.5.1 nobody")
+        reply = reply if reply is not None else ("250 2.0.0 queued" if session.recipients else "554 5.5.1 no rcpt")
         taken = str(reply.say if isinstance(reply, Drop) else reply)
         if taken.startswith("2") and session.recipients:
             session.mails += 1

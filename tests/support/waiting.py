@@ -31,7 +31,7 @@ def wait_for_collected(predicate: Callable[[], object], what: str = "") -> None:
 
 
 class Clock:
-    """A store's clock that can be put forward, so that nobody waits until something is due.
+    """A store's clock that can be put forward, so that no test waits until something is due.
 
     Make it before the worker starts, and wake the worker after it was put forward.
     """

@@ -301,7 +301,7 @@ def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> Non
 def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
     idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], kind: str
 ) -> None:
-    """It was frozen, perhaps. Whatever it runs belongs to somebody else now."""
+    """It was frozen, perhaps. Whatever it runs belongs to another worker now."""
     seen: list[Any] = []
 
     def look() -> str:
@@ -477,7 +477,7 @@ def test_start_that_does_nothing_is_reported_where_it_may_surprise(
     assert result.exit_code == 0, result.output
     records = [record for record in caplog.records if record.name == "flask_taskworker.worker"]
     assert {record.message for record in records if record.levelno > logging.DEBUG} == ({told} if told else set())
-    assert {record.message for record in records} != set(), "at DEBUG each is told"
+    assert {record.message for record in records} != set(), "at DEBUG each is logged"
 
 
 def test_stopping_worker_tells_what_it_waits_for(
@@ -489,7 +489,7 @@ def test_stopping_worker_tells_what_it_waits_for(
     with caplog.at_level(logging.INFO):
         stopping = threading.Thread(target=task_worker.stop, args=(20,))
         stopping.start()
-        wait_for(lambda: "waits for running jobs (1)" in caplog.text, "the log tells of the job")
+        wait_for(lambda: "waits for running jobs (1)" in caplog.text, "the log names the job")
         release.set()
         stopping.join(20)
     assert job.refresh().state == "succeeded"

@@ -55,7 +55,7 @@ def open_app(app: Flask, idle_worker: BackgroundTaskWorker) -> Flask:
     return app
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- what is reported --------------------------------------------------------------------------------------------------
 
 
 def test_tries_are_counted_by_task_queue_and_outcome(open_app: Flask, idle_worker: BackgroundTaskWorker) -> None:
@@ -185,7 +185,7 @@ def test_any_process_reports_all(open_app: Flask, idle_worker: BackgroundTaskWor
     wait_for(lambda: count() == 1)
 
 
-# -- how, and to whom --------------------------------------------------------------------------------------------------
+# -- how, and who may read it ------------------------------------------------------------------------------------------
 
 
 def test_names_with_every_character_are_reported(open_app: Flask, store: Store, rows: Rows) -> None:

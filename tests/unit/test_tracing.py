@@ -38,7 +38,7 @@ class Recorded:
         return self.provider.get_tracer("tests")
 
     def named(self, name: str, number: int = 1) -> list[ReadableSpan]:
-        """The spans of that name, once there are so many, first begun first."""
+        """The spans of that name, once there are that many, first begun first."""
         found = wait_for(lambda: (s := self._named(name)) and len(s) >= number and s, f"{number} spans {name!r}")
         assert len(found) == number
         return sorted(found, key=lambda span: span.start_time or 0)

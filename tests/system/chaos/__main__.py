@@ -1,7 +1,8 @@
 """Break things on purpose, row by row of the fault matrix, and hold what comes of it against what is promised.
 
-Each row runs real worker processes. They and whoever enqueues append to a file what they accept, begin and end; a log
-says what was done to them; a verifier that knows nothing of the worker weighs both. Results go to ``build/chaos/``.
+Each row runs real worker processes. They and the processes that enqueue append to a file what they accept, begin and
+end; a log says what was done to them; a verifier that knows nothing of the worker weighs both. Results go to
+``build/chaos/``.
 """
 
 from __future__ import annotations

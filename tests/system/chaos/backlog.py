@@ -69,7 +69,7 @@ def _declare_schedules(stage: Stage, number: int) -> None:
 
 
 async def _time_claims(stage: Stage, number: int) -> list[float]:
-    """The seconds of so many claims of ten jobs, as a worker makes them; then they are given back."""
+    """The seconds of that number of claims of ten jobs, as a worker makes them; then they are given back."""
     store = stage.shop.store
     work: Any = await WorkerStore.open(store)
     add = (

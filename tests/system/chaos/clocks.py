@@ -56,7 +56,7 @@ def freeze(run: Run) -> Result:
     assert result.judgement is not None
     result.recovery = late
     result.figures |= {"late results fenced": fenced}
-    result.expect("each of the 8 ran once more", len([n for n in result.judgement.excused if FROZEN in n]) == 8)
+    result.expect("each of the 8 ran again", len([n for n in result.judgement.excused if FROZEN in n]) == 8)
     result.expect("late results fenced", fenced > 0)
     # A beat takes a little longer than its second; and the observers begin to count when they first see it.
     result.expect("rescued <= 1.1 leases + 5 s", max(late, default=1e9) <= run.within(1.1 * lease + 5))
@@ -65,7 +65,7 @@ def freeze(run: Run) -> Result:
 
 @row("7", "sleep", "the machine sleeps: all processes stop, and go on")
 def sleep(run: Run) -> Result:
-    """Nobody is dead who only slept with all the others."""
+    """A worker that only slept with all the others is not dead."""
     seconds = run.choose((20.0, 45.0), (3.0,))
     result = Result(done=f"all stopped for {' and '.join(f'{s:g} s' for s in seconds)}")
     with a_stage(run, knobs=_knobs(run)) as stage:
@@ -83,7 +83,7 @@ def sleep(run: Run) -> Result:
         result.weigh(stage.judge(Rules(lease=1e9)), doubled=False)
         same = ids == {worker.id for worker in stage.shop.store.workers()}
         stage.stop()
-    result.expect("nobody declared dead", same and "dead" not in stage.whole_logs())
+    result.expect("no worker declared dead", same and "dead" not in stage.whole_logs())
     return result
 
 
@@ -109,7 +109,7 @@ def set_clock(run: Run) -> Result:
             time.sleep(run.choose(4.0, 0.5))
             over = time.monotonic()
         result.weigh(stage.judge(), doubled=False)
-        result.expect("nobody declared dead", ids == {worker.id for worker in stage.shop.store.workers()})
+        result.expect("no worker declared dead", ids == {worker.id for worker in stage.shop.store.workers()})
         gap = _longest_gap(stage, began, over)
         stage.stop()
     result.figures["longest pause"] = f"{gap:.2f} s"

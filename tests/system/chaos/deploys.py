@@ -102,7 +102,7 @@ def gunicorn(run: Run) -> Result:
 
 
 def _serve(run: Run, stage: Stage, mode: str, seconds: float) -> None:
-    """One gunicorn; each second a page that enqueues. It is told to end, and drains."""
+    """One gunicorn; each second a page that enqueues. It is asked to end, and drains."""
     port = _free_port()
     log = str(run.folder / f"log-gunicorn{mode.replace(' ', '')}")
     place = stage.place._replace(ticks=True)
@@ -131,7 +131,7 @@ def _gaps(ticks: list[int], runs: int) -> int:
 
 
 def _free_port() -> int:
-    """Below those that the system gives to whoever asks for any, so that nobody has it by chance before gunicorn."""
+    """Below those that the system hands out, so that no other process has it by chance before gunicorn."""
     while True:
         port = random.SystemRandom().randrange(10_000, 30_000)
         with socket.socket() as listener, suppress(OSError):

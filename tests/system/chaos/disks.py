@@ -121,7 +121,7 @@ def _try_to_enqueue(stage: Stage) -> Any:
 
 @row("13", "foreign-lock", "another process keeps the write lock (8 s, 60 s)")
 def foreign_lock(run: Run) -> Result:
-    """All wait; nobody is taken for dead, and all goes on when the lock is free."""
+    """All wait; no worker is taken for dead, and all goes on when the lock is free."""
     waits = run.choose((8.0, 60.0), (1.5,))
     resumed: list[float] = []
     result = Result(done=f"locked for {' and '.join(f'{wait:g} s' for wait in waits)} under load")

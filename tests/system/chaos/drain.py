@@ -1,6 +1,6 @@
 """Several processes run many jobs, each exactly once.
 
-``python -m tests.system.chaos.drain 100000`` runs so many on PostgreSQL with four processes.
+``python -m tests.system.chaos.drain 100000`` runs that many on PostgreSQL with four processes.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Fleet:
         return [path.read_text() for path in sorted(Path(self.place.folder).glob("log-*.id"))]
 
     def await_workers(self, number: int) -> list[Any]:
-        """Wait until exactly so many workers live, and each of them has beaten."""
+        """Wait until exactly that many workers live, and each of them has beaten."""
 
         def all_there() -> list[Any]:
             rows = [row for row in self.shop.store.workers() if row.state == "alive"]

@@ -1,4 +1,4 @@
-"""Rows 1 to 5: processes that are killed, and processes that are told to end."""
+"""Rows 1 to 5: processes that are killed, and processes that are asked to end."""
 
 from __future__ import annotations
 

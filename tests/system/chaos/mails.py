@@ -32,7 +32,7 @@ DOT_FAULTS: tuple[Any, ...] = (
     BYE,
     Slow(0.3),
 )
-"""The beginning of an acceptance whose end is lost: the mail was taken, and nobody knows."""
+"""The beginning of an acceptance whose end is lost: the mail was taken, and no process knows."""
 
 
 def serve_mail(place: Place, log: str) -> None:

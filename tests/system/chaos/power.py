@@ -22,11 +22,11 @@ ACCEPTED, SUCCEEDED = "accepted ", "succeeded "
 
 @row("10", "power-full", "the power is cut, TASKER_DURABILITY = full", (SQLITE,))
 def cut_full(run: Run) -> Result:
-    """Nothing that was accepted is lost, nothing that was told to have succeeded is taken back, no file is damaged."""
+    """Nothing that was accepted is lost, nothing that was reported as succeeded is undone, no file is damaged."""
     found, result = _cut(run, "full")
     if found is not None:
         result.expect("accepted and lost 0", not found.lost)
-        result.expect("endings taken back 0", not found.taken_back)
+        result.expect("endings undone 0", not found.taken_back)
     return result
 
 
@@ -66,7 +66,7 @@ def _cut(run: Run, durability: str) -> tuple[_Found | None, Result]:
         "corrupt": len(found.corrupt),
         "images that lack an accepted job": found.cuts_with_a_loss,
         "most of them lacking": found.most_lost,
-        "endings taken back": found.taken_back,
+        "endings undone": found.taken_back,
     }
     result.expect("corrupt 0 " + "; ".join(found.corrupt[:3]), not found.corrupt)
     result.expect("all accepted", found.accepted == jobs)
@@ -99,7 +99,7 @@ def _record(run: Run, durability: str, jobs: int) -> list[Record]:
 
 
 def enqueue(place: Place, log: str) -> None:
-    """The life of the enqueuer: two threads, single jobs and a few batches; each notes what it was told."""
+    """The life of the enqueuer: two threads, single jobs and a few batches; each notes what it heard."""
     shop = Shop(place)
     shop.store.driver.prepare()
     jobs = int(place.config["CHAOS_JOBS"])
@@ -133,7 +133,7 @@ def _note(text: str) -> None:
 
 
 def _cuts(run: Run, records: list[Record], number: int) -> Iterator[tuple[int, Disk]]:
-    """The disk at so many moments: half of them right after somebody was told something, the others anywhere."""
+    """The disk at that many moments: half of them right after a process learned something, the others anywhere."""
     notes = [index for index, record in enumerate(records) if record.kind == NOTE]
     half = run.chance.sample(notes, min(number // 2, len(notes)))
     others = [index for index in range(len(records)) if index not in half]

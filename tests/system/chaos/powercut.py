@@ -20,7 +20,7 @@ MODELS: tuple[Model, ...] = ("synced", "some", "torn")
 
 
 class Record(NamedTuple):
-    """One thing that happened. A note is what somebody knew at that moment: its path is the text."""
+    """One thing that happened. A note is what a process knew at that moment: its path is the text."""
 
     kind: int
     path: str

@@ -54,7 +54,7 @@ class Proxy:
     # -- faults -----------------------------------------------------------------------------------------------------
 
     def lose_reply_to(self, words: str, *, and_vanish: bool = False) -> None:
-        """The next message that holds these words reaches the server; its reply reaches nobody, and both are cut.
+        """The next message that holds these words reaches the server; its reply reaches no one, and both are cut.
 
         *and_vanish*: all other connections are cut, too, and new ones refused.
         """
@@ -69,7 +69,7 @@ class Proxy:
         self._refusing = refusing
 
     def hang(self, hanging: bool) -> None:
-        """Let nothing through either way, or let it through again. Nobody is told."""
+        """Let nothing through either way, or let it through again. Neither side is notified."""
         self._loop.call_soon_threadsafe(self._open.clear if hanging else self._open.set)
 
     # -- on the loop ------------------------------------------------------------------------------------------------

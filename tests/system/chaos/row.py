@@ -109,7 +109,7 @@ class Row:
         began = time.monotonic()
         try:
             result = self.scenario(run)
-        except Exception as error:  # noqa: BLE001 - the other rows shall run, and this one tells what it met
+        except Exception as error:  # noqa: BLE001 - the other rows must run, and this one says what it met
             result = Result(done="broke off", checks={f"{type(error).__name__}: {error}"[:600]: False})
         result.row, result.name, result.fault, result.database = self.number, self.name, self.fault, run.database
         result.seconds, result.seed = round(time.monotonic() - began, 1), seed

@@ -27,7 +27,7 @@ OURS = (
 
 @row("18", "pg-restart", "PostgreSQL restarts, fast and immediate; and is down for 30 s", (POSTGRESQL,))
 def restart(run: Run) -> Result:
-    """The workers come back by themselves, and nobody is taken for dead."""
+    """The workers come back by themselves, and none is taken for dead."""
     restarts, down = run.choose((20, 30.0), (2, 1.0))
     resumed: list[float] = []
     with a_stage(run) as stage:
@@ -43,7 +43,7 @@ def restart(run: Run) -> Result:
         result = Result(done=f"{restarts} restarts, the last after {down:g} s", recovery=resumed)
         result.weigh(stage.judge(), doubled=False)
         same = ids == {worker.id for worker in stage.shop.store.workers()}
-        result.expect("no process ended, nobody declared dead", stage.all_live() and same)
+        result.expect("no process ended, no worker declared dead", stage.all_live() and same)
         stage.stop()
     result.figures["refused to enqueue"] = refused
     result.expect("resumes <= 5 s", max(resumed) <= run.within(5))
@@ -82,12 +82,12 @@ def terminate_sessions(run: Run) -> Result:
         stage.shop.store.driver.close()
         result = Result(done=f"{ended} sessions ended in {times} goes").weigh(stage.judge(), doubled=False)
         same = ids == {worker.id for worker in stage.shop.store.workers()}
-        result.expect("no process ended, nobody declared dead", stage.all_live() and same)
+        result.expect("no process ended, no worker declared dead", stage.all_live() and same)
         stage.stop()
     return result
 
 
-@row("19b", "pg-blackhole", "one of two workers is cut off from PostgreSQL, and nobody is told", (POSTGRESQL,))
+@row("19b", "pg-blackhole", "one of two workers is cut off from PostgreSQL, without notice", (POSTGRESQL,))
 def black_hole(run: Run) -> Result:
     """After a lease its jobs are the other's; what it tells afterwards is fenced."""
     seconds, lease, knobs = (60.0, 30.0, {}) if run.full else (6.0, FAST["beat"] * FAST["lease_beats"], FAST)
@@ -107,7 +107,7 @@ def black_hole(run: Run) -> Result:
             time.sleep(seconds)
         proxy.hang(False)
         until(lambda: victim.pid in stage.alive(), "it is back", 60)
-        # Until it is back: it may have been told of its end a moment after the cut.
+        # Until it is back: it may have heard of its end a moment after the cut.
         stage.faults.append(Fault(kind=FROZEN, pid=victim.pid, at=at, until=time.monotonic()))
         result.weigh(stage.judge(Rules(lease=0.8 * lease)))
         result.figures["late results fenced"] = stage.whole_logs().count("fenced")
@@ -117,7 +117,7 @@ def black_hole(run: Run) -> Result:
         stage.stop()
     result.recovery = again
     result.expect("rescued <= 1.1 leases + 5 s", max(again, default=1e9) <= run.within(1.1 * lease + 5))
-    result.expect("its six jobs ran once more", len(again) == 6)
+    result.expect("its six jobs ran again", len(again) == 6)
     return result
 
 

@@ -173,7 +173,7 @@ class Feeder:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the enqueueing at hand."""
+        """End after the current enqueueing."""
         self._stopping.set()
         self._thread.join()
 
@@ -219,7 +219,7 @@ def a_stage(run: Run, *, knobs: dict[str, float] | None = None, url: str = "", *
 
 
 def settle(stage: Stage, number: int) -> None:
-    """Wait for so many living workers, and until the dead count as such: else a new one may not have begun yet."""
+    """Wait for that many living workers, and until the dead count as such: else a new one may not have begun yet."""
 
     def all_there() -> bool:
         alive = stage.alive()

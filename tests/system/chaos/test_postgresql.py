@@ -112,7 +112,7 @@ END_OUR_SESSIONS = (
 
 @pytest.mark.slow
 def test_worker_whose_lock_is_gone_but_that_beats_is_not_dead(postgres_url: str, make_fleet: MakeFleet) -> None:
-    """Its session is ended again and again; each time it takes the lock anew."""
+    """Its session is ended again and again; each time it takes the lock again."""
     fleet = make_fleet(postgres_url)
     fleet.start(2)
     ids = {row.id for row in fleet.await_workers(2)}

@@ -1,6 +1,6 @@
 """Several processes declare a schedule that fires each second: each second makes one job.
 
-``python -m tests.system.chaos.ticks 60`` watches four processes on PostgreSQL for so many seconds.
+``python -m tests.system.chaos.ticks 60`` watches four processes on PostgreSQL for that number of seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Found(NamedTuple):
 
 
 def watch(url: str, folder: Path, *, seconds: float, processes: int) -> Found:
-    """Let them tick for so long."""
+    """Let them tick for that time."""
     with a_fleet(url, folder, ticks=True) as fleet:
         fleet.start(processes)
         fleet.await_workers(processes)

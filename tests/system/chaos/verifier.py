@@ -2,7 +2,7 @@
 
 An execution after a job's first needs an excuse, and the excuses are those that the documentation names: the earlier
 one raised; its process died before the ending can have been committed; it was stopped for longer than the lease; or
-its process was told to end and the grace was over. Only what the faults' own log says counts, never the worker's word.
+its process was asked to end and the grace was over. Only what the faults' own log says counts, never the worker's word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.system.chaos.journal import ACCEPTED, BEGAN, CANCELLED, ENDED, RAISED
 
 DIED, FROZEN, TOLD_TO_END = "died", "frozen", "told to end"
 BLAMED = 3
-"""A job with so many solo crashes has failed: a kill from outside while it ran alone is no proof against it."""
+"""A job with that many solo crashes has failed: a kill from outside while it ran alone proves nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

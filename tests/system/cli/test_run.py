@@ -63,7 +63,7 @@ def log() -> None:
 def create_app():
     app = Flask("shop", instance_path=str(HERE / "instance"))
     app.logger.setLevel("INFO")
-    app.config["TASKER_LOOP_INTERVAL"] = 3600  # whoever sleeps until the next look is caught
+    app.config["TASKER_LOOP_INTERVAL"] = 3600  # a worker that sleeps until the next look is caught
     app.config["TASKER_SHUTDOWN_TIMEOUT"] = 3600
     task_worker.init_app(app)
     task_worker.start()  # harmless under the flask command
@@ -84,7 +84,7 @@ class Shop:
         self.folder = folder
         (folder / "shop.py").write_text(SHOP)
         self.module = load(folder / "shop.py")
-        self.module.task_worker.start = lambda: None  # in this process nothing shall run
+        self.module.task_worker.start = lambda: None  # in this process nothing may run
         self.app = self.module.create_app()
         self._processes: list[subprocess.Popen[str]] = []
 

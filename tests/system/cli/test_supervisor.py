@@ -38,7 +38,7 @@ def workers(shop: Shop) -> list[Any]:
 
 
 def await_workers(shop: Shop, number: int, but: int = 0) -> list[int]:
-    """Their processes, once there are so many of them and none is *but*."""
+    """Their processes, once there are that many of them and none is *but*."""
     until(lambda: len(workers(shop)) == number and but not in {row.pid for row in workers(shop)}, f"{number} workers")
     return sorted(row.pid for row in workers(shop))
 
@@ -192,7 +192,7 @@ def test_parent_stops_at_once_where_no_new_start_can_help(shop: Shop) -> None:
 @pytest.mark.slow
 def test_what_is_wrong_with_the_database_is_said_once_by_the_parent(shop: Shop) -> None:
     (shop.folder / "instance").mkdir(exist_ok=True)
-    (shop.folder / "instance" / "taskworker.db").write_text("this is no database" * 100)
+    (shop.folder / "instance" / "taskworker.db").write_text("this is not a database" * 100)
     code, _, err = shop.run("tasks", "run", "--workers", "3")
     assert code == 1
     assert err.count("Error: SQLite at") == 1

@@ -33,7 +33,7 @@ class Chaos:
         """The sessions whose last MAIL was accepted. Where a RSET failed it may be refused beside an older one's."""
 
     def __call__(self, session: Session, verb: str, line: str) -> Any:
-        if verb == "RCPT" and "nobody" in line and session.sender is not None:
+        if verb == "RCPT" and "absent" in line and session.sender is not None:
             if session.number in self.begun:
                 self.rejections[line.partition("<")[2].partition(">")[0]] += 1
             return "550 5.1.1 no such user"
@@ -78,7 +78,7 @@ def messages() -> list[Message]:
     for number in range(MAILS):
         recipients = [f"r{number}@x.org"] + ([f"second{number}@x.org"] if number < PAIRS else [])
         if number < NOBODIES:
-            recipients[-1] = f"nobody{number}@x.org"
+            recipients[-1] = f"absent{number}@x.org"
         made.append(Message(f"letter {number}", list(recipients), f"text of {number}"))
     return made
 
@@ -96,7 +96,7 @@ def test_every_recipient_is_reached_once(serve: Callable[..., SMTPServer], queue
         task_worker_of(mail.app).start()
         results = [job.result(240) for job in jobs]
     refused = {address for result in results for address in result}
-    assert refused == {f"nobody{number}@x.org" for number in range(NOBODIES)}
+    assert refused == {f"absent{number}@x.org" for number in range(NOBODIES)}
     assert dict(chaos.rejections) == dict.fromkeys(refused, 1)
     deliveries: dict[str, list[Delivered]] = defaultdict(list)
     for delivered in server.mails:

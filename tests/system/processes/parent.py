@@ -178,7 +178,7 @@ class Lab:
 
 
 def free_port() -> int:
-    """A port that nobody listens on. It is below those that the system gives to whoever asks for any, so that nobody
+    """A port without a listener. It is below those that the system hands out, so that no process
     has it by chance before the program for which it is meant."""
     while True:
         port = random.SystemRandom().randrange(10_000, 30_000)

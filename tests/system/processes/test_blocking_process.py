@@ -161,7 +161,7 @@ def test_what_ends_while_receivers_are_slow_is_recorded_and_told(lab: Lab) -> No
     lab.await_evidence("start", 3)
     child.send(signal.SIGTERM)
     lab.await_evidence("stopping")
-    # From the start of the signal on nothing is waited for any more; but what ends all the same has ended.
+    # From the start of the signal on nothing is waited for any more; but what ends meanwhile has ended.
     lab.open_gate("g")
     assert child.wait() == 0, child.output
     assert states(lab, ends, hangs, never) == [("succeeded", 0, 0), ("ready", 0, 0), ("failed", 1, 0)]

@@ -77,7 +77,7 @@ watchdog.FROZEN_AFTER = 2.0  # it looks every second
 async def holds():
     record("start")
     if current_job.claim == 1:
-        # With the GIL, until somebody opens the other end.
+        # With the GIL, until a process opens the other end.
         os.close(ctypes.PyDLL(None).open(os.environ["LAB"].encode() + b"/pipe", os.O_RDONLY))
     record("end")
 """
@@ -207,7 +207,7 @@ os.setuid(65534)
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_file_that_is_locked_away_is_an_error_until_it_is_readable_again() -> None:
-    """Row 15, chmod 0; by a user whom that concerns."""
+    """Row 15, chmod 0; by a user who is not root."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         place = Lab(Path(folder))
@@ -331,7 +331,7 @@ resource.setrlimit(resource.RLIMIT_NPROC, (12, 12))
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without other processes")
 def test_nothing_is_lost_where_threads_run_out() -> None:
-    """Row 34, ulimit -u: twelve threads, of which the worker needs some for itself; 40 jobs want one each."""
+    """Row 34, ulimit -u: twelve threads, and the worker needs some of them itself; 40 jobs want one each."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         place = Lab(Path(folder))
@@ -377,7 +377,7 @@ def failed(task):
 
 task_worker.start()
 failed(small)
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+Path("/proc/self/clear_refs").write_text("5")  # the peak is reset
 before = peak_mb()
 sizes = [failed(huge) for _ in range(3)]
 record("measured", grew=peak_mb() - before, sizes=sizes)

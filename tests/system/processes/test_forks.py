@@ -113,7 +113,7 @@ def test_forked_child_enqueues_and_does_nothing_else_of_ours(lab: Lab, name: str
     lab.await_state(lambda: has_ended(lab.evidence("forked")[0]["child"]))
     assert lab.task_worker.get_job(last).result(timeout=30) == 31
     assert job.result(timeout=30) == (0 if how is None else lab.evidence("forked")[0]["child"])
-    # The parent hears and works as before, and nobody has run anything twice.
+    # The parent hears and works as before, and nothing has run twice.
     for i in range(5):
         assert lab.tasks.add.enqueue(i, 1).result(timeout=30) == i + 1
         assert lab.tasks.aadd.enqueue(i, 1).result(timeout=30) == i + 1

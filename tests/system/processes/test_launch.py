@@ -158,7 +158,7 @@ def test_each_gunicorn_worker_works_and_the_master_does_not(lab: Lab, options: s
     lab.write("app", BACKGROUND, WEB, START)
     port = free_port()
     server = gunicorn(lab, *options.split(), port=port)
-    # Without any request: a schedule must run on a site that nobody visits.
+    # Without any request: a schedule must run on a site without visitors.
     running_jobs = {row.pid for row in lab.await_workers(2)}
     assert server.pid not in running_jobs
     jobs = [lab.task_worker.get_job(int(get(port, "/enqueue"))) for _ in range(10)]

@@ -97,7 +97,7 @@ def test_frozen_worker_is_given_up_and_its_late_endings_are_fenced(lab: Lab) -> 
     lab.await_evidence("start", 4)
     held = [("running", 2, 0, 1)] * 2
     assert rows(lab, sync, coroutine) == held
-    # The sync job of the frozen worker ends while the other runs it anew; the coroutine is cancelled.
+    # The sync job of the frozen worker ends while the other runs it again; the coroutine is cancelled.
     lab.open_gate("g-1")
     first.send(signal.SIGCONT)
     lab.await_state(lambda: "fenced" in first.output and "is back under this new id" in first.output)

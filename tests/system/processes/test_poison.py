@@ -1,4 +1,4 @@
-"""Jobs that kill the process they run in: they are found out, and nobody else is blamed."""
+"""Jobs that kill the process they run in: they are found out, and no other job is blamed."""
 
 from __future__ import annotations
 

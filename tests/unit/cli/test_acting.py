@@ -91,7 +91,7 @@ def test_call_now_runs_in_an_app_context_without_a_job(shop: Shop) -> None:
 
 
 def test_call_now_shows_the_exception_of_the_task(shop: Shop) -> None:
-    with pytest.raises(ValueError, match="is no number"):
+    with pytest.raises(ValueError, match="is not a number"):
         shop("call", "shop.add", "x=a", "--now")
 
 
@@ -108,7 +108,7 @@ def test_call_wait_fails_with_the_job_in_one_line(shop: Shop) -> None:
     shop.task_worker.start()
     answer = shop("call", "shop.add", "x=a", "--wait", "20")
     assert (answer.code, answer.out) == (1, "")
-    assert answer.err.splitlines()[-1] == r"Error: Job 1 failed: ValueError: \x1b[31ma is no number"
+    assert answer.err.splitlines()[-1] == r"Error: Job 1 failed: ValueError: \x1b[31ma is not a number"
 
 
 def test_call_wait_says_when_no_worker_is_there(shop: Shop) -> None:

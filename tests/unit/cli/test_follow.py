@@ -45,7 +45,7 @@ def test_follow_of_a_failed_job_ends_with_1(shop: Shop) -> None:
     (job,) = fail(shop, 1)
     answer = shop("job", str(job.id), "--follow")
     assert answer.code == 1
-    assert answer.out.splitlines()[-1].endswith(r" failed: ValueError: \x1b[31mn1 is no number")
+    assert answer.out.splitlines()[-1].endswith(r" failed: ValueError: \x1b[31mn1 is not a number")
     other = shop.add.enqueue(1)
     other.cancel()
     answer = shop("job", str(other.id), "--follow")

@@ -69,7 +69,7 @@ def test_wrong_filter_is_wrong_usage(shop: Shop, words: list[str]) -> None:
 
 def test_progress_and_error_of_a_job_are_in_the_list(shop: Shop) -> None:
     (job,) = fail(shop, 1)
-    assert r"ValueError: \x1b[31mn1 is no number" in shop("jobs").out
+    assert r"ValueError: \x1b[31mn1 is not a number" in shop("jobs").out
     running = "state = 'running', worker_id = 'w', finished_at = NULL, expires_at = NULL"
     write(shop, f"UPDATE taskworker_job SET {running}, progress = '[1, 4, \"x\"]' WHERE id = ?", job.id)
     assert "running 25 %" in shop("jobs", "state:running").out
@@ -80,10 +80,10 @@ def test_failures_are_grouped_by_their_cause(shop: Shop) -> None:
     shop.crawl.enqueue("bad")
     (row,) = rows_of(shop("failures", "--json"))
     assert (row["count"], row["task"], row["newest"]) == (3, "shop.add", jobs[-1].id)
-    assert row["error"] == {"kind": "exception", "type": "ValueError", "message": "\x1b[31mn3 is no number"}
+    assert row["error"] == {"kind": "exception", "type": "ValueError", "message": "\x1b[31mn3 is not a number"}
     answer = shop("failures")
     assert answer.code == 0
-    assert r"ValueError: \x1b[31mn3 is no number" in answer.out
+    assert r"ValueError: \x1b[31mn3 is not a number" in answer.out
     assert "\x1b" not in answer.out
 
 

@@ -79,7 +79,7 @@ def test_mails_to_an_address_are_found(make_office: Callable[..., Office]) -> No
     (row,) = map(json.loads, office("list", "--to", "zed@", "--json").out.splitlines())
     assert [r["address"] for r in row["recipients"]] == ["bo@example.org", "zed@example.org"]
     assert (row["subject"], row["state"], row["sender"]) == ("hello", "ready", "me@example.com")
-    assert office("list", "--to", "nobody@") == Answer(3, "", "No mail is to such an address.\n")
+    assert office("list", "--to", "absent@") == Answer(3, "", "No mail is to such an address.\n")
 
 
 def test_older_mails_are_on_the_next_page(make_office: Callable[..., Office]) -> None:

@@ -1,4 +1,4 @@
-"""The commands that list and steer, on PostgreSQL: their statements are not all the same there."""
+"""The commands that list and steer, on PostgreSQL: some of their statements differ there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``flask tasks run`` is told to do, and to leave to others; in this process where that is possible."""
+"""What ``flask tasks run`` does, and what it leaves to others; in this process where that is possible."""
 
 from __future__ import annotations
 

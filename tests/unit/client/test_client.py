@@ -602,7 +602,7 @@ def test_worker_is_woken_even_where_a_receiver_ends_the_thread(
     def leave(sender: Flask, job: Job[Any]) -> None:
         raise SystemExit
 
-    # The worker looks by itself only after an hour; until then somebody must wake it.
+    # The worker looks by itself only after an hour; until then another process must wake it.
     add.enqueue(0).result(timeout=20)
     with job_enqueued.connected_to(leave), pytest.raises(SystemExit):
         add.enqueue(1, 2)

@@ -27,7 +27,7 @@ from tests.support.postgres import a_schema
 pytestmark = pytest.mark.both_databases
 
 LONG = 300
-"""Seconds between two looks of a worker: whoever is served sooner was woken."""
+"""Seconds between two looks of a worker: a job that runs sooner was a wake-up's."""
 
 
 @pytest.fixture(params=["same", "other"])
@@ -569,7 +569,7 @@ def test_asynchronous_connection_and_scoped_session(session_url: str, add: Any, 
     assert stored(store) == [job.id for job in jobs]
 
 
-# -- what is no session ------------------------------------------------------------------------------------------------
+# -- what is not a session ---------------------------------------------------------------------------------------------
 
 
 @same_place

@@ -30,7 +30,7 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 @pytest.fixture
 def elsewhere(app: Flask, task_worker: BackgroundTaskWorker) -> Iterator[Client]:
-    """The same jobs as seen by a process without a worker: nobody tells it when one ends."""
+    """The same jobs as seen by a process without a worker: it hears nothing when one ends."""
     config = app.extensions["taskworker"].config
     store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
     client = Client(store, task_worker.registry, lambda: None)

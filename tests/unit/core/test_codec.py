@@ -105,7 +105,7 @@ class Hashless:
 
 @dataclass
 class Unregistered:
-    """Its construction is seen: whoever reaches it by a stored name has broken in."""
+    """Its construction is seen: code that reaches it by a stored name has broken in."""
 
     x: int = 0
     built: ClassVar[int] = 0

@@ -307,7 +307,7 @@ def test_child_that_multiprocessing_spawned_has_the_names_of_its_parent(tmp_path
     assert start(tmp_path, "market/stall.py").communicate(timeout=60)[0].split() == ["market.stall.work"] * 2
 
 
-# -- what is no task ---------------------------------------------------------------------------------------------------
+# -- what is not a task ------------------------------------------------------------------------------------------------
 
 
 def generate() -> Iterator[int]:

@@ -53,7 +53,7 @@ def test_server_that_is_away_is_a_failure(make_mail: MakeMail) -> None:
     assert "Is the server running" in out
 
 
-@pytest.mark.parametrize("arguments", [[], ["nobody"], ["a@b\r\nc"], ["to@example.com", "--count", "0"]])
+@pytest.mark.parametrize("arguments", [[], ["noaddress"], ["a@b\r\nc"], ["to@example.com", "--count", "0"]])
 def test_wrong_usage_exits_with_2(arguments: list[str], make_mail: MakeMail) -> None:
     assert invoke(make_mail(TESTING=True), *arguments)[0] == 2
 

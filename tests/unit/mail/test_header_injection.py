@@ -137,7 +137,7 @@ def test_header_object_may_fold_itself(make_message: Make) -> None:
         ({"recipients": ["a@x.org, b@y.org"]}, BadAddressError),
         ({"recipients": [""]}, BadAddressError),
         ({"recipients": [None]}, BadAddressError),
-        ({"sender": "nobody"}, BadAddressError),
+        ({"sender": "noaddress"}, BadAddressError),
     ],
     ids=str,
 )

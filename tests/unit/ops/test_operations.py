@@ -123,7 +123,7 @@ def test_an_action_changes_the_jobs_that_are_in_a_state_for_it_and_no_other(
     rows("DELETE FROM taskworker_job")
     together = dict(zip(KINDS, store_jobs(rows, *KINDS.values()), strict=True))
     changed = sum(steer.act_on_all(action, EVERYTHING)) + sum(steer.act_on_all(action, JobFilter(discarded=True)))
-    # What one pass has discarded, or taken back, is not what the other finds in a state for it.
+    # What one pass has discarded, or restored, is not what the other finds in a state for it.
     assert changed == len(expected)
     assert {kind: look(rows, job_id) for kind, job_id in together.items()} == before | expected
     target = f"job {one_by_one[list(expected)[-1]]} (app.add)"

@@ -29,8 +29,8 @@ def test_one_mail_is_found_with_its_first_recipients_and_its_bytes(app: Flask, m
     found = browser.mail(long.uid)
     assert found is not None
     assert (found.id, found.sender, found.job_id, found.state) == (long.uid, "from@example.com", long.id, "ready")
-    assert browser.mail("nobody") is None
-    recipients = browser.first_recipients([long.uid, short.uid, "nobody"], 3)
+    assert browser.mail("gone") is None
+    recipients = browser.first_recipients([long.uid, short.uid, "gone"], 3)
     assert {uid: [r.address for r in each] for uid, each in recipients.items()} == {
         long.uid: ["u0@x.org", "u1@x.org", "u2@x.org"],
         short.uid: ["one@x.org"],
@@ -38,7 +38,7 @@ def test_one_mail_is_found_with_its_first_recipients_and_its_bytes(app: Flask, m
     assert recipients[short.uid][0].ending == "waiting"
     assert browser.first_recipients([], 3) == {}
     assert mail_bytes(store, long.uid) == message.as_bytes()
-    assert mail_bytes(store, "nobody") is None
+    assert mail_bytes(store, "gone") is None
 
 
 @pytest.mark.sqlite_only

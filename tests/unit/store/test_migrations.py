@@ -1,4 +1,4 @@
-"""The schema's versions: made once, taken from one to the next under a lock, and never taken back."""
+"""The schema's versions: made once, taken from one to the next under a lock, and never undone."""
 
 from __future__ import annotations
 

@@ -720,7 +720,7 @@ def test_job_that_the_tables_refuse_is_not_accepted(bench: Bench) -> None:
 
 
 def hot() -> dict[str, str]:
-    """The statements that run all the time or while somebody waits."""
+    """The statements that run all the time or while a caller waits."""
     d = job_statements.SQLITE
     return {
         "add_job": job_statements.ADD_JOB,

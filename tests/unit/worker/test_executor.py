@@ -243,7 +243,7 @@ def test_last_progress_is_kept_with_the_job(task_worker: BackgroundTaskWorker, k
 def test_progress_that_is_not_a_number_ends_its_own_job_alone(
     task_worker: BackgroundTaskWorker, kind: str, arguments: tuple[Any, ...]
 ) -> None:
-    """What is told is written by the worker, later: it must be refused where it is told."""
+    """Progress is written by the worker, later: it must be refused where it is reported."""
     bad = declare(task_worker, kind, lambda: current_job.progress(*arguments)).enqueue()
     with pytest.raises(JobFailed, match="progress"):
         bad.result(timeout=20)
@@ -578,7 +578,7 @@ def test_no_job_is_lost_to_the_garbage_collector(task_worker: BackgroundTaskWork
 
     @task_worker.task
     async def work(number: int) -> int:
-        # Nobody else holds this future: the job, the future and the callback are a cycle.
+        # Nothing else holds this future: the job, the future and the callback are a cycle.
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.001, future.set_result, None)
         await future

@@ -327,7 +327,7 @@ def test_lines_of_a_job_that_is_gone_are_not_kept(
 
     @task_worker.task
     def speak() -> None:
-        log.info("to nobody")
+        log.info("to no job")
         wait(go_on)
 
     job = speak.enqueue()

@@ -118,7 +118,7 @@ def test_file_says_how_it_is_and_goes_with_the_process(tmp_path: Path) -> None:
     told, file = Told(), tmp_path / "health"
     told.ready = "it stops"
     with Probes(told, file=file):
-        until(file.exists, "there is no file")
+        until(file.exists, "the file does not exist")
         assert file.read_text() == words_of(None, "it stops") == "live: ok\nready: it stops\n"
         assert read_health(file, 30, needs_ready=False) is None
         assert read_health(file, 30, needs_ready=True) == "not ready: it stops"
@@ -209,7 +209,7 @@ def processes(tmp_path: Path) -> Iterator[ProcessShop]:
 
 
 def free_port() -> int:
-    """Not one that the system gives to whoever asks for any: another test might get it before it is used."""
+    """Not one that the system hands out: another test might get it before it is used."""
     while True:
         with socket.socket() as taken:
             try:

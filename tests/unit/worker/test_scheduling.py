@@ -94,7 +94,7 @@ def test_two_workers_that_fire_the_same_schedules_make_each_job_once(
 
     with ThreadPoolExecutor(2) as threads:
         ours = list(threads.map(lambda w: in_loop(w.state().store, lambda work: fire(w, work)), workers))
-    assert sorted(ours[0] + ours[1]) == names, "each worker tells of its own"
+    assert sorted(ours[0] + ours[1]) == names, "each worker reports its own"
     assert sorted(jobs_of(rows)) == [(name, due) for name in names]
 
 
@@ -103,7 +103,7 @@ def test_workers_that_move_the_same_schedules_in_other_orders_do_not_block_each_
 ) -> None:
     now = store.clock()
     names = [f"s{number:03}" for number in range(100)]
-    # So many that PostgreSQL goes by the index, in the order in which it is given the names.
+    # Enough that PostgreSQL goes by the index, in the order in which it is given the names.
     store_due(store, [*names, *(f"t{number}" for number in range(3000))], now)
     both = threading.Barrier(2)
 
@@ -141,7 +141,7 @@ def test_schedules_in_the_middle_that_cannot_fire_harm_no_other(
         store_due(store, [name], now - 1000 + number)
     store_due(store, ["unreadable"], now - 980, trigger=HOURLY)
     rows("UPDATE taskworker_schedule SET trigger = '{}' WHERE name = 'unreadable'")
-    store_due(store, ["of nobody"], now - 970, task="gone")
+    store_due(store, ["of no task"], now - 970, task="gone")
     idle_worker.start()
     wait_for(lambda: len(told) >= len(good))
     assert told == good, "the most overdue one first"
@@ -180,7 +180,7 @@ def test_missed_times_are_made_up_for_in_order_and_in_more_than_one_transaction(
             lengths.append(len(made))
 
     in_loop(store, fire)
-    assert len(lengths) == 3, "one transaction for so many jobs would keep others waiting"
+    assert len(lengths) == 3, "one transaction for all these jobs would keep others waiting"
     found = jobs_of(rows)
     for name in ("a", "b", "c"):
         times = [at for schedule, at in found if schedule == name]

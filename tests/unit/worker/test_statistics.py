@@ -155,7 +155,7 @@ def test_lines_that_the_database_never_takes_do_not_fill_the_memory(
     rows("ALTER TABLE taskworker_log RENAME TO away")
     says.enqueue_many([()] * 5)
     wait_for(lambda: "log lines of jobs are lost" in caplog.text)
-    wait_for(lambda: counts(store) == {"says": (5, 0, 0, 0)}, "figures are stored all the same")
+    wait_for(lambda: counts(store) == {"says": (5, 0, 0, 0)}, "figures are stored anyway")
     rows("ALTER TABLE away RENAME TO taskworker_log")
     kept = wait_for(lambda: rows("SELECT job_id FROM taskworker_log"))
     assert len(kept) < 5

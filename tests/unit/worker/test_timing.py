@@ -1,4 +1,4 @@
-"""The times of a worker, of which the documentation speaks."""
+"""The times of a worker that the documentation names."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_job_that_blocks_the_event_loop_is_named_with_its_stack_once(
     job = blocks.enqueue()
     wait_for(lambda: blocked_by(caplog, "(shop.blocks)"))
     (before,) = store.workers()
-    # The beat goes on: nobody takes this worker for dead.
+    # The beat goes on: this worker is not taken for dead.
     wait_for(lambda: store.workers()[0].beat > before.beat + 5)
     wait_for(lambda: info(store).get("loop_lag_ms", 0) > 200)
     release.set()

@@ -459,7 +459,7 @@ def test_many_are_acted_on_by_a_job(lab: Lab) -> None:
     lab.drain()
     after = states(lab)
     assert after.pop(bulk_id) == "succeeded"
-    # Nobody has agreed to what was enqueued later.
+    # What was enqueued later was not confirmed.
     assert after.pop(younger) == "ready"
     assert set(after.values()) == {"cancelled"}
     assert [(row.who, row.action, row.number) for row in lab.audit()] == [("ana", "cancel", 2_500)]

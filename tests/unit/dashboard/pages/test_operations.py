@@ -147,7 +147,7 @@ WRONG = (
     ("/failures", {"sort": "__class__"}, 400),
     ("/system", {"before": "-1"}, 400),
     ("/system", {"before": "1e9"}, 400),
-    ("/schedule", {"name": "nobody"}, 404),
+    ("/schedule", {"name": "gone"}, 404),
     ("/schedule", {}, 404),
     ("/workers", {"page": "-1"}, 400),
     ("/queues", {"x": "a\0b"}, 400),
@@ -191,7 +191,7 @@ def test_act_from_another_site_is_refused(lab: Lab) -> None:
 
 def test_act_on_what_is_not_there_is_404(lab: Lab) -> None:
     for path, _, _ in ACTS:
-        assert lab.post(path, name="nobody").status_code == 404
+        assert lab.post(path, name="gone").status_code == 404
         assert lab.post(path).status_code == 404
     assert lab.audit() == []
 
@@ -511,7 +511,7 @@ def test_settings_are_shown_without_secrets(make_lab: MakeLab) -> None:
 
 
 def test_checks_say_what_is_wrong_and_what_to_do(make_lab: MakeLab) -> None:
-    # Nothing listens there: whoever asks the mail server finds it out.
+    # Nothing listens there: asking the mail server shows that.
     lab = make_lab(MAIL_PORT=1, MAIL_TIMEOUT=1)
     add_job(lab, task="old.<b>cleanup")
     found = lab.data("/system/checks")

@@ -253,16 +253,16 @@ def test_only_recipients_not_yet_accepted_are_tried_again(serve: Serve, make_que
             return None
         address = line.partition("<")[2].partition(">")[0]
         tries[address] = tries.get(address, 0) + 1
-        if address == "nobody@x.org":
+        if address == "absent@x.org":
             return "550 5.1.1 no such user"
         return "450 4.2.0 busy" if address == "later@x.org" and tries[address] < 4 else None
 
     server = serve(script=script)
     mail = make_queue(server)
-    message = letter("now@x.org", "nobody@x.org", "later@x.org")
+    message = letter("now@x.org", "absent@x.org", "later@x.org")
     job = mail.send_later(message)
-    assert job.result(30) == {"nobody@x.org": 'rejected 550 "5.1.1 no such user"'}
-    assert tries == {"now@x.org": 1, "nobody@x.org": 1, "later@x.org": 4}
+    assert job.result(30) == {"absent@x.org": 'rejected 550 "5.1.1 no such user"'}
+    assert tries == {"now@x.org": 1, "absent@x.org": 1, "later@x.org": 4}
     assert [sent.recipients for sent in server.mails] == [["now@x.org"], ["later@x.org"]]
     assert {sent.data for sent in server.mails} == {message.as_bytes() + b"\r\n"}
     assert job.refresh().attempt == 1
@@ -339,7 +339,7 @@ def test_once_holds_a_mail_whose_delivery_is_unknown(serve: Serve, make_queue: M
     left = [1]
 
     def script(session: Session, verb: str, line: str) -> Any:
-        if "nobody@" in line:
+        if "absent@" in line:
             return "550 5.1.1 no such user"
         if verb == "." and left[0]:
             left[0] -= 1
@@ -348,14 +348,14 @@ def test_once_holds_a_mail_whose_delivery_is_unknown(serve: Serve, make_queue: M
 
     server = serve(script=script)
     mail = make_queue(server)
-    job = mail.send_later(letter("a@x.org", "nobody@x.org"), once=True)
+    job = mail.send_later(letter("a@x.org", "absent@x.org"), once=True)
     with pytest.raises(JobFailed) as caught:
         job.result(30)
     assert caught.value.kind == "unknown"
     assert [state.ending for state in job.recipients.values()] == [Ending.UNKNOWN, Ending.REJECTED]
     assert len(server.mails) == 1
     assert job.retry()
-    assert list(job.result(30)) == ["nobody@x.org"]
+    assert list(job.result(30)) == ["absent@x.org"]
     assert len(server.mails) == 2
 
 
@@ -416,12 +416,12 @@ def test_finished_mail_whose_job_runs_again_is_not_sent_again(serve: Serve, make
 def test_mail_whose_end_was_not_noted_is_not_sent_again(serve: Serve, make_queue: MakeQueue) -> None:
     server = serve()
     mail = make_queue(server, start=False)
-    job = mail.send_later(letter("a@x.org", "nobody@x.org"))
+    job = mail.send_later(letter("a@x.org", "absent@x.org"))
     # What a process leaves behind that dies between the record of the recipients and that of the mail.
     rows(mail, "UPDATE taskworker_recipient SET ending = 'accepted' WHERE address = 'a@x.org'")
-    rows(mail, "UPDATE taskworker_recipient SET ending = 'rejected', code = 550 WHERE address = 'nobody@x.org'")
+    rows(mail, "UPDATE taskworker_recipient SET ending = 'rejected', code = 550 WHERE address = 'absent@x.org'")
     task_worker_of(mail.app).start()
-    assert job.result(30) == {"nobody@x.org": "rejected 550"}
+    assert job.result(30) == {"absent@x.org": "rejected 550"}
     assert server.sessions == []
     assert rows(mail, "SELECT finished_at IS NULL FROM taskworker_mail") == [(0,)]
 
@@ -445,7 +445,7 @@ def test_outage_parks_the_transport_and_counts_against_no_mail(
     monkeypatch.setattr(delivery, "FIRST_PARKING_S", 0.2)
     monkeypatch.setattr(delivery, "LONGEST_PARKING_S", 0.2)
     monkeypatch.setattr(delivery, "_LONGEST_SPREAD_S", 0.1)
-    # Bound and not listening: nobody else can listen there meanwhile.
+    # Bound and not listening: no other process can listen there meanwhile.
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         mail = make_queue(MAIL_PORT=deaf.getsockname()[1])

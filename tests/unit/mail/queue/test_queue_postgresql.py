@@ -50,16 +50,16 @@ def test_mail_is_queued_sent_recorded_and_pruned(mail: Mail, server: SMTPServer)
         tries.append(line)
         if verb != "RCPT":
             return None
-        if "nobody@" in line:
+        if "absent@" in line:
             return "550 5.1.1 no such user"
         return "450 4.2.0 busy" if "later@" in line and tries.count(line) < 3 else None
 
     server.script = script
     shared = Attachment("a.bin", data=bytes(range(256)) * 40)
-    message = Message("hi", ["now@x.org", "nobody@x.org", "later@x.org"], "\u00fc", attachments=[shared])
+    message = Message("hi", ["now@x.org", "absent@x.org", "later@x.org"], "\u00fc", attachments=[shared])
     job = mail.send_later(message)
     others = mail.send_later_many([Message(f"n{i}", [f"r{i}@x.org"], "x", attachments=[shared]) for i in range(10)])
-    assert job.result(30) == {"nobody@x.org": 'rejected 550 "5.1.1 no such user"'}
+    assert job.result(30) == {"absent@x.org": 'rejected 550 "5.1.1 no such user"'}
     assert [other.result(30) for other in others] == [{}] * 10
     assert next(str(state) for state in job.recipients.values()).startswith("accepted 250")
     assert [sent.data for sent in server.mails if b"Subject: hi\r\n" in sent.data] == [message.as_bytes()] * 2

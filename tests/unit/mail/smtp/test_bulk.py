@@ -128,11 +128,11 @@ def test_failing_mail_has_its_error_in_its_result(serve_each: Serve, make_mail: 
         Message("broken\nsubject", ["good@x.org"], "text"),
         Message("partly", ["good@x.org", "bad@x.org"], "text"),
         Message("spam", ["spam@x.org"], "text"),
-        Message("nobody", [], "text"),
+        Message("no one", [], "text"),
         Message("surrogate", ["good@x.org"], "\ud800"),
         Message("last", ["good@x.org"], "text"),
     ]
-    good, bad, broken, partly, spam, nobody, surrogate, last = mail.send_many(messages)
+    good, bad, broken, partly, spam, unaddressed, surrogate, last = mail.send_many(messages)
     assert good
     assert last
     assert isinstance(bad.error, RecipientsRefused)
@@ -141,9 +141,9 @@ def test_failing_mail_has_its_error_in_its_result(serve_each: Serve, make_mail: 
     assert (partly.error, partly.accepted, [*partly.refused]) == (None, ("good@x.org",), ["bad@x.org"])
     assert isinstance(spam.error, DataRefused)
     assert spam.refused["spam@x.org"].code == 554
-    assert isinstance(nobody.error, AssertionError)
+    assert isinstance(unaddressed.error, AssertionError)
     assert isinstance(surrogate.error, MailError)
-    assert not any((bad, broken, partly, spam, nobody, surrogate))
+    assert not any((bad, broken, partly, spam, unaddressed, surrogate))
     assert subjects(server) == ["good", "partly", "last"] or sorted(subjects(server)) == ["good", "last", "partly"]
 
 

@@ -415,7 +415,7 @@ def test_cancelled_mail_closes_its_connection(serve_each: Serve, make_mail: Make
 
 
 def test_no_server_listening_raises_what_the_system_says(make_mail: MakeMail) -> None:
-    # Bound and not listening: nobody else can listen there meanwhile.
+    # Bound and not listening: no other process can listen there meanwhile.
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         mail = make_mail(MAIL_PORT=deaf.getsockname()[1])

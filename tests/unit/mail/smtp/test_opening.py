@@ -1,4 +1,4 @@
-"""TLS is what was asked for and verified; nobody's password goes anywhere else."""
+"""TLS is what was asked for and verified; no password goes anywhere else."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def test_what_was_accepted_stays_accepted_where_a_later_transaction_fails(
     assert {str(reply.ending) for reply in result.refused.values()} == {"unknown"}
 
 
-# ---------------------------------------------------------------- what is no mail's own fault
+# ---------------------------------------------------------------- what is not a mail's own fault
 
 
 @pytest.mark.parametrize("text", [b"550 5.1.1 bo\xeete pleine", b"550 \xc7\xeb", b"550 a\0b \x1b[31m", b"550"])

@@ -1,4 +1,4 @@
-"""What PostgreSQL refuses is told at once, in words, with the remedy; and no password ever is."""
+"""What PostgreSQL refuses is reported at once, in words, with the remedy; and no password ever is."""
 
 from __future__ import annotations
 

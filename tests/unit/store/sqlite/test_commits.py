@@ -1,4 +1,4 @@
-"""What a signal handler raises inside of a write to SQLite: it comes through, and nobody is told what is not so."""
+"""What a signal handler raises inside of a write to SQLite: it comes through, and no caller hears what is not so."""
 
 from __future__ import annotations
 

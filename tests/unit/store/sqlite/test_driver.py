@@ -1,4 +1,4 @@
-"""The SQLite file: somebody else's lock, a file that is missing, replaced, unwritable or no database, and its modes."""
+"""The SQLite file: the lock of others, a file that is missing, replaced, unwritable or not a database, its modes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def driver_of(app: Flask) -> SqliteDriver:
 
 @contextmanager
 def locked(path: Path) -> Iterator[sqlite3.Connection]:
-    """Hold the write lock, as somebody else's long transaction would."""
+    """Hold the write lock, as another process's long transaction would."""
     with closing(sqlite3.connect(path, isolation_level=None, timeout=20, check_same_thread=False)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield connection
@@ -64,7 +64,7 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("ROLLBACK")
 
 
-# -- somebody else's lock ----------------------------------------------------------------------------------------------
+# -- another process's lock --------------------------------------------------------------------------------------------
 
 
 def test_enqueue_waits_for_a_foreign_lock(app: Flask, idle_worker: BackgroundTaskWorker, store: Store) -> None:
@@ -79,7 +79,7 @@ def test_enqueue_waits_for_a_foreign_lock(app: Flask, idle_worker: BackgroundTas
         ]
         for thread in threads:
             thread.start()
-        wait_for(commits._lock.locked, "somebody waits for the lock")
+        wait_for(commits._lock.locked, "a thread waits for the lock")
         assert jobs == []
     for thread in threads:
         thread.join(20)
@@ -226,7 +226,7 @@ def test_statement_that_fails_fails_alone(line: Line) -> None:
 
 
 def test_statement_that_ends_the_transaction_fails_all_of_it(line: Line) -> None:
-    """As SQLite does on a full disk. Whoever is told of an error must be able to rely on it: nothing is stored."""
+    """As SQLite does on a full disk. A caller that gets an error must be able to rely on it: nothing is stored."""
     fatal = TAKEN.replace("INSERT", "INSERT OR ROLLBACK")
     outcomes = line.run(GOOD[0], fatal, GOOD[1], GOOD[2])
     assert outcomes.keys() == {*GOOD, fatal}
@@ -417,7 +417,7 @@ def test_file_that_is_put_back_is_used_again(app: Flask, idle_worker: Background
 def test_worker_reports_a_file_that_is_gone_within_a_beat(
     make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would look into the deleted file for ever, where nothing comes any more."""
+    """It would look into the deleted file forever, where nothing comes any more."""
     app = make_app()
     task_worker = make_worker(app)
     make_task(task_worker).enqueue().result(timeout=20)
@@ -457,7 +457,7 @@ def test_deep_folder_is_not_an_obstacle_to_waking(make_app: MakeApp, make_worker
     assert elsewhere.enqueue().result(timeout=20) == 1
 
 
-# -- a file that is no database ----------------------------------------------------------------------------------------
+# -- a file that is not a database -------------------------------------------------------------------------------------
 
 
 def test_file_that_is_not_a_database_is_an_error_and_is_left_alone(

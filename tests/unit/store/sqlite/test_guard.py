@@ -136,7 +136,7 @@ def test_database_of_an_app_that_is_gone_may_be_made_again(make_app: MakeApp, ma
 def test_worker_claims_nothing_from_a_file_that_is_gone(
     app: Flask, idle_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its connections still reach the file. But what it did there nobody would ever see."""
+    """Its connections still reach the file. But what it did there would never be seen."""
     clock = Clock(store)
     idle_worker.start()
     ran: list[int] = []

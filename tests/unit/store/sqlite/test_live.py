@@ -19,7 +19,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def hear(database: Path, *told: Collection[tuple[str, str]]) -> Heard:
-    """What a worker of another process hears when all this is told before it listens."""
+    """What a worker of another process hears when all this is sent before it listens."""
 
     async def listen() -> Heard:
         other_process = LiveDirectory(database)

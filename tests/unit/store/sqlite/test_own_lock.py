@@ -1,4 +1,4 @@
-"""A thread that holds the lock itself is told so at once; what another thread holds is waited for."""
+"""A thread that holds the lock itself gets an error at once; what another thread holds is waited for."""
 
 from __future__ import annotations
 

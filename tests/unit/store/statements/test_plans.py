@@ -45,7 +45,7 @@ COLUMNS = {
 
 FILTERS = [
     *("", "state:ready", "state:scheduled", "state:retrying", "state:running", "state:succeeded", "state:failed"),
-    *("state:cancelled", "state:failed,cancelled", "task:app.t3", "task:app.*", "task:nobody", "queue:q2"),
+    *("state:cancelled", "state:failed,cancelled", "task:app.t3", "task:app.*", "task:gone", "queue:q2"),
     *("schedule:s1", "schedule:s1 state:failed", "worker:w1", "worker:w1 state:succeeded", "group:g3", "unique:k"),
     *("uid:u40000", "id:17", "attempts:2", "after:-1h", "before:1970-01-01T00:00:10", "discarded:yes", "args.x:30000"),
     *(
