@@ -13,7 +13,7 @@ from ..commands import tasks_command
 from ..core.rows import JobState
 from ..ops.overview import Overview
 from .follow import NO_WORKER
-from .group import CreatingCommand, Moment, Period, app_state, complete_queue, complete_task, tell
+from .group import QUEUE, CreatingCommand, Moment, Period, app_state, complete_task, tell
 from .text import to_json
 
 _FOREVER = math.inf
@@ -26,7 +26,7 @@ _FOREVER = math.inf
 @click.option("--args", "positional", metavar="ARRAY", help="Positional arguments as a JSON array.")
 @click.option("--in", "delay", type=Period(), metavar="PERIOD", help="Run it after this delay: 30s, 5m, 2h, 1d.")
 @click.option("--at", "run_at", type=Moment(), metavar="MOMENT", help="Run it at this time: 2026-05-01T12:00:00Z.")
-@click.option("--queue", metavar="QUEUE", shell_complete=complete_queue, help="Queue of the job, not the task's.")
+@click.option("--queue", metavar="QUEUE", type=QUEUE, help="Queue of the job, not the task's.")
 @click.option("--priority", type=int, metavar="N", help="Priority of the job, not the task's; higher runs first.")
 @click.option("--now", "here", is_flag=True, help="Call the function here, without a job, and print its result.")
 @click.option(

@@ -6,7 +6,8 @@ import getpass
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,6 +20,7 @@ from flask.cli import ScriptInfo, with_appcontext
 from ..commands import tasks_command
 from ..core.clock import MAX_PERIOD
 from ..core.filters import STATES, JobFilter
+from ..core.tasks import check_name
 from ..errors import (
     ArgumentsError,
     ConfigError,
@@ -32,7 +34,6 @@ from ..errors import (
 )
 from ..ops.browse import Browser
 from ..ops.operations import Operations
-from ..ops.rows import JobRow
 from ..ops.views import as_json
 from ..state import AppState
 from ..store.sql import Store
@@ -202,14 +203,22 @@ def tell(message: str) -> None:
 # -- completion --------------------------------------------------------------------------------------------------------
 
 
-def complete_task(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names of tasks, for the shell."""
-    return _matching({task.name for task in _state_of(ctx).registry}, incomplete)
+def completing(names: Callable[[AppState, str], Collection[str]]) -> Callable[..., list[CompletionItem]]:
+    """What completes with these names; a mapping has notes beside them, in its own order.
 
+    A database that cannot be read completes nothing: the command itself will say why.
+    """
 
-def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The queues that tasks and the configuration name, for the shell."""
-    return _matching(known_queues(_state_of(ctx)), incomplete)
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        info = ctx.find_object(ScriptInfo)
+        app: Flask = info.load_app() if info else current_app
+        found: Collection[str] = ()
+        with suppress(TaskWorkerError):
+            found = names(app.extensions["taskworker"], incomplete)
+        notes = found if isinstance(found, Mapping) else dict.fromkeys(sorted(set(found)))
+        return [CompletionItem(name, help=note) for name, note in notes.items() if name.startswith(incomplete)]
+
+    return complete
 
 
 def known_queues(state: AppState) -> set[str]:
@@ -217,68 +226,61 @@ def known_queues(state: AppState) -> set[str]:
     return {task.options.queue for task in state.registry} | set(state.config.queues or ())
 
 
-def complete_filter(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The words of a filter, for the shell: keys, states, tasks and queues."""
-    word = incomplete.rpartition(" ")[2]
-    words = {f"state:{state}" for state in STATES} | {f"{key}:" for key in _FILTER_KEYS}
-    words |= {f"task:{task.name}" for task in _state_of(ctx).registry}
-    words |= {f"queue:{name}" for name in known_queues(_state_of(ctx))}
-    return _matching({incomplete.removesuffix(word) + known for known in words}, incomplete)
+def _filter_words(state: AppState, incomplete: str) -> list[str]:
+    before = incomplete.removesuffix(incomplete.rpartition(" ")[2])
+    words = [f"state:{name}" for name in STATES] + [f"{key}:" for key in _FILTER_KEYS]
+    words += [f"task:{task.name}" for task in state.registry] + [f"queue:{name}" for name in known_queues(state)]
+    return [before + word for word in words]
 
 
-def complete_mail(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The ids of the newest queued mails, for the shell."""
-    rows = _found(ctx, lambda store: Browser(store).mails(limit=_COMPLETED).rows)
-    return _matching({row.id for row in rows}, incomplete)
+def _tables_of(state: AppState) -> Store:
+    require_tables(state)
+    return state.store
 
 
-def complete_schedule(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names of stored schedules, for the shell."""
-    return _matching({schedule.name for schedule in _found(ctx, lambda store: store.schedules())}, incomplete)
-
-
-def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The numbers of the newest jobs, with their tasks and states, for the shell."""
-    return _jobs_of(ctx, JobFilter(), incomplete)
+complete_task = completing(lambda state, _: [task.name for task in state.registry])
+complete_queue = completing(lambda state, _: known_queues(state))
+complete_filter = completing(_filter_words)
+complete_schedule = completing(lambda state, _: [schedule.name for schedule in _tables_of(state).schedules()])
+complete_mail = completing(lambda state, _: [row.id for row in Browser(_tables_of(state)).mails(limit=_COMPLETED).rows])
 
 
 def complete_job_in(*states: str, discarded: bool = False) -> Callable[..., list[CompletionItem]]:
-    """As :func:`complete_job`, for an act that only these states allow."""
+    """Completes with the numbers of the newest jobs in these states, and their tasks and states."""
     chosen = JobFilter(states=states, discarded=discarded)
-    return lambda ctx, _param, incomplete: _jobs_of(ctx, chosen, incomplete)
+
+    def newest(state: AppState, _: str) -> dict[str, str]:
+        found = [row.record for row in Browser(_tables_of(state)).jobs(chosen, limit=_COMPLETED).rows]
+        return {str(job.id): f"{safe(job.task)} {job.state}" for job in found}
+
+    return completing(newest)
 
 
-def _jobs_of(ctx: click.Context, chosen: JobFilter, incomplete: str) -> list[CompletionItem]:
-    rows: Iterable[JobRow] = _found(ctx, lambda store: Browser(store).jobs(chosen, limit=_COMPLETED).rows)
-    found = [row.record for row in rows]
-    return [
-        CompletionItem(str(job.id), help=f"{safe(job.task)} {job.state}")
-        for job in found
-        if str(job.id).startswith(incomplete)
-    ]
-
-
-def _found(ctx: click.Context, look: Callable[[Store], Iterable[Any]]) -> Iterable[Any]:
-    """A database that cannot be read completes nothing; the command itself will say why."""
-    state = _state_of(ctx)
-    try:
-        require_tables(state)
-        return look(state.store)
-    except TaskWorkerError:
-        return []
-
-
-def _matching(names: set[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
-
-
-def _state_of(ctx: click.Context) -> AppState:
-    info = ctx.find_object(ScriptInfo)
-    app: Flask = info.load_app() if info else current_app
-    return cast("AppState", app.extensions["taskworker"])
+complete_job = complete_job_in()
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
+
+
+class QueueName(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """The name of a queue."""
+
+    name = "queue"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check it."""
+        try:
+            check_name("queue", value)
+        except DeclarationError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Those that are known."""
+        return complete_queue(ctx, param, incomplete)
+
+
+QUEUE = QueueName()
 
 
 class Period(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4

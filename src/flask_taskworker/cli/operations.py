@@ -11,18 +11,17 @@ import click
 
 from ..commands import tasks_command
 from ..core.filters import JobFilter
-from ..core.tasks import MAX_NAME
 from ..core.words import stamp
 from ..errors import JobNotFound, NotAccepted
 from .group import (
     FAILED,
     NOTHING,
+    QUEUE,
     Period,
     app_state,
     browser,
     complete_filter,
     complete_job_in,
-    complete_queue,
     confirm,
     known_queues,
     operations,
@@ -220,13 +219,12 @@ def with_progress(batches: Iterable[int], number: int, label: str) -> Iterator[i
 
 
 @tasks_command.command("pause")
-@click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, shell_complete=complete_queue)
+@click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, type=QUEUE)
 def pause(queues: tuple[str, ...]) -> None:
     """Pause queues. Running jobs finish; no new jobs start.
 
     Jobs can still be enqueued.
     """
-    _check_names(queues)
     for name in queues:
         if name not in known_queues(app_state()):
             tell(f"Note: no task uses the queue {name!r}.")
@@ -235,13 +233,12 @@ def pause(queues: tuple[str, ...]) -> None:
 
 
 @tasks_command.command("resume")
-@click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, shell_complete=complete_queue)
+@click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, type=QUEUE)
 def resume(queues: tuple[str, ...]) -> None:
     """Resume paused queues.
 
     Exits with 3 if none of them was paused, with 1 if only some were.
     """
-    _check_names(queues)
     done = 0
     for name in dict.fromkeys(queues):
         resumed = operations().resume_queue(name)
@@ -249,14 +246,6 @@ def resume(queues: tuple[str, ...]) -> None:
         tell(f"Queue {name!r} is {'resumed' if resumed else 'not paused'}.")
     if done < len(set(queues)):
         sys.exit(FAILED if done else NOTHING)
-
-
-def _check_names(queues: Iterable[str]) -> None:
-    for name in queues:
-        if not name or len(name) > MAX_NAME or not name.isprintable():
-            raise click.UsageError(
-                f"{name!r:.300} is not a valid queue name: give 1 to {MAX_NAME} printable characters."
-            )
 
 
 # -- purge -------------------------------------------------------------------------------------------------------------

@@ -21,12 +21,12 @@ from ..core.tasks import MAX_NAME
 from ..state import AppState
 from ..worker.bounds import Bounds, WorkerRole, resident_mb
 from ..worker.probes import Health, Probes, WorkersHealth
-from .group import FAILED, CreatingCommand, Period, app_state, complete_queue, known_queues, tell
+from .group import FAILED, QUEUE, CreatingCommand, Period, app_state, known_queues, tell
 from .log_output import set_up_log
 from .reloader import reload
 from .stacks import print_on_signal
 from .supervisor import HEALTH, NUMBER, Supervisor, available_cpus, hold_lifeline, own_command
-from .text import pairs, plural, safe
+from .text import pairs, plural
 
 log = get_logger("worker")
 
@@ -64,15 +64,8 @@ class Address(click.ParamType):  # type: ignore[type-arg]
 
 
 @tasks_command.command("run", cls=CreatingCommand)
-@click.argument("queues", nargs=-1, metavar="[QUEUE]...", shell_complete=complete_queue)
-@click.option(
-    "-x",
-    "--exclude",
-    multiple=True,
-    metavar="QUEUE",
-    shell_complete=complete_queue,
-    help="Queue to ignore (repeatable).",
-)
+@click.argument("queues", nargs=-1, metavar="[QUEUE]...", type=QUEUE)
+@click.option("-x", "--exclude", multiple=True, type=QUEUE, metavar="QUEUE", help="Queue to ignore (repeatable).")
 @click.option(
     "-w",
     "--workers",
@@ -149,8 +142,9 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
     settings, workers = _settings(queues, options), options["workers"]
     is_child, number = hold_lifeline(), os.environ.pop(NUMBER, "1")
     role = _role(queues, options, number)
+    plan = _plan(state, settings, bounds, role, workers)
     if options["check"]:
-        _check(state, settings, bounds, role, workers)
+        _check(state, settings, plan)
         return
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     form = options["log_format"]
@@ -167,7 +161,6 @@ def run(queues: tuple[str, ...], **options: Any) -> None:
         return
     if not len(state.registry):
         log.warning(NO_TASKS)
-    plan = _plan(state, settings, bounds, role, workers)
     log.info("%s", "; ".join(f"{name}: {value}" for name, value in plan if value))
     if workers > 1:
         _supervise(app, state, bounds, options)
@@ -236,10 +229,8 @@ def _cannot_listen(option: str, address: tuple[str, int], error: OSError) -> cli
 
 def _role(queues: tuple[str, ...], options: dict[str, Any], number: str) -> WorkerRole:
     exclude = frozenset(options["exclude"])
-    both = sorted(exclude & set(queues))
-    if both or "" in exclude:
-        message = f"The queue {both[0]!r} is both given and excluded." if both else "A queue's name cannot be empty."
-        raise click.UsageError(message)
+    if both := sorted(exclude & set(queues)):
+        raise click.UsageError(f"The queue {both[0]!r} is both given and excluded.")
     template = name = options["template"] or ""
     for word, value in (("{host}", socket.gethostname()), ("{pid}", str(os.getpid())), ("{number}", number)):
         name = name.replace(word, value)
@@ -264,8 +255,6 @@ def _bounds(options: dict[str, Any]) -> Bounds:
 
 def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     """What overrides the configuration, by the names of its fields."""
-    if not all(queues):
-        raise click.UsageError("A queue's name cannot be empty.")
     given = {
         "queues": tuple(dict.fromkeys(queues)) or None,
         "concurrency": options["concurrency"],
@@ -275,20 +264,17 @@ def _settings(queues: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _check(state: AppState, settings: dict[str, Any], bounds: Bounds, role: WorkerRole, workers: int) -> None:
+def _check(state: AppState, settings: dict[str, Any], plan: list[tuple[str, str | None]]) -> None:
     if state.store.driver.schema_version() is None:
         tell("No tables yet: the worker creates them.")
     else:
         state.store.driver.prepare()
-    registry = state.registry
-    plan = _plan(state, settings, bounds, role, workers)
-    plan.append(("tasks", ", ".join(sorted(task.name for task in registry)) or None))
-    for line in pairs([(name, value and safe(value)) for name, value in plan]):
-        click.echo(line)
+    tasks = ", ".join(sorted(task.name for task in state.registry))
+    click.echo("\n".join(pairs([*plan, ("tasks", tasks or None)])))
     for name in settings.get("queues", ()):
         if name not in known_queues(state):
             tell(f"Note: no task uses the queue {name!r}; it only gets jobs enqueued with using(queue={name!r}).")
-    if not len(registry):
+    if not tasks:
         tell(NO_TASKS)
         sys.exit(FAILED)
 
