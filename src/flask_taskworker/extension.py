@@ -431,14 +431,11 @@ class BackgroundTaskWorker(TaskWorker):
             self._forget_runner()
             self._start_again = True
         if threading.main_thread().is_alive():
-            timer = threading.Timer(self.timing.replace_after, self._restart_once)
+            # Unless a request, or stop(), was faster.
+            again = lambda: self._restart() if self._start_again else None  # noqa: E731
+            timer = threading.Timer(self.timing.replace_after, again)
             timer.daemon = True
             timer.start()
-
-    def _restart_once(self) -> None:
-        """Unless a request, or stop(), was faster."""
-        if self._start_again:
-            self._restart()
 
     def _restart(self) -> None:
         self._start_again = False

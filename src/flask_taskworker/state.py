@@ -72,21 +72,17 @@ def replace_predecessor(state: AppState) -> None:
                 "each other's jobs. Give one of them another TASKER_DATABASE_URI."
             )
         _databases[key] = state
-    if other is not None:
-        _retire(other)
+    if other is None:
+        return
+    if other.worker is not None:
+        other.worker.stop()
+        other.worker = None
+    if (app := other.find_app()) is not None:
+        other.forget(app)
 
 
 def _is_rival(other: AppState | None, state: AppState) -> bool:
     return other is not None and other.find_app() is not None and other.import_name != state.import_name
-
-
-def _retire(state: AppState) -> None:
-    if state.worker is not None:
-        state.worker.stop()
-        state.worker = None
-    app = state.find_app()
-    if app is not None:
-        state.forget(app)
 
 
 def close_state(state: AppState) -> None:

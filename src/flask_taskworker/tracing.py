@@ -59,8 +59,8 @@ def instrument(task_worker: HasRegistry, tracer_provider: TracerProvider | None 
     ArgumentsError for anything but a TaskWorker.
     """
     registry_of(task_worker).tracing = Spans(get_tracer(__name__, tracer_provider=tracer_provider))
-    if _carry not in carriers:
-        carriers.append(_carry)
+    if _W3C.inject not in carriers:
+        carriers.append(_W3C.inject)
 
 
 def uninstrument(task_worker: HasRegistry) -> None:
@@ -90,8 +90,8 @@ class Spans:
         carried = {name: origin[name] for name in _CARRIED if isinstance(origin.get(name), str)}
         context = _W3C.extract(carried, context=Context())
         sender = get_current_span(context).get_span_context()
-        links = []
-        if sender.is_valid and not _runs_at_once(claim):
+        links, runs_at_once = [], claim.claim == 1 and not claim.run_at
+        if sender.is_valid and not runs_at_once:
             context, links = Context(), [Link(sender)]
         attributes: dict[str, Any] = {
             **_attributes("process", claim.queue),
@@ -105,14 +105,6 @@ class Spans:
             f"process {claim.queue}", context=context, kind=SpanKind.CONSUMER, attributes=attributes, links=links
         ) as span:
             yield partial(_ended, span)
-
-
-def _carry(origin: dict[str, Any]) -> None:
-    _W3C.inject(origin)
-
-
-def _runs_at_once(claim: Claim) -> bool:
-    return claim.claim == 1 and not claim.run_at
 
 
 def _attributes(operation: str, queue: str) -> dict[str, str]:

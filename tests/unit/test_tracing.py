@@ -249,7 +249,7 @@ def test_apps_that_come_later_are_followed_too(
         task.enqueue()
     spans.named("send default")
     tracing.uninstrument(task_worker)
-    origin.carriers.remove(tracing._carry)
+    origin.carriers.remove(tracing._W3C.inject)
 
 
 def test_what_is_not_a_task_worker_is_refused(app: Flask) -> None:

@@ -174,7 +174,14 @@ class _Watch:
             self._waiting.clear()
 
     def on_rollback(self, _session: Session, ended: SessionTransaction) -> None:
-        self._waiting = [(inner, call) for inner, call in self._waiting if not _is_within(inner, ended)]
+        kept = []
+        for transaction, call in self._waiting:
+            inner: SessionTransaction | None = transaction
+            while inner is not None and inner is not ended:
+                inner = inner.parent
+            if inner is None:
+                kept.append((transaction, call))
+        self._waiting = kept
 
     def on_end(self, _session: Session, ended: SessionTransaction) -> None:
         if ended.parent is None:
@@ -191,14 +198,6 @@ class _Watch:
                     first = first or error
             if first is not None:
                 raise first
-
-
-def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
-    while inner is not None:
-        if inner is outer:
-            return True
-        inner = inner.parent
-    return False
 
 
 # -- no commit but ours ------------------------------------------------------------------------------------------------

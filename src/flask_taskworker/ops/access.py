@@ -159,7 +159,10 @@ def _is_local() -> bool:
         return False
     if request.environ.get("SERVER_PROTOCOL") in ("HTTP/1.0", "HTTP/0.9"):
         return False
-    return _is_loopback(request.remote_addr or "") and _is_local_name(request.host)
+    host, _, port = request.host.rpartition(":")
+    name = host if port.isdecimal() else request.host
+    is_named_local = name == "localhost" or name.endswith(".localhost") or _is_loopback(name.strip("[]"))
+    return is_named_local and _is_loopback(request.remote_addr or "")
 
 
 def _is_development_server() -> bool:
@@ -167,11 +170,6 @@ def _is_development_server() -> bool:
     environ = request.environ
     is_test = isinstance(environ["wsgi.input"], BytesIO) and not environ["wsgi.multithread"]
     return "werkzeug.socket" in environ or (is_test and "SERVER_SOFTWARE" not in environ)
-
-
-def _is_local_name(host: str) -> bool:
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name.strip("[]"))
 
 
 def _is_loopback(address: str) -> bool:

@@ -56,26 +56,18 @@ class Wanted:
         for name, value in self.arguments.items():
             if name not in job.arguments:
                 found.append(f"{name}: wanted {_short(value)}, has none")
-            elif not _equal(value, job.arguments[name]):
+            elif not bool(value == job.arguments[name]):
                 found.append(f"{name}: wanted {_short(value)}, is {_short(job.arguments[name])}")
         for name, value in self.properties.items():
             actual = getattr(job, name)
-            if not (_is_time(value, actual) if name == "run_at" else _equal(value, actual)):
+            if isinstance(value, datetime) and isinstance(actual, datetime):
+                # To the second, because the millisecond of "in an hour" is not known beforehand.
+                fits = abs(require_aware(value, name) - actual) < _TOLERANCE
+            else:
+                fits = bool(value == actual)
+            if not fits:
                 found.append(f"{name}: wanted {_short(value)}, is {_short(actual)}")
         return found
-
-
-def _equal(wanted: object, actual: object) -> bool:
-    return bool(wanted == actual)
-
-
-def _is_time(wanted: object, actual: datetime | None) -> bool:
-    """To the second, because the millisecond of "in an hour" is not known beforehand. None means at once."""
-    if wanted is None or actual is None:
-        return wanted is actual
-    if isinstance(wanted, datetime):
-        return abs(require_aware(wanted, "run_at") - actual) < _TOLERANCE
-    return _equal(wanted, actual)
 
 
 def no_match(wanted: Wanted, jobs: Sequence[EnqueuedJob], matches: Sequence[EnqueuedJob], times: int | None) -> str:
@@ -85,17 +77,13 @@ def no_match(wanted: Wanted, jobs: Sequence[EnqueuedJob], matches: Sequence[Enqu
         head = f"{head[:-1]}; wanted: {times}."
     parts = [head]
     others = [job for job in jobs if job not in matches]
-    if not matches and others:
-        parts.append(_nearest(wanted, others))
+    same_task = [job for job in others if job.task == wanted.task]
+    if not matches and same_task:
+        nearest = min(same_task, key=lambda job: len(wanted.misses(job)))
+        parts.append("\n  ".join([f"Nearest miss: job {nearest.id}", *wanted.misses(nearest)]))
+    elif not matches and others:
+        parts.append(f"No job of {wanted.task} was enqueued at all.")
     return "\n".join([*parts, listing(jobs)])
-
-
-def _nearest(wanted: Wanted, jobs: Sequence[EnqueuedJob]) -> str:
-    same_task = [job for job in jobs if job.task == wanted.task]
-    if not same_task:
-        return f"No job of {wanted.task} was enqueued at all."
-    nearest = min(same_task, key=lambda job: len(wanted.misses(job)))
-    return "\n  ".join([f"Nearest miss: job {nearest.id}", *wanted.misses(nearest)])
 
 
 def listing(jobs: Sequence[EnqueuedJob]) -> str:

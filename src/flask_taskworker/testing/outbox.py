@@ -131,7 +131,13 @@ class Outbox(Sequence[SentMail]):
 
     def find_all(self, *, to: str | None = None, subject: str | None = None, text: str | None = None) -> list[SentMail]:
         """All such mails, oldest first."""
-        return [mail for mail in self._mails if _fits(mail, to, subject, text)]
+        return [
+            mail
+            for mail in self._mails
+            if (to is None or to.lower() in (address.lower() for address in mail.to))
+            and (subject is None or subject in str(mail.subject or ""))
+            and (text is None or text in f"{mail.message.body or ''}\n{mail.message.html or ''}")
+        ]
 
     def fail(self, error: Failure, times: int = 1) -> None:
         """Let the server fail at the next *times* mails.
@@ -153,14 +159,6 @@ class _Server(list[Any]):
         if self._failures:
             raise self._failures.popleft()(envelope)
         super().append(envelope)
-
-
-def _fits(mail: SentMail, to: str | None, subject: str | None, text: str | None) -> bool:
-    if to is not None and to.lower() not in (address.lower() for address in mail.to):
-        return False
-    if subject is not None and subject not in str(mail.subject or ""):
-        return False
-    return text is None or text in f"{mail.message.body or ''}\n{mail.message.html or ''}"
 
 
 def _address(recipient: Any) -> str:
