@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 from ...errors import StoreError
@@ -30,9 +30,6 @@ _execute = sqlite3.Connection.execute
 
 class ForkSafeConnection(sqlite3.Connection):
     """A connection that fetches all rows at once. Safe from any thread, one at a time."""
-
-    _thread: int | None = None
-    """The thread that uses it now."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if _spoilt:
@@ -74,20 +71,14 @@ class ForkSafeConnection(sqlite3.Connection):
             return False
 
     def _enter(self) -> None:
-        if self._thread is None:
+        if id(self) not in _busy:
             thread = threading.get_ident()
             # A fork waits for this thread already, if it uses another connection, and could not end before it.
-            with _count if thread in _busy else _entrance, _count:
-                _busy[thread] += 1
-            self._thread = thread
+            with nullcontext() if thread in _busy.values() else _entrance:
+                _busy[id(self)] = thread
 
     def _leave(self) -> None:
-        if self._thread is not None:
-            thread, self._thread = self._thread, None
-            with _count:
-                _busy[thread] -= 1
-                if not _busy[thread]:
-                    del _busy[thread]
+        _busy.pop(id(self), None)
 
 
 class Rows:
@@ -104,12 +95,12 @@ class Rows:
 
 
 _connections: weakref.WeakSet[ForkSafeConnection] = weakref.WeakSet()
-# Both reentrant: a connection may be closed by the garbage collector while its thread holds them.
+# Reentrant: a connection may be closed by the garbage collector while its thread holds it.
 _entrance = threading.RLock()
 """Held by a process that forks: nothing new begins."""
-_count = threading.RLock()
-_busy: Counter[int] = Counter()
-"""How many connections each thread has that run a statement or have a transaction open. Under the count's lock."""
+_busy: dict[int, int] = {}
+"""The thread of each connection, by its id, that runs a statement or has a transaction open. Changed in one step each
+time: the garbage collector may come between two."""
 _pid = os.getpid()
 _spoilt = False
 """Whether this process was forked while one was busy."""
@@ -121,22 +112,19 @@ def _before_fork() -> None:
     _entrance.acquire()
     while _busy and time.monotonic() < deadline:
         time.sleep(_STEP)
-    # No thread may hold it in the child either.
-    _count.acquire()
 
 
 def _after_fork_in_parent() -> None:
-    _count.release()
     _entrance.release()
 
 
 def after_fork_in_child() -> None:
     """Close what was inherited. Harmless when repeated; for those who fork without Python's hooks, as uWSGI does."""
-    global _entrance, _count, _pid, _spoilt
+    global _entrance, _pid, _spoilt
     if _pid == os.getpid():
         return
     _pid = os.getpid()
-    _entrance, _count = threading.RLock(), threading.RLock()
+    _entrance = threading.RLock()
     if _busy:
         _spoilt = True
     else:
