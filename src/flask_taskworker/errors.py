@@ -115,6 +115,10 @@ class ConnectionLost(StoreError):
     """The connection to the database server broke, so what was asked may or may not have been done."""
 
 
+class NotReachable(StoreError):
+    """The database server does not answer, or lets no one in just now. What was asked was not done; try again later."""
+
+
 class SchemaError(StoreError):
     """The tables of the task database do not fit this version of Flask-TaskWorker."""
 

@@ -28,7 +28,7 @@ from .core.retry import Retry
 from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
 from .core.triggers import Trigger
 from .core.unique import Unique
-from .errors import AppError, ArgumentsError, TaskWorkerError
+from .errors import AppError, ArgumentsError, ConnectionLost, NotReachable, TaskWorkerError
 from .mail.queue.delivery import register_mail
 from .ops.bulk import register_bulk
 from .state import KEY, AppState, close_state, replace_predecessor
@@ -401,8 +401,9 @@ class BackgroundTaskWorker(TaskWorker):
     def start(self) -> None:
         """Start the thread, for all apps given to ``init_app`` and those given later. Harmless when repeated.
 
-        Under the ``flask`` command it starts only for ``flask run``. Raises AppError without an app, StoreError when
-        the database cannot be opened, NotSupported where no worker can run.
+        Under the ``flask`` command it starts only for ``flask run``. Where the database server cannot be reached it
+        logs that and returns: the worker starts as soon as the server answers. Raises AppError without an app,
+        StoreError when the database cannot be opened for another reason, NotSupported where no worker can run.
         """
         if not self._is_meant():
             return
@@ -411,8 +412,11 @@ class BackgroundTaskWorker(TaskWorker):
             log.info("not started in this process, which only forks others: it starts in each of those")
             self._start_again = True
             after_uwsgi_fork(self._restart)
-        else:
+            return
+        try:
             self._start_thread()
+        except (NotReachable, ConnectionLost) as error:
+            self._start_later(error)
 
     def _start_thread(self) -> None:
         check_server()
@@ -430,10 +434,18 @@ class BackgroundTaskWorker(TaskWorker):
                 return
             self._forget_runner()
             self._start_again = True
+        self._restart_after(self.timing.replace_after)
+
+    def _start_later(self, error: TaskWorkerError) -> None:
+        log.error("no worker runs in this process until the database answers: %s", error)
+        self._start_again = True
+        self._restart_after(self.timing.reach_again)
+
+    def _restart_after(self, seconds: float) -> None:
         if threading.main_thread().is_alive():
             # Unless a request, or stop(), was faster.
             again = lambda: self._restart() if self._start_again else None  # noqa: E731
-            timer = threading.Timer(self.timing.replace_after, again)
+            timer = threading.Timer(seconds, again)
             timer.daemon = True
             timer.start()
 
@@ -441,6 +453,8 @@ class BackgroundTaskWorker(TaskWorker):
         self._start_again = False
         try:
             self._start_thread()
+        except (NotReachable, ConnectionLost) as error:
+            self._start_later(error)
         except (TaskWorkerError, OSError, RuntimeError) as error:
             log.error("no worker runs in this process; the next request tries again: %s", error)  # noqa: TRY400
             self._start_again = True

@@ -94,7 +94,7 @@ class TaskWorkerConfig:
     """The storage engine. Only "sqlalchemy" exists. Defaults to "sqlalchemy"."""
 
     driver: Driver = setting(choice("sqlite", "postgresql"), "sqlite")
-    """"sqlite" or "postgresql" (psycopg 3). Defaults to "sqlite"."""
+    """"sqlite" or "postgresql" (psycopg 3). Defaults to that of database_uri, without one to "sqlite"."""
 
     database_uri: URL
     """An SQLAlchemy URL. Defaults to taskworker.db in the instance folder; required for PostgreSQL."""
@@ -178,6 +178,8 @@ class TaskWorkerConfig:
     def from_mapping(cls, config: Mapping[str, Any], *, instance_path: str) -> TaskWorkerConfig:
         """Read the ``TASKER_*`` keys of *config*; relative SQLite paths are relative to *instance_path*."""
         found = read_fields(cls, "TASKER_", config)
+        if "TASKER_DRIVER" not in config and re.match(r"postgres(ql)?\b", str(config.get("TASKER_DATABASE_URI"))):
+            found["driver"] = "postgresql"
         keys = ("TASKER_DASHBOARD_USER", "TASKER_DASHBOARD_PASSWORD")
         if (found["dashboard_user"] is None) != (found["dashboard_password"] is None):
             raise ConfigError(f"{keys[0]} and {keys[1]} belong together: set both, or neither.")

@@ -35,6 +35,8 @@ class Timing:
     """Until a job whose task is unknown here is claimed again, at least. Defaults to 2."""
     replace_after: float = 1.0
     """From the end of a loop that user code has ended to the next one. Defaults to 1."""
+    reach_again: float = 2.0
+    """Between two tries to start where the database server cannot be reached. Defaults to 2."""
     signal_backlog: int = 10_000
     """How many signals may wait for their receivers before no more jobs begin. Defaults to 10,000."""
     lines_kept: int = 10_000_000

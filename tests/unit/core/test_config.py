@@ -102,6 +102,15 @@ def test_every_value_is_read() -> None:
     }
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_url_alone_says_which_database_it_is(scheme: str) -> None:
+    config = read(TASKER_DATABASE_URI=f"{scheme}://ann@host/db")
+    assert (config.driver, config.database_uri.host) == ("postgresql", "host")
+    assert read(TASKER_DATABASE_URI="sqlite:////tmp/x.db").driver == "sqlite"
+    with pytest.raises(ConfigError, match="Set TASKER_DRIVER to match the URL"):
+        read(TASKER_DATABASE_URI=f"{scheme}://ann@host/db", TASKER_DRIVER="sqlite")
+
+
 def test_other_keys_are_not_touched() -> None:
     assert read(SECRET_KEY="x", MAIL_SERVER="y", TASKER_SOMETHING=1) == read()
 

@@ -25,7 +25,7 @@ from psycopg.pq import ConnStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL
 
-from ...errors import ConfigError, ConnectionLost, NotSupported, StoreError
+from ...errors import ConfigError, ConnectionLost, NotReachable, NotSupported, StoreError
 from ..driver import Parameters, Row, RowLocked, RowRefused, Run
 
 T = TypeVar("T")
@@ -194,11 +194,15 @@ class Unreachable:
             # psycopg knows no codes here: the server's words are all there is, and they may be in any language.
             words = in_words(error)
             remedy = next((remedy for said, remedy in _CONNECT_REMEDIES if re.search(said, words)), _CHECK_SERVER)
-            raise StoreError(f"PostgreSQL at {self._place}: {words}. {remedy}") from error
+            kind = NotReachable if remedy in _WILL_PASS else StoreError
+            raise kind(f"PostgreSQL at {self._place}: {words}. {remedy}") from error
 
 
 _CHECK_SERVER = "Check TASKER_DATABASE_URI, and that the server runs and lets this machine in."
 _FEWER = "Raise the server's limit, run fewer processes, or put a pooler before it."
+_FEWER_THERE = "Raise the pooler's max_client_conn, or run fewer processes."
+_STARTS, _ENDS = "The server is starting: try again.", "The server is shutting down: try again."
+_WILL_PASS = frozenset({_CHECK_SERVER, _FEWER, _FEWER_THERE, _STARTS, _ENDS})
 _CONNECT_REMEDIES = (
     ("^invalid .* value", "Correct that parameter in TASKER_DATABASE_URI."),
     ("authentication failed", "Check the user and the password in TASKER_DATABASE_URI."),
@@ -206,10 +210,10 @@ _CONNECT_REMEDIES = (
     ("no pg_hba.conf entry", "Let this machine and user in: in the server's pg_hba.conf, or its firewall rules."),
     ("too many c", _FEWER),
     ("connection slots", _FEWER),
-    ("no more connections allowed", "Raise the pooler's max_client_conn, or run fewer processes."),
+    ("no more connections allowed", _FEWER_THERE),
     ("unsupported startup parameter", "The pooler does not pass that on: leave it out of TASKER_DATABASE_URI."),
-    ("starting up", "The server is starting: try again."),
-    ("shutting down", "The server is shutting down: try again."),
+    ("starting up", _STARTS),
+    ("shutting down", _ENDS),
     ("role .* does not exist", "Create the user, or correct its name in TASKER_DATABASE_URI."),
     ("database .* does not exist", "Create the database, or correct its name in TASKER_DATABASE_URI."),
     ("permission denied for database", "Let this user in: GRANT CONNECT ON DATABASE … TO …"),

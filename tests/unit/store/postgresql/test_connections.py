@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,12 +18,22 @@ from flask import Flask
 from sqlalchemy.engine import make_url
 
 from flask_taskworker import BackgroundTaskWorker
-from flask_taskworker.errors import ConfigError, ConnectionLost, NotAccepted, NotSupported, SchemaError, StoreError
+from flask_taskworker.errors import (
+    ConfigError,
+    ConnectionLost,
+    NotAccepted,
+    NotReachable,
+    NotSupported,
+    SchemaError,
+    StoreError,
+)
 from flask_taskworker.store.postgresql import driver as postgresql_driver
 from flask_taskworker.store.postgresql.connections import PostgresqlLink, PostgresqlServer
 from flask_taskworker.store.schema import VERSION
+from flask_taskworker.worker.timing import Timing
 from tests.support.apps import task_worker_of
 from tests.support.postgres import LOCKED_USER, OVERRIDE, a_database, a_schema, run_sql, with_options
+from tests.support.waiting import wait_for
 
 SECRET = "hunter2%40"
 SOURCES = Path(__file__).parents[4] / "src"
@@ -160,10 +171,38 @@ def test_server_that_cannot_be_reached_is_named(make_worker: MakeWorker, address
     @task_worker.task(name="task")
     def task() -> None: ...
 
-    with pytest.raises(StoreError, match=words):
-        task_worker.start()
+    with pytest.raises(NotReachable, match=words):
+        task_worker.state().store.driver.prepare()
     with pytest.raises(NotAccepted, match=f"The job was not accepted. {words}"):
         task.enqueue()
+
+
+def test_worker_starts_as_soon_as_a_server_that_was_away_answers(
+    make_worker: MakeWorker, own: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Not in tmp_path: the path of a socket may have 107 characters.
+    with a_schema(own) as url, tempfile.TemporaryDirectory() as place:
+        folder = make_url(url).query["host"]
+        own_folder = Path(place) / "s"
+        path = make_url(url).query["options"].replace("=", "%3D")
+        task_worker = make_worker(f"postgresql://postgres@/postgres?host={own_folder}&options={path}")
+        task_worker.timing = Timing(reach_again=0.05)
+        task = task_worker.task(name="task")(lambda: "ran")
+        task_worker.start()
+        assert "no worker runs in this process until the database answers" in caplog.text
+        with pytest.raises(NotAccepted):
+            task.enqueue()
+        own_folder.symlink_to(str(folder))
+        wait_for(task_worker.workers)
+        assert task.enqueue().result(timeout=10) == "ran"
+
+
+def test_stop_ends_the_tries_to_reach_a_server_that_is_away(make_worker: MakeWorker) -> None:
+    task_worker = make_worker("postgresql://127.0.0.1:1/x")
+    task_worker.timing = Timing(reach_again=0.01)
+    task_worker.start()
+    task_worker.stop()
+    assert task_worker.workers() == []
 
 
 def test_hosts_of_a_cluster_are_tried_in_turn(make_worker: MakeWorker, own: str) -> None:
@@ -307,7 +346,7 @@ def test_server_that_is_read_only_is_reported(make_worker: MakeWorker, own: str)
 def test_full_server_is_reported(make_worker: MakeWorker, own: str) -> None:
     with a_user(own, "lonely", "CONNECTION LIMIT 0") as url:
         with pytest.raises(StoreError, match="too many connections for role.*Raise the server's limit, run fewer"):
-            make_worker(url).start()
+            make_worker(url).state().store.driver.prepare()
 
 
 # -- the server and its tables -----------------------------------------------------------------------------------------
