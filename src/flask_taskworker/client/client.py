@@ -139,7 +139,11 @@ class Client:
                 for i in new:
                     signalling.send(signals.job_enqueued, app, job=jobs[i])
         finally:
-            self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
+            if any(rows[i].state == "held" for i in new):
+                # A worker is to look, and see who may be let in.
+                self.wake()
+            else:
+                self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
         return jobs
 
     async def aenqueue(
@@ -348,6 +352,9 @@ class Client:
         state = self.store.cancel(job_id)
         if state is JobState.CANCELLED:
             self.cancelled((job_id,))
+            if self._registry.limits:
+                # There may be room for others now.
+                self.wake()
         return state is not None
 
     def cancelled(self, job_ids: Iterable[int]) -> None:

@@ -13,6 +13,13 @@ from .unique import Key
 
 Kind = Literal["sync", "async"]
 
+LIMITED = 1
+"""A mark: the job belongs to a limit, and asks for room when it is due."""
+KEEPS = 64
+"""A mark: the limit is ``hold=True``, so the job keeps its room between its tries."""
+HOLDS = 128
+"""A mark: the job waits for its next try and has kept its room."""
+
 MAX_SHOWN = 200
 """Characters of a name in a log record."""
 
@@ -24,6 +31,8 @@ class JobState(StrEnum):
     """Enqueued with ``session=``, and that session has not committed yet. Never a state of a stored job."""
     SCHEDULED = "scheduled"
     """Not due yet: delayed, or waiting for its next try."""
+    HELD = "held"
+    """Due, and its limit has no room for it yet."""
     READY = "ready"
     """Due; the next free worker takes it."""
     RUNNING = "running"
@@ -76,13 +85,18 @@ class NewJob(NamedTuple):
     fire_at: int | None = None
     at_most_once: int = 0
     origin: str | None = None
+    marks: int = 0
     key: Key | None = None
     """Under which key another job may stand for it. Not in the row of the job: see store/keys.py."""
+    lane: str | None = None
+    """Where a limited job stands in line. Not in the row of the job: see store/admission.py."""
 
     @property
     def state(self) -> str:
         """The state in which the row begins."""
-        return "scheduled" if self.run_at > self.created_at else "ready"
+        if self.run_at > self.created_at:
+            return "scheduled"
+        return "held" if self.marks & LIMITED else "ready"
 
 
 class JobRecord(NamedTuple):
@@ -113,6 +127,8 @@ class JobRecord(NamedTuple):
     started_at: int | None = None
     finished_at: int | None = None
     expires_at: int | None = None
+    marks: int = 0
+    """What a transition of this job must see to, besides its row: 0 for most jobs."""
 
 
 class Claim(NamedTuple):
@@ -136,6 +152,7 @@ class Claim(NamedTuple):
     fire_at: int | None
     at_most_once: int = 0
     origin: str | None = None
+    marks: int = 0
 
     @property
     def attempt(self) -> int:

@@ -20,6 +20,7 @@ from .codec import Codec
 from .functions import is_in_a_variable, is_other_closure, place_of, positional_range, signature_of, task_name
 from .habits import TASK_METHODS, hint_for_call, hint_for_options, hint_for_trigger, no_attribute
 from .jobs import Job
+from .limits import Limit
 from .retry import Retry
 from .rows import Claim, Kind, Outcome
 from .triggers import At, Cron, Every, Trigger
@@ -411,6 +412,8 @@ class TaskRegistry:
         self._find_client = find_client
         self._tasks: dict[str, Task[..., Any, Any]] = {}
         self._built_in: dict[str, Task[..., Any, Any]] = {}
+        self.limits: dict[str, Limit] = {}
+        """The limits of the tasks, by name."""
 
     def register_built_in(self, function: Callable[..., Any], options: TaskOptions, name: str) -> None:
         """Make a task of a function of this package. It runs as any other, and is not listed among the user's."""

@@ -22,6 +22,7 @@ from ..core.tasks import TaskRegistry
 from ..core.triggers import trigger_from_text
 from ..errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from ..mail.queue.queue import DELIVER, MailQueue
+from ..store.admission import touch
 from ..store.driver import Row, Run
 from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
@@ -117,7 +118,7 @@ class Operations:
         }
         fits = "true" if still is None else browse_statements.conditions(self._dialect, still)
         batch = statements.BATCH[act.action](self._dialect, fits)
-        changed = act.write(lambda run: run(batch, parameters))
+        changed = act.write(lambda run: self._touched(run, run(batch, parameters)))
         if special := statements.SPECIAL.get(act.action):
             # Of two jobs with one unique key only one can come back, and a mail's recipients have to be opened again.
             for (job_id,) in self._read(special(self._dialect, fits), {**parameters, "mail": DELIVER}):
@@ -127,7 +128,7 @@ class Operations:
 
     def _act_alone(self, act: Act, fits: str, parameters: dict[str, Any]) -> list[Row]:
         if act.action == "restore":
-            return act.write(lambda run: run(statements.restore_one(fits), parameters))
+            return act.write(lambda run: self._touched(run, run(statements.restore_one(fits), parameters)))
 
         def retry(run: Run) -> list[Row]:
             if not run(statements.lock_fitting(self._dialect, fits), parameters):
@@ -140,6 +141,10 @@ class Operations:
             # Those with which it is not possible are left as they are.
             return []
 
+    def _touched(self, run: Run, rows: list[Row]) -> list[Row]:
+        touch(self._dialect, run, rows)
+        return rows
+
     def _retry(self, run: Run, record: JobRecord) -> list[Row]:
         if record.task == BULK:
             # Permission to retry jobs is not permission to do what this one does.
@@ -147,14 +152,16 @@ class Operations:
         config = getattr(self._app.extensions.get("mail"), "config", None)
         if record.task == DELIVER and isinstance(config, MailConfig) and record.state in _ENDED_BADLY:
             MailQueue(self._app, config).reopen_within(run, record.uid)
-        return [(record.id, "ready")] if self._store.retry_within(run, record.id) else []
+        return [(record.id, "ready", record.marks)] if self._store.retry_within(run, record.id) else []
 
     def _tell(self, action: str, rows: Sequence[Row]) -> None:
         if action in ("retry", "restore", "run"):
             self._client.wake()
             return
-        ended = [job_id for job_id, state in rows if state == "cancelled"]
-        self._client.cancelled(ended)
+        if any(marks for _, _, marks in rows):
+            # There may be room for others now.
+            self._client.wake()
+        self._client.cancelled([job_id for job_id, state, _ in rows if state == "cancelled"])
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,8 @@ job = Table(
     # Where it was enqueued (JSON), which failures it is counted among, and whether it is discarded (1: it had ended;
     # 2: it waited).
     Column("origin", Text),
+    # What a transition must see to besides this row, in bits: see core/rows.py.
+    Column("marks", Integer, nullable=False, server_default=text("0")),
     Column("failure_group", Text),
     Column("discarded", Integer, nullable=False, server_default=text("0")),
     Column("solo", Integer, nullable=False, server_default=text("0")),
@@ -103,7 +105,7 @@ job = Table(
     Column("expires_at", Big),
     # Each is evaluated for each new row, and for each row of which it names a changed column.
     CheckConstraint(
-        "CASE WHEN state = 'ready' OR state = 'scheduled' THEN worker_id IS NULL AND finished_at IS NULL "
+        "CASE WHEN state = 'ready' OR state IN ('scheduled', 'held') THEN worker_id IS NULL AND finished_at IS NULL "
         "WHEN state = 'running' THEN worker_id IS NOT NULL AND finished_at IS NULL "
         "WHEN state = 'succeeded' OR state = 'failed' OR state = 'cancelled' "
         "THEN worker_id IS NULL AND finished_at IS NOT NULL ELSE 1 = 0 END",
@@ -169,6 +171,60 @@ queue = Table(
     Column("paused_by", Text),
     _flags("taskworker_queue", "paused"),
     _moments("taskworker_queue", "paused_at"),
+)
+
+# How much of what may run at once, and how often it may start: as code declares it, or as it was set at run time.
+limit = Table(
+    "taskworker_limit",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("running", Integer),
+    Column("amount", Integer),
+    Column("per_us", Big),
+    Column("burst", Integer),
+    Column("fair", Integer, nullable=False, server_default=text("0")),
+    Column("source", Text, nullable=False),
+    Column("set_by", Text),
+    Column("set_at", Big, nullable=False),
+    Column("seen_at", Big, nullable=False),
+    CheckConstraint("source IN ('code', 'runtime')", name="taskworker_limit_source"),
+    CheckConstraint("running >= 1 AND amount >= 1 AND per_us >= 1 AND burst >= 1", name="taskworker_limit_numbers"),
+    _flags("taskworker_limit", "fair"),
+    _moments("taskworker_limit", "set_at", "seen_at"),
+)
+
+# Where a limited job stands: one row for the whole life of the job. `phase`: 0 the job has changed, and a worker is to
+# look at it; 1 in line; 2 let in; 3 scheduled; 4 its queue is paused, or no worker serves it; 5 the job has ended.
+# `begun`: its start was charged to the rate of its lane.
+permit = Table(
+    "taskworker_permit",
+    metadata,
+    Column("job_id", Big, primary_key=True, autoincrement=False),
+    Column("lane", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("phase", Integer, nullable=False, server_default=text("0")),
+    Column("begun", Integer, nullable=False, server_default=text("0")),
+    CheckConstraint("phase BETWEEN 0 AND 5", name="taskworker_permit_phase"),
+    _flags("taskworker_permit", "begun"),
+    _partial("taskworker_permit_changed", "job_id", where="phase = 0"),
+    _partial("taskworker_permit_line", "lane", "priority DESC", "job_id", where="phase = 1"),
+    _partial("taskworker_permit_open", "lane", "job_id", where="phase = 2"),
+    _partial("taskworker_permit_parked", "queue", "job_id", where="phase = 4"),
+)
+
+# A lane whose rate has been used, or that is closed; the others have no row. `tat`: when its rate is used up no more
+# ("theoretical arrival time" of GCRA), in microseconds; `closed_until` and `open_at`, when to look at it again, in
+# milliseconds. `turn`: when a job of it was last let in, where lanes take turns.
+lane = Table(
+    "taskworker_lane",
+    metadata,
+    Column("lane", Text, primary_key=True),
+    Column("tat", Big, nullable=False, server_default=text("0")),
+    Column("closed_until", Big, nullable=False, server_default=text("0")),
+    Column("open_at", Big),
+    Column("turn", Big, nullable=False, server_default=text("0")),
+    _partial("taskworker_lane_open", "open_at", where="open_at IS NOT NULL"),
 )
 
 # The job that stands for the calls with a key: until it has finished or `started`, and in any case until `ends_at`;

@@ -15,6 +15,7 @@ from ..core.tasks import DeclaredSchedule
 from ..core.triggers import fires_alike, trigger_to_text
 from ..core.words import MOST
 from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
+from .admission import add_permits, touch
 from .driver import Driver, Run
 from .keys import add_under_key
 from .statements import jobs as job_statements
@@ -84,6 +85,7 @@ class Counts:
     """How many jobs there are in each state, each counted up to :data:`MOST`."""
 
     scheduled: int
+    held: int
     ready: int
     running: int
     succeeded: int
@@ -157,7 +159,7 @@ class Store:
             raise NotAccepted(f"The job was not accepted. {error}") from error
 
     def _add(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        if len(jobs) == 1 and jobs[0].key is None:
+        if len(jobs) == 1 and jobs[0].key is None and jobs[0].lane is None:
             return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
         if len(jobs) > 1 and all(job.unique_key is None and job.key is None for job in jobs):
             ids = self.driver.add_batch(jobs)
@@ -202,12 +204,15 @@ class Store:
         now = self.clock()
         expires_at = now + to_duration_ms(self.keep_succeeded if keep is None else keep)
         values = {"id": claim.id, "claim": claim.claim, "result": result, "now": now, "expires_at": expires_at}
-        return bool(run(job_statements.FINISH_ONE, values))
+        rows = run(job_statements.FINISH_ONE, values)
+        touch(self.driver.dialect, run, rows)
+        return bool(rows)
 
     def _add_one(self, job: NewJob, write: Run, read: Run) -> JobRecord:
         for _ in range(_ADD_TRIES):
             rows = write(self._add_job, {**job._asdict(), "state": job.state})
             if rows:
+                add_permits(self.driver.dialect, write, [(rows[0][0], job)])
                 return record_of(job, rows[0][0])
             # The row in the way may finish, and leave the way free, before we look at it: then try again.
             found = read(job_statements.EXISTING_JOB, {"uid": job.uid, "unique_key": job.unique_key})
@@ -292,7 +297,7 @@ class Store:
         Raises JobNotFound.
         """
         self.driver.prepare()
-        return self.cancel_within(self.driver.write, job_id)
+        return self.driver.transaction(lambda run: self.cancel_within(run, job_id))
 
     def cancel_within(self, run: Run, job_id: int) -> JobState | None:
         """As :meth:`cancel`, inside a transaction of the caller's, through *run*."""
@@ -303,6 +308,7 @@ class Store:
         if not rows:
             self.record(job_id)
             return None
+        touch(self.driver.dialect, run, [(job_id, *rows[0])])
         return JobState(rows[0][0])
 
     def retry(self, job_id: int) -> bool:
@@ -311,7 +317,7 @@ class Store:
         Raises JobNotFound, or NotAccepted while another unfinished job has its unique key.
         """
         self.driver.prepare()
-        return self.retry_within(self.driver.write, job_id)
+        return self.driver.transaction(lambda run: self.retry_within(run, job_id))
 
     def retry_within(self, run: Run, job_id: int) -> bool:
         """As :meth:`retry`, inside a transaction of the caller's, through *run*."""
@@ -319,6 +325,7 @@ class Store:
         rows = run(job_statements.RETRY, {"id": job_id, "now": self.clock()})
         if not rows:
             self._refuse_taken_key(self.record(job_id))
+        touch(self.driver.dialect, run, [(job_id, "ready", marks) for _, marks in rows])
         return bool(rows)
 
     def _refuse_taken_key(self, job: JobRecord) -> None:
@@ -377,6 +384,7 @@ def record_of(job: NewJob, job_id: int) -> JobRecord:
         at_most_once=job.at_most_once,
         unique_key=job.unique_key,
         created_at=job.created_at,
+        marks=job.marks,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ..core.loggers import get_logger
 from ..core.rows import Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
+from .admission import Admission, Admitted, add_permits, touch
 from .driver import LoopLink, Row, RowLocked, RowRefused, Run
 from .rollups import Tally
 from .sql import Store, declare_schedule, next_fire_ms, record_of, schedule_row, to_duration_ms
@@ -54,6 +55,20 @@ class Peek:
     """The queues that have ready jobs of each kind."""
     suspects: tuple[str, ...]
     """The queues that have ready jobs which must run alone."""
+    changed: bool = False
+    """Whether limited jobs have changed, so that others may be let in."""
+    next_open: int | None = None
+    """When to look at the next lane again."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """The names of the limits, and whether they have a rate."""
+
+
+class Promoted(NamedTuple):
+    """What became of a batch of due jobs."""
+
+    number: int
+    ready: list[tuple[str, str]]
+    """The queue and kind of each that is ready now."""
 
 
 class DueSchedule(NamedTuple):
@@ -125,6 +140,7 @@ class WorkerStore:
     def __init__(self, store: Store, link: LoopLink) -> None:
         dialect = store.driver.dialect
         self._store = store
+        self._dialect = dialect
         self._link = link
         self._peek = job_statements.peek(dialect)
         self._claim = {kind: job_statements.claim(dialect, kind) for kind in ("async", "sync")}
@@ -146,6 +162,7 @@ class WorkerStore:
         self._see_schedules = job_statements.see_schedules(dialect)
         self._expired = job_statements.expired_jobs(dialect)
         self._expired_parts = [job_statements.expired_attempts(dialect, table) for table in job_statements.PARTS]
+        self._admission = Admission(dialect)
         self._add_rollups = job_statements.add_rollups(dialect)
         self._add_lines = job_statements.add_lines(dialect)
         self._remove_lines = job_statements.remove_lines(dialect)
@@ -171,14 +188,25 @@ class WorkerStore:
         """Look at what there is to do. *may_fire*: the schedules of this worker, as ``Scheduler.may_fire`` has them."""
         found: dict[str, list[str]] = {"async": [], "sync": [], "suspect": []}
         moments: dict[str, Any] = {}
+        limits: dict[str, int] = {}
         for what, queue, number in await self._link.read(self._peek, {"may_fire": may_fire}):
             if what in found:
                 found[what].append(queue)
+            elif what == "limit":
+                limits[queue] = number
             else:
                 moments[what] = number
         suspects = tuple(found.pop("suspect"))
         queues = {kind: tuple(names) for kind, names in found.items()}
-        return Peek(next_due=moments["due"], next_fire=moments["fire"], queues=queues, suspects=suspects)
+        return Peek(
+            next_due=moments["due"],
+            next_fire=moments["fire"],
+            queues=queues,
+            suspects=suspects,
+            changed=bool(moments["changed"]),
+            next_open=moments["open"],
+            limits=limits,
+        )
 
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""
@@ -215,10 +243,22 @@ class WorkerStore:
         batch = batch_of([(claim.id,) for claim in claims])
         await self._link.write(self._confirm, {"batch": batch, "now": self._store.clock()})
 
-    async def promote(self) -> list[tuple[str, str]]:
-        """Make due jobs ready; the queue and kind of each."""
+    async def promote(self) -> Promoted:
+        """Make due jobs ready, or held where they belong to a limit."""
         parameters = {"now": self._store.clock(), "number": PROMOTE_BATCH}
-        return [(queue, kind) for queue, kind in await self._link.write(self._promote, parameters, durable=False)]
+
+        def body(run: Run) -> list[Row]:
+            rows = run(self._promote, parameters)
+            touch(self._dialect, run, rows)
+            return rows
+
+        rows = await self._link.transaction(body, durable=False)
+        return Promoted(len(rows), [(queue, kind) for _, state, _, queue, kind in rows if state == "ready"])
+
+    async def admit(self) -> Admitted:
+        """Let in a batch of the limited jobs that there is room for."""
+        now = self._store.clock()
+        return await self._link.transaction(lambda run: self._admission.admit(run, now), durable=False)
 
     # -- finishing --------------------------------------------------------------------------------------------------
 
@@ -265,13 +305,13 @@ class WorkerStore:
         self, worker_id: str, piece: Sequence[tuple[Ended, tuple[object, ...]]], book: Recorded
     ) -> None:
         batch = batch_of([row for _, row in piece])
-        needs_attempts = any(e.outcome.failure for e, _ in piece)
+        is_simple = not any(e.outcome.failure or e.claim.marks for e, _ in piece)
         for skip_locked, sql in enumerate(self._finish):
             try:
-                if needs_attempts:
-                    states = await self._link.transaction(partial(self._end, worker_id, sql, batch, piece))
-                else:
+                if is_simple:
                     states = _states(await self._link.write(sql, {"batch": batch}))
+                else:
+                    states = await self._link.transaction(partial(self._end, worker_id, sql, batch, piece))
             except RowLocked:
                 if skip_locked:
                     raise
@@ -284,10 +324,12 @@ class WorkerStore:
     def _end(
         self, worker_id: str, sql: str, batch: str, piece: Iterable[tuple[Ended, object]], run: Run
     ) -> dict[int, str]:
-        states = _states(run(sql, {"batch": batch}))
+        rows = run(sql, {"batch": batch})
+        states = _states(rows)
         attempts = [_attempt_row(worker_id, e) for e, _ in piece if e.outcome.failure and e.claim.id in states]
         if attempts:
             run(self._add_attempts, {"batch": batch_of(attempts)})
+        touch(self._dialect, run, rows)
         return states
 
     async def _record_alone(self, worker_id: str, pair: tuple[Ended, tuple[object, ...]], book: Recorded) -> None:
@@ -427,7 +469,9 @@ class WorkerStore:
         made: dict[str | None, list[JobRecord]] = {}
         if jobs:
             batch = batch_of([(*job, job.state, int(f.overlap)) for f in mine for job in f.jobs])
-            for job_id, uid in sorted(run(self._add_scheduled_jobs, {"batch": batch})):
+            rows = sorted(run(self._add_scheduled_jobs, {"batch": batch}))
+            add_permits(self._dialect, run, [(job_id, jobs[uid]) for job_id, uid in rows])
+            for job_id, uid in rows:
                 made.setdefault(jobs[uid].schedule, []).append(record_of(jobs[uid], job_id))
         if ended := [f.schedule.name for f in mine if f.next_at is None]:
             run(self._remove_ended_schedules, {"names": json.dumps(ended)})
@@ -487,9 +531,10 @@ class WorkerStore:
         """Say that this worker claims no more."""
         await self._link.write(worker_statements.START_DRAINING, {"id": worker_id})
 
-    async def held(self, worker_id: str) -> set[tuple[int, int]]:
-        """(id, claim) of the jobs that the worker holds according to the store."""
-        return {(row[0], row[1]) for row in await self._link.read(worker_statements.HELD_JOBS, {"id": worker_id})}
+    async def held(self, worker_id: str) -> dict[tuple[int, int], int]:
+        """(id, claim) of the jobs that the worker holds according to the store, with their marks."""
+        rows = await self._link.read(worker_statements.HELD_JOBS, {"id": worker_id})
+        return {(job_id, claim): marks for job_id, claim, marks in rows}
 
 
 def prune_mails(dialect: Dialect, run: Run, parameters: Mapping[str, Any]) -> int:
@@ -527,6 +572,7 @@ def _is_plain(ended: Ended) -> bool:
         and outcome.keep is None
         and ended.progress is None
         and not ended.claim.failures
+        and not ended.claim.marks
     )
 
 

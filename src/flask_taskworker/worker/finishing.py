@@ -13,7 +13,7 @@ import random
 
 from ..client.client import Client
 from ..core.loggers import get_logger
-from ..core.rows import Claim, OutcomeKind
+from ..core.rows import LIMITED, Claim, OutcomeKind
 from ..errors import StoreError
 from ..store.work import PRUNE_BATCH, WorkerStore
 from .queue_view import QueueView
@@ -101,6 +101,9 @@ class OutcomeWriter:
         if later:
             jobs.locked += later
             self._next_locked = self._loop.time() + LOCKED_INTERVAL
+        if any(e.claim.marks & LIMITED for e in ended):
+            # There is room for others now.
+            self._view.must_admit = True
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
             self._view.must_look = True
@@ -178,10 +181,12 @@ class OutcomeWriter:
     async def reconcile(self, worker_id: str) -> None:
         """After a failure of the database a claim may have been committed without its rows reaching us."""
         held = await self._work.held(worker_id)
+        in_hand = self._jobs.claims()
         # Enough of a claim to hand it back.
         unknown = [
-            Claim(job_id, "", "", "", "async", 0, "[[],{}]", claim, 0, 0, 1, None, 0, 0, None, None)
-            for job_id, claim in held - self._jobs.claims()
+            Claim(job_id, "", "", "", "async", 0, "[[],{}]", claim, 0, 0, 1, None, 0, 0, None, None, marks=marks)
+            for (job_id, claim), marks in held.items()
+            if (job_id, claim) not in in_hand
         ]
         self._jobs.release(unknown)
         self.must_reconcile = False

@@ -30,7 +30,8 @@ from typing import Any
 from ..core.loggers import get_logger
 from ..core.rows import CRASHED, INTERRUPTED, JobRecord, OutcomeKind, shown
 from ..errors import SchemaError, StoreError
-from ..store.driver import Link, Other, Presence
+from ..store.admission import touch
+from ..store.driver import Link, Other, Presence, Run
 from ..store.sql import Store, to_duration_ms
 from ..store.statements import workers as worker_statements
 from .timing import Timing
@@ -252,7 +253,13 @@ class Heartbeat:
             "interrupted": INTERRUPTED.to_text(),
         }
         statements = (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left"))
-        rescued = [JobRecord._make(row) for sql in statements for row in self._link.write(sql, parameters)]
+
+        def body(run: Run) -> list[JobRecord]:
+            swept = [JobRecord._make(row) for sql in statements for row in run(sql, parameters)]
+            touch(dialect, run, [(job.id, job.state, job.marks) for job in swept])
+            return swept
+
+        rescued = self._link.transaction(body)
         for job in rescued:
             level = logging.ERROR if job.state == OutcomeKind.FAILED else logging.WARNING
             words = "job %s (%s) is %s: its worker died; crashes: %s"

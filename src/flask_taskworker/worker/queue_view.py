@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ..store.work import Peek
 from .running import KINDS
@@ -28,11 +28,17 @@ class QueueView:
         """When the next schedule fires, in epoch milliseconds."""
         self.suspects: list[str] = []
         """The queues with jobs that must run alone."""
+        self.must_admit = False
+        """Whether limited jobs have changed, so that others may be let in."""
+        self.next_open: int | None = None
+        """When to look at the next lane again, in epoch milliseconds."""
+        self.limits: Mapping[str, int] = {}
+        """The names of the limits, and whether they have a rate."""
 
     @property
     def has_news(self) -> bool:
         """Whether something was heard that has not been acted on."""
-        return self.must_look or self._is_hinted
+        return self.must_look or self._is_hinted or self.must_admit
 
     @property
     def has_ready(self) -> bool:
@@ -68,6 +74,8 @@ class QueueView:
     def take(self, peek: Peek) -> None:
         """Believe what the database said."""
         self.next_due, self.next_fire = peek.next_due, peek.next_fire
+        self.next_open, self.limits = peek.next_open, peek.limits
+        self.must_admit = peek.changed
         self.suspects = self._in_order(peek.suspects)
         for kind, names in peek.queues.items():
             self.ready[kind] = self._in_order(names)
@@ -78,6 +86,11 @@ class QueueView:
             self.next_due = None
         if self.next_fire is not None and self.next_fire <= now:
             self.next_fire = None
+
+    def note_open(self, moment: int | None) -> None:
+        """A lane is to be looked at then, in epoch milliseconds."""
+        if moment is not None:
+            self.next_open = moment if self.next_open is None else min(moment, self.next_open)
 
     def served(self, kind: str, *, more: bool) -> None:
         """Jobs were claimed from the first queue of that kind; *more* may be there."""

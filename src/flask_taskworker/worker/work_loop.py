@@ -18,6 +18,7 @@ from ..client.client import Client
 from ..core.config import TaskWorkerConfig
 from ..core.rows import Claim, JobRecord
 from ..core.tasks import TaskRegistry
+from ..store.driver import RowLocked
 from ..store.work import PROMOTE_BATCH, WorkerStore
 from .bounds import Bounds, BoundsWatch, WorkerRole
 from .executor import Executor
@@ -33,6 +34,8 @@ from .timing import Timing
 CATCH_UP_INTERVAL = 0.05
 SHORT_PAUSE = 0.02
 """Seconds until the next look after one that found something due and could do nothing about it."""
+LOCKED_PAUSE_MS = 50
+"""Milliseconds until jobs are let in again where rows were locked."""
 PROMOTE_BATCHES = 20
 """The number of batches of due jobs that are made ready before jobs are claimed."""
 
@@ -172,7 +175,8 @@ class WorkLoop:
             return 0.0
         delays = [min(self._next_look, self._watch.idle_until) - self._loop.time(), *self._chores()]
         now = self._store.clock()
-        delays += [(moment - now) / 1000 for moment in (view.next_due, view.next_fire) if moment is not None]
+        moments = (view.next_due, view.next_fire, view.next_open)
+        delays += [(moment - now) / 1000 for moment in moments if moment is not None]
         return min(delays)
 
     def _chores(self) -> Iterator[float]:
@@ -207,29 +211,56 @@ class WorkLoop:
         elif view.has_news:
             view.take_hints()
         now = self._store.clock()
-        fires, promotes = (moment is not None and moment <= now for moment in (view.next_fire, view.next_due))
-        if not fires and not promotes:
-            return 0
+        moments = (view.next_fire, view.next_due, view.next_open)
+        fires, promotes, opens = (moment is not None and moment <= now for moment in moments)
         made_ready: list[tuple[str, str]] = []
         if fires:
             fired = await self.scheduler.fire_due(self.work)
             self.signals.fired(fired)
             made_ready += [(job.queue, job.kind) for _, job in fired if job.state == "ready"]
+            view.must_admit |= any(job.state == "held" for _, job in fired)
         # All before the claim, which takes the highest priority first; but no more than memory and others bear.
         for _ in range(PROMOTE_BATCHES if promotes else 0):
-            made_ready += (batch := await self.work.promote())
-            if len(batch) < PROMOTE_BATCH:
+            promoted = await self.work.promote()
+            made_ready += promoted.ready
+            view.must_admit |= promoted.number > len(promoted.ready)
+            if promoted.number < PROMOTE_BATCH:
                 break
-        if not made_ready:
+        if (fires or promotes) and not made_ready and not view.must_admit:
             # What cannot fire, or is locked by another session, would be found due at once, again and again.
             self._next_look = self._loop.time() + max(self.scheduler.pause, SHORT_PAUSE)
             view.forget_due(self._store.clock())
-            return 0
-        # What is due next is looked for after the claim: these jobs are late already.
-        view.hear(made_ready)
-        view.take_hints()
-        view.must_look = True
+        elif fires or promotes:
+            # What is due next is looked for after the claim: these jobs are late already.
+            view.must_look = True
+        if view.must_admit or opens:
+            made_ready += await self._admit(now)
+        if made_ready:
+            view.hear(made_ready)
+            view.take_hints()
         return len(made_ready)
+
+    async def _admit(self, now: int) -> list[tuple[str, str]]:
+        """Let in limited jobs that there is room for; the queue and kind of each."""
+        view = self.view
+        view.must_admit = False
+        if view.next_open is not None and view.next_open <= now:
+            view.next_open = None
+        ready: list[tuple[str, str]] = []
+        for _ in range(PROMOTE_BATCHES):
+            try:
+                admitted = await self.work.admit()
+            except RowLocked:
+                # Another worker, or a person, is at it for long.
+                view.note_open(now + LOCKED_PAUSE_MS)
+                break
+            ready += admitted.ready
+            view.note_open(admitted.next_open)
+            if not admitted.is_more:
+                break
+        else:
+            view.must_admit = True
+        return ready
 
     # -- claiming ---------------------------------------------------------------------------------------------------
 

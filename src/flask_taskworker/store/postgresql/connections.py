@@ -89,9 +89,12 @@ class PostgresqlServer:
     def open(self, **options: Any) -> PatientConnection:
         """A connection in autocommit mode; *options* are libpq's. Raises StoreError."""
         with Unreachable(self.place):
-            return PatientConnection.connect(
+            connection = PatientConnection.connect(
                 self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold, **options
             )
+        # Whatever the server's default: what waits for a lock must see then what the one before it has done.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return connection
 
     def set_up(self, connection: psycopg.Connection[Any]) -> None:
         """Make the connection one of a worker's. Behind a pooler in transaction mode there is nothing to set."""

@@ -22,6 +22,7 @@ from sqlalchemy.pool import QueuePool
 from ...core.loggers import get_logger
 from ...core.rows import NewJob
 from ...errors import ConnectionLost, NotSupported, StoreError
+from ..admission import add_permits
 from ..driver import LoopLink, Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
@@ -129,11 +130,16 @@ class PostgresqlDriver:
         batches = [batch_of([(*job, job.state) for job in part]) for part in parts]
         sql = job_statements.add_jobs(POSTGRESQL)
 
+        limited = any(job.lane is not None for job in jobs)
+
         def body(run: Run) -> None:
             for batch in batches:
                 ids.update({uid: job_id for job_id, uid in run(sql, {"batch": batch})})
+            if limited:
+                # Those that were stored before have their places.
+                add_permits(POSTGRESQL, run, [(ids[job.uid], job) for job in jobs if job.uid in ids])
 
-        body(self.write) if len(parts) == 1 else self.transaction(body)
+        body(self.write) if len(parts) == 1 and not limited else self.transaction(body)
         if len(ids) < len(jobs):
             for part in parts:
                 known = {"batch": batch_of([(job.uid,) for job in part])}

@@ -27,6 +27,7 @@ from sqlalchemy.pool import QueuePool
 from ...core.loggers import get_logger
 from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
+from ..admission import add_permits
 from ..driver import LoopLink, Parameters, Ready, Row, RowRefused, Run
 from ..migrations import found_version, is_ready, prepare_schema, store_id_in
 from ..statements.jobs import SQLITE, add_alike, batch_of, in_pieces, last_number
@@ -205,6 +206,8 @@ class SqliteDriver:
                 batch = batch_of([(job.uid, job.args) for job in alike])
                 values = {**alike[0]._asdict(), "state": alike[0].state, "batch": batch, "first": first}
                 connection.execute(add_alike(), values)
+                numbered = zip(itertools.count(first), alike, strict=False)
+                add_permits(SQLITE, functools.partial(plainly, connection), numbered)
                 first += len(alike)
         self._look_after_log()
         return list(range(last + 1, first))
@@ -423,11 +426,11 @@ class SqliteLink:
 
 def pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
     """In order, and each of jobs that differ in uid and arguments only, and of no more than a few megabytes."""
-    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 :]):
+    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _LANE]):
         yield from in_pieces(alike, lambda job: len(job.args))
 
 
-_ARGS = NewJob._fields.index("args")
+_ARGS, _LANE = (NewJob._fields.index(name) for name in ("args", "lane"))
 
 
 # -- connections -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ...core.rows import Claim, JobRecord, NewJob
+from ...core.rows import HOLDS, KEEPS, LIMITED, Claim, JobRecord, NewJob
 from ..schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
 
 T = TypeVar("T")
@@ -105,12 +105,26 @@ POSTGRESQL = Dialect("postgresql")
 RECORD = ", ".join(JobRecord._fields)
 CLAIM = ", ".join(Claim._fields)
 
-_INTEGERS = frozenset({"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at", "at_most_once"})
+_INTEGERS = frozenset(
+    {"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at", "at_most_once", "marks"}
+)
 _GIVEN = (*NewJob._fields, "state")
 _GIVEN_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _GIVEN}
-_NEW = tuple(name for name in _GIVEN if name != "key")
+_NEW = tuple(name for name in _GIVEN if name not in ("key", "lane"))
 _NEW_COLUMNS = ", ".join(_NEW)
 _NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
+
+
+AT_ONCE = f"CASE WHEN marks & {LIMITED | HOLDS} = {LIMITED} THEN 'held' ELSE 'ready' END"
+"""The state of a job that becomes due: it asks for room if it belongs to a limit and has kept none there."""
+
+AFTER_TRY = f"CASE WHEN marks & {LIMITED | KEEPS} = {LIMITED} THEN 'held' ELSE 'ready' END"
+KEEP_ROOM = f"marks = CASE WHEN marks & {KEEPS} <> 0 THEN marks | {HOLDS} ELSE marks END"
+"""What becomes of a running job that goes back to its queue."""
+
+AS_NEW = f"CASE WHEN marks & {LIMITED} = {LIMITED} THEN 'held' ELSE 'ready' END"
+WITHOUT_ROOM = f"marks = marks & ~{HOLDS}"
+"""What becomes of a job that comes back after it had ended."""
 
 
 # -- enqueueing ------------------------------------------------------------------------------------------------------
@@ -231,18 +245,18 @@ CANCEL = (
     "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
     "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
     "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
-    f"WHERE id = :id AND {UNFINISHED} RETURNING state"
+    f"WHERE id = :id AND {UNFINISHED} RETURNING state, marks"
 )
 """Cancel a waiting job, or ask the running one to stop."""
 
 RETRY = (
-    "UPDATE taskworker_job SET state = 'ready', run_at = :now, "
+    f"UPDATE taskworker_job SET state = {AS_NEW}, {WITHOUT_ROOM}, run_at = :now, "
     "failures = 0, crashes = 0, solo = 0, solo_crashes = 0, cancel_requested = 0, "
     "progress = NULL, result = NULL, error = NULL, failure_kind = NULL, failure_group = NULL, "
     "discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
     "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
     "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
-    f"AND other.{UNFINISHED}) RETURNING id"
+    f"AND other.{UNFINISHED}) RETURNING id, marks"
 )
 """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
 
@@ -260,7 +274,8 @@ def peek(dialect: Dialect) -> str:
     """What there is to do: rows of (what, queue, number).
 
     ``due``: when the next scheduled job is due. ``fire``: when the next schedule of ``:may_fire`` fires.
-    ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
+    ``changed``: 1 where limited jobs have changed. ``open``: when to look at the next lane again. ``limit``: a limit,
+    and whether it has a rate. ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
     the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
     """
     next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
@@ -273,6 +288,9 @@ def peek(dialect: Dialect) -> str:
         "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
         "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
         f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
+        "UNION ALL SELECT 'changed', NULL, (SELECT 1 FROM taskworker_permit WHERE phase = 0 LIMIT 1) "
+        "UNION ALL SELECT 'open', NULL, (SELECT min(open_at) FROM taskworker_lane WHERE open_at IS NOT NULL) "
+        "UNION ALL SELECT 'limit', name, CASE WHEN amount IS NULL THEN 0 ELSE 1 END FROM taskworker_limit "
         "UNION ALL SELECT DISTINCT 'suspect', queue, 0 FROM taskworker_job WHERE state = 'ready' AND solo = 1 "
         f"AND queue NOT IN ({_PAUSED}) "
         f"UNION ALL SELECT 'async', name, 0 FROM q WHERE name NOT IN ({_PAUSED}) AND {has.format('async')} "
@@ -337,7 +355,10 @@ def promote(dialect: Dialect) -> str:
     """Make due jobs ready."""
     chosen = "SELECT id FROM taskworker_job WHERE state = 'scheduled' AND run_at <= :now ORDER BY run_at LIMIT :number"
     due = dialect.among("id", chosen)
-    return f"UPDATE taskworker_job SET state = 'ready' WHERE {due} AND state = 'scheduled' RETURNING queue, kind"
+    return (
+        f"UPDATE taskworker_job SET state = {AT_ONCE} WHERE {due} AND state = 'scheduled' "
+        "RETURNING id, state, marks, queue, kind"
+    )
 
 
 def finish_succeeded(dialect: Dialect, *, skip_locked: bool = False) -> str:
@@ -384,7 +405,8 @@ def finish(dialect: Dialect, *, skip_locked: bool = False) -> str:
     return (
         "UPDATE taskworker_job SET "
         "solo = solo * (1 - e.survived), solo_crashes = solo_crashes * (1 - e.survived), "
-        "state = CASE WHEN e.again = 1 AND cancel_requested = 1 THEN 'cancelled' ELSE e.new_state END, "
+        "state = CASE WHEN e.again = 1 AND cancel_requested = 1 THEN 'cancelled' "
+        f"WHEN e.new_state = 'ready' THEN {AFTER_TRY} ELSE e.new_state END, {KEEP_ROOM}, "
         "worker_id = NULL, run_at = e.new_run_at, failures = failures + e.failed, result = e.new_result, "
         "error = e.new_error, failure_kind = e.new_kind, failure_group = e.new_group, "
         "progress = COALESCE(e.new_progress, progress), "
@@ -395,7 +417,7 @@ def finish(dialect: Dialect, *, skip_locked: bool = False) -> str:
         "AND (e.failed = 0 OR NOT EXISTS (SELECT 1 FROM taskworker_attempt AS a WHERE a.job_id = e.id "
         "AND a.claim = e.claim)) "
         f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{past_locks} "
-        "RETURNING taskworker_job.id, taskworker_job.state"
+        "RETURNING taskworker_job.id, taskworker_job.state, taskworker_job.marks"
     )
 
 
@@ -422,7 +444,7 @@ def recorded(dialect: Dialect) -> str:
 FINISH_ONE = (
     "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, result = :result, error = NULL, "
     "failure_kind = NULL, finished_at = :now, expires_at = :expires_at "
-    f"WHERE id = :id AND claim = :claim AND {UNFINISHED} RETURNING id"
+    f"WHERE id = :id AND claim = :claim AND {UNFINISHED} RETURNING id, state, marks"
 )
 """Record the success of one job, inside the transaction of its own writes; fenced by the claim number."""
 
@@ -468,7 +490,7 @@ def expired_jobs(dialect: Dialect) -> str:
     return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id"
 
 
-PARTS = ("taskworker_attempt", "taskworker_log", "taskworker_key")
+PARTS = ("taskworker_attempt", "taskworker_log", "taskworker_permit", "taskworker_key")
 """The tables that have more of a job, by ``job_id``."""
 
 

@@ -1,6 +1,6 @@
 """The SQL of what people do to jobs, queues and schedules, in the manner of ``statements.py``. Pure.
 
-A batch statement leaves alone the jobs that are in no state for it, and returns (id, state) of the others. *fits* is
+A batch statement leaves alone the jobs that are in no state for it, and returns (id, state, marks) of the others. *fits* is
 what else must hold of each at that moment, as ``browse_statements.conditions`` says it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..schema import FINISHED, UNFINISHED
-from .jobs import Dialect
+from .jobs import AS_NEW, AT_ONCE, WITHOUT_ROOM, Dialect
 
 _KEY_FREE = (
     "(unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = "
@@ -24,11 +24,12 @@ def _chosen(dialect: Dialect, fits: str = "true") -> str:
 def retry(dialect: Dialect, fits: str) -> str:
     """Put failed and cancelled jobs back into their queues; not those of :func:`special_retries`, nor acts on many."""
     return (
-        "UPDATE taskworker_job SET state = 'ready', run_at = :now, failures = 0, crashes = 0, solo = 0, "
+        f"UPDATE taskworker_job SET state = {AS_NEW}, {WITHOUT_ROOM}, run_at = :now, failures = 0, crashes = 0, "
+        "solo = 0, "
         "solo_crashes = 0, cancel_requested = 0, progress = NULL, result = NULL, error = NULL, failure_kind = NULL, "
         "failure_group = NULL, discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
         f"WHERE {_chosen(dialect, fits)} AND state IN ('failed', 'cancelled') AND unique_key IS NULL "
-        "AND task NOT IN ('flask_taskworker.mail.deliver', 'flask_taskworker.bulk') RETURNING id, state"
+        "AND task NOT IN ('flask_taskworker.mail.deliver', 'flask_taskworker.bulk') RETURNING id, state, marks"
     )
 
 
@@ -48,7 +49,7 @@ def cancel(dialect: Dialect, fits: str) -> str:
         "state = CASE WHEN state = 'running' THEN state ELSE 'cancelled' END, "
         "finished_at = CASE WHEN state = 'running' THEN NULL ELSE :now END, "
         "expires_at = CASE WHEN state = 'running' THEN NULL ELSE :expires_at END "
-        f"WHERE {_chosen(dialect, fits)} AND {UNFINISHED} RETURNING id, state"
+        f"WHERE {_chosen(dialect, fits)} AND {UNFINISHED} RETURNING id, state, marks"
     )
 
 
@@ -59,15 +60,15 @@ def discard(dialect: Dialect, fits: str) -> str:
         f"finished_at = COALESCE(finished_at, :now), expires_at = COALESCE(expires_at, :expires_at), "
         f"state = CASE WHEN {FINISHED} THEN state ELSE 'cancelled' END "
         f"WHERE {_chosen(dialect, fits)} AND discarded = 0 AND state <> 'running' RETURNING id, "
-        "CASE WHEN discarded = 2 THEN 'cancelled' ELSE 'discarded' END"
+        "CASE WHEN discarded = 2 THEN 'cancelled' ELSE 'discarded' END, marks"
     )
 
 
 _WAITED = "discarded = 2 AND state = 'cancelled'"
 _RESTORE = (
     f"UPDATE taskworker_job SET state = CASE WHEN {_WAITED} THEN CASE WHEN run_at > :now THEN 'scheduled' "
-    f"ELSE 'ready' END ELSE state END, finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
-    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, discarded = 0 WHERE {{}} RETURNING id, state"
+    f"ELSE {AS_NEW} END ELSE state END, {WITHOUT_ROOM}, finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
+    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, discarded = 0 WHERE {{}} RETURNING id, state, marks"
 )
 
 
@@ -95,8 +96,8 @@ def lock_fitting(dialect: Dialect, fits: str) -> str:
 def run(dialect: Dialect, fits: str) -> str:
     """Have scheduled jobs run now."""
     return (
-        f"UPDATE taskworker_job SET state = 'ready', run_at = :now WHERE {_chosen(dialect, fits)} "
-        "AND state = 'scheduled' RETURNING id, state"
+        f"UPDATE taskworker_job SET state = {AT_ONCE}, run_at = :now WHERE {_chosen(dialect, fits)} "
+        "AND state = 'scheduled' RETURNING id, state, marks"
     )
 
 

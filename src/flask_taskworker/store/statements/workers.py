@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .jobs import RECORD, Dialect
+from .jobs import AFTER_TRY, KEEP_ROOM, RECORD, Dialect
 
 SOLO_AFTER = 2
 """A job during which this many processes died runs alone from then on."""
@@ -66,7 +66,7 @@ CANCEL_REQUESTS = (
 )
 """The running jobs of one worker that were asked to stop."""
 
-HELD_JOBS = "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
+HELD_JOBS = "SELECT id, claim, marks FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
 """The jobs that one worker holds according to the store."""
 
 
@@ -108,7 +108,7 @@ def sweep(dialect: Dialect, state: Literal["dead", "left"]) -> str:
     return (
         "UPDATE taskworker_job SET worker_id = NULL, "
         f"state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN {ends} THEN 'failed' "
-        f"WHEN {waits} THEN 'scheduled' ELSE 'ready' END, "
+        f"WHEN {waits} THEN 'scheduled' ELSE {AFTER_TRY} END, {KEEP_ROOM}, "
         f"run_at = CASE WHEN {waits} AND NOT ({ends}) THEN :now + {seconds} * (80 + id % 41) / 100 ELSE 0 END, "
         f"error = {failure.format(':interrupted', ends, ':crashed', 'error')}, "
         f"failure_kind = {failure.format(*kinds)}, "

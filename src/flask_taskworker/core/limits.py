@@ -1,0 +1,199 @@
+"""Limits: how many jobs run at once, and how many start in a time, over all processes. Pure.
+
+A limit without a key has one *lane*, one with a key has a lane for each value of the key. The arithmetic of rates is
+the generic cell rate algorithm: a lane has a *tat* ("theoretical arrival time"), which each start moves on by the
+interval between two starts; how far it is ahead of now says how many starts are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from ..errors import ArgumentsError, DeclarationError
+from .clock import as_timedelta
+
+MAX_KEY = 200
+MOST = 2**31 - 1
+QUEUE = "queue"
+"""The limit of the queue "mail" is named "queue:mail", so no other limit may be named "queue"."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Rate:
+    """At most *number* starts in *per* (seconds or a timedelta; default 1 s), evenly spread.
+
+    ``burst`` (default 1): how many may start at once after a pause. In no period *per* do more than *number* + *burst*
+    - 1 jobs start. Raises DeclarationError for values that make no sense.
+    """
+
+    number: int
+    per: timedelta
+    burst: int
+
+    def __init__(self, number: int, per: float | timedelta = 1.0, burst: int = 1) -> None:
+        _check_count("Rate's number", number)
+        _check_count("Rate's burst", burst)
+        if burst > number:
+            raise DeclarationError(f"Rate's burst is {burst}, more than its number, {number}. Give a smaller burst.")
+        period = as_timedelta(per, "Rate's per")
+        if period // timedelta(microseconds=1) < number:
+            raise DeclarationError(
+                f"Rate({number}, per={per!r}) is more than one start in a microsecond. Give a longer per."
+            )
+        for name, value in (("number", number), ("per", period), ("burst", burst)):
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What a limit comes to where jobs are let in."""
+
+    running: int | None = None
+    amount: int | None = None
+    per_us: int | None = None
+    burst: int | None = None
+    fair: bool = False
+
+    @property
+    def interval_us(self) -> int:
+        """Microseconds between two starts, or 0 without a rate."""
+        return -(-self.per_us // self.amount) if self.per_us and self.amount else 0
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Limit:
+    """How many jobs may run at once, and how many may start in a time, over all processes and machines.
+
+    ``running``: at most so many at once. ``rate``: a :class:`Rate`. At least one of them. ``key``: the name of a
+    parameter of the task, or a function of its arguments: each value has a lane of its own. ``hold``: a job keeps its
+    place between its tries, so that no other overtakes it. ``fair``: lanes with many jobs take turns.
+
+    Within a lane the highest priority goes first, then the oldest job. Raises DeclarationError.
+    """
+
+    name: str
+    running: int | None
+    rate: Rate | None
+    key: str | Callable[..., object] | None
+    hold: bool
+    fair: bool
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        running: int | None = None,
+        rate: Rate | None = None,
+        key: str | Callable[..., object] | None = None,
+        hold: bool = False,
+        fair: bool = False,
+    ) -> None:
+        what = f"The limit {name!r}"
+        if not isinstance(name, str) or len(name) > MAX_KEY or not name.isprintable():
+            raise DeclarationError(f"A limit's name is {name!r:.80}. Give up to {MAX_KEY} printable characters.")
+        if ":" in name or name == QUEUE:
+            raise DeclarationError(f"{what} cannot have this name: leave out the colon, and do not call it {QUEUE!r}.")
+        if running is None and rate is None:
+            raise DeclarationError(f"{what} limits nothing. Give it running=…, rate=Rate(…) or both.")
+        if running is not None:
+            _check_count(f"{what}: running", running)
+        if rate is not None and not isinstance(rate, Rate):
+            raise DeclarationError(f"{what}: rate is {rate!r:.80}. Give a Rate(…), as Rate(20, per=1).")
+        if key is not None and not isinstance(key, str) and not callable(key):
+            raise DeclarationError(f"{what}: key is {key!r:.80}. Give the name of a parameter, or a function.")
+        if fair and key is None:
+            raise DeclarationError(
+                f"{what} has one lane, which has none to take turns with. Leave fair out, or give key."
+            )
+        if hold and running is None:
+            raise DeclarationError(f"{what}: hold=True keeps room between tries, so it needs running=….")
+        values = (("name", name), ("running", running), ("rate", rate), ("key", key), ("hold", hold), ("fair", fair))
+        for field, value in values:
+            object.__setattr__(self, field, value)
+
+    @property
+    def numbers(self) -> Numbers:
+        """What it comes to where jobs are let in."""
+        rate = self.rate
+        if rate is None:
+            return Numbers(running=self.running, fair=self.fair)
+        per_us = rate.per // timedelta(microseconds=1)
+        return Numbers(running=self.running, amount=rate.number, per_us=per_us, burst=rate.burst, fair=self.fair)
+
+    def lane(self, key: object) -> str:
+        """The lane of a job with this key. Raises ArgumentsError for a key that is no text and no number."""
+        text = str(key) if isinstance(key, str | int | UUID) else ""
+        if not text or len(text) > MAX_KEY or not text.isprintable():
+            raise ArgumentsError(
+                f"The key of a job under the limit {self.name!r} is {key!r:.80}. Give a whole number, a UUID, or a text "
+                f"of 1 to {MAX_KEY} printable characters."
+            )
+        return f"{self.name}:{text}"
+
+
+def _check_count(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        raise DeclarationError(f"{what} is {value!r:.80}. Give a whole number, at least 1.")
+
+
+# -- the arithmetic ----------------------------------------------------------------------------------------------------
+
+
+class LaneFacts(NamedTuple):
+    """How a lane stands. ``tat`` is in microseconds, ``closed_until`` in milliseconds."""
+
+    open: int
+    """Jobs that were let in and have not ended."""
+    not_begun: int
+    """Of these the ones whose start was not charged to the rate."""
+    tat: int = 0
+    closed_until: int = 0
+
+
+class Room(NamedTuple):
+    """What a lane has room for."""
+
+    number: int
+    opens_at: int | None
+    """When there will be room without anything else happening, in epoch milliseconds."""
+    tat: int
+
+
+def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
+    """How many jobs to let in at *now* (epoch ms), *most* at the most. A lane without a limit has room for all."""
+    now_us = now * 1000
+    tat = facts.tat
+    number = most
+    opens_at = None
+    if limit is not None and limit.interval_us:
+        interval, burst = limit.interval_us, limit.burst or 1
+        # The clock may have been set back.
+        tat = min(tat, now_us + burst * interval)
+        left = (now_us + burst * interval - max(tat, now_us)) // interval
+        number = min(number, left - facts.not_begun)
+        if left <= 0:
+            opens_at = -(-(tat - (burst - 1) * interval) // 1000)
+    if facts.closed_until > now:
+        number, opens_at = 0, max(facts.closed_until, opens_at or 0)
+    if limit is not None and limit.running is not None:
+        number = min(number, limit.running - facts.open)
+    return Room(max(0, number), opens_at, tat)
+
+
+def limit_of(lane: str) -> str:
+    """The name of the limit that a lane belongs to."""
+    return lane if lane.startswith(f"{QUEUE}:") else lane.partition(":")[0]
+
+
+def check_key(limit: Limit, parameters: Any, task: str) -> None:
+    """Raise DeclarationError where the key of *limit* is no parameter of the task."""
+    if isinstance(limit.key, str) and limit.key not in parameters:
+        known = ", ".join(parameters) or "none"
+        raise DeclarationError(
+            f"The limit {limit.name!r} takes its key from the parameter {limit.key!r}, which {task} does not have "
+            f"(it has: {known}). Name one of them, or give key=… a function of the arguments."
+        )

@@ -1,0 +1,178 @@
+"""Admission: which limited jobs may run now.
+
+A limited job is *held* when it is due, and has a place (a row of ``taskworker_permit``) for its whole life. Whatever
+changes such a job says so at its place, in the same transaction (:func:`touch`); a worker takes up what has changed,
+counts what each lane of it has let in, and lets in the next. So room is never kept anywhere: it is the limit less the
+jobs that are let in and have not ended, and comes back exactly when a job ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..core.limits import LaneFacts, Numbers, Room, limit_of, room
+from ..core.rows import HOLDS, LIMITED, NewJob
+from .driver import Row, Run
+from .statements import limits as statements
+from .statements.jobs import Dialect, batch_of
+
+ADMIT_BATCH = 250
+"""Places that are taken up, and jobs that are let into one lane, at a time."""
+
+
+def touch(dialect: Dialect, run: Run, rows: Iterable[Row]) -> bool:
+    """A transition has changed these jobs: rows of (id, state, marks, …). In its transaction. Whether any is limited."""
+    batch = [(row[0],) for row in rows if row[2] & LIMITED and not _keeps_room(row[1], row[2])]
+    if batch:
+        run(statements.touch(dialect), {"batch": batch_of(batch)})
+    return bool(batch)
+
+
+def _keeps_room(state: str, marks: int) -> bool:
+    return state == "running" or (bool(marks & HOLDS) and state in ("ready", "scheduled"))
+
+
+def add_permits(dialect: Dialect, run: Run, jobs: Iterable[tuple[int, NewJob]]) -> None:
+    """Give those of *jobs*, which were stored under these numbers, a place that are limited."""
+    batch = [(job_id, job.lane) for job_id, job in jobs if job.lane is not None]
+    if batch:
+        run(statements.add_permits(dialect), {"batch": batch_of(batch)})
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What one admission came to."""
+
+    ready: list[tuple[str, str]] = field(default_factory=list)
+    """The queue and kind of each job that was let in."""
+    is_more: bool = False
+    """Whether there is more to take up."""
+    next_open: int | None = None
+    """When to look at the next of these lanes again, in epoch milliseconds."""
+
+
+class Admission:
+    """The statements of one database."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._changed = statements.changed(dialect)
+        self._place = statements.place(dialect)
+        self._facts = statements.facts(dialect)
+        self._first = statements.first_in_line(dialect)
+        self._let_in = statements.let_in(dialect)
+        self._set_open, self._park = (statements.set_phase(dialect, phase) for phase in (2, 4))
+        self._keep_lanes = statements.keep_lanes(dialect)
+
+    def admit(self, run: Run, now: int) -> Admitted:
+        """Take up what has changed, and let in what there is room for. In a write transaction at READ COMMITTED.
+
+        A row that another session has locked is left alone: who has it changes it, or lets go of it, and the next look
+        finds it.
+        """
+        changed = run(self._changed, {"number": ADMIT_BATCH, "now": now})
+        if not changed:
+            return Admitted()
+        lanes = batch_of([(lane,) for lane in sorted({row[1] for row in changed})])
+        if self._dialect.name == "postgresql":
+            # Before the next look, which sees then what the last one to have the lock has done.
+            run(statements.lock_lanes(self._dialect), {"batch": lanes})
+        if ids := [(job_id,) for job_id, _ in changed if job_id]:
+            run(self._place, {"batch": batch_of(ids)})
+        known = Known.of(run(self._facts, {"batch": lanes}))
+        rooms = {
+            lane: room(known.limits.get(limit_of(lane)), facts, now, ADMIT_BATCH) for lane, facts in known.lanes.items()
+        }
+        ready, more = self._fill(run, {lane: r.number for lane, r in rooms.items() if r.number}, known)
+        rooms |= {lane: rooms[lane]._replace(opens_at=now) for lane in more}
+        self._keep(run, rooms, known)
+        opens = min((r.opens_at for r in rooms.values() if r.opens_at is not None), default=None)
+        return Admitted(ready, is_more=len(changed) >= ADMIT_BATCH or bool(more), next_open=opens)
+
+    def _fill(self, run: Run, rooms: Mapping[str, int], known: Known) -> tuple[list[tuple[str, str]], set[str]]:
+        """Let in as many as there is room for. Returns their queues and kinds, and the lanes that may take more."""
+        ready: list[tuple[str, str]] = []
+        more: set[str] = set()
+        number_aside = 0
+        while rooms and number_aside < ADMIT_BATCH:
+            found = self._first_in_line(run, rooms)
+            numbers = Counter(lane for lane, _, _ in found)
+            more |= {lane for lane, number in rooms.items() if number == ADMIT_BATCH == numbers[lane]}
+            # A job that no worker would take must not have the room of others: it is put aside, and the next one comes.
+            aside = {job_id: lane for lane, job_id, queue in found if not known.serves(queue)}
+            if aside:
+                run(self._park, {"batch": batch_of([(job_id,) for job_id in aside])})
+                number_aside += len(aside)
+            if chosen := [(job_id,) for _, job_id, _ in found if job_id not in aside]:
+                let_in = run(self._let_in, {"batch": batch_of(chosen)})
+                run(self._set_open, {"batch": batch_of([(row[0],) for row in let_in])})
+                ready += [(queue, kind) for _, queue, kind in let_in]
+            rooms = Counter(aside.values())
+        return ready, more | set(rooms)
+
+    def _first_in_line(self, run: Run, rooms: Mapping[str, int]) -> list[Row]:
+        if self._dialect.name == "postgresql":
+            return run(self._first, {"batch": batch_of(list(rooms.items()))})
+        return [row for lane, number in rooms.items() for row in run(self._first, {"lane": lane, "room": number})]
+
+    def _keep(self, run: Run, rooms: Mapping[str, Room], known: Known) -> None:
+        """Store when to look at lanes again. A lane that has no row, and needs no look, gets none."""
+        kept: list[tuple[object, ...]] = []
+        for lane, r in rooms.items():
+            if lane in known.has_row:
+                facts = known.lanes[lane]
+                kept.append((lane, r.tat, r.opens_at, facts.tat, facts.closed_until))
+            elif r.opens_at is not None:
+                kept.append((lane, r.tat, r.opens_at, None, None))
+        for statement in self._keep_lanes if kept else ():
+            run(statement, {"batch": batch_of(kept)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What one admission knows."""
+
+    lanes: dict[str, LaneFacts]
+    has_row: frozenset[str]
+    """The lanes that have a row."""
+    limits: dict[str, Numbers]
+    paused: frozenset[str]
+    workers: tuple[tuple[frozenset[str] | None, frozenset[str]], ...]
+    """Of each worker the queues that it serves, None for all, and those that it leaves to others."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Known:
+        """Read what :func:`statements.facts` gives."""
+        lanes: dict[str, LaneFacts] = {}
+        found: dict[str, dict[str, Row]] = {"lane": {}, "limit": {}, "paused": {}, "worker": {}}
+        for what, name, *numbers in rows:
+            found[what][name] = tuple(numbers)
+        for lane, (is_open, not_begun, tat, closed_until, _) in found["lane"].items():
+            lanes[lane] = LaneFacts(is_open, not_begun, tat or 0, closed_until or 0)
+        return cls(
+            lanes=lanes,
+            has_row=frozenset(lane for lane, numbers in found["lane"].items() if numbers[2] is not None),
+            limits={name: Numbers(*numbers) for name, numbers in found["limit"].items()},
+            paused=frozenset(found["paused"]),
+            workers=tuple(map(_served, found["worker"])),
+        )
+
+    def serves(self, queue: str) -> bool:
+        """Whether a worker would take a job of that queue."""
+        if queue in self.paused:
+            return False
+        return not self.workers or any(
+            (names is None or queue in names) and queue not in excluded for names, excluded in self.workers
+        )
+
+
+def _served(info: str) -> tuple[frozenset[str] | None, frozenset[str]]:
+    try:
+        said = json.loads(info)
+        queues = said["queues"]
+        return None if queues is None else frozenset(queues), frozenset(said["exclude"])
+    except (ValueError, TypeError, LookupError):  # another version of the code may have written the row
+        return None, frozenset()

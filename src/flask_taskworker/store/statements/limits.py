@@ -1,0 +1,201 @@
+"""The SQL of limits, in the manner of ``jobs.py``. Pure. How it fits together is in ``store/admission.py``."""
+
+from __future__ import annotations
+
+from .jobs import ColumnType, Dialect
+
+_LOCK_CLASS = 0x6C616E65
+"""Lane locks of PostgreSQL are of the form with two integers: a worker's presence is of the other."""
+
+PHASE = (
+    "CASE (SELECT state FROM taskworker_job WHERE id = job_id) WHEN 'held' THEN 1 WHEN 'ready' THEN 2 "
+    "WHEN 'running' THEN 2 WHEN 'scheduled' THEN 3 ELSE 5 END"
+)
+"""What phase the state of the job asks for."""
+
+
+def add_permits(dialect: Dialect) -> str:
+    """Give the jobs of a batch, which were just stored, their places."""
+    batch = dialect.batch({"job_id": "integer", "lane": "text"})
+    return (
+        "INSERT INTO taskworker_permit (job_id, lane, queue, priority, phase) SELECT j.id, e.lane, j.queue, "
+        "j.priority, CASE WHEN j.state = 'scheduled' THEN 3 ELSE 0 END "
+        f"FROM {batch} AS e JOIN taskworker_job AS j ON j.id = e.job_id"
+    )
+
+
+def touch(dialect: Dialect) -> str:
+    """Have a worker look at the places of a batch of jobs: in the transaction that changes the jobs."""
+    batch = dialect.batch({"id": "integer"})
+    return f"UPDATE taskworker_permit SET phase = 0, begun = 0 WHERE job_id IN (SELECT id FROM {batch} AS e)"
+
+
+def changed(dialect: Dialect) -> str:
+    """The next ``:number`` jobs that have changed, with their lanes, and the lanes that are to be looked at again."""
+    skip = "" if dialect.name == "sqlite" else " FOR UPDATE SKIP LOCKED"
+    return (
+        f"SELECT job_id, lane FROM (SELECT job_id, lane FROM taskworker_permit WHERE phase = 0 LIMIT :number{skip}) "
+        "AS c UNION ALL SELECT 0, lane FROM (SELECT lane FROM taskworker_lane WHERE open_at IS NOT NULL "
+        "AND open_at <= :now ORDER BY open_at LIMIT :number) AS o"
+    )
+
+
+def lock_lanes(dialect: Dialect) -> str:
+    """Let one worker at a time count what a lane has; sorted, so that two never wait for each other. PostgreSQL only."""
+    names = f"SELECT DISTINCT hashtext(lane) AS k FROM {dialect.batch({'lane': 'text'})} AS e ORDER BY k"
+    return f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, k) FROM ({names}) AS s"
+
+
+def place(dialect: Dialect) -> str:
+    """Give the places of a batch of jobs the phase that fits their states."""
+    batch = dialect.batch({"id": "integer"})
+    return f"UPDATE taskworker_permit SET phase = {PHASE} WHERE job_id IN (SELECT id FROM {batch} AS e)"
+
+
+def facts(dialect: Dialect) -> str:
+    """What admission has to know, as rows (what, name, five numbers).
+
+    ``lane``: open, of these not begun, tat, closed_until and turn of the lanes of a batch. ``limit``: the limits.
+    ``paused``: the queues that are. ``worker``: what each living worker says of itself.
+    """
+    batch = dialect.batch({"lane": "text"})
+    holding = (
+        # CROSS, so that SQLite begins with the lane, here and below.
+        "SELECT count(*) FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        "WHERE p.phase = 2 AND p.lane = e.lane AND j.id = p.job_id AND j.finished_at IS NULL"
+    )
+    return (
+        f"SELECT 'lane' AS what, e.lane AS name, ({holding}) AS a, ({holding} AND p.begun = 0) AS b, "
+        f"l.tat AS c, l.closed_until AS d, l.turn AS f FROM {batch} AS e "
+        "LEFT JOIN taskworker_lane AS l ON l.lane = e.lane "
+        "UNION ALL SELECT 'limit', name, running, amount, per_us, burst, fair FROM taskworker_limit "
+        "UNION ALL SELECT 'paused', name, 0, 0, 0, 0, 0 FROM taskworker_queue WHERE paused = 1 "
+        "UNION ALL SELECT 'worker', info, 0, 0, 0, 0, 0 FROM taskworker_worker WHERE state = 'alive'"
+    )
+
+
+def first_in_line(dialect: Dialect) -> str:
+    """The next jobs in line, with their queues. SQLite: up to ``:room`` of ``:lane``. PostgreSQL: of a batch of both."""
+    first = (
+        "SELECT p.lane, p.job_id, p.queue FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        "WHERE p.lane = {} AND p.phase = 1 AND j.id = p.job_id AND j.state = 'held' "
+        "ORDER BY p.priority DESC, p.job_id LIMIT {}"
+    )
+    if dialect.name == "sqlite":
+        return first.format(":lane", ":room")
+    batch = dialect.batch({"lane": "text", "room": "integer"})
+    return (
+        f"SELECT c.lane, c.job_id, c.queue FROM {batch} AS e CROSS JOIN LATERAL "
+        f"({first.format('e.lane', 'e.room')} FOR UPDATE SKIP LOCKED) AS c"
+    )
+
+
+def let_in(dialect: Dialect) -> str:
+    """Make the jobs of a batch ready: now a claim sees them."""
+    batch = dialect.batch({"id": "integer"})
+    return (
+        f"UPDATE taskworker_job SET state = 'ready' WHERE id IN (SELECT id FROM {batch} AS e) AND state = 'held' "
+        "RETURNING id, queue, kind"
+    )
+
+
+def set_phase(dialect: Dialect, phase: int) -> str:
+    """Give the places of a batch of jobs this phase."""
+    batch = dialect.batch({"id": "integer"})
+    return f"UPDATE taskworker_permit SET phase = {phase}, begun = 0 WHERE job_id IN (SELECT id FROM {batch} AS e)"
+
+
+def keep_lanes(dialect: Dialect) -> tuple[str, str]:
+    """Store when to look at the lanes of a batch again; not of those that a start or a closing has changed meanwhile."""
+    columns: dict[str, ColumnType] = {
+        "lane": "text",
+        "tat": "integer",
+        "open_at": "integer",
+        "seen_tat": "integer",
+        "seen_closed": "integer",
+    }
+    batch = dialect.batch(columns)
+    return (
+        f"UPDATE taskworker_lane SET tat = e.tat, open_at = e.open_at FROM {batch} AS e WHERE taskworker_lane.lane = "
+        "e.lane AND taskworker_lane.tat = e.seen_tat AND taskworker_lane.closed_until = e.seen_closed",
+        f"INSERT INTO taskworker_lane (lane, tat, open_at) SELECT lane, tat, open_at FROM {batch} AS e "
+        "WHERE seen_tat IS NULL ON CONFLICT (lane) DO NOTHING",
+    )
+
+
+def begin(dialect: Dialect) -> str:
+    """Note that the jobs of a batch begin: the lane of each that had not."""
+    batch = dialect.batch({"id": "integer"})
+    return (
+        f"UPDATE taskworker_permit SET begun = 1 WHERE job_id IN (SELECT id FROM {batch} AS e) "
+        "AND phase = 2 AND begun = 0 RETURNING lane"
+    )
+
+
+LIMITS = "SELECT name, running, amount, per_us, burst, fair FROM taskworker_limit"
+"""Every limit, in numbers."""
+
+
+def charge(dialect: Dialect) -> str:
+    """Charge starts to the rate of ``:lane``: ``:cost`` for all of them, ``:burst`` and ``:again`` as GCRA has them."""
+    least, most = ("min", "max") if dialect.name == "sqlite" else ("least", "greatest")
+    tat = f"{most}({least}(taskworker_lane.tat, :now_us + :burst), :now_us) + :cost"
+    return (
+        "INSERT INTO taskworker_lane (lane, tat, open_at) VALUES (:lane, :now_us + :cost, "
+        "(:now_us + :cost - :early + 999) / 1000) "
+        f"ON CONFLICT (lane) DO UPDATE SET tat = {tat}, open_at = ({tat} - :early + 999) / 1000"
+    )
+
+
+CLOSE_LANE = (
+    "INSERT INTO taskworker_lane (lane, closed_until, open_at) SELECT lane, :until, :until FROM taskworker_permit "
+    "WHERE job_id = :id ON CONFLICT (lane) DO UPDATE SET "
+    "open_at = CASE WHEN taskworker_lane.closed_until < excluded.closed_until THEN excluded.open_at "
+    "ELSE taskworker_lane.open_at END, "
+    "closed_until = CASE WHEN taskworker_lane.closed_until < excluded.closed_until THEN excluded.closed_until "
+    "ELSE taskworker_lane.closed_until END RETURNING lane"
+)
+"""Let nothing more into the lane of the job ``:id`` until ``:until``."""
+
+
+def take_back(dialect: Dialect, which: str) -> str:
+    """Take up to ``:number`` jobs that were let in, and have not begun, back into the line. *which*: a condition on p."""
+    chosen = (
+        "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        f"WHERE p.phase = 2 AND {which} AND j.id = p.job_id AND j.state = 'ready' LIMIT :number"
+    )
+    return (
+        f"UPDATE taskworker_job SET state = 'held' WHERE {dialect.among('id', chosen)} AND state = 'ready' "
+        "RETURNING id, state, marks"
+    )
+
+
+LOOK_AGAIN = "UPDATE taskworker_lane SET open_at = :now WHERE open_at IS NOT NULL AND open_at > :now"
+"""The clock was set back: what was to be looked at later is looked at now."""
+
+REMOVE_LANES = (
+    "DELETE FROM taskworker_lane WHERE open_at IS NULL AND tat < :now_us AND closed_until < :now AND turn < :now_us"
+)
+"""Delete the lanes that are as good as those without a row."""
+
+
+def unpark(dialect: Dialect) -> str:
+    """Have a worker look at the places that were put aside in these queues."""
+    return f"UPDATE taskworker_permit SET phase = 0 WHERE phase = 4 AND queue IN {dialect.names('queues')}"
+
+
+PARKED_QUEUES = "SELECT DISTINCT queue FROM taskworker_permit WHERE phase = 4"
+"""The queues in which places were put aside."""
+
+
+def heal(dialect: Dialect) -> str:
+    """Of the next ``:number`` places after ``:after`` those that contradict their jobs: a bug, if there is any."""
+    held = "(p.phase IN (1, 4) AND j.state = 'held')"
+    wait = "(p.phase = 3 AND j.state = 'scheduled')"
+    has_room = "(p.phase = 2 AND j.state IN ('ready', 'running', 'scheduled'))"
+    fits = f"(p.phase = 0 OR {held} OR {wait} OR {has_room} OR (p.phase = 5 AND j.finished_at IS NOT NULL))"
+    return (
+        "SELECT p.job_id, CASE WHEN j.id IS NOT NULL AND "
+        f"{fits} THEN 1 ELSE 0 END FROM (SELECT * FROM taskworker_permit WHERE job_id > :after ORDER BY job_id "
+        "LIMIT :number) AS p LEFT JOIN taskworker_job AS j ON j.id = p.job_id ORDER BY p.job_id"
+    )
