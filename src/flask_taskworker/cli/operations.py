@@ -31,9 +31,9 @@ from .text import plural
 
 _IN_STATES = {
     "retry": ("failed", "cancelled"),
-    "cancel": ("scheduled", "ready", "running"),
-    "discard": ("scheduled", "ready", "succeeded", "failed", "cancelled"),
-    "restore": ("scheduled", "ready", "succeeded", "failed", "cancelled"),
+    "cancel": ("scheduled", "held", "ready", "running"),
+    "discard": ("scheduled", "held", "ready", "succeeded", "failed", "cancelled"),
+    "restore": ("scheduled", "held", "ready", "succeeded", "failed", "cancelled"),
 }
 """The states of jobs with which each act is possible."""
 

@@ -93,7 +93,7 @@ class Limit:
         fair: bool = False,
     ) -> None:
         what = f"The limit {name!r}"
-        if not isinstance(name, str) or len(name) > MAX_KEY or not name.isprintable():
+        if not _is_word(name):
             raise DeclarationError(f"A limit's name is {name!r:.80}. Give up to {MAX_KEY} printable characters.")
         if ":" in name or name == QUEUE:
             raise DeclarationError(f"{what} cannot have this name: leave out the colon, and do not call it {QUEUE!r}.")
@@ -106,9 +106,7 @@ class Limit:
         if key is not None and not isinstance(key, str) and not callable(key):
             raise DeclarationError(f"{what}: key is {key!r:.80}. Give the name of a parameter, or a function.")
         if fair and key is None:
-            raise DeclarationError(
-                f"{what} has one lane, which has none to take turns with. Leave fair out, or give key."
-            )
+            raise DeclarationError(f"{what} has one lane, so fair=True means nothing. Leave it out, or give key=….")
         if hold and running is None:
             raise DeclarationError(f"{what}: hold=True keeps room between tries, so it needs running=….")
         values = (("name", name), ("running", running), ("rate", rate), ("key", key), ("hold", hold), ("fair", fair))
@@ -127,12 +125,16 @@ class Limit:
     def lane(self, key: object) -> str:
         """The lane of a job with this key. Raises ArgumentsError for a key that is no text and no number."""
         text = str(key) if isinstance(key, str | int | UUID) else ""
-        if not text or len(text) > MAX_KEY or not text.isprintable():
+        if not text or not _is_word(text):
             raise ArgumentsError(
-                f"The key of a job under the limit {self.name!r} is {key!r:.80}. Give a whole number, a UUID, or a text "
+                f"The key of a job under the limit {self.name!r} is {key!r:.80}. Give a whole number, a UUID, or text "
                 f"of 1 to {MAX_KEY} printable characters."
             )
         return f"{self.name}:{text}"
+
+
+def _is_word(text: object) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_KEY and text.isprintable()
 
 
 def _check_count(what: str, value: object) -> None:

@@ -22,8 +22,8 @@ PERMISSION = {"retry": "retry", "run": "run", "cancel": "cancel", "discard": "di
 _FITTING = {
     "retry": ("failed", "cancelled"),
     "run": ("scheduled", "retrying"),
-    "cancel": ("scheduled", "retrying", "ready", "running"),
-    "discard": ("scheduled", "retrying", "ready", "succeeded", "failed", "cancelled"),
+    "cancel": ("scheduled", "retrying", "held", "ready", "running"),
+    "discard": ("scheduled", "retrying", "held", "ready", "succeeded", "failed", "cancelled"),
     "restore": ("discarded",),
 }
 

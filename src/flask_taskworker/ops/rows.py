@@ -78,6 +78,7 @@ class StateCounts:
     scheduled: int
     retrying: int
     """Of the scheduled."""
+    held: int
     ready: int
     running: int
     succeeded: int | None
@@ -263,6 +264,7 @@ def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
     return StateCounts(
         scheduled=found["scheduled"],
         retrying=found["retrying"],
+        held=found["held"],
         ready=ready,
         running=found["running"],
         succeeded=succeeded,

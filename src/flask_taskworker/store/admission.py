@@ -24,7 +24,7 @@ ADMIT_BATCH = 250
 
 
 def touch(dialect: Dialect, run: Run, rows: Iterable[Row]) -> bool:
-    """A transition has changed these jobs: rows of (id, state, marks, …). In its transaction. Whether any is limited."""
+    """In the transaction that has changed these jobs, rows of (id, state, marks, …): whether any is limited."""
     batch = [(row[0],) for row in rows if row[2] & LIMITED and not _keeps_room(row[1], row[2])]
     if batch:
         run(statements.touch(dialect), {"batch": batch_of(batch)})

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ..core.rows import JobRecord, NewJob
 from ..core.unique import Key
 from ..errors import NotAccepted
+from .admission import touch
 from .driver import Run
 from .statements import keys as statements
 from .statements.jobs import Dialect
@@ -42,7 +43,9 @@ def _standing(dialect: Dialect, run: Run, job: NewJob, key: Key, job_id: int, *,
         periods = {"debounce": key.debounce, "at_most": key.at_most}
         call = {"id": job_id, "now": job.created_at, "args": job.args, "priority": job.priority, "latest": key.latest}
         for row in run(statements.merge(dialect), call | periods):
-            return JobRecord._make(row)
+            record = JobRecord._make(row)
+            touch(dialect, run, [(record.id, record.state, record.marks)])
+            return record
     if key.until == "finished" or is_within:
         for row in run(statements.STANDS, {"id": job_id, "always": int(is_within)}):
             return JobRecord._make(row)

@@ -177,6 +177,8 @@ class Store:
             for piece in in_pieces(plain, lambda job: len(job.args)):
                 batch = batch_of([(*job, job.state) for job in piece])
                 ids.update((uid, job_id) for job_id, uid in run(self._add_jobs, {"batch": batch}))
+            first = {ids[job.uid]: job for job in reversed(plain) if job.uid in ids}
+            add_permits(self.driver.dialect, run, first.items())
         # In one order, against deadlocks: their keys stay locked until the commit.
         keyed = sorted((job.key.name, i) for i, job in enumerate(jobs) if job.key is not None)
         found = {i: self._add_keyed(jobs[i], run) for _, i in keyed}

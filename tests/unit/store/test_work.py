@@ -474,9 +474,9 @@ def test_words_of_sql_are_only_words(bench: Bench, words: str) -> None:
 
 def test_due_jobs_become_ready_and_others_do_not(bench: Bench) -> None:
     due, later = bench.add(run_at=NOW + 10), bench.add(run_at=NOW + 11)
-    assert bench.do(lambda work: work.promote()) == []
+    assert bench.do(lambda work: work.promote()).ready == []
     bench.now += 10
-    assert len(bench.do(lambda work: work.promote())) == 1
+    assert bench.do(lambda work: work.promote()).number == 1
     assert (bench.record(due).state, bench.record(later).state) == ("ready", "scheduled")
     assert bench.record(due).run_at == NOW + 10
 
@@ -484,7 +484,7 @@ def test_due_jobs_become_ready_and_others_do_not(bench: Bench) -> None:
 def test_due_jobs_become_ready_in_batches_oldest_first(bench: Bench) -> None:
     bench.store.add([bench.new(run_at=NOW + 1 + i) for i in range(PROMOTE_BATCH + 5)])
     bench.now += 10 * PROMOTE_BATCH
-    assert [len(bench.do(lambda work: work.promote())) for _ in range(3)] == [PROMOTE_BATCH, 5, 0]
+    assert [bench.do(lambda work: work.promote()).number for _ in range(3)] == [PROMOTE_BATCH, 5, 0]
 
 
 def test_clock_that_is_set_back_hides_no_job_that_was_due_at_once(bench: Bench) -> None:
@@ -697,6 +697,7 @@ def test_numbers_of_pruned_jobs_are_not_used_again(bench: Bench) -> None:
     "change",
     [
         "state = 'running'",
+        "state = 'held', finished_at = 1",
         "worker_id = 'w'",
         "state = 'succeeded'",
         "finished_at = 1",
@@ -769,3 +770,26 @@ def test_no_statement_walks_through_all_jobs(tables: sqlite3.Connection, name: s
     # Some sort what they were given, or the few rows of a small table.
     if name not in ("workers", "add_scheduled_jobs"):
         assert not [step for step in plan if "TEMP B-TREE FOR ORDER BY" in step], plan
+
+
+def test_a_claim_knows_nothing_of_limits(tables: sqlite3.Connection) -> None:
+    """What is held is in no index that a claim uses, so jobs without limits pay nothing for those with."""
+    sql = job_statements.claim(job_statements.SQLITE, "async")
+    conditions = sql.partition(" WHERE ")[2].partition(" RETURNING ")[0]
+    assert conditions == (
+        "id IN (SELECT id FROM taskworker_job WHERE state = 'ready' AND solo = 0 AND queue = :queue AND kind = 'async' "
+        "ORDER BY priority DESC, id LIMIT :number) AND state = 'ready' "
+        "AND EXISTS (SELECT 1 FROM taskworker_worker WHERE id = :worker_id AND state = 'alive') "
+        "AND NOT EXISTS (SELECT name FROM taskworker_queue WHERE paused = 1 AND name = :queue)"
+    )
+    parameters = dict.fromkeys(re.findall(r":([a-z_]+)", sql))
+    plan = [row[3] for row in tables.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    assert plan == [
+        "SEARCH taskworker_job USING INTEGER PRIMARY KEY (rowid=?)",
+        "LIST SUBQUERY 1",
+        "SEARCH taskworker_job USING INDEX taskworker_job_ready (queue=? AND kind=?)",
+        "SCALAR SUBQUERY 2",
+        "SEARCH taskworker_worker USING INDEX sqlite_autoindex_taskworker_worker_1 (id=?)",
+        "SCALAR SUBQUERY 3",
+        "SEARCH taskworker_queue USING INDEX sqlite_autoindex_taskworker_queue_1 (name=?)",
+    ]

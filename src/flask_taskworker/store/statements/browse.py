@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ...core.filters import JobFilter
 from ..schema import BUCKETS_MS, FINISHED, ROLLUP_FIGURES
-from .jobs import RECORD, SQLITE, Dialect
+from .jobs import RECORD, SQLITE, Dialect, held_ids
 
 SHOWN = 2_000
 """Characters of arguments and errors that a list needs."""
@@ -64,6 +64,8 @@ def _few(chosen: JobFilter) -> str | None:
             return " UNION ALL ".join(part.format(*kind) for kind in kinds)
         case ("scheduled",) | ("retrying",):
             return part.format("state = 'scheduled' ORDER BY run_at", "d")
+        case ("held",):
+            return held_ids(":few")
         case ("running",):
             return part.format("state = 'running'", "h")
     return None
@@ -227,6 +229,7 @@ def count_states() -> str:
         "discarded": "discarded <> 0",
     }
     parts = [counted.format(what, where, ":most") for what, where in kinds.items()]
+    parts.append(f"SELECT 'held', (SELECT count(*) FROM ({held_ids(':most')}) AS h)")
     parts.append(counted.format("finished", FINISHED, "4 * CAST(:most AS integer)"))
     due = "SELECT failures FROM taskworker_job WHERE state = 'scheduled' ORDER BY run_at LIMIT :most"
     parts.append(f"SELECT 'retrying', (SELECT count(*) FROM ({due}) AS r WHERE failures > 0)")

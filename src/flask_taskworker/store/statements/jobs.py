@@ -207,9 +207,20 @@ ATTEMPTS = (
 """The last 100 tries of one job that did not succeed, newest first."""
 
 
+def held_ids(most: str) -> str:
+    """The ids of the jobs that wait to be let in, up to *most* of each kind: no index of jobs has them."""
+    part = "SELECT job_id AS id FROM (SELECT job_id FROM taskworker_permit WHERE phase = {} LIMIT {}) AS p{}"
+    changed = (
+        "SELECT job_id AS id FROM (SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        f"WHERE p.phase = 0 AND j.id = p.job_id AND j.state = 'held' LIMIT {most}) AS p0"
+    )
+    return " UNION ALL ".join([*(part.format(phase, most, phase) for phase in (1, 4)), changed])
+
+
 def count_state(state: str) -> str:
     """How many jobs have this state, counted up to ``:most``. *state* must be one of ours: it goes in as a literal."""
-    return f"SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE state = '{state}' LIMIT :most) AS counted"
+    some = held_ids(":most") if state == "held" else f"SELECT 1 FROM taskworker_job WHERE state = '{state}' LIMIT :most"
+    return f"SELECT count(*) FROM ({some}) AS counted"
 
 
 def waiting_by_queue() -> str:
@@ -275,7 +286,8 @@ def peek(dialect: Dialect) -> str:
 
     ``due``: when the next scheduled job is due. ``fire``: when the next schedule of ``:may_fire`` fires.
     ``changed``: 1 where limited jobs have changed. ``open``: when to look at the next lane again. ``limit``: a limit,
-    and whether it has a rate. ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
+    and whether it has a rate.
+    ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
     the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
     """
     next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"

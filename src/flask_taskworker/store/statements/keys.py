@@ -38,7 +38,7 @@ def merge(dialect: Dialect) -> str:
         f"priority = {most}(priority, :priority), "
         f"run_at = CASE WHEN :debounce > 0 THEN {due} ELSE run_at END, "
         f"state = CASE WHEN :debounce > 0 AND {due} > :now THEN 'scheduled' ELSE state END "
-        "WHERE id = :id AND state IN ('scheduled', 'ready') AND failures = 0 AND crashes = 0 "
+        "WHERE id = :id AND state IN ('scheduled', 'held', 'ready') AND failures = 0 AND crashes = 0 "
         f"RETURNING {RECORD}"
     )
 

@@ -41,15 +41,19 @@ def changed(dialect: Dialect) -> str:
 
 
 def lock_lanes(dialect: Dialect) -> str:
-    """Let one worker at a time count what a lane has; sorted, so that two never wait for each other. PostgreSQL only."""
+    """Let one worker at a time count what a lane has; in one order, against deadlocks. PostgreSQL only."""
     names = f"SELECT DISTINCT hashtext(lane) AS k FROM {dialect.batch({'lane': 'text'})} AS e ORDER BY k"
     return f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, k) FROM ({names}) AS s"
 
 
 def place(dialect: Dialect) -> str:
-    """Give the places of a batch of jobs the phase that fits their states."""
+    """Give the places of a batch of jobs the phase that fits their states, and their priorities."""
     batch = dialect.batch({"id": "integer"})
-    return f"UPDATE taskworker_permit SET phase = {PHASE} WHERE job_id IN (SELECT id FROM {batch} AS e)"
+    return (
+        f"UPDATE taskworker_permit SET phase = {PHASE}, "
+        "priority = COALESCE((SELECT priority FROM taskworker_job WHERE id = job_id), priority) "
+        f"WHERE job_id IN (SELECT id FROM {batch} AS e)"
+    )
 
 
 def facts(dialect: Dialect) -> str:
@@ -75,7 +79,7 @@ def facts(dialect: Dialect) -> str:
 
 
 def first_in_line(dialect: Dialect) -> str:
-    """The next jobs in line, with their queues. SQLite: up to ``:room`` of ``:lane``. PostgreSQL: of a batch of both."""
+    """The next jobs in line, with their queues: up to ``:room`` of ``:lane``; on PostgreSQL of a batch of both."""
     first = (
         "SELECT p.lane, p.job_id, p.queue FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
         "WHERE p.lane = {} AND p.phase = 1 AND j.id = p.job_id AND j.state = 'held' "
@@ -106,7 +110,7 @@ def set_phase(dialect: Dialect, phase: int) -> str:
 
 
 def keep_lanes(dialect: Dialect) -> tuple[str, str]:
-    """Store when to look at the lanes of a batch again; not of those that a start or a closing has changed meanwhile."""
+    """Store when to look at lanes again, a batch; not of those that a start or a closing has changed meanwhile."""
     columns: dict[str, ColumnType] = {
         "lane": "text",
         "tat": "integer",
@@ -159,7 +163,7 @@ CLOSE_LANE = (
 
 
 def take_back(dialect: Dialect, which: str) -> str:
-    """Take up to ``:number`` jobs that were let in, and have not begun, back into the line. *which*: a condition on p."""
+    """Put up to ``:number`` jobs that were let in, and have not begun, back in line. *which*: a condition on p."""
     chosen = (
         "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
         f"WHERE p.phase = 2 AND {which} AND j.id = p.job_id AND j.state = 'ready' LIMIT :number"

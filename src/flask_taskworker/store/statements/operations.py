@@ -1,7 +1,7 @@
 """The SQL of what people do to jobs, queues and schedules, in the manner of ``statements.py``. Pure.
 
-A batch statement leaves alone the jobs that are in no state for it, and returns (id, state, marks) of the others. *fits* is
-what else must hold of each at that moment, as ``browse_statements.conditions`` says it.
+A batch statement leaves alone the jobs that are in no state for it, and returns (id, state, marks) of the others.
+*fits* is what else must hold of each at that moment, as ``browse_statements.conditions`` says it.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def discard(dialect: Dialect, fits: str) -> str:
 _WAITED = "discarded = 2 AND state = 'cancelled'"
 _RESTORE = (
     f"UPDATE taskworker_job SET state = CASE WHEN {_WAITED} THEN CASE WHEN run_at > :now THEN 'scheduled' "
-    f"ELSE {AS_NEW} END ELSE state END, {WITHOUT_ROOM}, finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
-    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, discarded = 0 WHERE {{}} RETURNING id, state, marks"
+    f"ELSE {AS_NEW} END ELSE state END, {WITHOUT_ROOM}, "
+    f"finished_at = CASE WHEN {_WAITED} THEN NULL ELSE finished_at END, "
+    f"expires_at = CASE WHEN {_WAITED} THEN NULL ELSE expires_at END, discarded = 0 WHERE {{}} "
+    "RETURNING id, state, marks"
 )
 
 
