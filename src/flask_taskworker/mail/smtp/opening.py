@@ -94,7 +94,7 @@ def _is_loopback(hostname: str) -> bool:
 
 def _connect_error(error: Exception, server: Server) -> MailError:
     cause = error.__cause__ or error
-    shown = f"Cannot connect to {server}: {cause}."
+    shown = f"Cannot connect to {server}: {str(cause) or type(cause).__name__}."
     if isinstance(error, aiosmtplib.SMTPResponseException):
         code, text = reply_of(SMTPResponse(error.code, error.message)).code, _text(error)
         return ConnectError(f"{server} refused the connection: {code} {text}.", code, text)

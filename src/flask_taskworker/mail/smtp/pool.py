@@ -80,12 +80,10 @@ class Pool:
                     self._allowed = self._lent
                     self._crowded_until = time.monotonic() + CROWDED_S
                 elif not self._opening:
-                    # It may still count a connection that was just closed, or one of another part of this process.
-                    is_patient = bool(pauses) and time.monotonic() - self._released_at < _STILL_COUNTED_S
-                    if not is_patient and (not self.ask_others_to_yield() or time.monotonic() > deadline):
-                        self._released_at = -_STILL_COUNTED_S
+                    pause = self._pause(deadline, pauses)
+                    if pause is None:
                         raise refusal
-                    await asyncio.sleep(pauses.pop(0) if is_patient else _ASK_AGAIN_S)
+                    await asyncio.sleep(pause)
                     continue
             if self._lent and not may_wait():
                 return None
@@ -137,6 +135,19 @@ class Pool:
         if self._allowed < self._size and time.monotonic() >= self._crowded_until:
             self._allowed = self._size
         return self._allowed
+
+    def _pause(self, deadline: float, pauses: list[float]) -> float | None:
+        """Seconds until the server is to be asked again although it refused our only connection; None for an outage.
+
+        It may still count a connection that was just closed, or one of another part of this process.
+        """
+        if time.monotonic() < deadline and self.ask_others_to_yield():
+            self._released_at = time.monotonic()
+            return _ASK_AGAIN_S
+        if pauses and time.monotonic() - self._released_at < _STILL_COUNTED_S:
+            return pauses.pop(0)
+        self._released_at = -_STILL_COUNTED_S
+        return None
 
     def ask_others_to_yield(self) -> bool:
         """Ask this process's other pools for the same server to close a connection; whether they have any."""

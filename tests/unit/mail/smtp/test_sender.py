@@ -11,7 +11,7 @@ import pytest
 
 from flask_taskworker.mail import Mail, Message
 from flask_taskworker.mail.errors import ConnectError, DeliveryUnknown, OutOfStep, SenderRefused
-from tests.support.smtp_server import EXTENSIONS, Drop, Session, SMTPServer, wait_until
+from tests.support.smtp_server import EXTENSIONS, Drop, Session, Slow, SMTPServer, wait_until
 
 Serve = Callable[..., SMTPServer]
 MakeMail = Callable[..., Mail]
@@ -144,6 +144,15 @@ def test_own_connection_makes_room_for_that_of_another_part_of_the_process(make_
             mail.send(message(2))
             connection.send(message(3))
         assert subjects(server) == ["m0", "m1", "m2", "m3"]
+
+
+def test_connection_counts_until_the_server_has_taken_leave_of_it(make_mail: MakeMail) -> None:
+    with SMTPServer(most=1, script=lambda session, verb, line: Slow(0.5) if verb == "QUIT" else None) as server:
+        mail = make_mail(server)
+        mail.send(message(0))  # the pool keeps its connection, and closes it when another part needs one
+        with mail.connect() as connection:
+            connection.send(message(1))
+        assert subjects(server) == ["m0", "m1"]
 
 
 def test_no_connection_at_all_raises_what_the_server_said(make_mail: MakeMail) -> None:
