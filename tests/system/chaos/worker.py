@@ -22,7 +22,7 @@ from flask_taskworker import BlockingTaskWorker, Every, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.extension import TaskWorker
 from flask_taskworker.worker.timing import Timing
-from tests.system.chaos.journal import executed
+from tests.system.chaos.journal import BEGAN, executed, write
 
 metadata = MetaData()
 effect = Table("effect", metadata, Column("x", Integer, nullable=False))
@@ -102,6 +102,11 @@ class Shop:
             with executed(self.place.folder):
                 assert text
 
+        @task(name="shop.save")
+        def save(key: int, call: str) -> None:
+            write(Path(self.place.folder, "calls"), BEGAN, [call])
+
+        self.save: Task[..., Any, Any] = save
         self.hold: Task[..., Any, Any] = hold
         self.pulse: Task[..., Any, Any] = pulse
         self.grind: Task[..., Any, Any] = grind

@@ -332,11 +332,13 @@ def test_calls_at_the_same_moment_leave_one_job(save: Task[..., Any, Any], store
     assert rows("SELECT count(*) FROM taskworker_job") == [(1,)]
 
 
-def test_pruned_job_takes_its_key_along(task_worker: BackgroundTaskWorker, rows: Rows) -> None:
-    @task_worker.task(name="brief", keep=0.001)
-    def brief() -> None: ...
-
-    job = brief.using(unique="k", until="started").enqueue()
+def test_pruned_job_takes_its_key_along(
+    save: Task[..., Any, Any], idle_worker: BackgroundTaskWorker, rows: Rows
+) -> None:
+    job = save.using(unique="k", until="started").enqueue(1)
+    end(rows, job)
+    rows("UPDATE taskworker_job SET expires_at = 5 WHERE id = ? RETURNING id", job.id)
+    idle_worker.start()
     wait_for(lambda: not rows("SELECT 1 FROM taskworker_job WHERE id = ?", job.id))
     assert rows("SELECT count(*) FROM taskworker_key") == [(0,)]
 
