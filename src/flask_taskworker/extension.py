@@ -323,15 +323,7 @@ class TaskWorker:
         """Run a worker for one app, as the others run: an app may join later."""
         assert self._runner is not None
         config = replace(state.config, **self._settings)
-        state.worker = Worker(
-            loop=self._runner.loop,
-            client=state.client,
-            registry=self.registry,
-            config=config,
-            find_app=state.find_app,
-            timing=self.timing,
-            **self._options,
-        )
+        state.worker = state.make_worker(self._runner.loop, config, timing=self.timing, **self._options)
         return self._runner.serve(state.worker)
 
     def _is_debug(self) -> bool:

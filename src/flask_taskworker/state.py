@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from flask import Flask
 
@@ -44,6 +45,19 @@ class AppState:
     def store(self) -> Store:
         """The app's rows."""
         return self.client.store
+
+    def make_worker(
+        self, loop: asyncio.AbstractEventLoop, config: TaskWorkerConfig | None = None, **options: Any
+    ) -> Worker:
+        """A worker of this app on *loop*, with another configuration than the app's if one is given."""
+        return Worker(
+            loop=loop,
+            client=self.client,
+            registry=self.registry,
+            config=config or self.config,
+            find_app=self.find_app,
+            **options,
+        )
 
 
 class HasState(HasRegistry, Protocol):

@@ -10,8 +10,7 @@ import click
 from flask.cli import AppGroup
 
 from ..commands import tasks_command
-from ..errors import SchemaError
-from ..store.migrations import creation_sql, newest, upgrade_sql
+from ..store.migrations import creation_sql, newest, refuse_newer, upgrade_sql
 from ..store.statements.jobs import Dialect
 from .group import CREATE, SCHEMA, CreatingCommand, app_state, tell
 from .text import to_json
@@ -133,11 +132,7 @@ def sql(dialect: Any, since: int | None) -> None:
 def _found() -> int | None:
     """The version of the tables. Raises SchemaError for those of a newer version."""
     found = app_state().store.driver.schema_version()
-    if found is not None and found > newest():
-        raise SchemaError(
-            f"The tables have version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}. "
-            "Install the newer one."
-        )
+    refuse_newer(found)
     return found
 
 

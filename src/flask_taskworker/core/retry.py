@@ -84,7 +84,7 @@ class Retry:
 
     @classmethod
     def of(cls, value: Retry | int | Sequence[Retry] | None) -> tuple[Retry, ...]:
-        """The policies that were meant: 5 is ``Retry(max_attempts=5)``, None is no policy."""
+        """The policies that were meant: 5 is ``Retry(max_attempts=5)``, None stands for none."""
         if value is None or isinstance(value, Retry):
             return () if value is None else (value,)
         if isinstance(value, list | tuple) and all(isinstance(one, Retry) for one in value):

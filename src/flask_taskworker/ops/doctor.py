@@ -31,7 +31,7 @@ from ..mail.errors import MailError
 from ..mail.smtp.connection import SMTPConnection
 from ..mail.smtp.hosts import server_of
 from ..state import AppState
-from ..store.migrations import newest
+from ..store.migrations import newest, refuse_newer
 from .browse import Browser
 from .overview import Overview
 from .views import schedule_view
@@ -110,9 +110,10 @@ def _guarded(check: Callable[[AppState], Iterator[Finding]], state: AppState) ->
     """A check that cannot look says so, and the others go on."""
     try:
         yield from check(state)
+    except SchemaError as error:
+        yield Finding(level="error", text=str(error), cause="schema")
     except StoreError as error:
-        fix = "Make sure the database can be reached, then run flask tasks doctor again."
-        yield _error(str(error), fix, "schema" if isinstance(error, SchemaError) else None)
+        yield _error(str(error), "Make sure the database can be reached, then run flask tasks doctor again.")
     except (OSError, sqlite3.Error) as error:
         yield _warning(f"A check could not be made: {error}", "Run it as the user that runs the application.")
 
@@ -138,13 +139,8 @@ def tables(state: AppState) -> Iterator[Finding]:
     elif found < newest():
         text = f"The tables have version {found}, {newest()} is needed."
         yield _error(text, "flask tasks db upgrade", "schema")
-    elif found > newest():
-        yield _error(
-            f"The tables have version {found}, which a newer Flask-TaskWorker made; this one knows {newest()}.",
-            "Install the newer one.",
-            "schema",
-        )
     else:
+        refuse_newer(found)
         yield _ok(f"The tables have version {found}, in {where}.")
 
 

@@ -231,6 +231,9 @@ class Figures:
         return percentile(self.wait, share)
 
 
+_SINGLE = ROLLUP_FIGURES.index("run_0")
+
+
 def add_up(parts: Sequence[Figures]) -> Figures | None:
     """The figures of all these together; None of none."""
     if not parts:
@@ -239,19 +242,9 @@ def add_up(parts: Sequence[Figures]) -> Figures | None:
         tuple(sum(column) for column in zip(*buckets, strict=True))
         for buckets in ([part.run for part in parts], [part.wait for part in parts])
     )
-    return Figures(
-        start=parts[0].start,
-        key=parts[0].key,
-        succeeded=sum(part.succeeded for part in parts),
-        failed=sum(part.failed for part in parts),
-        retried=sum(part.retried for part in parts),
-        cancelled=sum(part.cancelled for part in parts),
-        run_ms=sum(part.run_ms for part in parts),
-        longest_ms=max(part.longest_ms for part in parts),
-        wait_ms=sum(part.wait_ms for part in parts),
-        run=run,
-        wait=wait,
-    )
+    sums = {name: sum(getattr(part, name) for part in parts) for name in ROLLUP_FIGURES[:_SINGLE]}
+    sums["longest_ms"] = max(part.longest_ms for part in parts)
+    return Figures(start=parts[0].start, key=parts[0].key, run=run, wait=wait, **sums)
 
 
 def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
@@ -262,20 +255,12 @@ def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
     counts = {**found, "ready": ready, "succeeded": succeeded or 0}
     full = {state for state in STATES if counts[state] >= most}
     return StateCounts(
-        scheduled=found["scheduled"],
-        retrying=found["retrying"],
-        held=found["held"],
+        **{state: found[state] for state in ("scheduled", "retrying", "held", "running", "failed", "cancelled")},
         ready=ready,
-        running=found["running"],
         succeeded=succeeded,
-        failed=found["failed"],
-        cancelled=found["cancelled"],
         # The retrying are looked for among the first *most* of the scheduled.
         at_least=frozenset(full | {"retrying"} if "scheduled" in full else full),
     )
-
-
-_SINGLE = ROLLUP_FIGURES.index("run_0")
 
 
 def figures_of(row: Row) -> Figures:

@@ -57,7 +57,7 @@ def prepare_schema(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) ->
         run(_WRITE_META, {"name": "schema_version", "value": str(VERSION)})
         run(_WRITE_META, {"name": "store_id", "value": secrets.token_hex(16)})
         found = VERSION
-    _refuse_newer(found, steps)
+    refuse_newer(found, steps)
     if found < newest(steps):
         for statement in upgrade_sql(dialect, found, steps):
             run(statement, {})
@@ -67,8 +67,7 @@ def prepare_schema(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) ->
 def is_ready(dialect: Dialect, run: Run, steps: Sequence[Step] = STEPS) -> bool:
     """Whether the tables are of this version. Only looks. Raises SchemaError where they are newer."""
     found = found_version(dialect, run)
-    if found is not None:
-        _refuse_newer(found, steps)
+    refuse_newer(found, steps)
     return found == newest(steps)
 
 
@@ -96,11 +95,12 @@ def store_id_in(run: Run) -> str | None:
     return rows[0][0] if rows else None
 
 
-def _refuse_newer(found: int, steps: Sequence[Step]) -> None:
-    if found > newest(steps):
+def refuse_newer(found: int | None, steps: Sequence[Step] = STEPS) -> None:
+    """Raise SchemaError where the tables have a version that this one does not know."""
+    if found is not None and found > newest(steps):
         raise SchemaError(
-            f"The task database has schema version {found}, which a newer Flask-TaskWorker made; this one knows "
-            f"{newest(steps)}. Install the newer one, or give TASKER_DATABASE_URI another database."
+            f"The tables have version {found}, which a newer Flask-TaskWorker made; this one knows {newest(steps)}. "
+            "Install the newer one, or give TASKER_DATABASE_URI another database."
         )
 
 

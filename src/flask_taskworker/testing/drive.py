@@ -37,7 +37,6 @@ from ..worker.scheduling import Scheduler
 from ..worker.signalling import WorkerSignals
 from ..worker.timing import Timing
 from ..worker.work_loop import WorkerParts, WorkLoop
-from ..worker.worker import Worker
 from .session_driver import SessionDriver
 
 if TYPE_CHECKING:
@@ -355,12 +354,9 @@ class Bench:
             runner = Runner()
             parts = DrainParts(plan, self.faults, clock, state.store.driver)
             queues = None if plan.only is None else (plan.only[0],)
-            worker = Worker(
-                loop=runner.loop,
-                client=state.client,
-                registry=state.registry,
-                config=replace(state.config, queues=queues, loop_interval=_LOOK_INTERVAL),
-                find_app=state.find_app,
+            worker = state.make_worker(
+                runner.loop,
+                replace(state.config, queues=queues, loop_interval=_LOOK_INTERVAL),
                 bounds=Bounds(drain=True, max_jobs=plan.max_jobs),
                 parts=parts,
             )

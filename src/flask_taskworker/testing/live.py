@@ -17,7 +17,6 @@ from ..core.clock import as_seconds
 from ..core.loggers import get_logger
 from ..errors import AppError, NotSupported, TaskWorkerError
 from ..worker.runner import Runner
-from ..worker.worker import Worker
 from .drive import Bench, live_processes
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class LiveWorker:
 
     def _start_thread(self) -> None:
         self._runner = Runner()
-        self._runner.serve(make_worker(self._runner, self._state))
+        self._runner.serve(self._state.make_worker(self._runner.loop, may_abandon_threads=True))
         self._runner.start_thread(debug=False)
 
     # -- in a process -----------------------------------------------------------------------------------------------
@@ -140,18 +139,6 @@ class LiveWorker:
             self._lifeline = None
 
 
-def make_worker(runner: Runner, state: AppState) -> Worker:
-    """The app's worker as it runs in production."""
-    return Worker(
-        loop=runner.loop,
-        client=state.client,
-        registry=state.registry,
-        config=state.config,
-        find_app=state.find_app,
-        may_abandon_threads=True,
-    )
-
-
 def _serve(state: AppState, lifeline: int) -> NoReturn:
     """In the child: work until SIGTERM, or until the parent is gone. What the parent would do next is not ours."""
     try:
@@ -159,7 +146,7 @@ def _serve(state: AppState, lifeline: int) -> NoReturn:
             raise AppError
         threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
         runner = Runner()
-        runner.serve(make_worker(runner, state))
+        runner.serve(state.make_worker(runner.loop, may_abandon_threads=True))
         runner.run_here(debug=False)
     except BaseException:
         log.exception("the live worker has ended")

@@ -185,7 +185,7 @@ def test_parent_stops_at_once_where_no_new_start_can_help(shop: Shop) -> None:
     code, _, err = ended(process)
     assert code == 5, err
     assert "cannot run: exit code 5; all stop" in err
-    assert "schema version 999" in err
+    assert "version 999" in err
     assert is_gone(second)
 
 

@@ -30,7 +30,7 @@ def test_schema_of_another_version_is_reported_by_the_exit_code(shop: Shop) -> N
     Path(shop.state.config.database_uri.database or "").rename(other_path(other))
     answer = other("status")
     assert (answer.code, answer.out) == (5, "")
-    assert answer.err.startswith("Error: The task database has schema version 99, ")
+    assert answer.err.startswith("Error: The tables have version 99, ")
     assert answer.err.count("\n") == 1
 
 

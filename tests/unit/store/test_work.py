@@ -538,7 +538,7 @@ def test_tables_of_a_newer_version_are_refused(bench: Bench, app: Flask) -> None
 
     bench.rows("UPDATE taskworker_meta SET value = '999' WHERE name = 'schema_version'")
     driver = make_driver(app.extensions["taskworker"].config)
-    with pytest.raises(SchemaError, match="schema version 999, which a newer Flask-TaskWorker made"):
+    with pytest.raises(SchemaError, match="version 999, which a newer Flask-TaskWorker made"):
         driver.prepare()
     driver.close()
 

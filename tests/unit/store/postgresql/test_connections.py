@@ -371,7 +371,7 @@ def test_tables_of_a_newer_version_are_refused(make_worker: MakeWorker, own: str
     with a_schema(own) as url:
         make_tables(url)
         run_sql(url, f"UPDATE taskworker_meta SET value = '{VERSION + 1}' WHERE name = 'schema_version'")
-        with pytest.raises(SchemaError, match=f"schema version {VERSION + 1}"):
+        with pytest.raises(SchemaError, match=f"version {VERSION + 1}"):
             make_worker(url).start()
 
 
