@@ -114,7 +114,7 @@ def test_newer_tables_are_refused(shop: Shop, command: str) -> None:
     assert (code, out) == (5, "")
     assert err == (
         f"Error: The tables have version {VERSION + 1}, which a newer Flask-TaskWorker made; this one knows "
-        f"{VERSION}. Install the newer one.\n"
+        f"{VERSION}. Install the newer one, or give TASKER_DATABASE_URI another database.\n"
     )
     assert shop.run("current").stdout == f"{VERSION + 1}\n"
 
