@@ -111,7 +111,9 @@ def _guarded(check: Callable[[AppState], Iterator[Finding]], state: AppState) ->
     try:
         yield from check(state)
     except SchemaError as error:
-        yield Finding(level="error", text=str(error), cause="schema")
+        # What is wrong, then what to do about it.
+        text, _, fix = str(error).partition(". ")
+        yield _error(f"{text}.", fix, "schema")
     except StoreError as error:
         yield _error(str(error), "Make sure the database can be reached, then run flask tasks doctor again.")
     except (OSError, sqlite3.Error) as error:

@@ -69,7 +69,13 @@ def test_json_has_a_finding_a_line(shop: Shop) -> None:
     assert error["text"].startswith("1 job is ready and no living worker takes it.")
 
 
-@pytest.mark.parametrize(("version", "fix"), [("0", "flask tasks db upgrade"), ("99", "Install the newer one.")])
+@pytest.mark.parametrize(
+    ("version", "fix"),
+    [
+        ("0", "flask tasks db upgrade"),
+        ("99", "Install the newer one, or give TASKER_DATABASE_URI another database."),
+    ],
+)
 def test_schema_of_another_version_is_an_error_and_is_left_alone(
     shop: Shop, make_app: Callable[..., Flask], version: str, fix: str
 ) -> None:
