@@ -21,9 +21,14 @@ class Broken(logging.Handler):
 def kept_configuration() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    enabled = [
+        each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger) and not each.disabled
+    ]
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for each in enabled:
+        each.disabled = False
 
 
 @pytest.mark.usefixtures("kept_configuration")
