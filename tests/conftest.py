@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
+import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 
 import pytest
 
+from tests.support.memory import in_memory
 from tests.support.postgres import OVERRIDE, PostgresServer, SchemaPool, a_schema, available
 
 pytest_plugins = ["tests.support.apps", "tests.support.cli_shop"]
+
+# Each worker and each process that a test starts would compile everything again: half of what the tests cost.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests a temporary folder in memory: they make thousands of databases, and none outlives a power cut."""
+    if (folder := in_memory()) is not None and config.option.basetemp is None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Share the work of compiling the test modules: each of the workers begins with another part of them."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if not number or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    root = session.config.rootpath
+    names = [".".join(path.relative_to(root).with_suffix("").parts) for path in sorted(root.glob("tests/**/test_*.py"))]
+    first = int(number) * len(names) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for name in [*names[first:], *names[:first]]:
+        # Collection reports the errors, and the modules that are skipped.
+        with suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import secrets
 import sqlite3
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -21,6 +24,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.store.sql import Store
+from flask_taskworker.store.sqlite.driver import SqliteDriver
 from flask_taskworker.worker.timing import Timing
 from tests.support.postgres import a_schema, run_sql
 
@@ -57,8 +61,16 @@ def make_app(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Ite
         return app
 
     if driver == "sqlite":
-        # No test cuts the power: waiting for the disk a dozen times a test would only take time.
-        yield lambda **config: new_app(**{"TASKER_DURABILITY": "normal"} | config)
+        no_tables_yet = request.node.get_closest_marker("no_tables_yet")
+
+        def make_with_file(**config: Any) -> Flask:
+            # No test cuts the power: waiting for the disk a dozen times a test would only take time.
+            app = new_app(**{"TASKER_DURABILITY": "normal"} | config)
+            if not no_tables_yet and "TASKER_DATABASE_URI" not in config:
+                put_database(Path(app.instance_path, "taskworker.db"))
+            return app
+
+        yield make_with_file
         return
     if request.node.get_closest_marker("no_tables_yet"):
         a_place = functools.partial(a_schema, request.getfixturevalue("postgres"))
@@ -78,6 +90,27 @@ def make_app(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Ite
         for app in made:
             if "taskworker" in app.extensions:
                 app.extensions["taskworker"].client.close()
+
+
+@functools.cache
+def _empty_database() -> tuple[bytes, bytes]:
+    """A database file with empty tables in it, and the id of its store."""
+    with tempfile.TemporaryDirectory() as folder:
+        driver = SqliteDriver(Path(folder, "taskworker.db"), durability="normal", lock_timeout=20)
+        driver.prepare()
+        ((store_id,),) = driver.read("SELECT value FROM taskworker_meta WHERE name = 'store_id'", {})
+        driver.close()
+        with closing(sqlite3.connect(driver.path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return driver.path.read_bytes(), store_id.encode()
+
+
+def put_database(path: Path) -> None:
+    """Write a database with empty tables in it: making them takes most of a test."""
+    content, store_id = _empty_database()
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "xb", opener=functools.partial(os.open, mode=0o600)) as file:
+        file.write(content.replace(store_id, secrets.token_hex(16).encode()))
 
 
 def task_worker_of(app: Flask) -> BackgroundTaskWorker:

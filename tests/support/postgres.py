@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,9 @@ LOCKED_USER = "locked"
 
 _PREFIX = "twpg-"
 _READY_WITHIN = 30.0
+_SETTINGS = ("listen_addresses=", "max_connections=200", "shared_buffers=64MB", "jit=off")
+_WITHOUT_DURABILITY = ("fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
+_ROUND = 8
 _STILL_IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 """A schema is still in use, by a thread that a test has left behind."""
 
@@ -90,8 +94,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start and wait until it answers."""
         assert threading.current_thread() is threading.main_thread(), "the server would end with this thread"
-        fsync = "on" if self._fsync else "off"
-        settings = (f"fsync={fsync}", "listen_addresses=", "max_connections=200", "shared_buffers=64MB")
+        settings = _SETTINGS if self._fsync else _SETTINGS + _WITHOUT_DURABILITY
         options = [part for setting in settings for part in ("-c", setting)]
         command = self._command("postgres", "-D", str(self._data), "-k", str(self.folder), *options)
         with (self.folder / "log").open("ab") as log:
@@ -176,14 +179,14 @@ class SchemaPool:
     """Schemas with the tables in them that are used for one test after the other: making tables takes most of a test.
 
     A schema is cleaned when it is taken, for only then has all of the test before it ended. One whose tables a test
-    has changed is dropped.
+    has changed is dropped. They go round: the app of the last test there has been collected until its schema is back.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection = connect(url)
         self._connection.execute("SET lock_timeout = '2s'")
-        self._used: list[str] = []
+        self._used: deque[str] = deque()
         self._shape = self._shape_of(self._made())
 
     @contextmanager
@@ -200,8 +203,8 @@ class SchemaPool:
         return name
 
     def _clean_ones(self) -> Iterator[str]:
-        while self._used:
-            name = self._used.pop()
+        while len(self._used) >= _ROUND:
+            name = self._used.popleft()
             try:
                 if self._shape_of(name) == self._shape:
                     self._clean(name)

@@ -270,6 +270,7 @@ def test_a_taken_port_is_an_error(app: Flask, port: int) -> None:
         serve_metrics(app, port, "127.0.0.1")
 
 
+@pytest.mark.no_tables_yet
 @pytest.mark.sqlite_only
 def test_a_registry_takes_the_collector_without_a_look_at_the_database(
     app: Flask, idle_worker: BackgroundTaskWorker

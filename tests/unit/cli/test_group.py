@@ -173,6 +173,7 @@ READING = [
 ]
 
 
+@pytest.mark.no_tables_yet
 @pytest.mark.parametrize("words", READING, ids=" ".join)
 def test_reading_command_never_creates_a_database(make_app: Callable[..., Flask], words: list[str]) -> None:
     shop = Shop(make_app(), tables=False)

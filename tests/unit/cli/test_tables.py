@@ -18,6 +18,8 @@ from flask_taskworker import BackgroundTaskWorker
 from flask_taskworker.store.schema import VERSION, metadata
 from tests.support.postgres import run_sql
 
+pytestmark = pytest.mark.no_tables_yet
+
 
 class Shop:
     """An app and its commands."""

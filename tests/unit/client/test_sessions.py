@@ -38,19 +38,14 @@ def place(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def no_tables() -> None:
-    """For a test in which the session comes first, and only then the tables for jobs."""
-
-
-@pytest.fixture
 def session_url(
     app: Flask, idle_worker: BackgroundTaskWorker, place: str, tmp_path: Path, request: Any
 ) -> Iterator[str]:
     """Where the session is: in the jobs' database, or in another one of that kind, with jobs of its own."""
     url = app.extensions["taskworker"].config.database_uri.render_as_string(hide_password=False)
-    Path(app.instance_path).mkdir()
+    Path(app.instance_path).mkdir(exist_ok=True)
     if place == "same":
-        if "no_tables" not in request.fixturenames:
+        if not request.node.get_closest_marker("no_tables_yet"):
             app.extensions["taskworker"].store.driver.prepare()
         yield url
     elif url.startswith("sqlite"):
@@ -460,10 +455,9 @@ def test_jobs_of_several_apps_in_one_session(
 # -- the first use -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_tables_yet
 @same_place
-def test_first_job_of_all_is_within_the_transaction(
-    session: SessionDoor, add: Any, store: Store, no_tables: None
-) -> None:
+def test_first_job_of_all_is_within_the_transaction(session: SessionDoor, add: Any, store: Store) -> None:
     """The tables are made by then, not taken for those of another database."""
     session.given.execute(text("SELECT 1"))
     job = session.enqueue(add, 1)
@@ -472,10 +466,11 @@ def test_first_job_of_all_is_within_the_transaction(
     assert stored(store) == [job.id]
 
 
+@pytest.mark.no_tables_yet
 @same_place
 @pytest.mark.sqlite_only
 def test_tables_that_the_callers_own_lock_forbids_to_make_are_asked_for_in_words(
-    session: SessionDoor, add: Any, store: Store, no_tables: None
+    session: SessionDoor, add: Any, store: Store
 ) -> None:
     session.write(1)
     began = time.monotonic()

@@ -50,6 +50,7 @@ def test_sound_installation_has_nothing_wrong(shop: Shop) -> None:
     assert "ok       The code declares the tasks of all waiting jobs.\n" in answer.out
 
 
+@pytest.mark.no_tables_yet
 def test_doctor_makes_no_tables_and_no_file(make_app: Callable[..., Flask]) -> None:
     shop = Shop(make_app(), tables=False)
     answer = shop("doctor")

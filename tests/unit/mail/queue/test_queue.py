@@ -223,6 +223,7 @@ def test_async_call_stores_too(make_queue: MakeQueue) -> None:
     assert job.state is JobState.SCHEDULED
 
 
+@pytest.mark.no_tables_yet
 def test_suppressed_mail_is_recorded_and_touches_no_database(make_queue: MakeQueue) -> None:
     mail = make_queue(start=False, TESTING=True)
     with mail.record_messages() as outbox:
