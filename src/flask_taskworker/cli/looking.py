@@ -197,7 +197,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
 
 
 @tasks_command.command("why")
-@click.argument("job_id", metavar="ID", type=int, shell_complete=complete_job_in("scheduled", "ready"))
+@click.argument("job_id", metavar="ID", type=int, shell_complete=complete_job_in("scheduled", "held", "ready"))
 @AS_JSON
 def show_why(job_id: int, in_json: bool) -> None:
     """Show why a job waits, and what would end that.

@@ -8,14 +8,34 @@ from dataclasses import dataclass
 
 from ..core.clock import from_ms
 from ..core.jobs import Reason
+from ..core.limits import LaneFacts, Numbers, limit_of, room
 from ..core.rows import JobRecord, JobState
 from ..core.tasks import TaskRegistry
-from ..core.words import counted, spoken
+from ..core.words import MOST, counted, spoken
 from ..store.sql import Store, WorkerRow
 from .health import BLOCKED_MS, info_of, is_silent, name_of, takes
 
+_SHOWN = 3
+"""Jobs that are named."""
 NO_SPACE = 10_000_000
 """Bytes that are left on a disk that counts as full: a claim may need a few pages of the write-ahead log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a limited job stands."""
+
+    lane: str
+    phase: int
+    """As in ``taskworker_permit``."""
+    ahead: int
+    """Jobs in line before it, counted up to MOST."""
+    let_in: tuple[int, ...]
+    """The jobs that have the room of its lane."""
+    limit: Numbers | None
+    """None where no limit of that name is known any more."""
+    tat: int = 0
+    closed_until: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +55,8 @@ class Facts:
     workers: tuple[WorkerRow, ...]
     alone: frozenset[str]
     """The ids of workers that run a job alone."""
+    place: Place | None = None
+    """Where it stands in line, if it belongs to a limit."""
     is_known: bool
     """Whether this code declares the job's task."""
     free_bytes: int | None
@@ -46,6 +68,19 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
     found = store.why(job_id)
     *record, solo = found["job"][0]
     job = JobRecord._make(record)
+    place = None
+    for lane, phase, ahead in found["place"]:
+        limits = {name: Numbers(*numbers) for name, *numbers in found["limits"]}
+        tat, closed_until = found["lane"][0] if found["lane"] else (0, 0)
+        place = Place(
+            lane=lane,
+            phase=phase,
+            ahead=ahead,
+            let_in=tuple(job_id for (job_id,) in found["let_in"]),
+            limit=limits.get(limit_of(lane)),
+            tat=tat,
+            closed_until=closed_until,
+        )
     return Facts(
         now=store.clock(),
         job=job,
@@ -55,6 +90,7 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
         ready=frozenset(name for (name,) in found["ready"]),
         workers=tuple(WorkerRow(*row) for row in found["workers"]),
         alone=frozenset(worker for (worker,) in found["alone"]),
+        place=place,
         is_known=registry.get(job.task) is not None,
         free_bytes=store.driver.free_bytes(),
     )
@@ -67,6 +103,8 @@ def reasons(facts: Facts) -> list[Reason]:
     match facts.job.state:
         case JobState.SCHEDULED:
             return [_due(facts), *_queue(facts, claiming, serving)]
+        case JobState.HELD:
+            return [*_queue(facts, claiming, serving), *([_line(facts.now, facts.place)] if facts.place else [])]
         case JobState.READY:
             busy = _busy(facts, serving) if serving else None
             found = [*_queue(facts, claiming, serving), *([busy] if busy else [])]
@@ -132,6 +170,38 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
         text = f"Its workers take the jobs of queue {earlier[0]!r} first.{first}"
         return Reason(kind="queue order", text=text, ends="That queue is empty, or a worker with a free slot starts.")
     return Reason(kind="in line", text=first[1:], ends="Those have begun.") if facts.ahead else None
+
+
+def _line(now: int, place: Place) -> Reason:
+    """What keeps a limited job from being let in."""
+    name, _, key = place.lane.partition(":")
+    lane = f"the limit {name!r}{f', key {key!r}' if key else ''}"
+    numbers = place.limit
+    if place.phase != 1:
+        return Reason(kind="in line", text=f"It belongs to {lane}.", ends="A worker looks whether there is room.")
+    text = f"It is {_ordinal(place.ahead + 1)} in line of {lane}"
+    opening = room(numbers, LaneFacts(len(place.let_in), 0, place.tat, place.closed_until), now, 1).opens_at or 0
+    if place.closed_until > now:
+        kind, text = "closed", f"{text}, which is closed."
+    elif numbers and numbers.running is not None and len(place.let_in) >= numbers.running:
+        jobs = ", ".join(map(str, place.let_in[:_SHOWN])) + (", …" if len(place.let_in) > _SHOWN else "")
+        text = (
+            f"{text}, of which {numbers.running} may run at once: {'job' if len(place.let_in) == 1 else 'jobs'} {jobs}."
+        )
+        return Reason(kind="in line", text=text, ends="One of these jobs ends.")
+    elif numbers and numbers.amount is not None and opening > now:
+        kind, text = "rate", f"{text}, of which {numbers.amount} start in {spoken((numbers.per_us or 0) // 1000)}."
+    else:
+        return Reason(kind="in line", text=f"{text}.", ends="A worker lets it in.")
+    ends = f"The next may start in {spoken(opening - now)}: at {_stamp(opening)}."
+    return Reason(kind=kind, text=text, ends=ends, at=from_ms(opening))
+
+
+def _ordinal(number: int) -> str:
+    if number > MOST:
+        return f"later than {MOST:,}th"
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{ending}"
 
 
 def _earlier(queues: Sequence[str], own: str, ready: Container[str]) -> str | None:

@@ -12,8 +12,9 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, JobNotFound
-from flask_taskworker.client.why import NO_SPACE, Facts, look, reasons
+from flask_taskworker.client.why import NO_SPACE, Facts, Place, look, reasons
 from flask_taskworker.core.clock import from_ms
+from flask_taskworker.core.limits import Numbers
 from flask_taskworker.core.rows import JobRecord
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.store.sql import Store, WorkerRow
@@ -31,6 +32,11 @@ def worker(name: str = "w1", *, age: int = 0, state: str = "alive", **info: Any)
 def job(state: str = "ready", **columns: Any) -> JobRecord:
     given = {"id": 42, "uid": "u", "task": "add", "queue": "web", "kind": "sync", "priority": 0, "state": state}
     return JobRecord(**{**given, "run_at": 0, "max_attempts": 5, "timeout": None, **columns})
+
+
+def held(phase: int = 0, **facts: Any) -> dict[str, Any]:
+    place = {"lane": "shop:7", "phase": phase, "ahead": 0, "let_in": (), "limit": None, **facts}
+    return {"job": job("held"), "place": Place(**place)}
 
 
 FREE = Facts(
@@ -69,6 +75,20 @@ FREE = Facts(
             "queue order",
             "Its workers take the jobs of queue 'urgent' first.",
         ),
+        (held(), "in line", "It belongs to the limit 'shop', key '7'. A worker looks whether there is room."),
+        (held(phase=1, ahead=3), "in line", "It is 4th in line of the limit 'shop', key '7'. A worker lets it in."),
+        (
+            held(phase=1, let_in=(12, 13), limit=Numbers(running=2)),
+            "in line",
+            "It is 1st in line of the limit 'shop', key '7', of which 2 may run at once: jobs 12, 13. One of",
+        ),
+        (
+            held(phase=1, ahead=1, tat=NOW * 1000 + 3_000_000, limit=Numbers(amount=1, per_us=5_000_000, burst=1)),
+            "rate",
+            "It is 2nd in line of the limit 'shop', key '7', of which 1 start in 5 s. The next may start in 3 s: at",
+        ),
+        (held(phase=1, closed_until=NOW + 60_000), "closed", "which is closed. The next may start in 1 min: at"),
+        (held(phase=4) | {"paused": (NOW, "ana")}, "paused", "Queue 'web' is paused"),
         ({"is_known": False}, "unknown task", "This code does not declare the task 'add'."),
         ({"free_bytes": NO_SPACE - 1}, "disk full", "The disk of the database is full: 10.0 MB are left."),
         ({"job": job("scheduled", run_at=NOW + 90_000)}, "due", "It is not due yet. It is due in 1 min: at 2027-01-15"),
@@ -77,11 +97,11 @@ FREE = Facts(
     ],
 )
 def test_every_reason_says_what_would_end_it(changes: dict[str, Any], kind: str, words: str) -> None:
-    (found,) = reasons(replace(FREE, **changes))
+    found = reasons(replace(FREE, **changes))[0]
     assert found.kind == kind
     assert words in f"{found.text} {found.ends}"
-    due = changes["job"].run_at if kind in ("due", "retry", "put off") else None
-    assert found.at == (due and from_ms(due))
+    if kind in ("due", "retry", "put off"):
+        assert found.at == from_ms(changes["job"].run_at)
 
 
 @pytest.mark.parametrize("state", ["running", "succeeded", "failed", "cancelled"])
@@ -161,3 +181,36 @@ def test_page_and_command_say_the_same_words(make_app: Callable[..., Flask]) -> 
     html = unescape(lab.page(f"/jobs/{job.id}"))
     assert "Why it waits" in html
     assert all(reason["text"] in html and reason["kind"] != "next" for reason in page)
+
+
+@pytest.mark.both_databases
+def test_limited_job_knows_its_place_and_who_has_the_room(
+    idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    store.driver.prepare()
+    store_jobs(
+        rows,
+        *({"id": 1, "marks": 1}, {"id": 2, "state": "held", "marks": 1}, {"id": 3, "state": "held", "marks": 1}),
+        *({"id": 4, "state": "held", "marks": 1, "priority": 5}, {"id": 5, "marks": 1, "state": "succeeded"}),
+    )
+    for job_id, phase, priority in ((1, 2, 0), (2, 1, 0), (3, 1, 0), (4, 1, 5), (5, 2, 0)):
+        rows(
+            "INSERT INTO taskworker_permit (job_id, lane, queue, priority, phase) "
+            "VALUES (?, 'shop:7', 'default', ?, ?) RETURNING lane",
+            *(job_id, priority, phase),
+        )
+    rows(
+        "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) VALUES ('shop', 1, 'code', 1, 1) "
+        "RETURNING name"
+    )
+    place = look(store, idle_worker.registry, 3).place
+    assert place is not None
+    assert (place.lane, place.phase, place.ahead, place.let_in, place.limit) == (
+        "shop:7",
+        1,
+        2,
+        (1,),
+        Numbers(running=1),
+    )
+    line = idle_worker.state().client.why(3)[-1]
+    assert line.text == "It is 3rd in line of the limit 'shop', key '7', of which 1 may run at once: job 1."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...core.rows import JobRecord
 from .jobs import RECORD, Dialect
+from .limits import LIMITS
 from .workers import WORKERS
 
 
@@ -33,8 +34,26 @@ def why(dialect: Dialect) -> str:
         "WHERE r.name IS NOT NULL) SELECT name FROM r WHERE name IS NOT NULL"
     )
     paused = f"SELECT paused_at, paused_by FROM taskworker_queue WHERE name = {its('queue')} AND paused = 1"
+    lane = "(SELECT lane FROM taskworker_permit WHERE job_id = :id)"
+    in_line = (
+        f"SELECT priority, job_id FROM taskworker_permit WHERE phase = 1 AND lane = {lane} "
+        "ORDER BY priority DESC, job_id LIMIT :most"
+    )
+    place = (
+        f"SELECT p.lane, p.phase, (SELECT count(*) FROM ({in_line}) AS o WHERE o.priority > p.priority "
+        "OR (o.priority = p.priority AND o.job_id < p.job_id)) FROM taskworker_permit AS p WHERE p.job_id = :id"
+    )
+    let_in = (
+        # CROSS, so that SQLite begins with the lane.
+        "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        f"WHERE p.phase = 2 AND p.lane = {lane} AND j.id = p.job_id AND j.finished_at IS NULL LIMIT :most"
+    )
     return dialect.together(
         {
+            "place": (place, 3),
+            "let_in": (let_in, 1),
+            "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {lane}", 2),
+            "limits": (LIMITS, 6),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),
             "ahead": (f"SELECT ({ordinary}) + ({suspects})", 1),
             "paused": (paused, 2),
