@@ -16,6 +16,7 @@
     │   ├── NotAccepted                      the job was not stored; enqueue again
     │   ├── OutcomeUnknown                   the commit got no answer; repeat with the same uid
     │   ├── ConnectionLost                   the server went away while it was asked
+    │   ├── NotReachable                     the server does not answer; nothing was done
     │   └── SchemaError                      the tables are missing, too new or damaged
     │       └── DatabaseReplaced             the file is not the one that this process has opened
     ├── JobError
