@@ -40,7 +40,7 @@ from ..message import Message
 from ..signals import dispatched, email_dispatched
 from ..smtp.connection import Receipt, SMTPConnection
 from ..smtp.hosts import MailHost, local_host, server_of
-from ..smtp.pool import Pool, close_pools, pool_for
+from ..smtp.pool import Pool, close_pools, is_turned_away, pool_for
 from ..smtp.portal import portal
 from ..smtp.sender import Delivery, SmtpSender
 from .queue import DELIVER, QUEUE, MailQueue
@@ -51,6 +51,10 @@ log = get_logger("mail")
 
 FIRST_PARKING_S = 0.25
 LONGEST_PARKING_S = 50.0
+CROWDED_PARKING_S = 2.0
+"""Other processes may have all the connections that the server allows: it is asked again soon, without an alarm…"""
+CROWDED_PATIENCE_S = 60.0
+"""… for this long."""
 LOGIN_PARKING_S = 60.0
 """Retrying a rejected login only risks a lockout: at most one login a minute."""
 
@@ -119,7 +123,8 @@ class Transport:
     def __init__(self, on_slow: Callable[[], None] = lambda: None) -> None:
         self._opening = asyncio.Lock()
         self._pause = 0.0
-        self._parked_until = 0.0
+        self._parked_until = self._since = 0.0
+        self._is_alarmed = False
         self._slow = False
         self._on_slow = on_slow
 
@@ -170,10 +175,14 @@ class Transport:
         """Leave the server alone for a while, which grows from time to time."""
         if self._parked_until > _loop_time():
             return
+        is_crowded = is_turned_away(error)
         if not self._pause:
+            self._since = _loop_time()
+        if not self._is_alarmed and not (is_crowded and _loop_time() - self._since < CROWDED_PATIENCE_S):
             # The one alarm of this outage.
             log.error("queued mail waits, and none is lost: %s", error)
-        self._pause = min(max(FIRST_PARKING_S, self._pause * 3), LONGEST_PARKING_S)
+            self._is_alarmed = True
+        self._pause = min(max(FIRST_PARKING_S, self._pause * 3), CROWDED_PARKING_S if is_crowded else LONGEST_PARKING_S)
         if isinstance(error, AuthenticationFailed):
             self._pause = LOGIN_PARKING_S
         self._parked_until = _loop_time() + self._pause
@@ -181,9 +190,10 @@ class Transport:
 
     def note_success(self) -> None:
         """It has looked at a mail."""
-        if self._pause:
+        if self._is_alarmed:
             log.warning("the mail server is back; queued mail goes out again")
         self._pause = self._parked_until = 0.0
+        self._is_alarmed = False
 
 
 def put_off() -> Parked:

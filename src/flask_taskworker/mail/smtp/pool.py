@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import threading
 import time
 from collections import OrderedDict, deque
@@ -10,21 +12,26 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakKeyDictionary, WeakSet
 
 from ...core.loggers import get_logger
-from ..errors import ConnectTimeout, MailError, ServerTimeout
+from ..errors import ConnectError, ConnectTimeout, MailError, ServerTimeout
 from .connection import SMTPConnection, quit_all
 from .portal import portal
 from .server import CROWDED_S, Server
+from .transaction import CLOSING
 
 log = get_logger("mail")
 
-IDLE_S = 30.0
+IDLE_S = 10.0
 """Seconds that an unused connection is kept. Servers hang up after some minutes at the earliest."""
+
+CROWDED_IDLE_S = 0.2
+"""The same where the server has turned connections away: another process may wait for this one."""
 
 POOLED_MAILS = 100
 """Mails in one pooled connection where MAIL_MAX_EMAILS does not say."""
 
 _POOLS_PER_LOOP = 16
 _ASK_AGAIN_S = 0.05
+_LONGEST_PAUSE_S = 0.5
 _STILL_COUNTED_S = 5.0
 
 Opener = Callable[[], Awaitable[SMTPConnection]]
@@ -34,7 +41,7 @@ class Pool:
     """Up to *size* kept connections to one server, on one loop. Requests are served in turn.
 
     A connection that the server refuses while there are others is one too many: the pool makes do with those for a
-    while. An outage is when there is none.
+    while. Where other processes have all that the server allows, it waits for them. An outage is when there are none.
     """
 
     def __init__(self, server: Server, size: int, max_mails: float) -> None:
@@ -44,7 +51,9 @@ class Pool:
         self._crowded_until = 0.0
         self._yield_until = 0.0
         self._lent = self._opening = 0
+        self._is_pausing = False
         self._released_at = -_STILL_COUNTED_S
+        self._turned_away_at = -math.inf
         self._waiting: deque[asyncio.Future[SMTPConnection | None]] = deque()
         self._idle: deque[SMTPConnection] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -62,12 +71,12 @@ class Pool:
         where no connection can be had.
         """
         deadline = time.monotonic() + self.server.timeout
-        pauses = [0.1, 0.2, 0.4, 0.8, 1.6]
+        pause = _ASK_AGAIN_S
         while True:
             refusal: MailError | None = None
             if (connection := self._take_idle()) is not None:
                 return connection
-            if self._lent + self._opening < self._room():
+            if not self._is_pausing and self._lent + self._opening < self._room():
                 try:
                     return await self._open(opener)
                 except MailError as error:
@@ -75,15 +84,9 @@ class Pool:
                         raise  # not a word about the number of connections
                     refusal = error
                 if self._lent:
-                    if self._allowed > self._lent:
-                        log.info("%s allows %d connections now: %s", self.server, self._lent, refusal)
-                    self._allowed = self._lent
-                    self._crowded_until = time.monotonic() + CROWDED_S
-                elif not self._opening:
-                    pause = self._pause(deadline, pauses)
-                    if pause is None:
-                        raise refusal
-                    await asyncio.sleep(pause)
+                    self._allow(self._lent, refusal)
+                elif not self._opening and not self._is_pausing:
+                    pause = await self._pause(refusal, pause, deadline)
                     continue
             if self._lent and not may_wait():
                 return None
@@ -131,23 +134,51 @@ class Pool:
 
     # ------------------------------------------------------------ one too many
 
+    def give_up_one(self, farewell: MailError) -> bool:
+        """Make do without the caller's connection, which the server ended before its first mail, if it has others."""
+        if self._lent < 2 or not is_turned_away(farewell):
+            return False
+        self._allow(self._lent - 1, farewell)
+        return True
+
+    async def _pause(self, refusal: MailError, pause: float, deadline: float) -> float:
+        """Wait before asking again, and return the next pause. Raises *refusal* where it would be no use."""
+        # It may still count a connection that was just closed, or one of another part of this process.
+        if has_others := self.ask_others_to_yield():
+            self._released_at = time.monotonic()
+        is_passing = has_others or self.is_served or (is_turned_away(refusal) and self._is_patient())
+        if not is_passing or time.monotonic() > deadline:
+            self._released_at = -_STILL_COUNTED_S
+            raise refusal
+        if is_turned_away(refusal):
+            self._crowded_until = time.monotonic() + CROWDED_S
+        self._is_pausing = True  # one caller at a time asks again
+        try:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        except asyncio.CancelledError:
+            self._wake(1)
+            raise
+        finally:
+            self._is_pausing = False
+        return _ASK_AGAIN_S if has_others else min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _is_patient(self) -> bool:
+        """Whether to wait for what other processes have: once, until MAIL_TIMEOUT, and not for each mail."""
+        now = time.monotonic()
+        if now - self._turned_away_at > self.server.timeout + CROWDED_S:
+            self._turned_away_at = now
+        return now - self._turned_away_at < self.server.timeout
+
+    def _allow(self, count: int, refusal: MailError) -> None:
+        if self._allowed > count:
+            log.info("%s allows %d connections now: %s", self.server, count, refusal)
+        self._allowed = count
+        self._crowded_until = time.monotonic() + CROWDED_S
+
     def _room(self) -> int:
         if self._allowed < self._size and time.monotonic() >= self._crowded_until:
             self._allowed = self._size
         return self._allowed
-
-    def _pause(self, deadline: float, pauses: list[float]) -> float | None:
-        """Seconds until the server is to be asked again although it refused our only connection; None for an outage.
-
-        It may still count a connection that was just closed, or one of another part of this process.
-        """
-        if time.monotonic() < deadline and self.ask_others_to_yield():
-            self._released_at = time.monotonic()
-            return _ASK_AGAIN_S
-        if pauses and time.monotonic() - self._released_at < _STILL_COUNTED_S:
-            return pauses.pop(0)
-        self._released_at = -_STILL_COUNTED_S
-        return None
 
     def ask_others_to_yield(self) -> bool:
         """Ask this process's other pools for the same server to close a connection; whether they have any."""
@@ -175,6 +206,7 @@ class Pool:
         self._opening -= 1
         self._lent += 1
         self._allowed = max(self._allowed, self._lent)
+        self._turned_away_at = -math.inf
         self._wake(len(self._waiting))
         return connection
 
@@ -216,15 +248,19 @@ class Pool:
 
     # ------------------------------------------------------------ idle ones
 
+    @property
+    def _idle_s(self) -> float:
+        return CROWDED_IDLE_S if time.monotonic() < self._crowded_until else IDLE_S
+
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(IDLE_S, self._close_idle)
+            self._timer = self._loop.call_later(self._idle_s, self._close_idle)
 
     def _close_idle(self) -> None:
         self._timer = None
         now = self._loop.time()
         # The left end was given back longest ago.
-        while self._idle and (now - self._idle[0].idle_since() >= IDLE_S or not self._idle[0].is_usable):
+        while self._idle and (now - self._idle[0].idle_since() >= self._idle_s or not self._idle[0].is_usable):
             self._say_goodbye(self._idle.popleft())
         if self._idle:
             self._watch()
@@ -242,6 +278,12 @@ class Pool:
         goodbye = self._loop.create_task(connection.quit())
         self._goodbyes.add(goodbye)
         goodbye.add_done_callback(self._goodbyes.discard)
+
+
+def is_turned_away(error: MailError) -> bool:
+    """Whether the server is there, and takes no further connection for now."""
+    code = getattr(error, "code", -1)
+    return code == CLOSING or (isinstance(error, ConnectError) and 400 <= code < 500)
 
 
 _Key = tuple[Server, int, int]

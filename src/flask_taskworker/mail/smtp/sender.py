@@ -118,7 +118,7 @@ async def deliver(pool: Pool, delivery: Delivery, opener: Opener | None = None) 
         try:
             is_over = not delivery.note(await connection.deliver(delivery.envelope, delivery.before_dot))
         except MailError as error:
-            is_over = not delivery.note(error)
+            is_over = not delivery.note(_charged(error, connection, pool))
         finally:
             pool.release(connection)
     if isinstance(delivery.outcome, Receipt):
@@ -217,7 +217,7 @@ class SmtpSender:
                     try:
                         begun = await connection.begin(following.envelope)
                     except MailError as error:
-                        begun = error
+                        begun = _charged(error, connection, self.pool)
                 else:
                     return
                 on_its_way = None
@@ -259,6 +259,15 @@ class SmtpSender:
             self._put_back(delivery)
         else:
             delivery.end()
+
+
+def _charged(error: MailError, connection: SMTPConnection, pool: Pool) -> MailError:
+    """*error*, unless the server took the connection for one too many only when its first mail came."""
+    if isinstance(error, ServerDisconnected) and not connection.mails and pool.give_up_one(error):
+        not_tried = NotTried(str(error))
+        not_tried.refused = error.refused
+        return not_tried
+    return error
 
 
 async def _is_let_through(delivery: Delivery) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flask_taskworker.mail import Mail, Message
 from flask_taskworker.mail.errors import ConnectError, DeliveryUnknown, OutOfStep, SenderRefused
-from tests.support.smtp_server import EXTENSIONS, Drop, Session, Slow, SMTPServer, wait_until
+from tests.support.smtp_server import EXTENSIONS, SOURCES, Drop, Session, Slow, SMTPServer, wait_until
 
 Serve = Callable[..., SMTPServer]
 MakeMail = Callable[..., Mail]
@@ -157,7 +160,78 @@ def test_connection_counts_until_the_server_has_taken_leave_of_it(make_mail: Mak
 
 def test_no_connection_at_all_raises_what_the_server_said(make_mail: MakeMail) -> None:
     with SMTPServer(most=0) as server, pytest.raises(ConnectError, match="421 4.7.0 too many connections"):
-        make_mail(server).send_many([message()])
+        make_mail(server, MAIL_TIMEOUT=0.5).send_many([message()])
+
+
+# ---------------------------------------------------------------- several processes share what the server allows
+
+SENDER = """
+import sys
+from flask import Flask
+from flask_taskworker import BackgroundTaskWorker, Mail, Message
+how, port, name, instance = sys.argv[1:]
+app = Flask("shop", instance_path=instance)
+app.config.update(MAIL_PORT=int(port), MAIL_DEFAULT_SENDER="shop@example.org", MAIL_POOL_SIZE=4)
+task_worker, mail = BackgroundTaskWorker(app), Mail(app)
+with app.app_context():
+    letters = [Message(f"{name}-{i}", [f"{name}-{i}@x.org"], "text") for i in range(100)]
+    if how == "send":
+        assert all(mail.send(letter) for letter in letters)
+    elif how == "send_many":
+        assert all(mail.send_many(letters))
+    else:
+        jobs = mail.send_later_many(letters)
+        task_worker.start()
+        assert not any(job.result(60) for job in jobs)
+        task_worker.stop(5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_processes_share_the_connections_that_the_server_allows(tmp_path: Path) -> None:
+    with SMTPServer(most=2) as server:
+        senders = [
+            subprocess.Popen(
+                [sys.executable, "-c", SENDER, how, str(server.port), f"{how}{i}", str(tmp_path / f"{how}{i}")],
+                stderr=subprocess.PIPE,
+                text=True,
+                env=SOURCES,
+            )
+            for i in range(2)
+            for how in ("send", "send_many", "send_later")
+        ]
+        said = [sender.communicate(timeout=120)[1] for sender in senders]
+    assert [sender.returncode for sender in senders] == [0] * 6, said
+    assert not any("queued mail waits" in text for text in said)
+    assert Counter(subjects(server)) == Counter(
+        f"{how}{i}-{n}" for how in ("send", "send_many", "send_later") for i in range(2) for n in range(100)
+    )
+
+
+def test_server_that_has_no_room_for_the_moment_is_asked_again(make_mail: MakeMail) -> None:
+    with SMTPServer(most=0) as server:
+        make_room = threading.Timer(0.3, setattr, (server, "most", 1))
+        make_room.start()
+        assert make_mail(server).send(message())
+        make_room.join()
+        assert server.turned_away < 8
+
+
+@pytest.mark.parametrize("verb", ["EHLO", "MAIL"])
+def test_connection_that_is_turned_away_late_is_one_too_many(verb: str, make_mail: MakeMail) -> None:
+    def script(session: Session, seen: str, line: str) -> Any:
+        return Drop("421 4.3.2 too many\r\n") if seen == verb and server.open_sessions > 2 else None
+
+    with SMTPServer(script=script) as server:
+        assert all(make_mail(server, MAIL_POOL_SIZE=6).send_many([message(i) for i in range(200)]))
+        assert Counter(subjects(server)) == Counter(f"m{i}" for i in range(200))
+
+
+def test_crowded_server_gets_unused_connections_back_at_once(make_mail: MakeMail) -> None:
+    with SMTPServer(most=1) as server:
+        assert all(make_mail(server, MAIL_POOL_SIZE=2).send_many([message(i) for i in range(50)]))
+        wait_until(lambda: not server.open_sessions, 5)
 
 
 # ---------------------------------------------------------------- behind a message
