@@ -19,6 +19,7 @@ from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import in_pieces
 from flask_taskworker.store.work import DueSchedule, Ended, Firing, WorkerStore
 from tests.support.postgres import connect
+from tests.support.stored import counts_of
 
 T = TypeVar("T")
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -123,7 +124,7 @@ def test_many_large_jobs_are_stored_in_one_transaction(app: Flask, idle_worker: 
     jobs = [new(i, args=f'[["{"x" * 500_000}"],{{}}]') for i in range(12)]
     records = store.add(jobs)
     assert [record.uid for record in records] == [job.uid for job in jobs]
-    assert store.counts().ready == 12
+    assert counts_of(store)["ready"] == 12
     again = store.add([*jobs[:10], new(99)]) if store.driver.dialect.name == "postgresql" else []
     assert [record.id for record in again[:10]] == [record.id for record in records[:10]][: len(again)]
 

@@ -20,6 +20,7 @@ from flask_taskworker import BackgroundTaskWorker, Cron, Every, Job, Retry
 from flask_taskworker.state import AppState
 from flask_taskworker.store.sql import epoch_ms
 from flask_taskworker.store.statements import workers as worker_statements
+from tests.support.stored import counts_of
 
 PATIENCE = 30
 
@@ -106,7 +107,7 @@ class Shop:
         self.task_worker.start()
         try:
             deadline = time.monotonic() + PATIENCE
-            while (counts := self.state.store.counts()).ready or counts.running:
+            while (counts := counts_of(self.state.store))["ready"] or counts["running"]:
                 assert time.monotonic() < deadline, "the jobs did not end"
                 time.sleep(0.005)
         finally:

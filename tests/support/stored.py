@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+from flask_taskworker.store.sql import Store
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 
@@ -66,3 +69,9 @@ def store_many(rows: Rows, number: int, *, source: str = "n", **columns: str) ->
         f"INSERT INTO taskworker_job ({', '.join(known)}) SELECT {', '.join(known.values())} FROM {source}",
         number,
     )
+
+
+def counts_of(store: Store) -> Counter[str]:
+    """How many jobs there are in each state."""
+    store.driver.prepare()
+    return Counter(dict(store.driver.read("SELECT state, count(*) FROM taskworker_job GROUP BY state", {})))

@@ -397,7 +397,7 @@ def test_log_tells_where_the_worker_ran_that_is_dead(
     info: str,
     words: str,
 ) -> None:
-    store.counts()
+    store.driver.prepare()
     columns = "(id, host, pid, started_at, beat, beat_at, state, info)"
     rows(f"INSERT INTO taskworker_worker {columns} VALUES ('0f0e', 'farm-7', 4711, 1, 7, 1, ?, ?)", state, info)
     idle_worker.start()

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from ..client.health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
 from ..core.words import MOST, counted, spoken
-from ..store.sql import QueueRow, ScheduleRow, Store, WorkerRow
+from ..store.sql import ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as browse_statements
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from ..store.statements.jobs import Dialect
+from .rows import QueueRow
 from .views import ErrorView, error_view
 
 _START = "Start one: flask tasks run"

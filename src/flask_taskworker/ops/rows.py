@@ -283,3 +283,12 @@ def job_row(row: Row) -> JobRow:
 def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]]) -> JobWhole:
     """A row of ``job_whole``, and what is known of the job's tries."""
     return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines))
+
+
+class QueueRow(NamedTuple):
+    """A queue that has ready jobs, counted up to :data:`MOST`."""
+
+    name: str
+    ready: int
+    oldest_at: int
+    """Since when the oldest of those is due, in epoch milliseconds."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from ..core.clock import MILLISECOND, to_ms
-from ..core.rows import STORED, Claim, JobRecord, JobState, NewJob
+from ..core.rows import Claim, JobRecord, JobState, NewJob
 from ..core.tasks import DeclaredSchedule
 from ..core.triggers import fires_alike, trigger_to_text
 from ..core.words import MOST
@@ -78,28 +77,6 @@ class WorkerRow(NamedTuple):
     state: str
     info: str
     running: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How many jobs there are in each state, each counted up to :data:`MOST`."""
-
-    scheduled: int
-    held: int
-    ready: int
-    running: int
-    succeeded: int
-    failed: int
-    cancelled: int
-
-
-class QueueRow(NamedTuple):
-    """A queue that has ready jobs, counted up to :data:`MOST`."""
-
-    name: str
-    ready: int
-    oldest_at: int
-    """Since when the oldest of those is due, in epoch milliseconds."""
 
 
 class Store:
@@ -248,14 +225,6 @@ class Store:
         """The last 100 tries of one job that did not simply succeed, oldest first."""
         return [Attempt._make(row) for row in reversed(self._read(job_statements.ATTEMPTS, id=job_id))]
 
-    def counts(self) -> Counts:
-        """How many jobs there are in each state, each counted up to :data:`MOST`."""
-        return Counts(**{s.value: self._read(job_statements.count_state(s.value), most=MOST)[0][0] for s in STORED})
-
-    def queues(self) -> list[QueueRow]:
-        """The queues that have ready jobs."""
-        return [QueueRow(*row) for row in self._read(job_statements.waiting_by_queue(), most=MOST)]
-
     def why(self, job_id: int) -> dict[str, list[list[Any]]]:
         """What bears on the waiting of one job: the rows of each part of one statement. Raises JobNotFound."""
         _check_id(job_id)
@@ -264,11 +233,6 @@ class Store:
         if not parts["job"]:
             raise JobNotFound.of(job_id)
         return parts
-
-    def next_due(self) -> int | None:
-        """When the next scheduled job is due, in epoch milliseconds; None if there is none."""
-        moment: int | None = self._read(job_statements.NEXT_DUE)[0][0]
-        return moment
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that the store knows, the dead of the last hour included."""

@@ -9,6 +9,7 @@ import pytest
 
 from flask_taskworker import Job, JobState
 from tests.support.cli_shop import Shop
+from tests.support.stored import counts_of
 
 
 def enqueued(shop: Shop, *words: str) -> tuple[Job[Any], Any]:
@@ -72,7 +73,7 @@ def test_call_refuses_what_does_not_fit_and_stores_nothing(shop: Shop, words: li
     answer = shop("call", "shop.add", *words)
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err
-    assert sum(getattr(shop.state.store.counts(), name) for name in ("ready", "scheduled")) == 0
+    assert not counts_of(shop.state.store)
 
 
 def test_call_of_an_unknown_task_names_those_that_exist(shop: Shop) -> None:

@@ -13,6 +13,7 @@ from flask_taskworker.ops import browse
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.work import PRUNE_BATCH
 from tests.support.cli_shop import Answer, Shop, fail, rows_of, write
+from tests.support.stored import counts_of
 
 
 def test_cancel_and_retry_print_the_jobs_with_which_it_was_possible(shop: Shop) -> None:
@@ -185,7 +186,7 @@ def test_act_on_many_is_confirmed_with_the_exact_number(shop: Shop, monkeypatch:
 
     monkeypatch.setattr(operations, "confirm", enqueue_more)
     assert shop("cancel", "--filter", text).out == "1203\n"
-    assert shop.state.store.counts().ready == 1
+    assert counts_of(shop.state.store)["ready"] == 1
 
 
 def test_purge_is_confirmed_with_the_exact_number(shop: Shop) -> None:

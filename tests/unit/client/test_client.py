@@ -24,6 +24,7 @@ from flask_taskworker.errors import AppError, ArgumentsError, ConfigError, Decla
 from flask_taskworker.signals import job_enqueued
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite import driver as sqlite_driver
+from tests.support.stored import counts_of
 from tests.support.waiting import wait_for_collected
 
 pytestmark = pytest.mark.both_databases
@@ -64,7 +65,7 @@ def test_arguments_that_do_not_fit_are_refused(
         add.enqueue(*args, **kwargs)
     assert "add(x: 'int', y: 'int' = 0)" in str(caught.value)
     assert isinstance(caught.value, TypeError)
-    assert store.counts().ready == 0
+    assert counts_of(store)["ready"] == 0
 
 
 def test_keyword_only_and_variadic_parameters_are_checked(idle_worker: BackgroundTaskWorker) -> None:
@@ -98,7 +99,7 @@ def test_what_json_cannot_hold_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(NotEncodable, match=place):
         add.enqueue(value)
-    assert store.counts().ready == 0
+    assert counts_of(store)["ready"] == 0
 
 
 # -- what is stored ----------------------------------------------------------------------------------------------------
@@ -334,7 +335,7 @@ def test_many_of_which_one_is_taken_leave_nothing_behind(add: Task[..., Any, Any
     store.add([like])
     with pytest.raises(NotAccepted, match="UNIQUE"):
         store.add([like._replace(uid="other"), like])
-    assert store.counts().ready == 1
+    assert counts_of(store)["ready"] == 1
     assert [job.state for job in add.enqueue_many([(1,), (2,)])] == [JobState.READY] * 2
 
 
@@ -358,7 +359,7 @@ def test_many_are_stored_all_or_none(
 ) -> None:
     with pytest.raises(error, match=words):
         add.enqueue_many([(1,), wrong, (3,)])
-    assert store.counts().ready == 0
+    assert counts_of(store)["ready"] == 0
 
 
 @pytest.mark.parametrize("unique", [None, "k"], ids=["batch", "one by one"])
@@ -369,7 +370,7 @@ def test_many_are_stored_all_or_none_by_the_database(
     bad = good._replace(uid="bad", unique_key=None, kind="neither")  # type: ignore[arg-type]
     with pytest.raises(NotAccepted, match="The job was not accepted"):
         store.add([good, bad])
-    assert store.counts().ready == 0
+    assert counts_of(store)["ready"] == 0
 
 
 # -- different tasks in one call ---------------------------------------------------------------------------------------
@@ -425,7 +426,7 @@ def test_bound_calls_find_the_jobs_that_stand_for_them(
     first = keyed.enqueue(1)
     jobs = idle_worker.enqueue_all([named.bind(1), keyed.bind(2), add.bind(3), named.bind(4)])
     assert (jobs[1], jobs[3]) == (first, jobs[0])
-    assert store.counts().ready == 3
+    assert counts_of(store)["ready"] == 3
 
 
 def test_bound_calls_are_stored_all_or_none(
@@ -434,7 +435,7 @@ def test_bound_calls_are_stored_all_or_none(
     add.using(uid="u").enqueue(1)
     with pytest.raises(NotAccepted, match="'u' belongs to job"):
         idle_worker.enqueue_all([add.bind(1), subtract.using(uid="u").bind(2)])
-    assert store.counts().ready == 1
+    assert counts_of(store)["ready"] == 1
 
 
 @pytest.mark.parametrize(
@@ -523,7 +524,7 @@ def test_many_threads_enqueue_at_once(add: Task[..., Any, Any], store: Store) ->
     stored = {job.id: f"[[{number},{i}],{{}}]" for number in range(8) for i, job in enumerate(jobs[number])}
     assert len(stored) == 200
     assert {job_id: store.args(job_id) for job_id in stored} == stored
-    assert store.counts().ready == 200
+    assert counts_of(store)["ready"] == 200
 
 
 # -- job_enqueued ------------------------------------------------------------------------------------------------------

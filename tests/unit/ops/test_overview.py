@@ -15,9 +15,9 @@ from flask_taskworker.ops import overview as module
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.ops.overview import Overview, ended, latest_failures
-from flask_taskworker.ops.rows import add_up
+from flask_taskworker.ops.rows import QueueRow, add_up
 from flask_taskworker.store.sql import MAX_ID, Store
-from tests.support.stored import Rows, store_jobs
+from tests.support.stored import Rows, counts_of, store_jobs
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.both_databases, pytest.mark.usefixtures("idle_worker")]
@@ -43,12 +43,12 @@ def test_an_overview_sees_what_the_store_has(idle_worker: BackgroundTaskWorker, 
         *({"state": "scheduled", "run_at": 70}, {"state": "running"}, {"state": "failed"}),
     )
     rows("INSERT INTO taskworker_queue (name, paused) VALUES ('a', 1), ('b', 0)")
-    seen, counts = Overview.take(store), store.counts()
+    seen, counts = Overview.take(store), counts_of(store)
     assert seen.workers == tuple(store.workers())
-    assert seen.queues == tuple(store.queues())
+    assert seen.queues == (QueueRow("a", 1, 300), QueueRow("b\\'", 1, 200))
     assert seen.schedules == tuple(store.schedules())
-    assert seen.next_due == store.next_due() == 70
-    assert (seen.ready, seen.scheduled) == (counts.ready, counts.scheduled) == (3, 1)
+    assert seen.next_due == 70
+    assert (seen.ready, seen.scheduled) == (counts["ready"], counts["scheduled"]) == (3, 1)
     assert (seen.has_jobs, seen.paused) == (True, {"a"})
 
 

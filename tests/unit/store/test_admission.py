@@ -12,6 +12,7 @@ from flask import Flask
 
 from flask_taskworker.core.rows import LIMITED, Claim, Failure, Outcome, OutcomeKind
 from flask_taskworker.store.sql import Store
+from tests.support.stored import counts_of
 from tests.unit.store.test_work import NOW, SUCCESS, Bench, Rows
 
 pytestmark = pytest.mark.both_databases
@@ -192,7 +193,7 @@ def test_many_jobs_are_stored_with_their_places(lanes: Lanes) -> None:
     jobs = [lanes.new(lane=f"shop:{i % 2}", marks=LIMITED) for i in range(20)]
     lanes.store.add(jobs)
     assert lanes.admit() == 6
-    assert lanes.store.counts().held == 14
+    assert counts_of(lanes.store)["held"] == 14
 
 
 def test_repeated_enqueue_with_a_uid_has_one_place(lanes: Lanes) -> None:

@@ -19,6 +19,7 @@ from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements import keys as statements
 from tests.support.dashboard_lab import Lab
 from tests.support.doors import SessionDoor
+from tests.support.stored import counts_of
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.both_databases
@@ -224,7 +225,7 @@ def test_task_takes_the_key_from_its_arguments(idle_worker: BackgroundTaskWorker
     assert store.args(first.id) == '[[],{"page_id":7,"text":"b"}]'
     many = reindex.enqueue_many([(7,), (9,), (9,)])
     assert (many[0], many[1] == many[2], many[2].merged) == (first, True, True)
-    assert store.counts().ready == 3
+    assert counts_of(store)["ready"] == 3
 
 
 def test_plain_unique_task_uses_the_index(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:

@@ -26,6 +26,7 @@ from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, DueSchedule,
 from flask_taskworker.worker.liveness import Heartbeat, News
 from flask_taskworker.worker.timing import Timing
 from tests.support.postgres import connect
+from tests.support.stored import counts_of
 
 pytestmark = pytest.mark.both_databases
 
@@ -518,17 +519,6 @@ def test_peek_tells_what_there_is_to_do(bench: Bench) -> None:
     assert peek().next_fire is None
 
 
-def test_counts_and_queues_tell_how_it_stands(bench: Bench) -> None:
-    bench.worker()
-    bench.add(queue="b"), bench.add(queue="a"), bench.add(queue="a"), bench.add(run_at=NOW + 5)
-    bench.finish(bench.claimed(queue="c"), SUCCESS)
-    counts = bench.store.counts()
-    assert (counts.ready, counts.scheduled, counts.succeeded, counts.running, counts.failed) == (3, 1, 1, 0, 0)
-    assert [(queue.name, queue.ready) for queue in bench.store.queues()] == [("a", 2), ("b", 1)]
-    assert bench.store.next_due() == NOW + 5
-    assert [(worker.id, worker.running) for worker in bench.store.workers()] == [("w", 0)]
-
-
 def test_store_has_a_name_of_its_own(bench: Bench) -> None:
     assert re.fullmatch("[0-9a-f]{32}", bench.store.store_id())
 
@@ -579,7 +569,7 @@ def test_schedule_is_fired_by_the_one_who_moves_it_on(bench: Bench) -> None:
 
     assert [job.fire_at for job in fire(NOW)["s"]] == [NOW]
     assert fire(NOW + 1) == {}
-    assert bench.store.counts().ready == 1
+    assert counts_of(bench.store)["ready"] == 1
     ((next_at, last_at),) = bench.rows("SELECT next_at, last_at FROM taskworker_schedule")
     assert (next_at, last_at) == (NOW + 100, NOW)
 

@@ -24,6 +24,7 @@ from flask import Flask, current_app, g, has_app_context
 from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState, current_job
 from flask_taskworker.core.failures import MAX_TEXT
 from flask_taskworker.store.sql import Store
+from tests.support.stored import counts_of
 from tests.support.waiting import wait, wait_for
 
 pytestmark = pytest.mark.both_databases
@@ -603,7 +604,7 @@ def test_no_job_is_lost_to_the_garbage_collector(task_worker: BackgroundTaskWork
         done.set()
         collector.join()
         gc.unfreeze()
-    assert store.counts().succeeded == 150
+    assert counts_of(store)["succeeded"] == 150
 
 
 def test_ten_sync_jobs_run_at_once(

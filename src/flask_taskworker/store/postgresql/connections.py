@@ -114,10 +114,12 @@ class PostgresqlServer:
 
         Locks and notifications would be lost there, and prepared statements mistaken for those of others.
         """
-        if _server_process(connection) == connection.info.backend_pid:
+        if _process(connection) == connection.info.backend_pid:
             return
         # It is not the server that has answered to the connecting.
         with closing(self.open()) as other:
+            # A pooler that has no session left keeps its sessions for those who have them.
+            other.answer_within = lambda: _FREE_WITHIN
             if _takes_turns(connection, other):
                 raise NotSupported(
                     f"PostgreSQL at {self.place}: a pooler is there that lends a session for one transaction, such as "
@@ -143,41 +145,23 @@ def _conninfo(parts: dict[str, Any]) -> str:
 
 _TURNS = 5
 _FREE_WITHIN = 2.0
-"""Seconds to wait for a second session. A pooler that has none left keeps its sessions for those who have them."""
+"""Seconds to wait for a second session."""
 
 
-def _server_process(connection: psycopg.Connection[Any]) -> int:
+def _process(connection: psycopg.Connection[Any]) -> int:
     ((number,),) = fetch(connection, "SELECT pg_backend_pid()", {})
     return int(number)
 
 
 def _takes_turns(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
     """Whether these connections use the same session in turn, or one of them now this session and now that."""
-    for _ in range(_TURNS):
-        before = _server_process(one)
-        during = _process_in_transaction(other)
-        if during is None:
-            return False
-        if during == before or _server_process(one) != before:
-            return True
-        other.rollback()
+    with suppress(ConnectionLost), postgresql_errors():
+        for _ in range(_TURNS):
+            before = _process(one)
+            with other.transaction():
+                if _process(other) == before or _process(one) != before:
+                    return True
     return False
-
-
-def _process_in_transaction(connection: psycopg.Connection[Any]) -> int | None:
-    """Begin a transaction there: in which process of the server? None where none is free for it."""
-    pgconn = connection.pgconn
-    pgconn.send_query(b"BEGIN; SELECT pg_backend_pid()")
-    until = time.monotonic() + _FREE_WITHIN
-    while pgconn.flush() or pgconn.is_busy():
-        if time.monotonic() > until:
-            return None
-        if _is_readable(pgconn.socket, 0.1):
-            pgconn.consume_input()
-    found = None
-    while (result := pgconn.get_result()) is not None:
-        found = result.get_value(0, 0) or found
-    return None if found is None else int(found)
 
 
 # -- errors in our words -----------------------------------------------------------------------------------------------
@@ -317,12 +301,12 @@ def has_ended(connection: psycopg.Connection[Any]) -> bool:
     return connection.closed
 
 
-def _is_readable(descriptor: int, seconds: float = 0) -> bool:
+def _is_readable(descriptor: int) -> bool:
     if sys.platform == "win32":
-        return bool(select.select([descriptor], [], [], seconds)[0])
+        return bool(select.select([descriptor], [], [], 0)[0])
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(0))
 
 
 class PostgresqlLink:

@@ -217,12 +217,6 @@ def held_ids(most: str) -> str:
     return " UNION ALL ".join([*(part.format(phase, most, phase) for phase in (1, 4)), changed])
 
 
-def count_state(state: str) -> str:
-    """How many jobs have this state, counted up to ``:most``. *state* must be one of ours: it goes in as a literal."""
-    some = held_ids(":most") if state == "held" else f"SELECT 1 FROM taskworker_job WHERE state = '{state}' LIMIT :most"
-    return f"SELECT count(*) FROM ({some}) AS counted"
-
-
 def waiting_by_queue() -> str:
     """Ready jobs of each queue, counted up to ``:most``, and since when the oldest of those is due.
 

@@ -33,6 +33,7 @@ from flask_taskworker.store.schema import VERSION
 from flask_taskworker.worker.timing import Timing
 from tests.support.apps import task_worker_of
 from tests.support.postgres import LOCKED_USER, OVERRIDE, a_database, a_schema, run_sql, with_options
+from tests.support.stored import counts_of
 from tests.support.waiting import wait_for
 
 SECRET = "hunter2%40"
@@ -314,7 +315,7 @@ def test_user_who_may_only_read_is_refused_with_words(make_worker: MakeWorker, o
             NotAccepted, match="permission denied for .*taskworker_job.*Give this user the right to use"
         ):
             task.enqueue()
-        assert task_worker.state().store.counts().ready == 0
+        assert counts_of(task_worker.state().store)["ready"] == 0
 
 
 def test_user_who_may_use_but_not_create_needs_no_more(make_worker: MakeWorker, own: str) -> None:
