@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .core.current_job import current_job
     from .core.jobs import Job, Reason
+    from .core.limits import Limit, Rate
     from .core.retry import Retry
     from .core.rows import JobState
     from .core.tasks import Bound, Task
@@ -45,8 +46,10 @@ __all__ = [
     "JobState",
     "JobTimeout",
     "LeaseLost",
+    "Limit",
     "Mail",
     "Message",
+    "Rate",
     "Reason",
     "Retry",
     "RetryJob",
@@ -66,6 +69,7 @@ _HOMES = {
     "JobState": ".core.rows",
     "current_job": ".core.current_job",
     **dict.fromkeys(("Attachment", "BadHeaderError", "Connection", "Mail", "Message", "email_dispatched"), ".mail"),
+    **dict.fromkeys(("Limit", "Rate"), ".core.limits"),
     "Retry": ".core.retry",
     **dict.fromkeys(("Bound", "Task"), ".core.tasks"),
     **dict.fromkeys(("At", "Cron", "Every"), ".core.triggers"),

@@ -198,12 +198,14 @@ class RetryJob(JobControl):
 class SnoozeJob(JobControl):
     """The task asked to be run again later.
 
-    ``delay`` is in seconds or a timedelta. Counts no attempt.
+    ``delay`` is in seconds or a timedelta. Counts no attempt. ``limit=True``: until then no other job of its lane (see
+    ``Limit``) starts either, as an answer "429 Too Many Requests" asks for.
     """
 
-    def __init__(self, delay: float | timedelta, message: str | None = None) -> None:
+    def __init__(self, delay: float | timedelta, message: str | None = None, *, limit: bool = False) -> None:
         super().__init__(message)
         self.delay = delay
+        self.limit = limit
 
 
 class CancelJob(JobControl):

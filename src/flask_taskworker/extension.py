@@ -23,6 +23,7 @@ from .core.config import TaskWorkerConfig
 from .core.current_job import running_job
 from .core.habits import WORKER_METHODS, no_attribute
 from .core.jobs import Job
+from .core.limits import Limit
 from .core.loggers import get_logger
 from .core.retry import Retry
 from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
@@ -193,6 +194,7 @@ class TaskWorker:
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
         unique: Unique | None = None,
+        limit: Limit | None = None,
         atomic: Any = None,
         at_most_once: bool = False,
         sensitive: Sequence[str] = (),
@@ -205,7 +207,8 @@ class TaskWorker:
         attempts; without one a task that raises fails at once. ``timeout``: seconds or timedelta for one try. ``keep``:
         how long a finished job and its result are kept, instead of the configured time. ``schedule``: a trigger, or a
         list of them, with ``schedule_args`` and ``schedule_kwargs``.
-        ``unique``: a ``Unique``, for at most one job with the same key.
+        ``unique``: a ``Unique``, for at most one job with the same key. ``limit``: a ``Limit``, how many of its jobs
+        run at once, or start in a time, over all processes.
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
         ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.

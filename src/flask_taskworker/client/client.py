@@ -140,7 +140,7 @@ class Client:
                     signalling.send(signals.job_enqueued, app, job=jobs[i])
         finally:
             if any(rows[i].state == "held" for i in new):
-                # A worker is to look, and see who may be let in.
+                # A worker is to look, and see who may be admitted.
                 self.wake()
             else:
                 self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})

@@ -17,7 +17,8 @@ def new_jobs(
     task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions, now: int, origin: str | None
 ) -> list[NewJob]:
     """The rows for encoded calls of *task*: alike but for arguments and uid."""
-    if len(calls) < 2 or task.options.unique is not None:
+    limit = task.options.limit
+    if len(calls) < 2 or task.options.unique is not None or (limit is not None and limit.key is not None):
         return [new_job(task, args, options, now, origin) for args in calls]
     pattern = new_job(task, "", options, now, origin)
     before, after = pattern[1:_ARGS], pattern[_ARGS + 1 :]
@@ -43,6 +44,7 @@ def new_job(
         key = _key(task, args, options)
         if key.debounce:
             run_at = now + min(key.debounce, key.at_most or key.debounce)
+    marks, lane = task.lane(args, options.limit_key)
     return NewJob(
         uid=options.uid or new_uid(now),
         task=task.name,
@@ -57,6 +59,8 @@ def new_job(
         unique_key=key.name if key is not None and key.is_plain else None,
         at_most_once=int(task.options.at_most_once),
         origin=origin,
+        marks=marks,
+        lane=lane,
         key=None if key is None or key.is_plain else key,
     )
 

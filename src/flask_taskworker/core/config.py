@@ -22,11 +22,23 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ..errors import ConfigError, DeclarationError
+from .limits import Limit
 from .settings import choice, flag, period, read_fields, seconds, setting, whole_number
 from .triggers import check_zone
 
 Driver = Literal["sqlite", "postgresql"]
 Durability = Literal["full", "normal"]
+
+
+def _queue_limits(key: str, value: Any) -> dict[str, Limit]:
+    def fits(name: object, limit: object) -> bool:
+        is_plain = isinstance(limit, Limit) and limit.key is None and not limit.hold
+        return is_plain and isinstance(name, str) and bool(name)
+
+    if not isinstance(value, Mapping) or not all(fits(name, limit) for name, limit in value.items()):
+        allowed = 'a dict such as {"mail": Limit(running=10, rate=Rate(20))}, without key and hold'
+        raise ConfigError.of(key, value, allowed)
+    return dict(value)
 
 
 def _word(key: str, value: Any) -> str:
@@ -128,6 +140,10 @@ class TaskWorkerConfig:
 
     keep_failed: timedelta = setting(period(), timedelta(days=14))
     """How long a failed job is kept. Defaults to 14 days."""
+
+    queue_limits: Mapping[str, Limit] = setting(_queue_limits, dict)
+    """How many jobs of a queue run at once, or start in a time, over all processes: a dict of queue names and
+    ``Limit``. Defaults to {}."""
 
     listen: bool = setting(flag, True)
     """PostgreSQL: hear notifications, hold a session lock, use prepared statements. False for PgBouncer in transaction

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from ..errors import ArgumentsError, DeclarationError
@@ -50,7 +50,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What a limit comes to where jobs are let in."""
+    """What a limit comes to where jobs are admitted."""
 
     running: int | None = None
     amount: int | None = None
@@ -68,7 +68,7 @@ class Numbers:
 class Limit:
     """How many jobs may run at once, and how many may start in a time, over all processes and machines.
 
-    ``running``: at most so many at once. ``rate``: a :class:`Rate`. At least one of them. ``key``: the name of a
+    ``running``: the most at once. ``rate``: a :class:`Rate`. At least one of them. ``key``: the name of a
     parameter of the task, or a function of its arguments: each value has a lane of its own. ``hold``: a job keeps its
     place between its tries, so that no other overtakes it. ``fair``: lanes with many jobs take turns.
 
@@ -115,20 +115,28 @@ class Limit:
 
     @property
     def numbers(self) -> Numbers:
-        """What it comes to where jobs are let in."""
+        """What it comes to where jobs are admitted."""
         rate = self.rate
         if rate is None:
             return Numbers(running=self.running, fair=self.fair)
         per_us = rate.per // timedelta(microseconds=1)
         return Numbers(running=self.running, amount=rate.number, per_us=per_us, burst=rate.burst, fair=self.fair)
 
+    def is_same(self, other: Limit) -> bool:
+        """Whether both limit the same. Functions for keys cannot be compared."""
+        is_named = isinstance(self.key, str) or isinstance(other.key, str)
+        same_key = self.key == other.key if is_named else (self.key is None) == (other.key is None)
+        return same_key and (self.name, self.numbers, self.hold) == (other.name, other.numbers, other.hold)
+
     def lane(self, key: object) -> str:
-        """The lane of a job with this key. Raises ArgumentsError for a key that is no text and no number."""
+        """The lane of a job with this key. Raises ArgumentsError for any other key."""
+        if isinstance(key, tuple | list) and key and all(isinstance(part, str | int | UUID) for part in key):
+            key = "/".join(map(str, key))
         text = str(key) if isinstance(key, str | int | UUID) else ""
         if not text or not _is_word(text):
             raise ArgumentsError(
-                f"The key of a job under the limit {self.name!r} is {key!r:.80}. Give a whole number, a UUID, or text "
-                f"of 1 to {MAX_KEY} printable characters."
+                f"The key of a job under the limit {self.name!r} is {key!r:.80}. Give a whole number, a UUID, text, "
+                f"or a tuple of these, of 1 to {MAX_KEY} printable characters."
             )
         return f"{self.name}:{text}"
 
@@ -149,7 +157,7 @@ class LaneFacts(NamedTuple):
     """How a lane stands. ``tat`` is in microseconds, ``closed_until`` in milliseconds."""
 
     open: int
-    """Jobs that were let in and have not ended."""
+    """Jobs that were admitted and have not ended."""
     not_begun: int
     """Of these the ones whose start was not charged to the rate."""
     tat: int = 0
@@ -166,7 +174,7 @@ class Room(NamedTuple):
 
 
 def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
-    """How many jobs to let in at *now* (epoch ms), *most* at the most. A lane without a limit has room for all."""
+    """How many jobs to admit at *now* (epoch ms), *most* at the most. A lane without a limit has room for all."""
     now_us = now * 1000
     tat = facts.tat
     number = most
@@ -189,13 +197,3 @@ def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
 def limit_of(lane: str) -> str:
     """The name of the limit that a lane belongs to."""
     return lane if lane.startswith(f"{QUEUE}:") else lane.partition(":")[0]
-
-
-def check_key(limit: Limit, parameters: Any, task: str) -> None:
-    """Raise DeclarationError where the key of *limit* is no parameter of the task."""
-    if isinstance(limit.key, str) and limit.key not in parameters:
-        known = ", ".join(parameters) or "none"
-        raise DeclarationError(
-            f"The limit {limit.name!r} takes its key from the parameter {limit.key!r}, which {task} does not have "
-            f"(it has: {known}). Name one of them, or give key=… a function of the arguments."
-        )

@@ -202,6 +202,8 @@ class Outcome:
     """The store knows already: an atomic job committed its ending together with its own writes."""
     keep: timedelta | None = None
     """How long the finished job is kept; None takes the configuration's."""
+    closes: bool = False
+    """Snoozed: nothing else of its lane starts before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

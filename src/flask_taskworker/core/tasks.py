@@ -22,7 +22,7 @@ from .habits import TASK_METHODS, hint_for_call, hint_for_options, hint_for_trig
 from .jobs import Job
 from .limits import Limit
 from .retry import Retry
-from .rows import Claim, Kind, Outcome
+from .rows import KEEPS, LIMITED, Claim, Kind, Outcome
 from .triggers import At, Cron, Every, Trigger
 from .unique import Unique, Until, key_text
 
@@ -49,6 +49,7 @@ class TaskOptions:
     schedule_args: tuple[Any, ...] = ()
     schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
     unique: Unique | None = None
+    limit: Limit | None = None
     atomic: Callable[[], Any] | None = None
     """Gives the session whose commit records the job's success, too."""
     at_most_once: bool = False
@@ -60,6 +61,8 @@ class TaskOptions:
             raise DeclarationError("at_most_once=True and retry contradict each other. Leave one of them out.")
         check_name("queue", self.queue)
         check_priority(self.priority)
+        if self.limit is not None and not self.limit.name:
+            raise DeclarationError("The limit of a task needs a name, as in Limit('carrier', running=5).")
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise DeclarationError(f"timeout = {self.timeout!r} is not allowed. Allowed: more than 0 seconds, or None.")
 
@@ -78,6 +81,7 @@ class EnqueueOptions:
     debounce: timedelta | None = None
     at_most: timedelta | None = None
     latest: bool = False
+    limit_key: object = None
     uid: str | None = None
     session: Any = None
 
@@ -123,6 +127,7 @@ class Using(TypedDict, total=False):
     debounce: float | timedelta | None
     at_most: float | timedelta | None
     latest: bool
+    limit_key: object
     uid: str | None
     session: Any
 
@@ -276,6 +281,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         debounce: float | timedelta | None = None,
         at_most: float | timedelta | None = None,
         latest: bool = False,
+        limit_key: object = None,
         uid: str | None = None,
         session: Any = None,
         **unknown: Never,
@@ -286,6 +292,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         the task's. ``unique``, a string, a number, a UUID or a tuple of these: at most one unfinished job of this task
         with that key; enqueueing again returns it, and its ``merged`` is true. ``until="started"``, ``within``,
         ``debounce``, ``at_most`` and ``latest`` say when, as :class:`Unique` does.
+        ``limit_key``: the key under the task's limit, instead of the one that its arguments give.
         ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
         ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
         exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
@@ -305,9 +312,12 @@ class Task(Call[P, R], Generic[P, R, Returned]):
             debounce=None if debounce is None else as_timedelta(debounce, "debounce"),
             at_most=None if at_most is None else as_timedelta(at_most, "at_most"),
             latest=latest,
+            limit_key=limit_key,
             uid=uid,
             session=session,
         )
+        if limit_key is not None and (self.options.limit is None or self.options.limit.key is None):
+            raise ArgumentsError(f"{self.name} has no limit with a key, so limit_key means nothing. Leave it out.")
         if options.merging is not None and options.unique is None and self.options.unique is None:
             raise ArgumentsError("until, within, debounce, at_most and latest are about a key. Give unique=…, too.")
         return Call(self, options)
@@ -361,6 +371,16 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         bound = self._called.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments[key]
+
+    def lane(self, encoded: str, key: object = None) -> tuple[int, str | None]:
+        """The marks of an encoded call, and the lane in which it waits: that of *key*, or of its arguments."""
+        limit = self.options.limit
+        if limit is None:
+            return 0, None
+        marks = LIMITED | KEEPS if limit.hold else LIMITED
+        if limit.key is None:
+            return marks, limit.name
+        return marks, limit.lane(self.key_value(limit.key, encoded) if key is None else key)
 
     def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
@@ -449,10 +469,23 @@ class TaskRegistry:
         self.codec.learn(function)
         if options.unique is not None:
             task.check_key("unique", options.unique.key)
+        if options.limit is not None:
+            self._add_limit(task, options.limit)
         task.declared_schedules()
         self._tasks[task.name] = task
         self.version += 1
         return task
+
+    def _add_limit(self, task: Task[..., Any, Any], limit: Limit) -> None:
+        task.check_key(f"The limit {limit.name!r}", limit.key)
+        for other in self:
+            known = other.options.limit
+            if other.name != task.name and known is not None and known.name == limit.name and not known.is_same(limit):
+                raise DeclarationError(
+                    f"The limit {limit.name!r} of {task.name} differs from that of {other.name}. Make one Limit and "
+                    "give it to both, or give them different names."
+                )
+        self.limits[limit.name] = limit
 
     def get(self, name: str) -> Task[..., Any, Any] | None:
         """The task of that name, or None."""
@@ -505,6 +538,7 @@ def task_options(
     schedule_args: Sequence[Any] = (),
     schedule_kwargs: Mapping[str, Any] | None = None,
     unique: Unique | None = None,
+    limit: Limit | None = None,
     atomic: Any = None,
     at_most_once: bool = False,
     sensitive: Sequence[str] = (),
@@ -545,10 +579,17 @@ def task_options(
         schedule_args=_as_args("schedule_args", schedule_args),
         schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),
         unique=_checked_unique(unique),
+        limit=_checked_limit(limit),
         atomic=session,
         at_most_once=bool(at_most_once),
         sensitive=tuple(sensitive),
     )
+
+
+def _checked_limit(limit: object) -> Limit | None:
+    if limit is not None and not isinstance(limit, Limit):
+        raise DeclarationError(f"limit = {limit!r:.100} is not allowed. Allowed: a Limit(…), or None.")
+    return limit
 
 
 def _checked_unique(unique: object) -> Unique | None:

@@ -2,8 +2,8 @@
 
 A limited job is *held* when it is due, and has a place (a row of ``taskworker_permit``) for its whole life. Whatever
 changes such a job says so at its place, in the same transaction (:func:`touch`); a worker takes up what has changed,
-counts what each lane of it has let in, and lets in the next. So room is never kept anywhere: it is the limit less the
-jobs that are let in and have not ended, and comes back exactly when a job ends.
+counts what each lane of it has admitted, and admits the next. So room is never kept anywhere: it is the limit less the
+jobs that are admitted and have not ended, and comes back exactly when a job ends.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from ..core.limits import LaneFacts, Numbers, Room, limit_of, room
+from ..core.limits import QUEUE, LaneFacts, Numbers, Room, limit_of, room
 from ..core.rows import HOLDS, LIMITED, NewJob
 from .driver import Row, Run
 from .statements import limits as statements
@@ -42,16 +42,79 @@ def add_permits(dialect: Dialect, run: Run, jobs: Iterable[tuple[int, NewJob]]) 
         run(statements.add_permits(dialect), {"batch": batch_of(batch)})
 
 
+def charge(dialect: Dialect, run: Run, lanes: Mapping[str, int], limits: Mapping[str, Numbers], now: int) -> int | None:
+    """Charge starts to the rates of their lanes, as *lanes* counts them. Returns when to look again."""
+    moments = []
+    for lane in sorted(lanes):
+        numbers = limits.get(limit_of(lane))
+        if numbers is not None and (interval := numbers.interval_us):
+            burst = numbers.burst or 1
+            cost = {"now_us": now * 1000, "cost": lanes[lane] * interval, "burst": burst * interval}
+            ((open_at,),) = run(statements.charge(dialect), {"lane": lane, "early": (burst - 1) * interval, **cost})
+            moments.append(open_at)
+    return min(moments, default=None)
+
+
+def begin(dialect: Dialect, run: Run, ids: Iterable[int], now: int) -> int | None:
+    """These limited jobs begin: charge their lanes. Returns when the next of them is to be looked at."""
+    lanes = Counter(row[0] for row in run(statements.begin(dialect), {"batch": batch_of([(i,) for i in ids])}))
+    return charge(dialect, run, lanes, stored_limits(run), now) if lanes else None
+
+
+def close_lane(dialect: Dialect, run: Run, job_id: int, queue: str, until: int) -> None:
+    """Start nothing of the job's lane until then; of its queue, where it has none and the queue is limited."""
+    for (lane,) in run(statements.LANE_OF, {"id": job_id}) or [(f"{QUEUE}:{queue}",)]:
+        run(statements.CLOSE_LANE, {"lane": lane, "until": until})
+        sql = statements.take_back(dialect, "p.lane = :lane")
+        touch(dialect, run, run(sql, {"lane": lane, "number": ADMIT_BATCH}))
+
+
+# -- the limits themselves ---------------------------------------------------------------------------------------------
+
+
+def stored_limits(run: Run) -> dict[str, Numbers]:
+    """Every limit that is stored."""
+    return {name: Numbers(*numbers) for name, *numbers, _ in run(statements.LIMITS, {})}
+
+
+def declare_limits(run: Run, declared: Mapping[str, Numbers], now: int) -> None:
+    """Store the limits of the code, but for those that were set at run time."""
+    known = {name: (Numbers(*numbers), source) for name, *numbers, source in run(statements.LIMITS, {})}
+    for name in sorted(declared):
+        stored = known.get(name)
+        if stored is None or (stored[1] == "code" and stored[0] != declared[name]):
+            set_limit(run, name, declared[name], now)
+
+
+def set_limit(run: Run, name: str, numbers: Numbers, now: int, *, who: str | None = None) -> None:
+    """Store a limit: that of the code, or, by *who*, one of the run time; and look at its lanes."""
+    source = "code" if who is None else "runtime"
+    values = {**asdict(numbers), "fair": int(numbers.fair), "name": name, "source": source, "set_by": who, "now": now}
+    run(statements.SET_LIMIT, values)
+    run(statements.LOOK_AT_LIMIT, {"name": name, "now": now})
+
+
+def remove_limit(run: Run, name: str, now: int) -> None:
+    """Delete a limit that no code declares, and look at its lanes."""
+    run(statements.REMOVE_LIMIT, {"name": name})
+    run(statements.LOOK_AT_LIMIT, {"name": name, "now": now})
+
+
+# -- admission ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """What one admission came to."""
 
     ready: list[tuple[str, str]] = field(default_factory=list)
-    """The queue and kind of each job that was let in."""
+    """The queue and kind of each job that was admitted."""
     is_more: bool = False
     """Whether there is more to take up."""
     next_open: int | None = None
     """When to look at the next of these lanes again, in epoch milliseconds."""
+    queues: list[str] = field(default_factory=list)
+    """Limited queues that may take more now."""
 
 
 class Admission:
@@ -68,7 +131,7 @@ class Admission:
         self._keep_lanes = statements.keep_lanes(dialect)
 
     def admit(self, run: Run, now: int) -> Admitted:
-        """Take up what has changed, and let in what there is room for. In a write transaction at READ COMMITTED.
+        """Take up what has changed, and admit what there is room for. In a write transaction at READ COMMITTED.
 
         A row that another session has locked is left alone: who has it changes it, or lets go of it, and the next look
         finds it.
@@ -90,10 +153,11 @@ class Admission:
         rooms |= {lane: rooms[lane]._replace(opens_at=now) for lane in more}
         self._keep(run, rooms, known)
         opens = min((r.opens_at for r in rooms.values() if r.opens_at is not None), default=None)
-        return Admitted(ready, is_more=len(changed) >= ADMIT_BATCH or bool(more), next_open=opens)
+        queues = [lane.partition(":")[2] for lane in rooms if lane.startswith(f"{QUEUE}:")]
+        return Admitted(ready, is_more=len(changed) >= ADMIT_BATCH or bool(more), next_open=opens, queues=queues)
 
     def _fill(self, run: Run, rooms: Mapping[str, int], known: Known) -> tuple[list[tuple[str, str]], set[str]]:
-        """Let in as many as there is room for. Returns their queues and kinds, and the lanes that may take more."""
+        """Admit as many as there is room for. Returns their queues and kinds, and the lanes that may take more."""
         ready: list[tuple[str, str]] = []
         more: set[str] = set()
         number_aside = 0

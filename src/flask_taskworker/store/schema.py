@@ -194,7 +194,7 @@ limit = Table(
 )
 
 # Where a limited job stands: one row for the whole life of the job. `phase`: 0 the job has changed, and a worker is to
-# look at it; 1 in line; 2 let in; 3 scheduled; 4 its queue is paused, or no worker serves it; 5 the job has ended.
+# look at it; 1 in line; 2 admitted; 3 scheduled; 4 its queue is paused, or no worker serves it; 5 the job has ended.
 # `begun`: its start was charged to the rate of its lane.
 permit = Table(
     "taskworker_permit",
@@ -215,7 +215,7 @@ permit = Table(
 
 # A lane whose rate has been used, or that is closed; the others have no row. `tat`: when its rate is used up no more
 # ("theoretical arrival time" of GCRA), in microseconds; `closed_until` and `open_at`, when to look at it again, in
-# milliseconds. `turn`: when a job of it was last let in, where lanes take turns.
+# milliseconds. `turn`: when a job of it was last admitted, where lanes take turns.
 lane = Table(
     "taskworker_lane",
     metadata,

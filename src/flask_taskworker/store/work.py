@@ -7,20 +7,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..core.failures import group_of
+from ..core.limits import QUEUE, LaneFacts, Numbers, room
 from ..core.loggers import get_logger
 from ..core.rows import Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
-from .admission import Admission, Admitted, add_permits, touch
+from .admission import (
+    Admission,
+    Admitted,
+    add_permits,
+    begin,
+    charge,
+    close_lane,
+    declare_limits,
+    touch,
+)
 from .driver import LoopLink, Row, RowLocked, RowRefused, Run
 from .rollups import Tally
 from .sql import Store, declare_schedule, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import jobs as job_statements
+from .statements import limits as limit_statements
 from .statements import mails as mail_statements
 from .statements import operations as operation_statements
 from .statements import workers as worker_statements
@@ -56,7 +68,7 @@ class Peek:
     suspects: tuple[str, ...]
     """The queues that have ready jobs which must run alone."""
     changed: bool = False
-    """Whether limited jobs have changed, so that others may be let in."""
+    """Whether limited jobs have changed, so that others may be admitted."""
     next_open: int | None = None
     """When to look at the next lane again."""
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -222,14 +234,51 @@ class WorkerStore:
             rows += await self._link.write(
                 self._claim[kind], {**parameters, "number": number - len(rows)}, durable=False
             )
-        claims = [Claim._make(row) for row in rows]
-        # RETURNING promises no order.
-        claims.sort(key=_ID)
-        claims.sort(key=_PRIORITY, reverse=True)
+        claims = _in_order(rows)
         if self._floors is not None and len(claims) == number:
             until = time.monotonic() + FLOOR_SECONDS if floor is None else floor.until
             self._floors[queue, kind] = _Floor(until, claims[-1].priority, claims[-1].id)
         return claims
+
+    async def claim_within_limit(
+        self, worker_id: str, queue: str, kind: str, number: int
+    ) -> tuple[list[Claim], int | None]:
+        """As :meth:`claim`, of a queue with a limit: no more than that has room for, and when it opens if it has none.
+
+        Counting and claiming are one transaction, in which no other worker claims from the queue.
+        """
+        now, lane = self._store.clock(), f"{QUEUE}:{queue}"
+        parameters = {"worker_id": worker_id, "queue": queue, "now": now}
+
+        def body(run: Run) -> tuple[list[Row], int | None]:
+            if self._dialect.name == "postgresql":
+                run(limit_statements.lock_lanes(self._dialect), {"batch": batch_of([(lane,)])})
+            facts = run(limit_statements.queue_facts(self._dialect), {"queue": queue, "lane": lane})
+            if not facts:
+                return run(self._claim[kind], {**parameters, "number": number}), None
+            ((*numbers, running, tat, closed_until),) = facts
+            limit = Numbers(*numbers)
+            has = room(limit, LaneFacts(running, 0, tat or 0, closed_until or 0), now, number)
+            rows = run(self._claim[kind], {**parameters, "number": has.number}) if has.number else []
+            opens_at = charge(self._dialect, run, {lane: len(rows)}, {lane: limit}, now) if rows else has.opens_at
+            return rows, opens_at
+
+        rows, opens_at = await self._link.transaction(body, durable=False)
+        return _in_order(rows), opens_at
+
+    async def begin(self, claims: Iterable[Claim]) -> int | None:
+        """These limited jobs begin now: charge it to the rates of their lanes. When to look at the next of those."""
+        ids, now = [claim.id for claim in claims], self._store.clock()
+        return await self._link.transaction(lambda run: begin(self._dialect, run, ids, now), durable=False)
+
+    async def declare_limits(self, declared: Mapping[str, Numbers]) -> None:
+        """Store the limits of the code."""
+        now = self._store.clock()
+        await self._link.transaction(lambda run: declare_limits(run, declared, now))
+
+    async def look_again(self) -> None:
+        """The clock was set back: look at all lanes."""
+        await self._link.write(limit_statements.LOOK_AGAIN, {"now": self._store.clock()}, durable=False)
 
     async def claim_suspect(self, worker_id: str, queues: Sequence[str] | None) -> list[Claim]:
         """Take one job that must run alone, of these queues or of all."""
@@ -256,7 +305,7 @@ class WorkerStore:
         return Promoted(len(rows), [(queue, kind) for _, state, _, queue, kind in rows if state == "ready"])
 
     async def admit(self) -> Admitted:
-        """Let in a batch of the limited jobs that there is room for."""
+        """Admit a batch of the limited jobs that there is room for."""
         now = self._store.clock()
         return await self._link.transaction(lambda run: self._admission.admit(run, now), durable=False)
 
@@ -305,7 +354,7 @@ class WorkerStore:
         self, worker_id: str, piece: Sequence[tuple[Ended, tuple[object, ...]]], book: Recorded
     ) -> None:
         batch = batch_of([row for _, row in piece])
-        is_simple = not any(e.outcome.failure or e.claim.marks for e, _ in piece)
+        is_simple = not any(e.outcome.failure or e.claim.marks or e.outcome.closes for e, _ in piece)
         for skip_locked, sql in enumerate(self._finish):
             try:
                 if is_simple:
@@ -330,6 +379,10 @@ class WorkerStore:
         if attempts:
             run(self._add_attempts, {"batch": batch_of(attempts)})
         touch(self._dialect, run, rows)
+        for e, _ in piece:
+            if e.outcome.closes and states.get(e.claim.id) == "scheduled":
+                until = e.ended_at + to_duration_ms(e.outcome.delay or timedelta(0))
+                close_lane(self._dialect, run, e.claim.id, e.claim.queue, until)
         return states
 
     async def _record_alone(self, worker_id: str, pair: tuple[Ended, tuple[object, ...]], book: Recorded) -> None:
@@ -581,6 +634,13 @@ def _last_at(firing: Firing) -> int | None:
 
 
 _ID, _PRIORITY = (itemgetter(Claim._fields.index(name)) for name in ("id", "priority"))
+
+
+def _in_order(rows: Iterable[Row]) -> list[Claim]:
+    # RETURNING promises no order.
+    claims = sorted(map(Claim._make, rows), key=_ID)
+    claims.sort(key=_PRIORITY, reverse=True)
+    return claims
 
 
 def _states(rows: Iterable[Sequence[Any]]) -> dict[int, str]:

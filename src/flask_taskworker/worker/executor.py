@@ -233,7 +233,7 @@ class Executor:
         try:
             match deciding(error):
                 case SnoozeJob() as snooze:
-                    return Outcome(OutcomeKind.SNOOZED, delay=as_timedelta(snooze.delay, "delay"))
+                    return Outcome(OutcomeKind.SNOOZED, delay=as_timedelta(snooze.delay, "delay"), closes=snooze.limit)
                 case CancelJob() as cancel:
                     return _cancelled(task, message_of(cancel))
                 case JobCancelled() | asyncio.CancelledError() if job.cancelled:

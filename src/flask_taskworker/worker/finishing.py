@@ -104,6 +104,8 @@ class OutcomeWriter:
         if any(e.claim.marks & LIMITED for e in ended):
             # There is room for others now.
             self._view.must_admit = True
+        if ready := self._view.limited_queues(e.claim.queue for e in ended):
+            self._client.wake(ready)
         if any(e.outcome.delay is not None for e in ended):
             # One of them may be due before anything that is known.
             self._view.must_look = True

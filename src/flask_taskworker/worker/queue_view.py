@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from ..core.limits import QUEUE
 from ..store.work import Peek
 from .running import KINDS
 
@@ -29,7 +30,7 @@ class QueueView:
         self.suspects: list[str] = []
         """The queues with jobs that must run alone."""
         self.must_admit = False
-        """Whether limited jobs have changed, so that others may be let in."""
+        """Whether limited jobs have changed, so that others may be admitted."""
         self.next_open: int | None = None
         """When to look at the next lane again, in epoch milliseconds."""
         self.limits: Mapping[str, int] = {}
@@ -86,6 +87,12 @@ class QueueView:
             self.next_due = None
         if self.next_fire is not None and self.next_fire <= now:
             self.next_fire = None
+
+    def limited_queues(self, queues: Iterable[str]) -> set[tuple[str, str]]:
+        """Of these queues those with a limit, with each kind: their jobs may have waited for room."""
+        if not self.limits:
+            return set()
+        return {(name, kind) for name in queues if f"{QUEUE}:{name}" in self.limits for kind in KINDS}
 
     def note_open(self, moment: int | None) -> None:
         """A lane is to be looked at then, in epoch milliseconds."""

@@ -188,6 +188,11 @@ class RunningJobs:
         """How many jobs of that kind to claim now."""
         return self._slots[kind].room
 
+    def free(self, kind: str) -> int:
+        """In how many slots of that kind a job could start at once."""
+        slots = self._slots[kind]
+        return max(0, slots.free - len(slots.waiting))
+
     def claims(self) -> set[tuple[int, int]]:
         """(id, claim) of all that is in hand."""
         in_hand = [e.claim for e in (*self.ended, *self.locked)]
@@ -367,6 +372,11 @@ class RunningJobs:
         """Hand back all that has not begun."""
         for slots in self._slots.values():
             self._give_back(slots)
+
+    def refuse(self, kind: str, claims: Iterable[Claim]) -> None:
+        """Hand back claims that find no slot at once, and claim none ahead for a while."""
+        self._slots[kind].claim_none_ahead()
+        self.release(claims)
 
     def _give_back(self, slots: Slots) -> None:
         """Jobs that were claimed ahead and that others could start sooner: claim none ahead for a while."""

@@ -181,6 +181,7 @@ def _job(task: Task[..., object, object], schedule: DueSchedule, fire_at: int, t
     # Jitter moves the start, never the fire time: that must be the same in all processes.
     late = random.randint(0, trigger.jitter // MILLISECOND)
     timeout = task.options.timeout
+    marks, lane = task.lane(schedule.args)
     return NewJob(
         uid=new_uid(now),
         task=task.name,
@@ -195,4 +196,6 @@ def _job(task: Task[..., object, object], schedule: DueSchedule, fire_at: int, t
         schedule=schedule.name,
         fire_at=fire_at,
         at_most_once=int(task.options.at_most_once),
+        marks=marks,
+        lane=lane,
     )

@@ -16,7 +16,8 @@ from flask import Flask
 
 from ..client.client import Client
 from ..core.config import TaskWorkerConfig
-from ..core.rows import Claim, JobRecord
+from ..core.limits import QUEUE
+from ..core.rows import LIMITED, Claim, JobRecord
 from ..core.tasks import TaskRegistry
 from ..store.driver import RowLocked
 from ..store.work import PROMOTE_BATCH, WorkerStore
@@ -35,7 +36,7 @@ CATCH_UP_INTERVAL = 0.05
 SHORT_PAUSE = 0.02
 """Seconds until the next look after one that found something due and could do nothing about it."""
 LOCKED_PAUSE_MS = 50
-"""Milliseconds until jobs are let in again where rows were locked."""
+"""Milliseconds until jobs are admitted again where rows were locked."""
 PROMOTE_BATCHES = 20
 """The number of batches of due jobs that are made ready before jobs are claimed."""
 
@@ -115,6 +116,9 @@ class WorkLoop:
         self.statistics = Statistics(timing)
         self._quarantine = Quarantine(timing.suspect_room)
         self._next_look = 0.0
+        self._declared_version = -1
+        self._looked_at = 0
+        """When it last looked, by the clock, in epoch milliseconds."""
 
     async def open(self, on_change: Callable[[], None]) -> None:
         """Connect; *on_change* is called on the loop when something has ended. Raises StoreError."""
@@ -206,6 +210,7 @@ class WorkLoop:
             if self._role.schedules:
                 await self.scheduler.declare(self.work)
                 await self.scheduler.correct(self.work)
+            await self._see_limits()
             view.take(await self.work.peek(self.scheduler.may_fire))
             self._quarantine.waiting = bool(view.suspects)
         elif view.has_news:
@@ -240,8 +245,21 @@ class WorkLoop:
             view.take_hints()
         return len(made_ready)
 
+    async def _see_limits(self) -> None:
+        """Store the limits of the code, if tasks were added since the last time; see whether the clock went back."""
+        now, version = self._store.clock(), self._registry.version
+        if version != self._declared_version:
+            declared = {name: limit.numbers for name, limit in self._registry.limits.items()}
+            declared |= {f"{QUEUE}:{name}": limit.numbers for name, limit in self._config.queue_limits.items()}
+            if declared:
+                await self.work.declare_limits(declared)
+            self._declared_version = version
+        if now < self._looked_at and self.view.limits:
+            await self.work.look_again()
+        self._looked_at = now
+
     async def _admit(self, now: int) -> list[tuple[str, str]]:
-        """Let in limited jobs that there is room for; the queue and kind of each."""
+        """Admit limited jobs that there is room for; the queue and kind of each."""
         view = self.view
         view.must_admit = False
         if view.next_open is not None and view.next_open <= now:
@@ -255,6 +273,9 @@ class WorkLoop:
                 view.note_open(now + LOCKED_PAUSE_MS)
                 break
             ready += admitted.ready
+            if queues := view.limited_queues(admitted.queues):
+                view.hear(queues)
+                view.take_hints()
             view.note_open(admitted.next_open)
             if not admitted.is_more:
                 break
@@ -280,14 +301,37 @@ class WorkLoop:
             taken += len(claims)
         for kind, names in view.ready.items():
             while names and (room := self._room(kind)) > 0:
-                claims = await self.work.claim(worker_id, names[0], kind, room)
+                if f"{QUEUE}:{names[0]}" in view.limits:
+                    claims = await self._claim_within_limit(worker_id, names[0], kind, room)
+                else:
+                    claims = await self.work.claim(worker_id, names[0], kind, room)
                 await self._accept(kind, claims)
                 taken += len(claims)
                 view.served(kind, more=len(claims) == room)
         return taken
 
+    async def _claim_within_limit(self, worker_id: str, queue: str, kind: str, room: int) -> list[Claim]:
+        if self.view.limits[f"{QUEUE}:{queue}"]:
+            # A start is charged when it is claimed: none ahead.
+            room = min(room, self.jobs.free(kind))
+        claims, opens_at = await self.work.claim_within_limit(worker_id, queue, kind, room) if room else ([], None)
+        self.view.note_open(opens_at)
+        return claims
+
+    async def _begin(self, kind: str, claims: list[Claim]) -> list[Claim]:
+        """Charge the limited jobs that start now to their rates. Those that find no slot go back, uncharged."""
+        free = self.jobs.free(kind)
+        late = [claim for claim in claims[free:] if claim.marks & LIMITED]
+        if late:
+            self.jobs.refuse(kind, late)
+        if begun := [claim for claim in claims[:free] if claim.marks & LIMITED]:
+            self.view.note_open(await self.work.begin(begun))
+        return [*claims[:free], *(claim for claim in claims[free:] if not claim.marks & LIMITED)]
+
     async def _accept(self, kind: str, claims: list[Claim]) -> None:
         self._parts.on_claim()
+        if any(self.view.limits.values()) and any(claim.marks & LIMITED for claim in claims):
+            claims = await self._begin(kind, claims)
         if once := [claim for claim in claims if claim.at_most_once]:
             await self.work.confirm(once)
         self.jobs.take(kind, claims)

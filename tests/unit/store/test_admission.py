@@ -1,4 +1,4 @@
-"""Admission by itself: who is let in, and where the room goes when a job ends. On every database alike."""
+"""Admission by itself: who is admitted, and where the room goes when a job ends. On every database alike."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ ATTEMPTS = (
 
 
 def held_ids(most: str) -> str:
-    """The ids of the jobs that wait to be let in, up to *most* of each kind: no index of jobs has them."""
+    """The ids of the jobs that wait to be admitted, up to *most* of each kind: no index of jobs has them."""
     part = "SELECT job_id AS id FROM (SELECT job_id FROM taskworker_permit WHERE phase = {} LIMIT {}) AS p{}"
     changed = (
         "SELECT job_id AS id FROM (SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "

@@ -136,8 +136,43 @@ def begin(dialect: Dialect) -> str:
     )
 
 
-LIMITS = "SELECT name, running, amount, per_us, burst, fair FROM taskworker_limit"
-"""Every limit, in numbers."""
+LIMITS = "SELECT name, running, amount, per_us, burst, fair, source FROM taskworker_limit"
+"""Every limit, in numbers, and where they come from."""
+
+SET_LIMIT = (
+    "INSERT INTO taskworker_limit (name, running, amount, per_us, burst, fair, source, set_by, set_at, seen_at) "
+    "VALUES (:name, :running, :amount, :per_us, :burst, :fair, :source, :set_by, :now, :now) "
+    "ON CONFLICT (name) DO UPDATE SET running = excluded.running, amount = excluded.amount, per_us = excluded.per_us, "
+    "burst = excluded.burst, fair = excluded.fair, source = excluded.source, set_by = excluded.set_by, "
+    "set_at = excluded.set_at, seen_at = excluded.seen_at"
+)
+"""Store a limit, or change it."""
+
+REMOVE_LIMIT = "DELETE FROM taskworker_limit WHERE name = :name RETURNING name"
+"""Delete a limit: its lanes have room for all then."""
+
+REMOVE_UNSEEN_LIMITS = "DELETE FROM taskworker_limit WHERE source = 'code' AND seen_at < :before RETURNING name"
+"""Delete limits that no code has declared since ``:before``."""
+
+SEE_LIMITS = "UPDATE taskworker_limit SET seen_at = :now WHERE name IN {}"
+"""Note that these limits are still declared."""
+
+LOOK_AT_LIMIT = (
+    "WITH RECURSIVE l(lane) AS (SELECT min(lane) FROM taskworker_permit WHERE phase = 1 UNION ALL SELECT (SELECT "
+    "min(lane) FROM taskworker_permit WHERE phase = 1 AND lane > l.lane) FROM l WHERE l.lane IS NOT NULL) "
+    "INSERT INTO taskworker_lane (lane, open_at) SELECT lane, :now FROM l WHERE (lane = :name "
+    "OR substr(lane, 1, length(:name) + 1) = :name || ':') ON CONFLICT (lane) DO UPDATE SET open_at = excluded.open_at"
+)
+"""Have a worker look at all lanes of a limit in which a job waits. It jumps from lane to lane, as peek does."""
+
+
+def queue_facts(dialect: Dialect) -> str:
+    """The limit of ``:queue``, named ``:lane``, how many of its jobs run, and its lane's tat and closed_until."""
+    running = "SELECT count(*) FROM taskworker_job WHERE state = 'running' AND queue = :queue"
+    return (
+        f"SELECT running, amount, per_us, burst, fair, ({running}), l.tat, l.closed_until FROM taskworker_limit "
+        "LEFT JOIN taskworker_lane AS l ON l.lane = name WHERE name = :lane"
+    )
 
 
 def charge(dialect: Dialect) -> str:
@@ -147,23 +182,25 @@ def charge(dialect: Dialect) -> str:
     return (
         "INSERT INTO taskworker_lane (lane, tat, open_at) VALUES (:lane, :now_us + :cost, "
         "(:now_us + :cost - :early + 999) / 1000) "
-        f"ON CONFLICT (lane) DO UPDATE SET tat = {tat}, open_at = ({tat} - :early + 999) / 1000"
+        f"ON CONFLICT (lane) DO UPDATE SET tat = {tat}, open_at = ({tat} - :early + 999) / 1000 RETURNING open_at"
     )
 
 
+LANE_OF = "SELECT lane FROM taskworker_permit WHERE job_id = :id"
+"""The lane in which a job waits, or waited."""
+
 CLOSE_LANE = (
-    "INSERT INTO taskworker_lane (lane, closed_until, open_at) SELECT lane, :until, :until FROM taskworker_permit "
-    "WHERE job_id = :id ON CONFLICT (lane) DO UPDATE SET "
-    "open_at = CASE WHEN taskworker_lane.closed_until < excluded.closed_until THEN excluded.open_at "
+    "INSERT INTO taskworker_lane (lane, closed_until, open_at) VALUES (:lane, :until, :until) ON CONFLICT (lane) "
+    "DO UPDATE SET open_at = CASE WHEN taskworker_lane.closed_until < excluded.closed_until THEN excluded.open_at "
     "ELSE taskworker_lane.open_at END, "
     "closed_until = CASE WHEN taskworker_lane.closed_until < excluded.closed_until THEN excluded.closed_until "
-    "ELSE taskworker_lane.closed_until END RETURNING lane"
+    "ELSE taskworker_lane.closed_until END"
 )
-"""Let nothing more into the lane of the job ``:id`` until ``:until``."""
+"""Let nothing more into a lane until ``:until``."""
 
 
 def take_back(dialect: Dialect, which: str) -> str:
-    """Put up to ``:number`` jobs that were let in, and have not begun, back in line. *which*: a condition on p."""
+    """Put up to ``:number`` jobs that were admitted, and have not begun, back in line. *which*: a condition on p."""
     chosen = (
         "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
         f"WHERE p.phase = 2 AND {which} AND j.id = p.job_id AND j.state = 'ready' LIMIT :number"
