@@ -57,6 +57,6 @@ def test_what_ends_is_deleted_while_the_worker_works(
 
     store = app.extensions["taskworker"].store
     with app.app_context():
-        quick.enqueue_many([()] * 3000)
+        quick.enqueue_many([()] * 1000)
         worker.start()
         wait_for(lambda: store.driver.read("SELECT count(*) FROM taskworker_job", {}) == [(0,)], deadline=30)

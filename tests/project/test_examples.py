@@ -106,8 +106,14 @@ def ask(url: str, **form: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    [("hello.py",), ("-m", "flask", "--app", "hello.py", "run", "--debug", "--no-reload", "--port", "0")],
-    ids=["python hello.py", "flask run"],
+    [
+        pytest.param(("hello.py",), id="python hello.py"),
+        pytest.param(
+            ("-m", "flask", "--app", "hello.py", "run", "--debug", "--no-reload", "--port", "0"),
+            id="flask run",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_hello_adds_and_shows_its_job(command: tuple[str, ...], examples: Path) -> None:
     hello = examples / "hello.py"
@@ -278,6 +284,7 @@ def test_demo_on_a_terminal_serves_its_page_until_ctrl_c(examples: Path, scratch
     assert "Traceback" not in demo.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,10 +18,12 @@ DEADLINE = 20.0
 
 def wait_for(predicate: Callable[[], T], what: str = "", *, deadline: float = DEADLINE) -> T:
     """Ask again and again until the answer is true, and return it. Fails at the deadline with *what*."""
-    end = time.monotonic() + deadline
+    end, pause = time.monotonic() + deadline, 0.002
     while not (answer := predicate()):
         assert time.monotonic() < end, f"did not come about within {deadline:g} s: {what or predicate}"
-        time.sleep(0.002)
+        time.sleep(pause)
+        # The question itself may take the time that the answer needs.
+        pause = min(pause * 1.3, 0.03)
     return answer
 
 

@@ -349,7 +349,7 @@ def test_lord_howe_keeps_the_half_hour_after_the_fold() -> None:
 
 @pytest.mark.parametrize(("zone", "change", "before", "after"), CHANGES)
 def test_wildcards_fire_whenever_the_wall_clock_matches(zone: str, change: datetime, before: int, after: int) -> None:
-    """Each moment of two days is looked at, and its wall clock compared with the expression."""
+    """Each moment of twelve hours is looked at, and its wall clock compared with the expression."""
     matches = {
         "* * * * *": lambda wall: True,
         "*/15 * * * *": lambda wall: wall.minute % 15 == 0,
@@ -359,8 +359,8 @@ def test_wildcards_fire_whenever_the_wall_clock_matches(zone: str, change: datet
         "*/30 2 * * SUN": lambda wall: wall.minute % 30 == 0 and wall.hour == 2 and wall.isoweekday() == 7,
         "59 * * * *": lambda wall: wall.minute == 59,
     }
-    start = change - timedelta(days=1)
-    minutes = [start + timedelta(minutes=number) for number in range(1, 2 * 24 * 60 + 1)]
+    start = change - timedelta(hours=6)
+    minutes = [start + timedelta(minutes=number) for number in range(1, 12 * 60 + 1)]
     shown = [(one, one + timedelta(minutes=before if one < change else after)) for one in minutes]
     for expression, is_match in matches.items():
         expected = [moment for moment, wall in shown if is_match(wall)]
@@ -369,9 +369,9 @@ def test_wildcards_fire_whenever_the_wall_clock_matches(zone: str, change: datet
 
 @pytest.mark.parametrize(("zone", "change", "before", "after"), CHANGES)
 def test_each_second_fires_through_the_change(zone: str, change: datetime, before: int, after: int) -> None:
-    start = change - timedelta(minutes=10)
-    moments = list(fires(Cron("* * * * * *", timezone=zone), start, change + timedelta(minutes=10)))
-    assert moments == [start + number * SECOND for number in range(1, 1201)]
+    start = change - timedelta(minutes=2)
+    moments = list(fires(Cron("* * * * * *", timezone=zone), start, change + timedelta(minutes=2)))
+    assert moments == [start + number * SECOND for number in range(1, 241)]
 
 
 @pytest.mark.parametrize(("zone", "change", "before", "after"), CHANGES)
@@ -394,16 +394,16 @@ def test_answer_does_not_depend_on_where_one_starts(
     zone: str, change: datetime, before: int, after: int, expression: str
 ) -> None:
     trigger = Cron(expression, timezone=zone)
-    moments = list(fires(trigger, change - timedelta(days=1), change + timedelta(days=1, hours=1)))
+    moments = list(fires(trigger, change - timedelta(hours=4), change + timedelta(hours=4)))
     assert moments == sorted(set(moments))
-    last = trigger.next_after(change + timedelta(days=1, hours=1))
+    last = trigger.next_after(change + timedelta(hours=4))
     assert last is not None
     for moment, following in itertools.pairwise([*moments, last]):
         assert trigger.next_after(moment - SECOND) == moment
         assert trigger.next_after(moment - timedelta(microseconds=1)) == moment
         assert trigger.next_after(moment) == following
     source = random.Random(f"{zone} {expression}")
-    for _ in range(40):
+    for _ in range(20):
         now = change + timedelta(seconds=source.uniform(-7200, 7200))
         assert trigger.next_after(now) == next((one for one in moments if one > now), last), now
 
@@ -440,7 +440,7 @@ def test_start_is_the_first_fire_time() -> None:
 def test_every_does_not_drift() -> None:
     trigger = Every(seconds=0.7, start=NOON)
     moment = NOON
-    for number in range(1, 10_000):
+    for number in range(1, 2_000):
         found = trigger.next_after(moment + timedelta(milliseconds=number % 700))
         assert found == NOON + number * timedelta(seconds=0.7)
         moment = found
