@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -22,7 +23,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the tests a temporary folder in memory: they make thousands of databases, and none outlives a power cut."""
+    """Give the tests a temporary folder in memory, for they make thousands of databases, and signals that arrive."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that starts the tests in the background has it ignored, and each process of theirs inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if (folder := in_memory()) is not None and config.option.basetemp is None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
 
