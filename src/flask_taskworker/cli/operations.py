@@ -13,6 +13,8 @@ from ..commands import tasks_command
 from ..core.filters import JobFilter
 from ..core.words import stamp
 from ..errors import JobNotFound, NotAccepted
+from ..ops.operations import FITTING, is_possible
+from ..ops.views import job_view
 from .group import (
     FAILED,
     NOTHING,
@@ -28,14 +30,6 @@ from .group import (
     tell,
 )
 from .text import plural
-
-_IN_STATES = {
-    "retry": ("failed", "cancelled"),
-    "cancel": ("scheduled", "held", "ready", "running"),
-    "discard": ("scheduled", "held", "ready", "succeeded", "failed", "cancelled"),
-    "restore": ("scheduled", "held", "ready", "succeeded", "failed", "cancelled"),
-}
-"""The states of jobs with which each act is possible."""
 
 _REFUSALS = {
     "retry": "only failed and cancelled jobs can be retried",
@@ -53,7 +47,7 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             metavar="[ID]...",
             type=int,
             nargs=-1,
-            shell_complete=complete_job_in(*_IN_STATES[act], discarded=act == "restore"),
+            shell_complete=complete_job_in(*FITTING[act], discarded=act == "restore"),
         ),
         click.option(
             "--filter",
@@ -163,7 +157,7 @@ def _look(act: str, job_id: int) -> bool:
     except JobNotFound as error:
         tell(str(error))
         return False
-    if found.record.state not in _IN_STATES[act] or bool(found.discarded) != (act == "restore"):
+    if not is_possible(act, job_view(found)):
         tell(f"Job {job_id} is {found.record.state}: {_REFUSALS[act]}.")
         return False
     click.echo(job_id)
@@ -177,9 +171,9 @@ def possible(act: str, chosen: JobFilter) -> JobFilter | None:
     """The jobs among the *chosen* with which the act is possible; None where there can be none."""
     chosen = replace(chosen, discarded=act == "restore")
     if not chosen.states:
-        return replace(chosen, states=_IN_STATES[act])
+        return replace(chosen, states=FITTING[act])
     # "retrying" is some of "scheduled".
-    states = tuple(s for s in chosen.states if ("scheduled" if s == "retrying" else s) in _IN_STATES[act])
+    states = tuple(s for s in chosen.states if ("scheduled" if s == "retrying" else s) in FITTING[act])
     return replace(chosen, states=states) if states else None
 
 
@@ -188,7 +182,7 @@ def _act_on_all(act: str, chosen: JobFilter | None, *, dry_run: bool, yes: bool)
     before = browser().end()
     number = 0 if chosen is None else browser().count_all(chosen, before=before, names=names)
     if chosen is None or not number:
-        tell(f"No job matches in a state that allows this: {' or '.join(_IN_STATES[act])}.")
+        tell(f"No job matches in a state that allows this: {' or '.join(FITTING[act])}.")
         sys.exit(NOTHING)
     if dry_run:
         for ids in browser().ids(chosen, before=before, names=names):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..ops.operations import is_possible
 from ..ops.rows import JobRow
-from ..ops.views import ErrorView, job_view, with_more
+from ..ops.views import ErrorView, JobView, job_view, with_more
 from . import redact
 from .redact import Unreadable, without_logins
 from .view import View
@@ -15,17 +16,24 @@ from .view import View
 MESSAGE = 200
 """Characters of an error in a list."""
 
-ACTIONS = {"retry": "Retry", "run": "Run now", "cancel": "Cancel", "discard": "Discard", "restore": "Restore"}
-"""What can be done to jobs, in the order of the buttons, with their words."""
-PERMISSION = {"retry": "retry", "run": "run", "cancel": "cancel", "discard": "discard", "restore": "discard"}
-"""The permission that each action needs."""
-_FITTING = {
-    "retry": ("failed", "cancelled"),
-    "run": ("scheduled", "retrying"),
-    "cancel": ("scheduled", "retrying", "held", "ready", "running"),
-    "discard": ("scheduled", "retrying", "held", "ready", "succeeded", "failed", "cancelled"),
-    "restore": ("discarded",),
+
+class Action(NamedTuple):
+    """What can be done to jobs, as the pages say it."""
+
+    word: str
+    permission: str
+    done: str
+    """What has happened, with the jobs for the braces."""
+
+
+ACTIONS = {
+    "retry": Action("Retry", "retry", "{} back in the queue"),
+    "run": Action("Run now", "run", "{} made ready"),
+    "cancel": Action("Cancel", "cancel", "{} cancelled, or asked to stop"),
+    "discard": Action("Discard", "discard", "{} discarded; that can be undone until pruning"),
+    "restore": Action("Restore", "discard", "{} restored"),
 }
+"""In the order of the buttons."""
 
 
 def job_line(view: View, row: JobRow) -> dict[str, Any]:
@@ -47,6 +55,8 @@ def brief(error: ErrorView, most: int = MESSAGE) -> ErrorView:
     return replace(error, message=line if len(line) <= most else f"{line[:most]}…")
 
 
-def possible(view: View, state: str) -> Mapping[str, str]:
-    """The actions that the visitor may do to a job in this state, with their words."""
-    return {name: word for name, word in ACTIONS.items() if state in _FITTING[name] and view.may(PERMISSION[name])}
+def possible(view: View, job: JobView) -> Mapping[str, str]:
+    """The actions that the visitor may do to the job, with their words."""
+    return {
+        name: action.word for name, action in ACTIONS.items() if is_possible(name, job) and view.may(action.permission)
+    }

@@ -30,11 +30,19 @@ from ..store.statements import operations as statements
 from ..store.statements.jobs import PARTS, REMOVE_ENDED_SCHEDULE, batch_of, expired_attempts
 from ..store.work import PRUNE_BATCH
 from .browse import Browser, Names
+from .views import JobView
 
-ACTIONS = ("retry", "cancel", "discard", "restore", "run")
-"""What can be done to jobs. ``retry``: failed or cancelled ones go back to their queues. ``cancel``: waiting ones end,
-running ones are asked to stop. ``discard``: finished and waiting ones are hidden until they are pruned; ``restore``
-undoes that. ``run``: scheduled ones run now."""
+_HIDEABLE = ("scheduled", "held", "ready", "succeeded", "failed", "cancelled")
+FITTING = {
+    "retry": ("failed", "cancelled"),
+    "cancel": ("scheduled", "held", "ready", "running"),
+    "discard": _HIDEABLE,
+    "restore": _HIDEABLE,
+    "run": ("scheduled",),
+}
+"""What can be done to jobs, and in which states. ``retry``: failed or cancelled ones go back to their queues.
+``cancel``: waiting ones end, running ones are asked to stop. ``discard``: finished and waiting ones are hidden until
+they are pruned; ``restore`` undoes that. ``run``: scheduled ones run now."""
 
 BULK = "flask_taskworker.bulk"
 """The built-in task that acts on many jobs: see bulk.py."""
@@ -364,3 +372,9 @@ class Act:
         """Send the signal dashboard_action."""
         values = {"who": self._who, "action": self.action, "target": self._target, "number": self.number}
         self._client.announce(signals.dashboard_action, **values)
+
+
+def is_possible(action: str, job: JobView) -> bool:
+    """Whether the job is in a state for it; of discarded jobs only restoring is possible."""
+    state = "scheduled" if job.state == "retrying" else job.state
+    return state in FITTING[action] and job.discarded == (action == "restore")

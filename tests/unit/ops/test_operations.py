@@ -16,7 +16,7 @@ from flask_taskworker.core.clock import from_ms
 from flask_taskworker.core.filters import EVERYTHING, JobFilter
 from flask_taskworker.errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from flask_taskworker.ops.browse import Browser
-from flask_taskworker.ops.operations import ACTIONS, Operations
+from flask_taskworker.ops.operations import FITTING, Operations
 from flask_taskworker.store.sql import ScheduleRow, Store
 from tests.support.postgres import connect
 from tests.support.stored import Rows, store_jobs
@@ -109,7 +109,7 @@ CHANGES: dict[str, dict[str, tuple[str, int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", FITTING)
 def test_an_action_changes_the_jobs_that_are_in_a_state_for_it_and_no_other(
     steer: Operations, store: Store, rows: Rows, action: str
 ) -> None:
@@ -282,8 +282,8 @@ def test_what_cannot_be_noted_is_not_done(
     before = {name: rows(f"SELECT * FROM taskworker_{name} ORDER BY 1") for name in ("job", "queue", "schedule")}
     rows("ALTER TABLE taskworker_audit RENAME TO taskworker_elsewhere")
     acts: list[Callable[[], object]] = [
-        *(lambda a=action, k=kind: steer.act(a, ids[k]) for action in ACTIONS for kind in CHANGES[action]),
-        *(lambda a=action: list(steer.act_on_all(a, JobFilter(discarded=a == "restore"))) for action in ACTIONS),
+        *(lambda a=action, k=kind: steer.act(a, ids[k]) for action in FITTING for kind in CHANGES[action]),
+        *(lambda a=action: list(steer.act_on_all(a, JobFilter(discarded=a == "restore"))) for action in FITTING),
         lambda: steer.act_on_some("cancel", list(ids.values())),
         lambda: list(steer.purge(FAR)),
         lambda: steer.pause_queue("a"),

@@ -8,30 +8,23 @@ from werkzeug.exceptions import BadRequest, Forbidden
 from ...core.words import number_in
 from ...ops.bulk import AT_ONCE, enqueue_bulk
 from .. import words
-from ..rows import ACTIONS, PERMISSION, job_line
+from ..rows import ACTIONS, Action, job_line
 from ..view import Route, View
 
 SAMPLES = 10
-_DONE = {
-    "retry": "{} back in the queue",
-    "run": "{} made ready",
-    "cancel": "{} cancelled, or asked to stop",
-    "discard": "{} discarded; that can be undone until pruning",
-    "restore": "{} restored",
-}
 
 
 def one(view: View, job_id: int) -> Response:
     """Do it to one job."""
-    action = _action(view)
-    done = view.operations(PERMISSION[action]).act(action, job_id)
+    name, action = _action(view)
+    done = view.operations(action.permission).act(name, job_id)
     state = "" if done else f"Nothing was done: job {job_id} was in no state for that."
-    return view.redirect("job", job_id=job_id, message=state or f"{_DONE[action].format(f'Job {job_id}')}.")
+    return view.redirect("job", job_id=job_id, message=state or f"{action.done.format(f'Job {job_id}')}.")
 
 
 def confirm(view: View) -> Response:
     """Act on the jobs that are ticked; before all that fit are changed, ask: how many there are, and ten of them."""
-    action = _action(view)
+    name, action = _action(view)
     text = view.form("filter")
     if view.form("scope") != "all":
         ticked = request.form.getlist("id")
@@ -40,8 +33,8 @@ def confirm(view: View) -> Response:
             raise BadRequest("id must be the numbers of at most 1,000 jobs.")
         if not ticked:
             return view.redirect("jobs", filter=text, message="No job was ticked, so nothing was done.")
-        done = view.operations(PERMISSION[action]).act_on_some(action, ids, chosen=view.filter(text))
-        message = _DONE[action].format(words.plural(done, "job"))
+        done = view.operations(action.permission).act_on_some(name, ids, chosen=view.filter(text))
+        message = action.done.format(words.plural(done, "job"))
         if done < len(ids):
             message += f"; {words.plural(len(ids) - done, 'job')} in no state for that, or no longer in this list"
         return view.redirect("jobs", filter=text, message=f"{message}.")
@@ -50,8 +43,8 @@ def confirm(view: View) -> Response:
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     before = view.browser.end()
     data = {
-        "action": action,
-        "word": ACTIONS[action],
+        "action": name,
+        "word": action.word,
         "count": view.browser.count_all(chosen, before=before, names=view.names),
         "before": before,
         "in_batches": found.older is not None,
@@ -59,32 +52,33 @@ def confirm(view: View) -> Response:
         "back": text,
         "jobs": [job_line(view, row) for row in found.rows[:SAMPLES]],
     }
-    return view.page("confirm.html", data, title=f"{ACTIONS[action]} all that fit?")
+    return view.page("confirm.html", data, title=f"{action.word} all that fit?")
 
 
 def bulk(view: View) -> Response:
     """Do it to all that fit: here and now if they are few, else by a job."""
-    action = _action(view)
+    name, action = _action(view)
     chosen = view.filter(view.form("filter"))
     before = _before(view)
     found = view.browser.first(chosen, limit=AT_ONCE, names=view.names)
     if found.older is not None:
         state = view.state
-        job = enqueue_bulk(state.registry, state.client, action, chosen, view.who, before)
+        job = enqueue_bulk(state.registry, state.client, name, chosen, view.who, before)
         return view.redirect("job", job_id=job.id, message="This job does it, batch by batch.")
     ids = [row.record.id for row in found.rows if row.record.id < before]
-    done = view.operations(PERMISSION[action]).act_on_some(action, ids, str(chosen), chosen=chosen)
-    message = f"{_DONE[action].format(words.plural(done, 'job'))}."
+    done = view.operations(action.permission).act_on_some(name, ids, str(chosen), chosen=chosen)
+    message = f"{action.done.format(words.plural(done, 'job'))}."
     return view.redirect("jobs", filter=view.form("back"), message=message)
 
 
-def _action(view: View) -> str:
-    action = view.form("action")
-    if action not in ACTIONS:
-        raise BadRequest(f"action is {action!r:.80}. Allowed: {', '.join(ACTIONS)}.")
-    if not view.may(PERMISSION[action]):
-        raise Forbidden(f"You may not do this: it needs the permission {PERMISSION[action]!r}.")
-    return action
+def _action(view: View) -> tuple[str, Action]:
+    name = view.form("action")
+    if name not in ACTIONS:
+        raise BadRequest(f"action is {name!r:.80}. Allowed: {', '.join(ACTIONS)}.")
+    action = ACTIONS[name]
+    if not view.may(action.permission):
+        raise Forbidden(f"You may not do this: it needs the permission {action.permission!r}.")
+    return name, action
 
 
 def _before(view: View) -> int:

@@ -63,7 +63,7 @@ def page(view: View, job_id: int) -> Response:
         **_tries(view, found),
         "tries_before": max(0, job.claim - _TRIES),
         "earlier": found.earlier,
-        "actions": possible(view, job.word),
+        "actions": possible(view, job),
     }
     return view.page("job.html", data, title=f"Job {job.id}")
 

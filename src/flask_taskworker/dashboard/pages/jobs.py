@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Response
 
 from ...core.filters import HELP, JobFilter
-from ..rows import ACTIONS, PERMISSION, job_line
+from ..rows import ACTIONS, job_line
 from ..view import Route, View
 
 PER_PAGE = 50
@@ -21,7 +21,11 @@ def page(view: View) -> Response:
     limit = view.number("limit", most=MOST_PER_PAGE) or PER_PAGE
     found = view.browser.jobs(chosen, limit=limit, before=before, names=view.names)
     # "restore" fits discarded jobs only, and all other actions the rest.
-    offered = [name for name in ACTIONS if view.may(PERMISSION[name]) and (name == "restore") == chosen.discarded]
+    offered = {
+        name: action.word
+        for name, action in ACTIONS.items()
+        if view.may(action.permission) and (name == "restore") == chosen.discarded
+    }
     counts = view.browser.state_counts()
     tabs: list[tuple[str | None, str, str, JobFilter]] = [(None, "All", "", JobFilter())]
     tabs += [(state, state.capitalize(), counts.words(state), JobFilter(states=(state,))) for state in _TABS]
@@ -36,7 +40,7 @@ def page(view: View) -> Response:
         "before": before,
         "older": found.older,
         "searched_out": found.searched_out,
-        "actions": {name: ACTIONS[name] for name in offered},
+        "actions": offered,
         "help": HELP,
         "limit": limit,
     }
