@@ -11,7 +11,7 @@ from ..commands import tasks_command
 from ..core.filters import JobFilter
 from ..core.words import counted, spoken
 from ..ops.browse import GROUPED
-from ..ops.views import ErrorView, FailureView, JobView, failure_view, job_view
+from ..ops.views import ErrorView, FailureView, JobView, job_view
 from .group import AS_JSON, INCOMPLETE, LIMIT, NOTHING, Period, app_state, browser, complete_filter, print_list, tell
 
 _LONGEST_ERROR = 60
@@ -94,7 +94,7 @@ def failures(since: float, in_json: bool) -> None:
     """
     state = app_state()
     now = state.store.clock()
-    groups = [failure_view(group) for group in browser().failures(now - round(since * 1000))]
+    groups = [group for group, _ in browser().failures(now - round(since * 1000))]
     headers = ("group", "jobs", "last", "first", "task", "error", "place", "newest")
     right = {"jobs", "last", "first", "newest"}
     print_list(groups, headers, lambda group: _group_cells(group, now), in_json=in_json, right=right)

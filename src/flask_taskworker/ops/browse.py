@@ -24,7 +24,6 @@ from ..store.statements.jobs import batch_of
 from .rows import (
     AuditRow,
     CallCount,
-    FailureGroup,
     Figures,
     JobList,
     JobRow,
@@ -41,6 +40,7 @@ from .rows import (
     job_row,
     job_whole,
 )
+from .views import FailureView, error_view
 
 WINDOW = 20_000
 """Rows that one page of a list looks at."""
@@ -60,6 +60,8 @@ _CHUNK = 500
 Names = Callable[[str], Sequence[str] | None]
 """The names of a task's parameters, in order; none where the task is not known. None itself says that the arguments of
 its jobs may not be asked for: they fit nothing then."""
+
+Failures = tuple[FailureView, dict[int, int]]
 
 
 class Browser:
@@ -218,8 +220,11 @@ class Browser:
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
-    def failures(self, since: int, *, step: int = HOUR_MS, limit: int = 1_000) -> list[FailureGroup]:
-        """The failed jobs since *since* by their cause, latest first; of the newest :data:`GROUPED`."""
+    def failures(self, since: int, *, step: int = HOUR_MS, limit: int = 1_000) -> list[Failures]:
+        """The failed jobs since *since* by their cause, latest first; of the newest :data:`GROUPED`.
+
+        Each with how many failed in each slice of *step* ms, by its start.
+        """
         found: dict[str, list[Row]] = {}
         parameters = {"window": GROUPED, "since": since, "step": step}
         for group, *figures in self._read(statements.failure_groups(self._dialect), parameters):
@@ -237,18 +242,19 @@ class Browser:
                 continue
             recent = {row[1]: row[2] for row in rows if row[1] >= 0}
             count = sum(recent.values())
-            groups.append(
-                FailureGroup(
-                    group=rows[0][0] or "",
-                    count=count,
-                    older=sum(row[2] for row in rows) - count,
-                    first_at=min(row[4] for row in rows),
-                    last_at=_last_at(rows),
-                    newest=newest[last],
-                    place=places.get(last),
-                    by_slice=recent,
-                )
+            job = newest[last]
+            view = FailureView(
+                group=rows[0][0] or "",
+                task=job.record.task,
+                error=error_view(job.error, job.record.failure_kind),
+                place=places.get(last),
+                count=count,
+                older=sum(row[2] for row in rows) - count,
+                first_at=min(row[4] for row in rows),
+                last_at=_last_at(rows),
+                newest=last,
             )
+            groups.append((view, recent))
         return groups
 
     def jobs_by_id(self, ids: Sequence[int]) -> dict[int, JobRow]:

@@ -95,25 +95,6 @@ class StateCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailureGroup:
-    """Failed jobs with one cause."""
-
-    group: str
-    count: int
-    """Those in the time that was asked for."""
-    older: int
-    """Those before it."""
-    first_at: int
-    """When the first of all of them failed."""
-    last_at: int
-    newest: JobRow
-    place: str | None
-    """Where the newest was raised: the last frame of the application's own code."""
-    by_slice: dict[int, int]
-    """How many in each slice of time, by its start."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueState:
     """A queue. Times are epoch milliseconds."""
 

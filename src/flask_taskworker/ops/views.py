@@ -21,7 +21,7 @@ from ..errors import NotDecodable
 from ..mail.queue.reading import header_in, headers_of
 from ..store.rollups import Percentile
 from ..store.sql import ScheduleRow, WorkerRow, next_fire_ms
-from .rows import FailureGroup, JobRow, JobWhole, LogLine, MailRow, QueueState, RecipientRow, ScheduleRun
+from .rows import JobRow, JobWhole, LogLine, MailRow, QueueState, RecipientRow, ScheduleRun
 
 V = TypeVar("V")
 
@@ -208,20 +208,16 @@ class FailureView:
     task: str
     error: ErrorView | None
     place: str | None
+    """Where the newest was raised: the last frame of the application's own code."""
     count: int
     """Those in the time that was asked for."""
     older: int
+    """Those before it."""
     first_at: int
+    """When the first of all of them failed."""
     last_at: int
     newest: int
     """The number of the newest of these jobs."""
-
-
-def failure_view(group: FailureGroup) -> FailureView:
-    """One group."""
-    record = group.newest.record
-    error = error_view(group.newest.error, record.failure_kind)
-    return _view(FailureView, group, task=record.task, error=error, newest=record.id)
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Response
 
 from ...ops.browse import GROUPED, HOUR_MS
-from ...ops.views import failure_view, with_more
+from ...ops.views import with_more
 from ..rows import brief
 from ..view import Route, View
 
@@ -23,14 +23,13 @@ def page(view: View) -> Response:
     length, step = WINDOWS[window]
     start = (view.now - length) // step * step
     groups = []
-    for group in view.browser.failures(start, step=step, limit=SHOWN):
-        shown = failure_view(group)
+    for shown, recent in view.browser.failures(start, step=step, limit=SHOWN):
         groups.append(
             with_more(
                 shown,
                 error=shown.error and brief(shown.error, _MESSAGE),
                 is_new=view.now - shown.first_at <= HOUR_MS,
-                by_slice=[group.by_slice.get(at, 0) for at in range(start, view.now + 1, step)],
+                by_slice=[recent.get(at, 0) for at in range(start, view.now + 1, step)],
             )
         )
     data = {
