@@ -172,11 +172,8 @@ class Browser:
         attempts = [Attempt(*row) for what, *row in parts if what == "try"]
         logs = {claim: read_stored(text, "log") for what, claim, *_, text in parts if what == "log"}
         lines = {claim: [LogLine(*line) for line in log] for claim, log in logs.items()}
-        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines)
-
-    def calls(self, job_id: int) -> CallCount | None:
-        """For how many calls the job stands, if it has a key: see ``store/keys.py``."""
-        return next((CallCount(*row) for row in self._read(key_statements.CALLS, {"id": job_id})), None)
+        calls = next((CallCount(row[1], row[4], row[5]) for row in parts if row[0] == "calls"), None)
+        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines, calls)
 
     def keys_of_gone_jobs(self) -> int:
         """How many keys belong to jobs that are gone, counted up to :data:`MOST`."""

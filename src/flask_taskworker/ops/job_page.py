@@ -83,7 +83,7 @@ class JobPage:
             origin=read_origin(whole.origin),
             traceback=Failure.from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
-            calls=browser.calls(job_id),
+            calls=whole.calls,
             children=tuple(children[:CHILDREN]),
             has_more_children=len(children) > CHILDREN,
             earlier=TaskDay.take(browser, job.task, now),

@@ -45,6 +45,8 @@ class JobWhole(NamedTuple):
     attempts: list[Attempt]
     lines: dict[int, list[LogLine]]
     """What each try has logged, by its claim."""
+    calls: CallCount | None
+    """For how many calls it stands, if it has a key: see ``store/keys.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +263,9 @@ def job_row(row: Row) -> JobRow:
     return JobRow(JobRecord(*row[:_RECORD]), *row[_RECORD:])
 
 
-def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]]) -> JobWhole:
-    """A row of ``job_whole``, and what is known of the job's tries."""
-    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines))
+def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]], calls: CallCount | None) -> JobWhole:
+    """A row of ``job_whole``, and what is known of the job's tries and calls."""
+    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines, calls))
 
 
 class QueueRow(NamedTuple):

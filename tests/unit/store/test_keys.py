@@ -16,7 +16,6 @@ from flask_taskworker.core.tasks import Task
 from flask_taskworker.errors import ArgumentsError, DeclarationError, NotAccepted
 from flask_taskworker.ops import doctor
 from flask_taskworker.store.sql import Store
-from flask_taskworker.store.statements import keys as statements
 from tests.support.dashboard_lab import Lab
 from tests.support.doors import SessionDoor
 from tests.support.stored import counts_of
@@ -26,6 +25,8 @@ pytestmark = pytest.mark.both_databases
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 NOW = 1_800_000_000_000
+
+CALLS = "SELECT calls, first_at, last_at FROM taskworker_key WHERE job_id = :id"
 
 
 class Clock:
@@ -72,7 +73,7 @@ def end(rows: Rows, job: Job[Any], *, failures: int = 0) -> None:
 
 
 def calls_of(store: Store, job: Job[Any]) -> tuple[Any, ...]:
-    return store.driver.read(statements.CALLS, {"id": job.id})[0]
+    return store.driver.read(CALLS, {"id": job.id})[0]
 
 
 # -- until started -----------------------------------------------------------------------------------------------------

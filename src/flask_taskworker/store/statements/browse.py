@@ -185,9 +185,11 @@ TRIES = (
     "SELECT 'try', claim, attempt, worker_id, started_at, finished_at, outcome, error FROM (SELECT * FROM "
     "taskworker_attempt WHERE job_id = :id ORDER BY claim DESC LIMIT 100) AS a "
     "UNION ALL SELECT 'log', claim, 0, NULL, NULL, 0, '', lines FROM (SELECT * FROM taskworker_log "
-    "WHERE job_id = :id ORDER BY claim DESC LIMIT :tries) AS l"
+    "WHERE job_id = :id ORDER BY claim DESC LIMIT :tries) AS l "
+    "UNION ALL SELECT 'calls', calls, 0, NULL, first_at, last_at, '', NULL FROM taskworker_key WHERE job_id = :id"
 )
-"""The last 100 tries of one job that did not succeed ("try"), and the log lines of the last ``:tries`` ("log")."""
+"""The last 100 tries of one job that did not succeed ("try"), the log lines of the last ``:tries`` ("log"), and for how
+many calls the job stands ("calls")."""
 
 
 def children(dialect: Dialect) -> str:

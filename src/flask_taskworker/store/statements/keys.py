@@ -43,9 +43,6 @@ def merge(dialect: Dialect) -> str:
     )
 
 
-CALLS = "SELECT calls, first_at, last_at FROM taskworker_key WHERE job_id = :id"
-"""For how many calls a job stands, and when the first and the last of them came."""
-
 GONE = (
     "SELECT count(*) FROM (SELECT 1 FROM taskworker_key AS k WHERE NOT EXISTS "
     "(SELECT 1 FROM taskworker_job AS j WHERE j.id = k.job_id) LIMIT :most) AS counted"
