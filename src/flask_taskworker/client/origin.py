@@ -17,17 +17,6 @@ MAX_WORDS = 200
 carriers: list[Callable[[dict[str, Any]], None]] = []
 """Called with each origin, to add what the job carries; tracing adds itself here."""
 
-_command: str | None = None
-
-
-def set_command(words: str | None) -> None:
-    """Jobs that no request and no job enqueues come from this command of this process.
-
-    A command of Flask's, or another that is made with click, need not say so.
-    """
-    global _command
-    _command = words
-
 
 def current_origin() -> str | None:
     """The origin of a job that is enqueued here and now, as JSON; None where nothing is known of it."""
@@ -37,8 +26,6 @@ def current_origin() -> str | None:
         found["job"] = job.claim.id
     elif has_request_context():
         found["request"] = f"{request.method} {request.path}"[:MAX_WORDS]
-    elif _command is not None:
-        found["command"] = _command
     elif (context := click.get_current_context(silent=True)) is not None:
         found["command"] = context.command_path[:MAX_WORDS]  # for example "flask seed"
     for add in carriers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
 import pytest
 from flask import Flask
 
@@ -26,9 +27,8 @@ def find(store: Store, idle_worker: BackgroundTaskWorker) -> Find:
 
 @pytest.fixture
 def command() -> Iterator[None]:
-    origin.set_command("flask tasks call")
-    yield
-    origin.set_command(None)
+    with click.Context(click.Command("call"), info_name="flask tasks call"):
+        yield
 
 
 @pytest.fixture
