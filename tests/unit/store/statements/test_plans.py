@@ -141,8 +141,8 @@ def test_no_statement_of_the_pages_goes_through_the_table(store: Store, plans: P
     calls += [
         browser.running,
         lambda: browser.schedule_runs(["a"]),
-        browser.workers,
-        browser.schedules,
+        store.workers,
+        store.schedules,
         browser.mails,
         browser.audit,
     ]
