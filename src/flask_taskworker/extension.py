@@ -15,6 +15,7 @@ from flask import Flask, current_app, has_app_context, request_started
 
 from .client.apps import as_app
 from .client.client import Client
+from .client.limits import LimitSettings
 from .client.threads import end_process
 from .commands import add_commands, tasks_command
 from .core.clock import as_seconds
@@ -23,7 +24,7 @@ from .core.config import TaskWorkerConfig
 from .core.current_job import running_job
 from .core.habits import WORKER_METHODS, no_attribute
 from .core.jobs import Job
-from .core.limits import Limit
+from .core.limits import Limit, declared_limits
 from .core.loggers import get_logger
 from .core.retry import Retry
 from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
@@ -249,6 +250,12 @@ class TaskWorker:
     def get_job(self, job_id: int) -> Job[Any]:
         """The job of that number, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
         return self.state().client.job(job_id)
+
+    @property
+    def limits(self) -> LimitSettings:
+        """The limits of the current app by name, to be changed: ``limits["carrier"].set(running=2)``, ``.reset()``."""
+        state = self.state()
+        return LimitSettings(state.client, declared_limits(self.registry.limits, state.config.queue_limits))
 
     def unschedule(self, name: str) -> bool:
         """End a schedule made by ``task.schedule``; False if there is none. Raises DeclarationError for one in code."""

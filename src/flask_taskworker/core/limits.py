@@ -7,7 +7,7 @@ interval between two starts; how far it is ahead of now says how many starts are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -192,6 +192,12 @@ def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
     if limit is not None and limit.running is not None:
         number = min(number, limit.running - facts.open)
     return Room(max(0, number), opens_at, tat)
+
+
+def declared_limits(of_tasks: Mapping[str, Limit], of_queues: Mapping[str, Limit]) -> dict[str, Numbers]:
+    """The limits of the code by name."""
+    declared = {name: limit.numbers for name, limit in of_tasks.items()}
+    return declared | {f"{QUEUE}:{name}": limit.numbers for name, limit in of_queues.items()}
 
 
 def limit_of(lane: str) -> str:

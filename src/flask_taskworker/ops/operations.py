@@ -22,7 +22,7 @@ from ..core.tasks import TaskRegistry
 from ..core.triggers import trigger_from_text
 from ..errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from ..mail.queue.queue import DELIVER, MailQueue
-from ..store.admission import touch
+from ..store.admission import pause_queue, resume_queue, touch
 from ..store.driver import Row, Run
 from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
@@ -210,12 +210,24 @@ class Operations:
     def pause_queue(self, name: str) -> None:
         """Pause a queue: running jobs finish, no new jobs start."""
         parameters = {"name": name, "now": self._store.clock(), "who": self._who}
-        self._do("pause", f"queue {name}", lambda run: run(statements.PAUSE_QUEUE, parameters))
+
+        def pause(run: Run) -> list[Row]:
+            rows = run(statements.PAUSE_QUEUE, parameters)
+            pause_queue(self._dialect, run, name)
+            return rows
+
+        self._do("pause", f"queue {name}", pause)
         self._client.announce(signals.queue_paused, queue=name, paused=True)
 
     def resume_queue(self, name: str) -> bool:
         """Whether it was paused."""
-        if not self._do("resume", f"queue {name}", lambda run: run(statements.RESUME_QUEUE, {"name": name})):
+
+        def resume(run: Run) -> list[Row]:
+            rows = run(statements.RESUME_QUEUE, {"name": name})
+            resume_queue(self._dialect, run, name)
+            return rows
+
+        if not self._do("resume", f"queue {name}", resume):
             return False
         self._client.wake()
         self._client.announce(signals.queue_paused, queue=name, paused=False)

@@ -19,6 +19,11 @@ from .driver import Row, Run
 from .statements import limits as statements
 from .statements.jobs import Dialect, batch_of
 
+MOST_TAKEN_BACK = 10_000
+LOOKED_AT = 1_000
+"""Places that are compared with their jobs at a time."""
+UNSEEN_LIMIT_MS = 7 * 24 * 3600 * 1000
+"""A limit that no code has declared for this time is deleted. During a rolling deploy old and new code disagree."""
 ADMIT_BATCH = 250
 """Places that are taken up, and jobs that are let into one lane, at a time."""
 
@@ -98,6 +103,40 @@ def remove_limit(run: Run, name: str, now: int) -> None:
     """Delete a limit that no code declares, and look at its lanes."""
     run(statements.REMOVE_LIMIT, {"name": name})
     run(statements.LOOK_AT_LIMIT, {"name": name, "now": now})
+
+
+# -- from time to time -------------------------------------------------------------------------------------------------
+
+
+def pause_queue(dialect: Dialect, run: Run, queue: str) -> None:
+    """The queue was paused: its jobs that were admitted and have not begun give their room to others."""
+    sql = statements.take_back(dialect, "p.queue = :queue")
+    touch(dialect, run, run(sql, {"queue": queue, "number": MOST_TAKEN_BACK}))
+
+
+def resume_queue(dialect: Dialect, run: Run, queue: str) -> None:
+    """The queue is served again: its jobs go in line."""
+    run(statements.unpark(dialect), {"queues": json.dumps([queue])})
+
+
+def tidy(dialect: Dialect, run: Run, declared: Iterable[str], now: int, after: int) -> tuple[list[int], int]:
+    """See which queues are served, delete what is as good as not there, and look at some places after *after*.
+
+    Returns the jobs whose places contradicted them, which is a bug, and where to go on the next time.
+    """
+    known = Known.of(run(statements.facts(dialect), {"batch": "[]"}))
+    for phase, act in ((4, resume_queue), (2, pause_queue)):
+        for (queue,) in run(statements.queues_in(phase), {}):
+            if known.serves(queue) == (phase == 4):
+                act(dialect, run, queue)
+    run(statements.REMOVE_LANES, {"now": now, "now_us": now * 1000})
+    run(statements.see_limits(dialect), {"now": now, "names": json.dumps(list(declared))})
+    run(statements.REMOVE_UNSEEN_LIMITS, {"before": now - UNSEEN_LIMIT_MS})
+    looked_at = run(statements.heal(dialect), {"after": after, "number": LOOKED_AT})
+    wrong = [job_id for job_id, fits in looked_at if not fits]
+    if wrong:
+        run(statements.touch(dialect), {"batch": batch_of([(job_id,) for job_id in wrong])})
+    return wrong, looked_at[-1][0] if len(looked_at) == LOOKED_AT else 0
 
 
 # -- admission ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from .admission import (
     charge,
     close_lane,
     declare_limits,
+    tidy,
     touch,
 )
 from .driver import LoopLink, Row, RowLocked, RowRefused, Run
@@ -175,6 +176,7 @@ class WorkerStore:
         self._expired = job_statements.expired_jobs(dialect)
         self._expired_parts = [job_statements.expired_attempts(dialect, table) for table in job_statements.PARTS]
         self._admission = Admission(dialect)
+        self._looked_at = 0
         self._add_rollups = job_statements.add_rollups(dialect)
         self._add_lines = job_statements.add_lines(dialect)
         self._remove_lines = job_statements.remove_lines(dialect)
@@ -275,6 +277,18 @@ class WorkerStore:
         """Store the limits of the code."""
         now = self._store.clock()
         await self._link.transaction(lambda run: declare_limits(run, declared, now))
+
+    async def tidy_limits(self, declared: Iterable[str]) -> int:
+        """What limits need from time to time; how many places contradicted their jobs."""
+        now = self._store.clock()
+
+        def body(run: Run) -> tuple[list[int], int]:
+            return tidy(self._dialect, run, declared, now, self._looked_at)
+
+        wrong, self._looked_at = await self._link.transaction(body, durable=False)
+        if wrong:
+            log.error("places in line contradicted their jobs, please report it: %s", wrong[:10])
+        return len(wrong)
 
     async def look_again(self) -> None:
         """The clock was set back: look at all lanes."""

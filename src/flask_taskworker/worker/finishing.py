@@ -73,6 +73,8 @@ class OutcomeWriter:
         self._ended_before = 0
         self._next_report = self._next_locked = 0.0
         self._in_doubt = False
+        self.healed = 0
+        """How many places in line contradicted their jobs: none, without a bug."""
         self.must_reconcile = False
         """Whether claims may have been committed without their rows reaching the worker."""
 
@@ -151,6 +153,8 @@ class OutcomeWriter:
         await self._prune(now)
         if now >= self._next_cleaning:
             await self._scheduler.keep_up(self._work)
+            if self._view.limits:
+                self.healed += await self._work.tidy_limits(self._view.declared_limits)
             # A server may have committed a claim long after the connection was lost.
             await self.reconcile(worker_id)
             self._next_cleaning = now + self._timing.cleaning_interval * random.uniform(0.8, 1.2)

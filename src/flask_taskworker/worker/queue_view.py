@@ -35,6 +35,8 @@ class QueueView:
         """When to look at the next lane again, in epoch milliseconds."""
         self.limits: Mapping[str, int] = {}
         """The names of the limits, and whether they have a rate."""
+        self.declared_limits: Collection[str] = ()
+        """Those of the code."""
 
     @property
     def has_news(self) -> bool:

@@ -16,7 +16,7 @@ from flask import Flask
 
 from ..client.client import Client
 from ..core.config import TaskWorkerConfig
-from ..core.limits import QUEUE
+from ..core.limits import QUEUE, declared_limits
 from ..core.rows import LIMITED, Claim, JobRecord
 from ..core.tasks import TaskRegistry
 from ..store.driver import RowLocked
@@ -249,10 +249,10 @@ class WorkLoop:
         """Store the limits of the code, if tasks were added since the last time; see whether the clock went back."""
         now, version = self._store.clock(), self._registry.version
         if version != self._declared_version:
-            declared = {name: limit.numbers for name, limit in self._registry.limits.items()}
-            declared |= {f"{QUEUE}:{name}": limit.numbers for name, limit in self._config.queue_limits.items()}
+            declared = declared_limits(self._registry.limits, self._config.queue_limits)
             if declared:
                 await self.work.declare_limits(declared)
+            self.view.declared_limits = declared.keys()
             self._declared_version = version
         if now < self._looked_at and self.view.limits:
             await self.work.look_again()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_taskworker.core.rows import LIMITED, Claim, Failure, Outcome, OutcomeKind
+from flask_taskworker.core.rows import KEEPS, LIMITED, Claim, Failure, Outcome, OutcomeKind
+from flask_taskworker.store.admission import pause_queue, resume_queue
 from flask_taskworker.store.sql import Store
+from flask_taskworker.store.work import Ended, WorkerStore
 from tests.support.stored import counts_of
 from tests.unit.store.test_work import NOW, SUCCESS, Bench, Rows
 
@@ -217,3 +220,146 @@ def test_atomic_ending_gives_the_room_back(lanes: Lanes) -> None:
     claim = lanes.run_next()
     assert lanes.store.driver.transaction(lambda run: lanes.store.finish_within(run, claim, None, None))
     assert lanes.admit() == 1
+
+
+def test_pausing_a_queue_gives_its_room_to_others_and_resuming_puts_it_in_line(lanes: Lanes) -> None:
+    lanes.limit(running=1)
+    paused, other = lanes.hold(queue="slow"), lanes.hold()
+    assert lanes.admit() == 1
+    lanes.rows("INSERT INTO taskworker_queue (name, paused) VALUES ('slow', 1)")
+    lanes.store.driver.transaction(lambda run: pause_queue(lanes.store.driver.dialect, run, "slow"))
+    assert lanes.admit() == 1
+    assert lanes.states(paused, other) == ["held", "ready"]
+    lanes.rows("DELETE FROM taskworker_queue")
+    lanes.store.driver.transaction(lambda run: resume_queue(lanes.store.driver.dialect, run, "slow"))
+    lanes.finish(lanes.claim()[0], SUCCESS)
+    assert lanes.admit() == 1
+    assert lanes.states(paused) == ["ready"]
+
+
+def test_places_that_contradict_their_jobs_are_healed(lanes: Lanes) -> None:
+    lanes.limit(running=1)
+    lanes.hold()
+    assert lanes.do(lambda work: work.tidy_limits([])) == 0
+    lanes.admit()
+    lanes.rows("UPDATE taskworker_permit SET phase = 3")
+    assert lanes.do(lambda work: work.tidy_limits([])) == 1
+    lanes.admit()
+    assert lanes.phases() == [2]
+
+
+def test_raised_limit_admits_more_and_lowered_one_stops_nothing(lanes: Lanes, idle_worker: Any) -> None:
+    lanes.limit(running=1)
+    ids = [lanes.hold() for _ in range(4)]
+    assert lanes.admit() == 1
+    idle_worker.limits["shop"].set(running=3)
+    assert lanes.admit() == 2
+    idle_worker.limits["shop"].set(running=1)
+    assert lanes.admit() == 0
+    assert lanes.states(*ids) == ["ready", "ready", "ready", "held"]
+    idle_worker.limits["shop"].reset()
+    assert lanes.admit() == 1
+
+
+class Model:
+    """What a lane with room for *running* jobs does, in plain Python: states by number of job."""
+
+    def __init__(self, running: int, hold: bool) -> None:
+        self.running = running
+        self.hold = hold
+        self.jobs: dict[int, str] = {}
+        self.priority: dict[int, int] = {}
+        self.keeps: set[int] = set()
+
+    def admit(self) -> None:
+        is_open = sum(s in ("ready", "running") or (i in self.keeps and s == "scheduled") for i, s in self.jobs.items())
+        line = sorted((i for i, s in self.jobs.items() if s == "held"), key=lambda i: (-self.priority[i], i))
+        for job_id in line[: max(0, self.running - is_open)]:
+            self.jobs[job_id] = "ready"
+
+    def some(self, *states: str) -> list[int]:
+        return [i for i, state in self.jobs.items() if state in states]
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_lane_does_what_its_model_does(lanes: Lanes, hold: bool) -> None:
+    check_against_model(lanes, Model(2, hold), random.Random(7), acts=150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hold", [False, True])
+def test_lane_does_what_its_model_does_for_long(lanes: Lanes, hold: bool) -> None:
+    check_against_model(lanes, Model(2, hold), random.Random(), acts=25_000)
+
+
+def check_against_model(lanes: Lanes, model: Model, chance: random.Random, *, acts: int) -> None:
+    """Do the same to the store and to the model, and compare them after each act."""
+    lanes.limit(running=model.running)
+    lanes.do(lambda work: Play(lanes, model, chance, work).play(acts))
+
+
+class Play:
+    """Acts on a lane, each on the store and on the model."""
+
+    def __init__(self, lanes: Lanes, model: Model, chance: random.Random, work: WorkerStore) -> None:
+        self.lanes, self.model, self.chance, self.work = lanes, model, chance, work
+        self.claims: dict[int, Claim] = {}
+
+    async def play(self, acts: int) -> None:
+        kinds = (self.add, self.add, self.claim, self.claim, self.end, self.end, self.end, self.cancel, self.promote)
+        for _ in range(acts):
+            act = self.chance.choice(kinds)
+            await act()
+            await self.work.admit()
+            self.model.admit()
+            assert dict(self.lanes.rows("SELECT id, state FROM taskworker_job")) == self.model.jobs, act.__name__
+            self.forget()
+        assert await self.work.tidy_limits([]) == 0
+
+    async def add(self) -> None:
+        priority, is_late = self.chance.choice((0, 0, 5)), self.chance.random() < 0.2
+        marks = LIMITED | KEEPS if self.model.hold else LIMITED
+        run_at = self.lanes.now + 5_000 if is_late else 0
+        job = self.lanes.new(lane="shop", marks=marks, priority=priority, run_at=run_at)
+        record = self.lanes.store.add([job])[0]
+        self.model.jobs[record.id], self.model.priority[record.id] = "scheduled" if is_late else "held", priority
+
+    async def claim(self) -> None:
+        for claim in await self.work.claim("w", "q", "async", 1):
+            self.claims[claim.id] = claim
+            assert self.model.jobs[claim.id] == "ready"
+            self.model.jobs[claim.id] = "running"
+
+    async def end(self) -> None:
+        for job_id in self.model.some("running")[:1]:
+            again = "ready" if self.model.hold else "held"
+            endings = ((SUCCESS, "succeeded"), (RETRYING, "scheduled"), (RELEASED, again))
+            outcome, self.model.jobs[job_id] = self.chance.choice(endings)
+            await self.work.finish("w", [Ended(self.claims[job_id], outcome, self.lanes.now, self.lanes.now)])
+            if self.model.hold:
+                self.model.keeps.add(job_id)
+
+    async def cancel(self) -> None:
+        if waiting := self.model.some("held", "ready", "scheduled"):
+            job_id = self.chance.choice(waiting)
+            self.lanes.store.cancel(job_id)
+            self.model.jobs[job_id] = "cancelled"
+            if self.chance.random() < 0.5:
+                self.lanes.store.retry(job_id)
+                self.model.jobs[job_id] = "held"
+                self.model.keeps.discard(job_id)
+
+    async def promote(self) -> None:
+        self.lanes.now += 20_000
+        await self.work.promote()
+        for job_id in self.model.some("scheduled"):
+            self.model.jobs[job_id] = "ready" if job_id in self.model.keeps else "held"
+
+    def forget(self) -> None:
+        """Else looking at all jobs takes longer and longer."""
+        ended = self.model.some("succeeded", "cancelled")
+        if len(ended) > 50:
+            self.lanes.rows("DELETE FROM taskworker_permit WHERE phase = 5")
+            self.lanes.rows("DELETE FROM taskworker_job WHERE finished_at IS NOT NULL")
+            for job_id in ended:
+                del self.model.jobs[job_id]

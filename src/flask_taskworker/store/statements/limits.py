@@ -154,9 +154,6 @@ REMOVE_LIMIT = "DELETE FROM taskworker_limit WHERE name = :name RETURNING name"
 REMOVE_UNSEEN_LIMITS = "DELETE FROM taskworker_limit WHERE source = 'code' AND seen_at < :before RETURNING name"
 """Delete limits that no code has declared since ``:before``."""
 
-SEE_LIMITS = "UPDATE taskworker_limit SET seen_at = :now WHERE name IN {}"
-"""Note that these limits are still declared."""
-
 LOOK_AT_LIMIT = (
     "WITH RECURSIVE l(lane) AS (SELECT min(lane) FROM taskworker_permit WHERE phase = 1 UNION ALL SELECT (SELECT "
     "min(lane) FROM taskworker_permit WHERE phase = 1 AND lane > l.lane) FROM l WHERE l.lane IS NOT NULL) "
@@ -164,6 +161,11 @@ LOOK_AT_LIMIT = (
     "OR substr(lane, 1, length(:name) + 1) = :name || ':') ON CONFLICT (lane) DO UPDATE SET open_at = excluded.open_at"
 )
 """Have a worker look at all lanes of a limit in which a job waits. It jumps from lane to lane, as peek does."""
+
+
+def see_limits(dialect: Dialect) -> str:
+    """Note that the limits of ``:names`` are still declared."""
+    return f"UPDATE taskworker_limit SET seen_at = :now WHERE name IN {dialect.names('names')}"
 
 
 def queue_facts(dialect: Dialect) -> str:
@@ -225,8 +227,9 @@ def unpark(dialect: Dialect) -> str:
     return f"UPDATE taskworker_permit SET phase = 0 WHERE phase = 4 AND queue IN {dialect.names('queues')}"
 
 
-PARKED_QUEUES = "SELECT DISTINCT queue FROM taskworker_permit WHERE phase = 4"
-"""The queues in which places were put aside."""
+def queues_in(phase: int) -> str:
+    """The queues of the places in that phase."""
+    return f"SELECT DISTINCT queue FROM taskworker_permit WHERE phase = {phase}"
 
 
 def heal(dialect: Dialect) -> str:
