@@ -56,7 +56,9 @@ def make_app(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Ite
 
     def new_app(**config: Any) -> Flask:
         number = next(numbers)
-        app = Flask(f"app{number}", instance_path=str(tmp_path / f"instance{number}"), root_path=str(tmp_path))
+        folder = str(tmp_path / f"instance{number}")
+        # A rule for static files takes as long to compile as the rest of the app.
+        app = Flask(f"app{number}", instance_path=folder, root_path=str(tmp_path), static_folder=None)
         app.config.update(config)
         return app
 

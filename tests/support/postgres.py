@@ -37,7 +37,7 @@ _PREFIX = "twpg-"
 _READY_WITHIN = 30.0
 _SETTINGS = ("listen_addresses=", "max_connections=200", "shared_buffers=64MB", "jit=off")
 _WITHOUT_DURABILITY = ("fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
-_ROUND = 8
+_ROUND = 3
 _STILL_IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 """A schema is still in use, by a thread that a test has left behind."""
 
@@ -230,8 +230,8 @@ class SchemaPool:
         ).fetchall()
 
     def close(self) -> None:
-        """The server, or its end, takes the schemas away."""
-        for name in self._used:
+        """Drop the schemas on a server that goes on."""
+        for name in self._used if OVERRIDE in os.environ else ():
             with suppress(*_STILL_IN_USE):
                 self._connection.execute(f"DROP SCHEMA {name} CASCADE")
         self._connection.close()

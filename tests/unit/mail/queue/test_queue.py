@@ -39,7 +39,10 @@ from flask_taskworker.mail import (
 from flask_taskworker.mail.queue import delivery
 from flask_taskworker.mail.queue.queue import DELIVER
 from tests.support.apps import task_worker_of
+from tests.support.postgres import run_sql
 from tests.support.smtp_server import Drop, Session, Silence, Slow, SMTPServer, wait_until
+
+pytestmark = pytest.mark.both_databases
 
 Serve = Callable[..., SMTPServer]
 MakeQueue = Callable[..., Mail]
@@ -86,6 +89,9 @@ def database(mail: Mail) -> Path:
 
 
 def rows(mail: Mail, sql: str) -> list[tuple[Any, ...]]:
+    url = mail.app.extensions["taskworker"].config.database_uri
+    if url.get_backend_name() == "postgresql":
+        return run_sql(url.render_as_string(hide_password=False), sql)
     with closing(sqlite3.connect(database(mail))) as connection:
         found = connection.execute(sql).fetchall()
         connection.commit()
@@ -186,6 +192,7 @@ def test_nothing_to_queue_is_fine(make_queue: MakeQueue) -> None:
     assert make_queue(start=False).send_later_many([]) == []
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("same_database", [True, False])
 @pytest.mark.parametrize("commits", [True, False])
 def test_session_decides(
@@ -223,6 +230,7 @@ def test_async_call_stores_too(make_queue: MakeQueue) -> None:
     assert job.state is JobState.SCHEDULED
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.no_tables_yet
 def test_suppressed_mail_is_recorded_and_touches_no_database(make_queue: MakeQueue) -> None:
     mail = make_queue(start=False, TESTING=True)
@@ -650,6 +658,7 @@ def test_mail_that_is_on_its_way_at_the_end_of_the_worker_is_not_sent_again(
     assert len(server.mails) == 1
 
 
+@pytest.mark.sqlite_only
 def test_messages_wait_while_those_before_them_cannot_be_recorded(serve: Serve, make_queue: MakeQueue) -> None:
     """If the process died now, what the server has taken would be sent again: one mail a connection at most."""
     server = serve()
