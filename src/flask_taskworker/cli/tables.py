@@ -44,10 +44,8 @@ def init() -> None:
     if found is None:
         _prepare()
         tell("The tables were created.")
-    elif found < newest():
-        tell(f"The tables have version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
-        sys.exit(SCHEMA)
     else:
+        _require(found)
         tell("The tables exist already.")
     click.echo(newest())
 
@@ -59,9 +57,7 @@ def upgrade() -> None:
     The database is locked meanwhile. Processes with older code keep working, but cannot be started again.
     """
     found = _found()
-    if found is None:
-        tell(f"No tables yet. Create them: {CREATE}")
-        sys.exit(SCHEMA)
+    _require(found, least=0)
     _prepare()
     tell("The tables need no upgrade." if found == newest() else f"The tables had version {found}.")
     click.echo(newest())
@@ -79,9 +75,7 @@ def current(in_json: bool) -> None:
         _print_json(found)
     elif found is not None:
         click.echo(found)
-    if found is None:
-        tell(f"No tables yet. Create them: {CREATE}")
-        sys.exit(SCHEMA)
+    _require(found, least=0)
 
 
 @db_command.command("check")
@@ -91,14 +85,8 @@ def check(in_json: bool) -> None:
     if in_json:
         _print_json(app_state().store.driver.schema_version())
     found = _found()
-    if found is None:
-        tell(f"No tables yet. Create them: {CREATE}")
-    elif found < newest():
-        tell(f"The tables have version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
-    else:
-        tell(f"The tables have version {found}, as needed.")
-        return
-    sys.exit(SCHEMA)
+    _require(found)
+    tell(f"The tables have version {found}, as needed.")
 
 
 def _print_json(found: int | None) -> None:
@@ -134,6 +122,16 @@ def _found() -> int | None:
     found = app_state().store.driver.schema_version()
     refuse_newer(found)
     return found
+
+
+def _require(found: int | None, *, least: int | None = None) -> None:
+    """End the command with 5 where there are no tables, or older ones than *least*: the newest, if it is not given."""
+    if found is None:
+        tell(f"No tables yet. Create them: {CREATE}")
+        sys.exit(SCHEMA)
+    if found < (newest() if least is None else least):
+        tell(f"The tables have version {found}; this Flask-TaskWorker needs {newest()}: flask tasks db upgrade")
+        sys.exit(SCHEMA)
 
 
 def _prepare() -> None:
