@@ -155,7 +155,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     state = app_state()
     now, codec = state.store.clock(), state.registry.codec
     page = JobPage.take(browser(), job_id, now=now)
-    job = page.job
+    job, calls = page.job, page.calls
     args: Any
     kwargs: Any
     try:
@@ -174,7 +174,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
             "traceback": page.traceback or None,
             "origin": page.origin or None,
             "tries": as_json(page.tries),
-            "calls": page.calls and page.calls.calls,
+            "calls": as_json(calls),
             "children": [row.record.id for row in page.children],
             "has_more_children": page.has_more_children,
             "earlier": as_json(page.earlier),
@@ -188,7 +188,10 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
         ("arguments", ", ".join(words) or "none"),
         ("result", to_json(result) if job.state == "succeeded" else None),
         ("by", ", ".join(f"{name} {value}" for name, value in page.origin.items()) or None),
-        ("stands for", page.calls and f"{plural(page.calls.calls, 'call')}, the last {_ago(page.calls.last_at, now)}"),
+        (
+            "stands for",
+            f"{plural(page.calls.calls, 'call')}, the last {_ago(page.calls.last_at, now)}" if page.calls else None,
+        ),
     ]
     click.echo(click.style(f"Job {job.id} {safe(job.task)}", bold=True))
     click.echo("\n".join(_facts(job, payload, now)))

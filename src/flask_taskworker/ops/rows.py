@@ -24,7 +24,8 @@ class JobRow(NamedTuple):
     error: str | None
 
 
-class CallCount(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CallCount:
     """For how many calls a job stands, and when the first and the last of them came (epoch milliseconds)."""
 
     calls: int

@@ -53,7 +53,7 @@ def page(view: View, job_id: int) -> Response:
         "timeline": list(_timeline(found, origin)),
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
         "origin": origin,
-        "calls": found.calls and found.calls._asdict(),
+        "calls": found.calls,
         "children": [job_line(view, row) for row in found.children],
         "has_more_children": found.has_more_children,
         "payload": view.may("payload"),

@@ -80,3 +80,12 @@ def test_its_json_has_the_tries_of_the_command(lab: Lab) -> None:
     assert {name: on_page[name] for name in printed if name != "traceback"} == {
         name: printed[name] for name in printed if name != "traceback"
     }
+
+
+def test_moments_of_calls_that_one_job_stands_for_are_iso(lab: Lab) -> None:
+    job_id = enqueue(lab, 1)
+    columns = "key, job_id, until, calls, first_at, last_at"
+    lab.rows(f"INSERT INTO taskworker_key ({columns}) VALUES ('k', ?, 'finished', 2, 1000, 2000)", job_id)
+    calls = lab.data(f"/jobs/{job_id}")["calls"]
+    moments = ("1970-01-01T00:00:01.000+00:00", "1970-01-01T00:00:02.000+00:00")
+    assert (calls["calls"], calls["first_at"], calls["last_at"]) == (2, *moments)
