@@ -70,7 +70,7 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
     job = JobRecord._make(record)
     place = None
     for lane, phase, ahead in found["place"]:
-        limits = {name: Numbers(*numbers) for name, *numbers in found["limits"]}
+        limits = {name: Numbers(*numbers) for name, *numbers, _ in found["limits"]}
         tat, closed_until = found["lane"][0] if found["lane"] else (0, 0)
         place = Place(
             lane=lane,
