@@ -63,6 +63,8 @@ class Session:
     recipients: list[str] = field(default_factory=list)
     mails: int = 0
     ended: bool = False
+    is_deaf: bool = False
+    """Whether what comes together with another command is lost."""
 
     @property
     def verbs(self) -> list[str]:
@@ -165,7 +167,7 @@ class SMTPServer:
         if not await self._answer(writer, self.greeting):
             return
         while line := await reader.readline():
-            if self.is_deaf:
+            if self.is_deaf or session.is_deaf:
                 reader._buffer.clear()  # type: ignore[attr-defined]
             if not line.endswith(b"\r\n"):
                 self.bad_lines.append(line)

@@ -26,6 +26,7 @@ FAULTS: tuple[Any, ...] = (*REFUSALS, *STRAY, "250 2.0.0 stray", Drop("421 4.3.2
 BYE = Drop("250 2.0.0 queued\r\n421 4.4.2 one mail is enough\r\n")
 DOT_FAULTS: tuple[Any, ...] = (
     *REFUSALS,
+    STRAY[0],
     Drop("421 4.3.2 closing\r\n"),
     Drop("2"),
     Drop("250 2.0.0 que"),
@@ -71,20 +72,32 @@ class _Moods:
         self._chance = chance
         self.calm = False
 
+    def behind(self, count: int) -> bytes:
+        """What it says to commands that ride behind a message: it loses them, is strict, or has had enough."""
+        strict = b"503 5.5.1 behind a message\r\n" * count
+        return strict if self.calm else self._chance.choice([b"", strict, b"421 4.7.0 too many errors\r\n"])
+
     def __call__(self, session: Session, verb: str, line: str) -> Any:
+        if verb == "EHLO":
+            session.is_deaf = not self.calm and self._chance.random() < 0.02
         if verb in FAULTY and not self.calm and self._chance.random() < 0.3:
             return self._chance.choice(DOT_FAULTS if verb == "." else FAULTS)
         return Slow(0.1) if verb == "." else None
 
 
-@row("31", "mail-faults", "4xx, drops, half replies, slow dots; and kill -9 of the workers")
+@row(
+    "31",
+    "mail-faults",
+    "4xx, drops, half and stray replies, slow dots, too many connections; and kill -9 of the workers",
+)
 def mail_faults(run: Run) -> Result:
     """Every mail arrives; a second copy has a lost reply or a death for an excuse; the bytes never change."""
     number, kills = run.choose((1000, 40), (60, 2))
     pause = 0.4 if run.database == "sqlite" else 1.2
-    with SMTPServer(behind=lambda count: b"503 5.5.1 behind a message\r\n" * count) as server:
-        server.script = moods = _Moods(random.Random(run.chance.random()))
-        config = _config(server, MAIL_RETRY_BASE=0.05, MAIL_RETRY_CAP=0.4)
+    moods = _Moods(random.Random(run.chance.random()))
+    # Half of the connections that the three workers want.
+    with SMTPServer(script=moods, behind=moods.behind, most=3) as server:
+        config = _config(server, MAIL_RETRY_BASE=0.05, MAIL_RETRY_CAP=0.4, MAIL_TIMEOUT=2)
         with a_stage(run, **config) as stage:
             letters = _letters(number)
             jobs = _post(stage, letters)
@@ -94,7 +107,8 @@ def mail_faults(run: Run) -> Result:
                 time.sleep(pause * stage.chance.uniform(0.5, 1.5))
                 stage.kill(stage.chance.choice(stage.children))
                 stage.start(1, serve_mail)
-            moods.calm = not run.full
+            if not run.full:
+                moods.calm, server.most = True, None
             states = stage.await_end(300)
             claimed = [job.recipients for job in jobs]
             settle(stage, 3)
@@ -121,6 +135,9 @@ def _check_mails(result: Result, server: SMTPServer, letters: list[Message], cla
         "copies": len(server.mails),
         "second copies": sum(map(len, copies.values())) - len(copies),
         "of them after a death": more,
+        "connections turned away": server.turned_away,
+        "commands refused behind a message": server.behind_seen,
+        "sessions that lost commands": sum(session.is_deaf for session in server.sessions),
     }
     result.expect("lost 0", wanted <= copies.keys())
     result.expect("false 'accepted' 0", not false)

@@ -42,7 +42,7 @@ def fetch(version: str, suites: Path) -> Path:
     download = ("-m", "pip", "download", "-q", "--no-deps", "--no-binary=Flask-Mail", f"--dest={suites}")
     fetched = subprocess.run([sys.executable, *download, f"Flask-Mail=={version}"], capture_output=True, text=True)
     if fetched.returncode:
-        assert "CI" not in os.environ, fetched.stderr
+        assert os.environ.get("CI") != "true", fetched.stderr
         pytest.skip(f"pip could not fetch Flask-Mail {version}: {fetched.stderr[-300:]}")
     folder.mkdir()
     with tarfile.open(next(suites.glob("*.tar.gz"))) as packed:
