@@ -1,6 +1,6 @@
 """A filter of OpenSMTPD (smtpd-filters(7)), which has no such limits itself: connections, mails a second, greylisting.
 
-It also writes down whom each mail that the server has taken was for.
+It also writes down the recipients of each mail that the server has taken.
 """
 
 import json

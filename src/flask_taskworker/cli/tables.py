@@ -125,7 +125,7 @@ def _found() -> int | None:
 
 
 def _require(found: int | None, *, least: int | None = None) -> None:
-    """End the command with 5 where there are no tables, or older ones than *least*: the newest, if it is not given."""
+    """End the command with 5 without tables, or with older ones than *least*: the newest, if it is not given."""
     if found is None:
         tell(f"No tables yet. Create them: {CREATE}")
         sys.exit(SCHEMA)

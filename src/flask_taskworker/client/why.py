@@ -173,7 +173,7 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
 
 
 def _line(now: int, place: Place) -> Reason:
-    """What keeps a limited job from being let in."""
+    """What keeps a limited job from being admitted."""
     name, _, key = place.lane.partition(":")
     lane = f"the limit {name!r}{f', key {key!r}' if key else ''}"
     numbers = place.limit

@@ -95,7 +95,7 @@ def test_only_a_filter_with_words_is_true() -> None:
 REFUSED = {
     "colour:blue": "The filter word 'colour:blue' is not known",
     "args.:1": "The filter word 'args.:1' is not known",
-    "state:done": "Unknown state 'done'. States: scheduled, ready, running",
+    "state:done": "Unknown state 'done'. States: scheduled, held, ready, running",
     "state:failed,": "Unknown state ''",
     "task:": "The filter word 'task:' has no value",
     ":x": "The filter word ':x' is not known",
