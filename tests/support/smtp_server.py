@@ -74,6 +74,19 @@ class Session:
 Script = Callable[[Session, str, str], Any]
 
 
+def at(verb: str, reply: Any, *, times: int = 1) -> Callable[[Session, str, str], Any]:
+    """A script: *reply* to the first *times* commands of *verb*."""
+    left = [times]
+
+    def script(session: Session, seen: str, line: str) -> Any:
+        if seen == verb and left[0]:
+            left[0] -= 1
+            return reply
+        return None
+
+    return script
+
+
 class SMTPServer:
     """``script(session, verb, line)`` is asked before each command, with verb "." for the end of a message: None lets
     the server answer by itself, a string is the reply, bytes go out as they are; or :class:`Drop`, :class:`Silence`.

@@ -95,6 +95,8 @@ def check_list(field: str, value: object) -> list[Address]:
 
 def as_list(value: object) -> list[Address]:
     """The addresses of a field that takes one or a list: a tuple is one, a name with its address."""
+    if type(value) is list:
+        return value
     return list(value) if isinstance(value, list | AbstractSet) else [cast(Address, value)]
 
 

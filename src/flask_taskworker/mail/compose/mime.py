@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.mime.text import MIMEText
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -141,6 +142,17 @@ def _multipart(subtype: str, level: int, message: Any, parts: Iterable[_Part]) -
 def _text(content: object, kind: str, charset: str, mime_text: TextPart | None) -> _Part:
     """A text part; *kind* is a subtype, with parameters where it has some: ``calendar; method=REQUEST``."""
     text = "" if content is None else force_text(content)
+    subtype, more, charset, content_type = _text_type(kind, charset)
+    if mime_text is not None or charset not in _UTF8_NAMES:
+        part = mime_text(text, subtype) if mime_text is not None else MIMEText(text, subtype, charset)
+        return _from_mime_text(part, more)
+    encoding, body = _encode_utf8(text)
+    return _Part(f"{content_type}MIME-Version: 1.0\r\nContent-Transfer-Encoding: {encoding}\r\n", [body])
+
+
+@lru_cache(maxsize=64)
+def _text_type(kind: str, charset: str) -> tuple[str, str, str, str]:
+    """The subtype in *kind*, its parameters but the charset, the charset, and the header for a text in UTF-8."""
     match = _SUBTYPE.fullmatch(clean(kind))
     subtype, parameters = (match[1], match[2] or "") if match else (FORBIDDEN.sub("", kind), "")
     declared = _CHARSET.search(f";{parameters}")
@@ -148,12 +160,7 @@ def _text(content: object, kind: str, charset: str, mime_text: TextPart | None) 
         charset = declared[1].lower()
         parameters = _CHARSET.sub("", f";{parameters}").strip("; \t")
     more = f"; {parameters}" if parameters else ""
-    if mime_text is not None or charset not in _UTF8_NAMES:
-        part = mime_text(text, subtype) if mime_text is not None else MIMEText(text, subtype, charset)
-        return _from_mime_text(part, more)
-    encoding, body = _encode_utf8(text)
-    content_type = header("Content-Type", f'text/{subtype}{more}; charset="utf-8"')
-    return _Part(f"{content_type}MIME-Version: 1.0\r\nContent-Transfer-Encoding: {encoding}\r\n", [body])
+    return subtype, more, charset, header("Content-Type", f'text/{subtype}{more}; charset="utf-8"')
 
 
 def _encode_utf8(text: str) -> tuple[str, bytes]:

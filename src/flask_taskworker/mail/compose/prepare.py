@@ -76,8 +76,9 @@ def prepare(
             raise BadHeaderError
         boxes, send_to = _recipients(message)
         sender = parse_mailbox(message.sender, "sender")
-        for address in as_list(getattr(message, "reply_to", None) or []):
-            parse_mailbox(address, "reply_to")
+        if reply_to := getattr(message, "reply_to", None):
+            for address in as_list(reply_to):
+                parse_mailbox(address, "reply_to")
         if redirect_to:
             boxes, send_to = parse_mailboxes(list(redirect_to), "MAIL_REDIRECT_TO"), tuple(redirect_to)
         if message.date is None:
@@ -126,9 +127,10 @@ def check_characters(message: Any) -> None:
         check_text("subject", subject)
     _check_address("sender", getattr(message, "sender", None))
     for name in ("recipients", "cc", "bcc", "reply_to"):
-        for address in as_list(getattr(message, name, None) or []):
-            _check_address(name, address)
-    _check_headers("extra_headers", getattr(message, "extra_headers", None))
+        if given := getattr(message, name, None):
+            for address in as_list(given):
+                _check_address(name, address)
+    _check_headers("extra_headers", getattr(message, "extra_headers", None) or {})
     for attachment in getattr(message, "attachments", None) or ():
         _check_attachment(attachment)
     for subtype in getattr(message, "alts", None) or ():
@@ -158,7 +160,7 @@ def _check_address(name: str, address: Any) -> None:
 
 def _check_headers(field_name: str, headers: Any, *, in_part: bool = False) -> None:
     try:
-        given = dict(headers or {})
+        given = dict(headers)
     except (TypeError, ValueError):
         raise BadHeaderError(f"{field_name} is {headers!r:.100}. Give a dict of names and values.") from None
     for name, value in given.items():
@@ -187,7 +189,7 @@ def _check_attachment(attachment: Any) -> None:
             )
     _check_match(_CONTENT_TYPE, "the attachment's content_type", attachment.content_type, "type/subtype; name=value")
     _check_match(_TOKEN, "the attachment's disposition", attachment.disposition, "'attachment' or 'inline'")
-    _check_headers("the attachment's headers", attachment.headers, in_part=True)
+    _check_headers("the attachment's headers", attachment.headers or {}, in_part=True)
 
 
 def _check_match(pattern: re.Pattern[str], name: str, value: Any, allowed: str) -> None:

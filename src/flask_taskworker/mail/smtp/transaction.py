@@ -47,6 +47,8 @@ class NotTried(ServerDisconnected):
 def reply_of(response: SMTPResponse) -> Reply:
     """What the server said, in characters that can be stored and shown whatever its encoding was."""
     text = response.message
+    if text.isascii() and text.isprintable():
+        return Reply(response.code, text)
     if not text.isascii():
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return Reply(response.code, _UNREADABLE.sub("\ufffd", text))

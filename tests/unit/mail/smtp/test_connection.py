@@ -6,8 +6,6 @@ import asyncio
 import re
 import smtplib
 import socket
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +25,8 @@ from flask_taskworker.mail.errors import (
     ServerDisconnected,
     ServerTimeout,
 )
-from flask_taskworker.mail.smtp import connection, pool
-from tests.support.smtp_server import EXTENSIONS, Drop, Session, Silence, SMTPServer, wait_until
+from flask_taskworker.mail.smtp import connection
+from tests.support.smtp_server import EXTENSIONS, Drop, Session, Silence, SMTPServer, at, wait_until
 
 Serve = Callable[..., SMTPServer]
 MakeMail = Callable[..., Mail]
@@ -45,19 +43,6 @@ def serve_each(request: pytest.FixtureRequest, serve: Serve) -> Serve:
 
 def message(**fields: Any) -> Message:
     return Message(**{"subject": "hello", "recipients": ["to@example.com"], "body": "text", **fields})
-
-
-def at(verb: str, reply: Any, *, times: int = 1) -> Callable[[Session, str, str], Any]:
-    """A script: *reply* to the first *times* commands of *verb*."""
-    left = [times]
-
-    def script(session: Session, seen: str, line: str) -> Any:
-        if seen == verb and left[0]:
-            left[0] -= 1
-            return reply
-        return None
-
-    return script
 
 
 def refusing(**refusals: str) -> Callable[[Session, str, str], Any]:
@@ -316,43 +301,6 @@ def test_connection_that_was_closed_while_idle_is_not_used(
     assert len(server.mails) == 2
 
 
-def test_connection_that_says_something_unasked_is_not_used_again(serve: Serve, make_mail: MakeMail) -> None:
-    server = serve(script=at(".", b"250 2.0.0 queued\r\n250 2.0.0 and more\r\n"))
-    mail = make_mail(server)
-    # The stray line comes with the reply or after it; in neither case is it taken for the next mail's.
-    with pytest.raises(DeliveryUnknown):
-        mail.send(message())
-    assert mail.send(message())
-    assert len(server.sessions) == 2
-
-
-@pytest.mark.parametrize("verb", ["EHLO", "MAIL"])
-def test_line_too_many_closes_the_connection(verb: str, serve: Serve, make_mail: MakeMail) -> None:
-    extra = b"250-x\r\n250 PIPELINING\r\n250 stray\r\n" if verb == "EHLO" else b"250 ok\r\n250 stray\r\n"
-    server = serve(script=at(verb, extra, times=99))
-    with pytest.raises(MailError):
-        make_mail(server).send(message())
-    assert server.mails == []
-
-
-def test_reply_that_is_none_closes_the_connection(serve_each: Serve, make_mail: MakeMail) -> None:
-    server = serve_each(script=at("MAIL", "what?"))
-    assert make_mail(server).send(message())
-    assert len(server.sessions) == 2
-
-
-def test_reply_of_several_lines_is_one_reply(serve_each: Serve, make_mail: MakeMail) -> None:
-    def script(session: Session, verb: str, line: str) -> bytes | None:
-        if verb == "MAIL":
-            session.sender = "from@example.com"
-            return b"250-first\r\n250 second\r\n"
-        return None
-
-    server = serve_each(script=script)
-    assert make_mail(server).send(message())
-    assert len(server.sessions) == 1
-
-
 # ---------------------------------------------------------------- time
 
 
@@ -371,21 +319,6 @@ def test_silent_server_raises_within_the_timeout(verb: str, serve_each: Serve, m
     assert len(server.sessions) == 1
     assert mail.send(message())
     assert len(server.sessions) == 2
-
-
-def test_message_has_a_timeout_of_its_own(serve_each: Serve, make_mail: MakeMail) -> None:
-    server = serve_each(script=at(".", Silence()))
-    with pytest.raises(DeliveryUnknown):
-        make_mail(server, MAIL_DATA_TIMEOUT=0.2).send(message())
-
-
-def test_timeout_is_for_each_reply_not_for_all(serve: Serve, make_mail: MakeMail) -> None:
-    def script(session: Session, verb: str, line: str) -> None:
-        if verb == "RCPT":
-            time.sleep(BUSY / 6)
-
-    server = serve(script=script)
-    assert make_mail(server, MAIL_TIMEOUT=BUSY).send(message(recipients=[f"r{i}@x.org" for i in range(7)]))
 
 
 def test_server_that_does_not_greet_raises_within_the_timeout(make_mail: MakeMail, serve: Serve) -> None:
@@ -461,44 +394,6 @@ def test_old_server_is_greeted_with_helo(serve: Serve, make_mail: MakeMail) -> N
 
 
 # ---------------------------------------------------------------- the pool
-
-
-def test_threads_share_the_pool(serve: Serve, make_mail: MakeMail) -> None:
-    server = serve()
-    mail = make_mail(server, MAIL_POOL_SIZE=3)
-    app = mail.app
-    results = []
-
-    def work() -> None:
-        with app.app_context():
-            results.append(mail.send(message()))
-
-    threads = [threading.Thread(target=work) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(results) == len(server.mails) == 20
-    assert len(server.sessions) <= 3
-
-
-def test_pooled_connection_is_renewed_after_its_mails(serve: Serve, make_mail: MakeMail) -> None:
-    server = serve()
-    mail = make_mail(server, MAIL_MAX_EMAILS=2, MAIL_POOL_SIZE=1)
-    for _ in range(5):
-        mail.send(message())
-    assert [session.mails for session in server.sessions] == [2, 2, 1]
-    wait_until(lambda: server.sessions[0].verbs[-1] == "QUIT")
-
-
-def test_idle_connection_is_closed(serve: Serve, make_mail: MakeMail, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "IDLE_S", 0.05)
-    server = serve()
-    mail = make_mail(server)
-    mail.send(message())
-    wait_until(lambda: server.sessions[0].ended)
-    assert server.sessions[0].verbs[-1] == "QUIT"
-    assert mail.send(message())
 
 
 def test_connection_is_reset_before_it_is_used_after_a_pause(

@@ -1,4 +1,4 @@
-"""Every break in every field: refused before any connection, or one clean header."""
+"""What is wrong with a message is found before any connection: a break in any field, an address, a missing one."""
 
 from __future__ import annotations
 
