@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,11 +15,12 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Every
 from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind
+from flask_taskworker.store.driver import Run
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import in_pieces
 from flask_taskworker.store.work import DueSchedule, Ended, Firing, WorkerStore
 from tests.support.postgres import connect
-from tests.support.stored import counts_of
+from tests.support.stored import counts_of, store_many
 
 T = TypeVar("T")
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -212,9 +213,23 @@ def test_rescue_leaves_a_locked_row_and_takes_the_others(
     assert len(store.driver.write(sweep(store.driver.dialect, "dead"), values)) == 1
 
 
-def test_workers_statements_are_planned_for_the_tables_as_they_are(
-    do: Callable[..., Any], url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    (row,) = do(lambda work: work._link.read("SELECT current_setting('plan_cache_mode')", {}))
-    assert row == ("force_custom_plan",)
+def test_workers_statements_are_planned_again_as_the_tables_grow(do: Callable[..., Any], rows: Rows, url: str) -> None:
+    sql = "SELECT state FROM taskworker_job WHERE uid = :uid"
+    scans_so_far = "SELECT pg_stat_get_xact_numscans('taskworker_job'::regclass)"
+
+    def scans(run: Run) -> int:
+        ((before,),) = run(scans_so_far, {})
+        run(sql, {"uid": "u5"})
+        ((after,),) = run(scans_so_far, {})
+        return int(after - before)
+
+    async def before_and_after(work: WorkerStore) -> list[int]:
+        link: Any = work._link._link
+        before = [await work._link.transaction(scans) for _ in range(20)][-1]
+        store_many(rows, 20_000, uid="'v' || i")
+        link._planned_at = -math.inf
+        return [before, await work._link.transaction(scans)]
+
+    store_many(rows, 9, uid="'u' || i")
+    rows("ANALYZE taskworker_job")
+    assert do(before_and_after) == [1, 0]

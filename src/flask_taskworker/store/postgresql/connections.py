@@ -65,11 +65,12 @@ class PatientConnection(psycopg.Connection[Any]):
             return cast(T, end.value)
 
 
-# A plan made while a table was small is kept, and scans it when it is large; planning again costs less than a claim.
+PLANS_LAST = 1.0
+"""Seconds for which a worker uses the plans of prepared statements: one that was made while a table was small scans it
+when it is large. To plan each time takes longer than a claim."""
+
 # A row that another session has locked must not hold up a worker's other rows.
-_WORKER_SETTINGS = (
-    "SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('lock_timeout', '100ms', false)"
-)
+_WORKER_SETTINGS = "SELECT set_config('lock_timeout', '100ms', false)"
 
 
 class PostgresqlServer:
@@ -80,6 +81,7 @@ class PostgresqlServer:
         _, arguments = dialect().create_connect_args(url)
         parts = dict(arguments)
         self._conninfo = _conninfo(parts)
+        self.prepares = prepares
         # Prepared statements need a session of one's own, which PgBouncer in transaction mode does not give.
         self._prepare_threshold = _PREPARE_AFTER if prepares else None
         self.place = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
@@ -98,7 +100,7 @@ class PostgresqlServer:
 
     def set_up(self, connection: psycopg.Connection[Any]) -> None:
         """Make the connection one of a worker's. Behind a pooler in transaction mode there is nothing to set."""
-        if self._prepare_threshold is not None:
+        if self.prepares:
             with postgresql_errors():
                 fetch(connection, _WORKER_SETTINGS, {})
 
@@ -317,6 +319,7 @@ class PostgresqlLink:
         self._server = server
         self._repeats = repeats
         self._deadline = math.inf
+        self._planned_at = -math.inf
         self._connection: PatientConnection | None = None
         self.sessions = 0
         """How many times it has connected."""
@@ -353,6 +356,10 @@ class PostgresqlLink:
             self._connection.answer_within = self._patience
             self._server.set_up(self._connection)
             self.sessions += 1
+        elif self._server.prepares and time.monotonic() - self._planned_at > PLANS_LAST:
+            with postgresql_errors():
+                self._connection.execute("DISCARD PLANS")
+            self._planned_at = time.monotonic()
         return self._connection
 
     def hurry(self, seconds: float) -> None:
