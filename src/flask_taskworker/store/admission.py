@@ -211,7 +211,8 @@ class Admission:
                 number_aside += len(aside)
             if chosen := [(job_id,) for _, job_id, _ in found if job_id not in aside]:
                 let_in = run(self._let_in, {"batch": batch_of(chosen)})
-                run(self._set_open, {"batch": batch_of([(row[0],) for row in let_in])})
+                if self._dialect.name == "sqlite":
+                    run(self._set_open, {"batch": batch_of([(row[0],) for row in let_in])})
                 ready += [(queue, kind) for _, queue, kind in let_in]
             rooms = Counter(aside.values())
         return ready, more | set(rooms)

@@ -18,12 +18,14 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, 
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from flask_taskworker import BlockingTaskWorker, Every, current_job
+from flask_taskworker import BlockingTaskWorker, Every, Limit, Rate, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.extension import TaskWorker
 from flask_taskworker.worker.timing import Timing
 from tests.system.chaos.journal import BEGAN, executed, write
 
+LANE_ROOM = 3
+RATE = 20
 metadata = MetaData()
 effect = Table("effect", metadata, Column("x", Integer, nullable=False))
 """What atomic jobs write, in the jobs' own database."""
@@ -106,6 +108,20 @@ class Shop:
         def save(key: int, call: str) -> None:
             write(Path(self.place.folder, "calls"), BEGAN, [call])
 
+        @task(name="shop.ship", limit=Limit("shipper", running=LANE_ROOM, key="key"))
+        async def ship(key: int, seconds: float) -> None:
+            with executed(self.place.folder):
+                record(self.place.folder, "ship+", key)
+                await asyncio.sleep(seconds)
+                record(self.place.folder, "ship-", key)
+
+        @task(name="shop.call", limit=Limit("api", rate=Rate(RATE, per=1)))
+        async def call() -> None:
+            with executed(self.place.folder):
+                record(self.place.folder, "call", 0)
+
+        self.ship: Task[..., Any, Any] = ship
+        self.call: Task[..., Any, Any] = call
         self.save: Task[..., Any, Any] = save
         self.hold: Task[..., Any, Any] = hold
         self.pulse: Task[..., Any, Any] = pulse
