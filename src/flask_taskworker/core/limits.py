@@ -56,7 +56,6 @@ class Numbers:
     amount: int | None = None
     per_us: int | None = None
     burst: int | None = None
-    fair: bool = False
 
     @property
     def interval_us(self) -> int:
@@ -70,7 +69,7 @@ class Limit:
 
     ``running``: the most at once. ``rate``: a :class:`Rate`. At least one of them. ``key``: the name of a
     parameter of the task, or a function of its arguments: each value has a lane of its own. ``hold``: a job keeps its
-    place between its tries, so that no other overtakes it. ``fair``: lanes with many jobs take turns.
+    place between its tries, so that no other overtakes it.
 
     Within a lane the highest priority goes first, then the oldest job. Raises DeclarationError.
     """
@@ -80,7 +79,6 @@ class Limit:
     rate: Rate | None
     key: str | Callable[..., object] | None
     hold: bool
-    fair: bool
 
     def __init__(
         self,
@@ -90,7 +88,6 @@ class Limit:
         rate: Rate | None = None,
         key: str | Callable[..., object] | None = None,
         hold: bool = False,
-        fair: bool = False,
     ) -> None:
         what = f"The limit {name!r}"
         if not _is_word(name):
@@ -105,11 +102,9 @@ class Limit:
             raise DeclarationError(f"{what}: rate is {rate!r:.80}. Give a Rate(…), as Rate(20, per=1).")
         if key is not None and not isinstance(key, str) and not callable(key):
             raise DeclarationError(f"{what}: key is {key!r:.80}. Give the name of a parameter, or a function.")
-        if fair and key is None:
-            raise DeclarationError(f"{what} has one lane, so fair=True means nothing. Leave it out, or give key=….")
         if hold and running is None:
             raise DeclarationError(f"{what}: hold=True keeps room between tries, so it needs running=….")
-        values = (("name", name), ("running", running), ("rate", rate), ("key", key), ("hold", hold), ("fair", fair))
+        values = (("name", name), ("running", running), ("rate", rate), ("key", key), ("hold", hold))
         for field, value in values:
             object.__setattr__(self, field, value)
 
@@ -118,9 +113,9 @@ class Limit:
         """What it comes to where jobs are admitted."""
         rate = self.rate
         if rate is None:
-            return Numbers(running=self.running, fair=self.fair)
+            return Numbers(running=self.running)
         per_us = rate.per // timedelta(microseconds=1)
-        return Numbers(running=self.running, amount=rate.number, per_us=per_us, burst=rate.burst, fair=self.fair)
+        return Numbers(running=self.running, amount=rate.number, per_us=per_us, burst=rate.burst)
 
     def is_same(self, other: Limit) -> bool:
         """Whether both limit the same. Functions for keys cannot be compared."""

@@ -94,7 +94,7 @@ def declare_limits(run: Run, declared: Mapping[str, Numbers], now: int) -> None:
 def set_limit(run: Run, name: str, numbers: Numbers, now: int, *, who: str | None = None) -> None:
     """Store a limit: that of the code, or, by *who*, one of the run time; and look at its lanes."""
     source = "code" if who is None else "runtime"
-    values = {**asdict(numbers), "fair": int(numbers.fair), "name": name, "source": source, "set_by": who, "now": now}
+    values = {**asdict(numbers), "name": name, "source": source, "set_by": who, "now": now}
     run(statements.SET_LIMIT, values)
     run(statements.LOOK_AT_LIMIT, {"name": name, "now": now})
 
@@ -254,7 +254,7 @@ class Known:
         found: dict[str, dict[str, Row]] = {"lane": {}, "limit": {}, "paused": {}, "worker": {}}
         for what, name, *numbers in rows:
             found[what][name] = tuple(numbers)
-        for lane, (is_open, not_begun, tat, closed_until, _) in found["lane"].items():
+        for lane, (is_open, not_begun, tat, closed_until) in found["lane"].items():
             lanes[lane] = LaneFacts(is_open, not_begun, tat or 0, closed_until or 0)
         return cls(
             lanes=lanes,

@@ -182,14 +182,12 @@ limit = Table(
     Column("amount", Integer),
     Column("per_us", Big),
     Column("burst", Integer),
-    Column("fair", Integer, nullable=False, server_default=text("0")),
     Column("source", Text, nullable=False),
     Column("set_by", Text),
     Column("set_at", Big, nullable=False),
     Column("seen_at", Big, nullable=False),
     CheckConstraint("source IN ('code', 'runtime')", name="taskworker_limit_source"),
     CheckConstraint("running >= 1 AND amount >= 1 AND per_us >= 1 AND burst >= 1", name="taskworker_limit_numbers"),
-    _flags("taskworker_limit", "fair"),
     _moments("taskworker_limit", "set_at", "seen_at"),
 )
 
@@ -215,7 +213,7 @@ permit = Table(
 
 # A lane whose rate has been used, or that is closed; the others have no row. `tat`: when its rate is used up no more
 # ("theoretical arrival time" of GCRA), in microseconds; `closed_until` and `open_at`, when to look at it again, in
-# milliseconds. `turn`: when a job of it was last admitted, where lanes take turns.
+# milliseconds.
 lane = Table(
     "taskworker_lane",
     metadata,
@@ -223,7 +221,6 @@ lane = Table(
     Column("tat", Big, nullable=False, server_default=text("0")),
     Column("closed_until", Big, nullable=False, server_default=text("0")),
     Column("open_at", Big),
-    Column("turn", Big, nullable=False, server_default=text("0")),
     _partial("taskworker_lane_open", "open_at", where="open_at IS NOT NULL"),
 )
 

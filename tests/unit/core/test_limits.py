@@ -26,7 +26,6 @@ BURST = Limit("api", rate=Rate(20, per=1, burst=5)).numbers
         (lambda: Limit("queue", running=1), "'queue' cannot have this name"),
         (lambda: Limit("a\n", running=1), "Give up to 200 printable"),
         (lambda: Limit("api", running=1, key=7), "key is 7. Give the name of a parameter"),  # type: ignore[arg-type]
-        (lambda: Limit("api", running=1, fair=True), "so fair=True means nothing"),
         (lambda: Limit("api", rate=Rate(1), hold=True), "it needs running="),
         (lambda: Rate(0), "Rate's number is 0"),
         (lambda: Rate(5, burst=6), "Rate's burst is 6, more than its number, 5"),

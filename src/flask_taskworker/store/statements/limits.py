@@ -57,9 +57,9 @@ def place(dialect: Dialect) -> str:
 
 
 def facts(dialect: Dialect) -> str:
-    """What admission has to know, as rows (what, name, five numbers).
+    """What admission has to know, as rows (what, name, four numbers).
 
-    ``lane``: open, of these not begun, tat, closed_until and turn of the lanes of a batch. ``limit``: the limits.
+    ``lane``: open, of these not begun, tat and closed_until of the lanes of a batch. ``limit``: the limits.
     ``paused``: the queues that are. ``worker``: what each living worker says of itself.
     """
     batch = dialect.batch({"lane": "text"})
@@ -70,11 +70,11 @@ def facts(dialect: Dialect) -> str:
     )
     return (
         f"SELECT 'lane' AS what, e.lane AS name, ({holding}) AS a, ({holding} AND p.begun = 0) AS b, "
-        f"l.tat AS c, l.closed_until AS d, l.turn AS f FROM {batch} AS e "
+        f"l.tat AS c, l.closed_until AS d FROM {batch} AS e "
         "LEFT JOIN taskworker_lane AS l ON l.lane = e.lane "
-        "UNION ALL SELECT 'limit', name, running, amount, per_us, burst, fair FROM taskworker_limit "
-        "UNION ALL SELECT 'paused', name, 0, 0, 0, 0, 0 FROM taskworker_queue WHERE paused = 1 "
-        "UNION ALL SELECT 'worker', info, 0, 0, 0, 0, 0 FROM taskworker_worker WHERE state = 'alive'"
+        "UNION ALL SELECT 'limit', name, running, amount, per_us, burst FROM taskworker_limit "
+        "UNION ALL SELECT 'paused', name, 0, 0, 0, 0 FROM taskworker_queue WHERE paused = 1 "
+        "UNION ALL SELECT 'worker', info, 0, 0, 0, 0 FROM taskworker_worker WHERE state = 'alive'"
     )
 
 
@@ -141,14 +141,14 @@ def begin(dialect: Dialect) -> str:
     )
 
 
-LIMITS = "SELECT name, running, amount, per_us, burst, fair, source FROM taskworker_limit"
+LIMITS = "SELECT name, running, amount, per_us, burst, source FROM taskworker_limit"
 """Every limit, in numbers, and where they come from."""
 
 SET_LIMIT = (
-    "INSERT INTO taskworker_limit (name, running, amount, per_us, burst, fair, source, set_by, set_at, seen_at) "
-    "VALUES (:name, :running, :amount, :per_us, :burst, :fair, :source, :set_by, :now, :now) "
+    "INSERT INTO taskworker_limit (name, running, amount, per_us, burst, source, set_by, set_at, seen_at) "
+    "VALUES (:name, :running, :amount, :per_us, :burst, :source, :set_by, :now, :now) "
     "ON CONFLICT (name) DO UPDATE SET running = excluded.running, amount = excluded.amount, per_us = excluded.per_us, "
-    "burst = excluded.burst, fair = excluded.fair, source = excluded.source, set_by = excluded.set_by, "
+    "burst = excluded.burst, source = excluded.source, set_by = excluded.set_by, "
     "set_at = excluded.set_at, seen_at = excluded.seen_at"
 )
 """Store a limit, or change it."""
@@ -177,7 +177,7 @@ def queue_facts(dialect: Dialect) -> str:
     """The limit of ``:queue``, named ``:lane``, how many of its jobs run, and its lane's tat and closed_until."""
     running = "SELECT count(*) FROM taskworker_job WHERE state = 'running' AND queue = :queue"
     return (
-        f"SELECT running, amount, per_us, burst, fair, ({running}), l.tat, l.closed_until FROM taskworker_limit "
+        f"SELECT running, amount, per_us, burst, ({running}), l.tat, l.closed_until FROM taskworker_limit "
         "LEFT JOIN taskworker_lane AS l ON l.lane = name WHERE name = :lane"
     )
 
@@ -221,9 +221,7 @@ def take_back(dialect: Dialect, which: str) -> str:
 LOOK_AGAIN = "UPDATE taskworker_lane SET open_at = :now WHERE open_at IS NOT NULL AND open_at > :now"
 """The clock was set back: what was to be looked at later is looked at now."""
 
-REMOVE_LANES = (
-    "DELETE FROM taskworker_lane WHERE open_at IS NULL AND tat < :now_us AND closed_until < :now AND turn < :now_us"
-)
+REMOVE_LANES = "DELETE FROM taskworker_lane WHERE open_at IS NULL AND tat < :now_us AND closed_until < :now"
 """Delete the lanes that are as good as those without a row."""
 
 

@@ -53,7 +53,7 @@ def why(dialect: Dialect) -> str:
             "place": (place, 3),
             "let_in": (let_in, 1),
             "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {lane}", 2),
-            "limits": (LIMITS, 7),
+            "limits": (LIMITS, 6),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),
             "ahead": (f"SELECT ({ordinary}) + ({suspects})", 1),
             "paused": (paused, 2),
