@@ -82,11 +82,7 @@ def make_rows(their_app: Flask, theirs: Any, our_app: Flask, ours: Any, pool_siz
     def send_later_many(count: int) -> None:
         with our_app.app_context():
             jobs = ours.send_later_many(messages(Message, count))
-            jobs[-1].result(60)
-            store = our_app.extensions["taskworker"].store
-            while (counts := store.counts()).ready or counts.running:
-                time.sleep(0.001)
-            assert not counts.failed
+            assert not any(job.result(60) for job in jobs)
 
     return {
         "Flask-Mail, with mail.connect()": flask_mails,

@@ -215,7 +215,7 @@ class SMTPConnection:
             self._reset_first = True
             return opened.broken_off(DataRefused(reply.code, reply.text))
         self._reset_first = False
-        return Receipt(accepted=opened.accepted, refused=opened.refused, reply=reply, left=opened.left)
+        return Receipt(accepted=tuple(opened.accepted), refused=opened.refused, reply=reply, left=opened.left)
 
     def _ridden(
         self, begun: Transaction, commands: Sequence[Command], replies: Sequence[SMTPResponse]

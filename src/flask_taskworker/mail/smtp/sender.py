@@ -52,11 +52,14 @@ class Delivery:
                 self.may_ride = False
                 return self._try_again(outcome, counts=False)
             case Receipt():
-                self._accepted += outcome.accepted
-                self._refused |= outcome.refused
                 if outcome.left and not self._is_stepwise:
+                    self._accepted += outcome.accepted
+                    self._refused |= outcome.refused
                     return self._go_on(outcome.left)
-                self.outcome = replace(outcome, accepted=tuple(self._accepted), refused=self._refused)
+                if self._accepted or self._refused:
+                    accepted = (*self._accepted, *outcome.accepted)
+                    outcome = replace(outcome, accepted=accepted, refused={**self._refused, **outcome.refused})
+                self.outcome = outcome
                 return False
             case RecipientsRefused(left=left) if left:
                 self._refused |= replies_in(outcome)

@@ -90,12 +90,6 @@ def test_final_dot_that_is_answered_by_another_command_is_unknown(serve_each: Se
         make_mail(server).send(message())
 
 
-# ---------------------------------------------------------------- fewer connections than the pool has
-
-
-# ---------------------------------------------------------------- several processes share what the server allows
-
-
 # ---------------------------------------------------------------- behind a message
 
 STRICT_BEHIND = {
@@ -146,9 +140,6 @@ def test_no_more_mails_on_this_connection_means_another_one(serve_each: Serve, m
     )
     assert all(make_mail(server).send_many([message(i) for i in range(30)]))
     assert len(server.mails) == 30
-
-
-# ---------------------------------------------------------------- pipelining
 
 
 # ---------------------------------------------------------------- many recipients
