@@ -247,14 +247,11 @@ class SMTPConnection:
         except (aiosmtplib.SMTPException, OSError) as error:
             log.debug("goodbye to %s was not answered: %s", self.server, error)
         finally:
-            self._close()
+            self.abort()  # over TLS, aiosmtplib leaves the socket open until the server has closed its side
 
     def abort(self) -> None:
         """Close at once, without goodbye."""
         self._protocol.abort()
-        self._close()
-
-    def _close(self) -> None:
         abort(self._client)
         _connections.get(asyncio.get_running_loop(), set()).discard(self)
 

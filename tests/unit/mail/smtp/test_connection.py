@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import smtplib
 import socket
@@ -26,6 +27,8 @@ from flask_taskworker.mail.errors import (
     ServerTimeout,
 )
 from flask_taskworker.mail.smtp import connection
+from flask_taskworker.mail.smtp.server import Server
+from tests.support.mail_fixtures import Certificates
 from tests.support.smtp_server import EXTENSIONS, Drop, Session, Silence, SMTPServer, at, wait_until
 
 Serve = Callable[..., SMTPServer]
@@ -509,3 +512,20 @@ def test_what_is_not_a_message_is_refused_before_any_connection(serve: Serve, ma
         with pytest.raises(ArgumentsError, match=r"is not a message\. Give a Message\("):
             send(given)
     assert server.sessions == []
+
+
+def test_goodbye_over_tls_closes_the_socket_before_the_loop_ends(certificates: Certificates) -> None:
+    class Slow(SMTPServer):
+        async def _answer(self, writer: Any, reply: Any) -> bool:
+            goes_on = await super()._answer(writer, reply)
+            if reply == "221 bye":
+                time.sleep(0.3)  # its whole thread: it does not see that the client closes TLS
+            return goes_on
+
+    async def open_and_quit() -> None:
+        await (await connection.SMTPConnection.open(address)).quit()
+
+    with Slow(starttls=certificates.server()) as server:
+        address = Server(hostname="127.0.0.1", port=server.port, use_tls=True, cafile=certificates.cafile)
+        asyncio.run(open_and_quit())
+        gc.collect()  # a socket that is left open warns here, and that fails the test
