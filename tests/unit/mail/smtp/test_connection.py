@@ -7,6 +7,7 @@ import gc
 import re
 import smtplib
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
