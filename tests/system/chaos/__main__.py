@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support.postgres import PostgresServer, a_schema
 from tests.system.chaos import matrix
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows, by name or number; default: all. {names}")
     parser.add_argument("--database", choices=(SQLITE, POSTGRESQL, "both"), default="both")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--neighbour", action="store_true", help="beside user code that misbehaves on the event loops")
     parser.add_argument("--short", action="store_true", help="the short forms, as the tests run them")
     arguments = parser.parse_args()
     rows = [row for row in matrix.ROWS.values() if not arguments.names or {row.name, row.number} & {*arguments.names}]
@@ -47,7 +49,8 @@ def _play(row: Row, arguments: argparse.Namespace) -> Iterator[Result]:
     wanted = (SQLITE, POSTGRESQL) if arguments.database == "both" else (arguments.database,)
     for database in row.databases:
         if database in wanted:
-            with a_run(database, full=not arguments.short, seed=arguments.seed) as run:
+            form = {"full": not arguments.short, "neighbour": arguments.neighbour}
+            with a_run(database, seed=arguments.seed, **form) as run:
                 result = row.play(run, arguments.seed)
                 _keep(result, run.folder)
             words = f"{row.number:>3} {row.name:<14} {database:<10} {result.seconds:>6.1f} s  {result.verdict}"
@@ -58,7 +61,7 @@ def _play(row: Row, arguments: argparse.Namespace) -> Iterator[Result]:
 def _keep(result: Result, folder: Path) -> None:
     """The result, and where it failed what the processes have said and the evidence."""
     keep(result, RESULTS)
-    kept = RESULTS / f"{result.name}-{result.database}"
+    kept = RESULTS / f"{result.name}-{result.database}{'-neighbour' * result.neighbour}"
     shutil.rmtree(kept, ignore_errors=True)
     if result.failed:
         kept.mkdir()
@@ -68,19 +71,19 @@ def _keep(result: Result, folder: Path) -> None:
 
 
 @contextmanager
-def a_run(database: str, *, full: bool, seed: int) -> Iterator[Run]:
+def a_run(database: str, *, full: bool, seed: int, neighbour: bool = False) -> Iterator[Run]:
     """A folder and an empty database for one row."""
-    chance = random.Random(seed)
+    form: dict[str, Any] = {"database": database, "full": full, "neighbour": neighbour, "chance": random.Random(seed)}
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
         if database == SQLITE:
             url = f"sqlite:///{folder}/jobs.db"
-            yield Run(database=database, url=url, folder=Path(folder), full=full, chance=chance)
+            yield Run(url=url, folder=Path(folder), **form)
             return
         server = PostgresServer()
         try:
             server.start()
             with a_schema(server.url()) as url:
-                yield Run(database=database, url=url, folder=Path(folder), full=full, chance=chance, server=server)
+                yield Run(url=url, folder=Path(folder), server=server, **form)
         finally:
             server.close()
 

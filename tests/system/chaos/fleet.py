@@ -45,6 +45,8 @@ class Fleet:
         self.shop = Shop(place)
         self.children: list[Any] = []
         self._numbers = itertools.count()
+        self.noise: tuple[str, ...] = ("",)
+        """Tasks whose jobs leave no evidence: they are not waited for, and not judged."""
 
     # -- processes --------------------------------------------------------------------------------------------------
 
@@ -123,8 +125,15 @@ class Fleet:
 
     def states(self) -> Counter[str]:
         """How many jobs there are in each state."""
-        rows = self.shop.store.driver.read("SELECT state, count(*) FROM taskworker_job GROUP BY state", {})
+        sql = f"SELECT state, count(*) FROM taskworker_job WHERE {self.judged} GROUP BY state"
+        rows = self.shop.store.driver.read(sql, {})
         return Counter(dict(rows))
+
+    @property
+    def judged(self) -> str:
+        """Which jobs count, in SQL."""
+        names = ", ".join(f"'{name}'" for name in self.noise)
+        return f"task NOT IN ({names})"
 
     def await_end(self, patience: float = PATIENCE) -> Counter[str]:
         """Wait until no job is unfinished."""

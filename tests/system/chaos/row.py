@@ -25,6 +25,8 @@ class Run:
     full: bool
     """The long form with the real beat and lease; else a short one."""
     chance: random.Random
+    neighbour: bool = False
+    """Whether user code misbehaves on the event loops meanwhile."""
     server: Any = None
     """PostgreSQL: the server, to be stopped and started."""
 
@@ -54,6 +56,7 @@ class Result:
     database: str = ""
     seconds: float = 0.0
     seed: int = 0
+    neighbour: bool = False
 
     @property
     def failed(self) -> list[str]:
@@ -113,6 +116,7 @@ class Row:
             result = Result(done="broke off", checks={f"{type(error).__name__}: {error}"[:600]: False})
         result.row, result.name, result.fault, result.database = self.number, self.name, self.fault, run.database
         result.seconds, result.seed = round(time.monotonic() - began, 1), seed
+        result.neighbour = run.neighbour
         return result
 
 
@@ -134,7 +138,8 @@ def row(
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 HEADINGS = (
-    "row", "name", "database", "lost", "stuck", "excused", "unexcused", "overlap", "p50", "p95", "max", "s", "verdict",
+    "row", "name", "database", "neighbour",
+    "lost", "stuck", "excused", "unexcused", "overlap", "p50", "p95", "max", "s", "verdict",
 )  # fmt: skip
 
 
@@ -159,7 +164,8 @@ def _cells(result: Result) -> tuple[str, ...]:
     )
     times = tuple(f"{percentile(result.recovery, part):.2f}" if result.recovery else "-" for part in (0.5, 0.95, 1.0))
     return (
-        result.row, result.name, result.database, *counts, *times, f"{result.seconds:.0f}", result.verdict[:160],
+        result.row, result.name, result.database, "yes" * result.neighbour,
+        *counts, *times, f"{result.seconds:.0f}", result.verdict[:160],
     )  # fmt: skip
 
 
@@ -171,5 +177,5 @@ def _note(result: Result) -> str:
 def keep(result: Result, folder: Path) -> None:
     """Write it to a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.name}-{result.database}.json"
+    path = folder / f"{result.name}-{result.database}{'-neighbour' * result.neighbour}.json"
     path.write_text(json.dumps(result.as_json(), indent=1, default=str) + "\n")

@@ -28,6 +28,7 @@ class Stage(Fleet):
     def __init__(self, place: Place, chance: random.Random) -> None:
         super().__init__(place)
         self.chance = chance
+        self.noise = ("shop.note",)
         self.faults: list[Fault] = []
         self.rules = Rules()
         self._stopped: dict[int, float] = {}
@@ -125,7 +126,7 @@ class Stage(Fleet):
 
     def finals(self) -> dict[str, Final]:
         """Every job's row."""
-        sql = "SELECT uid, state, failure_kind, failures, solo_crashes FROM taskworker_job"
+        sql = f"SELECT uid, state, failure_kind, failures, solo_crashes FROM taskworker_job WHERE {self.judged}"
         return {
             uid: Final(state=state, failure_kind=kind, failures=failures, solo_crashes=solo)
             for uid, state, kind, failures, solo in self.shop.store.driver.read(sql, {})
@@ -207,7 +208,9 @@ class Feeder:
 def a_stage(run: Run, *, knobs: dict[str, float] | None = None, url: str = "", **config: Any) -> Iterator[Stage]:
     """A stage for one row; whatever is left of it is killed in the end. Its logs are kept beside the evidence."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    stage = Stage(Place(str(run.folder), url or run.url, CONFIG | config, knobs=knobs or {}), run.chance)
+    stage = Stage(
+        Place(str(run.folder), url or run.url, CONFIG | config, knobs=knobs or {}, neighbour=run.neighbour), run.chance
+    )
     stage.rules = Rules(handover=run.within(Rules().handover))
     try:
         yield stage

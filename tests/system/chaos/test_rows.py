@@ -21,6 +21,10 @@ TOO_LONG = {"poison", "mail-login"}
 """Their short forms are elsewhere: tests/system/processes/test_poison.py and tests/unit/mail/queue/test_queue.py."""
 
 
+ALONE = {"lost-reply", "gunicorn", "mail-down", "poison", "mail-login", "debounce", "power-full", "power-normal"}
+"""Rows that count jobs or log lines, or have no worker whose loop could be shared."""
+
+
 def cases() -> Iterator[object]:
     for row in matrix.ROWS.values():
         for database in row.databases:
@@ -31,7 +35,20 @@ def cases() -> Iterator[object]:
 
 @pytest.mark.parametrize(("name", "database"), list(cases()))
 def test_row_holds(name: str, database: str) -> None:
-    with a_run(database, full=False, seed=SEED) as run:
+    hold(name, database)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "database"),
+    [(row.name, database) for row in matrix.ROWS.values() for database in row.databases if row.name not in ALONE],
+)
+def test_row_holds_beside_user_code_that_misbehaves_on_the_event_loop(name: str, database: str) -> None:
+    hold(name, database, neighbour=True)
+
+
+def hold(name: str, database: str, *, neighbour: bool = False) -> None:
+    with a_run(database, full=False, seed=SEED, neighbour=neighbour) as run:
         result = matrix.ROWS[name].play(run, SEED)
     if result.skipped:
         pytest.skip(result.skipped)

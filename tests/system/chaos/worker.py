@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,15 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, 
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from flask_taskworker import BlockingTaskWorker, Every, Limit, Rate, current_job
+from flask_taskworker import BlockingTaskWorker, Every, Limit, Rate, TaskWorkerError, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.extension import TaskWorker
 from flask_taskworker.worker.timing import Timing
-from tests.system.chaos.journal import BEGAN, executed, write
+from tests.system.chaos.journal import ACCEPTED, BEGAN, executed, write
 
 LANE_ROOM = 3
 RATE = 20
+log = logging.getLogger("shop")
 metadata = MetaData()
 effect = Table("effect", metadata, Column("x", Integer, nullable=False))
 """What atomic jobs write, in the jobs' own database."""
@@ -40,7 +42,16 @@ class Place(NamedTuple):
     ticks: bool = False
     """Whether the app has a schedule that fires each second."""
     knobs: dict[str, float] = {}  # noqa: RUF012 - read only
-    """Constants of ``liveness`` to set in the workers: a shorter beat, a shorter lease."""
+    """Fields of the workers' ``Timing``: a shorter beat, for example."""
+    neighbour: bool = False
+    """Whether the jobs share their event loop with user code that does what it should not."""
+
+
+class Unspeakable:
+    """An object that cannot be logged."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
 
 
 class Shop:
@@ -86,6 +97,7 @@ class Shop:
         @task(name="shop.pulse")
         async def pulse(seconds: float) -> None:
             with executed(self.place.folder):
+                self._share_the_loop()
                 await asyncio.sleep(seconds)
 
         @task(name="shop.grind")
@@ -130,6 +142,28 @@ class Shop:
         self.note: Task[..., Any, Any] = note
         self.work: Task[..., Any, Any] = work
         self.add: Task[..., Any, Any] = add
+
+    def _share_the_loop(self) -> None:
+        """Do what user code should not do, on one of two occasions, where that is wanted."""
+        match random.randrange(12) if self.place.neighbour else None:
+            case 0:
+                time.sleep(0.2)
+            case 1:
+                # Jobs are the user's own: whoever cancels them has cancelled them.
+                for task in asyncio.all_tasks():
+                    if not task.get_name().startswith("taskworker-job"):
+                        task.cancel()
+            case 2:
+                asyncio.get_running_loop().stop()
+            case 3:
+                log.error(Unspeakable())
+                log.error("met %s", Unspeakable())
+            case 4:
+                with suppress(TaskWorkerError):
+                    write(self.place.folder, ACCEPTED, [self.grind.enqueue(0.001).uid])
+            case 5:
+                with suppress(TaskWorkerError):
+                    self.note.using(delay=3600).enqueue(1).cancel()
 
     @property
     def store(self) -> Any:
