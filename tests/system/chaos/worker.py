@@ -149,7 +149,7 @@ class Shop:
             case 0:
                 time.sleep(0.2)
             case 1:
-                # Jobs are the user's own: whoever cancels them has cancelled them.
+                # Jobs are the user's own: one that user code cancels is cancelled.
                 for task in asyncio.all_tasks():
                     if not task.get_name().startswith("taskworker-job"):
                         task.cancel()
