@@ -23,6 +23,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker
+from flask_taskworker.state import _databases
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite.driver import SqliteDriver
 from flask_taskworker.worker.timing import Timing
@@ -90,8 +91,10 @@ def make_app(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Ite
 
         yield make
         for app in made:
-            if "taskworker" in app.extensions:
-                app.extensions["taskworker"].client.close()
+            if (state := app.extensions.get("taskworker")) is not None:
+                state.client.close()
+                # Its schema is the next test's, which need not wait for the collector, nor for a thread that holds it.
+                _databases.pop(state.store.driver.key, None)
 
 
 @functools.cache
