@@ -213,6 +213,7 @@ def test_rescue_leaves_a_locked_row_and_takes_the_others(
     assert len(store.driver.write(sweep(store.driver.dialect, "dead"), values)) == 1
 
 
+@pytest.mark.no_tables_yet
 def test_workers_statements_are_planned_again_as_the_tables_grow(do: Callable[..., Any], rows: Rows, url: str) -> None:
     sql = "SELECT state FROM taskworker_job WHERE uid = :uid"
     scans_so_far = "SELECT pg_stat_get_xact_numscans('taskworker_job'::regclass)"

@@ -49,6 +49,11 @@ NO_RETRY = Retry(max_attempts=1)
 LONGEST_DEPLOY_MS = 3_600_000
 """A job younger than this with an argument of an unknown type goes back to its queue: newer code may know the type."""
 
+LARGE = 100_000
+"""Characters of JSON from which arguments are decoded in a thread, and results counted."""
+MOST_ENCODED = 4_000_000
+"""Characters of results that are encoded in one turn of the loop: those of a thousand async jobs may come at once."""
+
 _NOTHING = object()
 _TOO_LONG = "The task did not end within {:g} s."
 _NO_THREAD_PAUSE = 1.0
@@ -71,6 +76,8 @@ class Executor:
     ) -> None:
         self._shortest_release = timedelta(seconds=timing.shortest_release)
         self._run_atomically = run_atomically
+        self._encoded = 0
+        """How many characters of large results this turn of the loop has encoded."""
         self._find_app = find_app
         self._clock = clock
         self._registry = registry
@@ -112,14 +119,30 @@ class Executor:
                     f". If {alike[0]!r} is meant, both processes must import its module by one name, or give name=…"
                 )
             return _at_once(self._released_unknown(job.claim, reason))
-        try:
-            args, kwargs = self._codec.decode_call(job.claim.args)
-        except NotDecodable as error:
-            if isinstance(error, UnknownType) and self._clock() - job.claim.created_at < LONGEST_DEPLOY_MS:
-                return _at_once(self._released_unknown(job.claim, str(error)))
-            return _at_once(_failed(task, error, "payload"))
         run = self._run_async if task.kind == "async" else self._run_sync
-        return run(app, task, job, args, kwargs)
+        if len(job.claim.args) > LARGE:
+            return self._run_large(run, app, task, job)
+        try:
+            return run(app, task, job, *self._codec.decode_call(job.claim.args))
+        except NotDecodable as error:
+            return _at_once(self._unreadable(task, job, error))
+
+    async def _run_large(
+        self, run: Callable[..., Coroutine[Any, Any, Outcome]], app: Flask, task: Task[..., Any, Any], job: RunningJob
+    ) -> Outcome:
+        """As :meth:`_execute`. The arguments are decoded in a thread: on the loop they would hold up other jobs."""
+        try:
+            args, kwargs = await asyncio.to_thread(self._codec.decode_call, job.claim.args)
+        except NotDecodable as error:
+            return self._unreadable(task, job, error)
+        except BaseException as error:  # noqa: BLE001 - cancelled while it was decoded
+            return self.ending_of(job, error)
+        return await run(app, task, job, args, kwargs)
+
+    def _unreadable(self, task: Task[..., Any, Any], job: RunningJob, error: NotDecodable) -> Outcome:
+        if isinstance(error, UnknownType) and self._clock() - job.claim.created_at < LONGEST_DEPLOY_MS:
+            return self._released_unknown(job.claim, str(error))
+        return _failed(task, error, "payload")
 
     async def _run_async(
         self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -135,7 +158,13 @@ class Executor:
                 else:
                     async with asyncio.timeout(limit / 1000) as scope:
                         value = await task.function(*args, **kwargs)
-            return self._succeeded(task, value)
+            while self._encoded > MOST_ENCODED:  # noqa: ASYNC110 - each waits for its turn of the loop, not for an event
+                await asyncio.sleep(0)
+            outcome = self._succeeded(task, value)
+            if outcome.result is not None and len(outcome.result) > LARGE:
+                self._encoded += len(outcome.result)
+                asyncio.get_running_loop().call_soon(self._begin_turn)
+            return outcome
         except BaseException as error:  # noqa: BLE001 - foreign code; whatever it raises ends its job alone
             if value is not _NOTHING:
                 return self._teardown_raised(task, job, value, error)
@@ -143,6 +172,9 @@ class Executor:
                 error.args = (_TOO_LONG.format(limit / 1000),)
                 return self.ending_of(job, error, "timeout")
             return self.ending_of(job, error)
+
+    def _begin_turn(self) -> None:
+        self._encoded = 0
 
     async def _run_sync(
         self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -375,16 +375,16 @@ def test_options_are_kept(task_worker: BackgroundTaskWorker) -> None:
     options = task.options
     assert (options.queue, options.priority, options.keep) == ("web", -3, timedelta(hours=1))
     assert options.timeout == timedelta(seconds=1.5)
-    assert options.retry == Retry(max_attempts=5)
+    assert options.retries == (Retry(max_attempts=5),)
     assert task.max_attempts == 5
 
 
 def test_defaults_of_the_options(task_worker: BackgroundTaskWorker) -> None:
     options = declare(task_worker).options
-    assert (options.queue, options.priority, options.retry, options.timeout, options.keep) == (
+    assert (options.queue, options.priority, options.retries, options.timeout, options.keep) == (
         "default",
         0,
-        None,
+        (),
         None,
         None,
     )

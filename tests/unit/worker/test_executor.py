@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, Flag, auto
-from typing import Any, NoReturn
+from itertools import pairwise
+from typing import Any, NoReturn, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -24,6 +25,7 @@ from flask import Flask, current_app, g, has_app_context
 from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState, current_job
 from flask_taskworker.core.failures import MAX_TEXT
 from flask_taskworker.store.sql import Store
+from flask_taskworker.worker.executor import LARGE, MOST_ENCODED
 from tests.support.stored import counts_of
 from tests.support.waiting import wait, wait_for
 
@@ -647,6 +649,60 @@ def test_failed_job_is_logged_with_its_traceback(
     wait_for(lambda: f"job {job.id} (work) failed after" in caplog.text)
     assert "RuntimeError: second" in caplog.text
     assert "Traceback" in caplog.text
+
+
+def test_loop_turns_while_large_results_of_many_jobs_are_encoded(task_worker: BackgroundTaskWorker) -> None:
+    jobs, at_once = 20, 4
+    large = "x" * (MOST_ENCODED // at_once)
+    gate = asyncio.Event()
+    running: list[asyncio.Task[Any]] = []
+
+    @task_worker.task(name="give")
+    async def give() -> str:
+        running.append(cast(asyncio.Task[Any], asyncio.current_task()))
+        await gate.wait()
+        return large
+
+    @task_worker.task(name="count")
+    async def count() -> list[int]:
+        """How many of them have ended after each turn of the loop."""
+        while len(running) < jobs:
+            await asyncio.sleep(0)
+        gate.set()
+        done = [0]
+        while done[-1] < jobs:
+            await asyncio.sleep(0)
+            done.append(sum(task.done() for task in running))
+        return done
+
+    given = give.enqueue_many([()] * jobs)
+    done = count.enqueue().result(timeout=30)
+    assert max(later - earlier for earlier, later in pairwise(done)) <= at_once + 1
+    assert all(job.result(timeout=30) == large for job in given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_arguments_arrive_whole_and_unreadable_ones_fail_their_job(
+    task_worker: BackgroundTaskWorker, rows: Rows, kind: str
+) -> None:
+    seen: list[str] = []
+
+    def keep(text: str) -> int:
+        seen.append(text)
+        return len(text)
+
+    async def keep_async(text: str) -> int:
+        return keep(text)
+
+    task = task_worker.task(name="keep")(keep if kind == "sync" else keep_async)
+    large = "ä" * LARGE
+    assert task.enqueue(large).result(timeout=20) == len(large)
+    assert seen == [large]
+    job = task.using(delay=3600).enqueue("x")
+    rows("UPDATE taskworker_job SET args = ?, run_at = 1 WHERE id = ?", json.dumps("x" * LARGE), job.id)
+    task_worker.workers()[0].wake()
+    with pytest.raises(JobFailed, match="not \\[arguments, keyword arguments\\]"):
+        job.result(timeout=20)
 
 
 async def nothing() -> None: ...
