@@ -184,7 +184,7 @@ def test_blocking_worker_does_not_start_without_a_server_and_says_why(
         assert child.exitcode == 1
     finally:
         own_server.start()
-    assert "StoreError: PostgreSQL at" in fleet.logs()
+    assert "NotReachable: PostgreSQL at" in fleet.logs()
     assert "Check TASKER_DATABASE_URI, and that the server runs" in fleet.logs()
 
 

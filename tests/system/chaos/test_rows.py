@@ -21,8 +21,8 @@ TOO_LONG = {"poison", "mail-login"}
 """Their short forms are elsewhere: tests/system/processes/test_poison.py and tests/unit/mail/queue/test_queue.py."""
 
 
-ALONE = {"lost-reply", "gunicorn", "mail-down", "poison", "mail-login", "debounce", "power-full", "power-normal"}
-"""Rows that count jobs or log lines, or have no worker whose loop could be shared."""
+BESIDE = ("kill", "term", "foreign-lock", "pg-terminate")
+"""Rows that are run beside such user code here. `python -m tests.system.chaos --neighbour` runs all that can be."""
 
 
 def cases() -> Iterator[object]:
@@ -41,7 +41,7 @@ def test_row_holds(name: str, database: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "database"),
-    [(row.name, database) for row in matrix.ROWS.values() for database in row.databases if row.name not in ALONE],
+    [(name, database) for name in BESIDE for database in matrix.ROWS[name].databases],
 )
 def test_row_holds_beside_user_code_that_misbehaves_on_the_event_loop(name: str, database: str) -> None:
     hold(name, database, neighbour=True)
