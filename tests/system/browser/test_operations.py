@@ -10,6 +10,7 @@ import pytest
 
 from flask_taskworker.mail import Message
 from flask_taskworker.ops.browse import Browser
+from flask_taskworker.store.sql import Store
 from tests.system.browser.shop import Shop
 from tests.system.browser.test_pages import axe, expect
 
@@ -30,8 +31,13 @@ def reader(shop: Shop) -> Iterator[None]:
     shop.permissions = True
 
 
+def store_of(shop: Shop) -> Store:
+    store: Store = shop.app.extensions["taskworker"].store
+    return store
+
+
 def browser_of(shop: Shop) -> Browser:
-    return Browser(shop.app.extensions["taskworker"].store)
+    return Browser(store_of(shop))
 
 
 def test_queue_is_paused_and_resumed_by_its_button(page: Any, address: str, shop: Shop) -> None:
@@ -45,19 +51,19 @@ def test_queue_is_paused_and_resumed_by_its_button(page: Any, address: str, shop
 
 
 def test_schedule_runs_now_and_is_skipped_by_its_buttons(page: Any, address: str, shop: Shop) -> None:
-    name = next(s.name for s in browser_of(shop).schedules() if "nightly" in s.name)
+    name = next(s.name for s in store_of(shop).schedules() if "nightly" in s.name)
     page.goto(f"{address}/schedules")
     page.get_by_role("button", name=f"Run {name} now").click()
     expect(page.locator(".note")).to_contain_text("runs now, as job")
-    before = next(s.next_at for s in browser_of(shop).schedules() if s.name == name)
+    before = next(s.next_at for s in store_of(shop).schedules() if s.name == name)
     page.get_by_role("button", name=f"Skip the next time of {name}").click()
     expect(page.locator(".note")).to_contain_text("leaves its next time out")
-    assert (next(s.next_at for s in browser_of(shop).schedules() if s.name == name) or 0) > (before or 0)
+    assert (next(s.next_at for s in store_of(shop).schedules() if s.name == name) or 0) > (before or 0)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"], indirect=True)
 def test_page_of_a_schedule_is_quiet_and_accessible(page: Any, address: str, shop: Shop) -> None:
-    name = next(s.name for s in browser_of(shop).schedules() if "nightly" in s.name)
+    name = next(s.name for s in store_of(shop).schedules() if "nightly" in s.name)
     assert page.goto(f"{address}/schedule?name={quote(name)}").status == 200
     expect(page.locator("#fires ~ .scroll tbody tr").first).to_be_visible()
     assert axe(page) == []
