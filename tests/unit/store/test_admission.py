@@ -288,6 +288,7 @@ def test_lane_does_what_its_model_does(lanes: Lanes, hold: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("hold", [False, True])
 def test_lane_does_what_its_model_does_for_long(lanes: Lanes, hold: bool) -> None:
     check_against_model(lanes, Model(2, hold), random.Random(), acts=int(os.environ.get("LANE_ACTS", "1500")))
