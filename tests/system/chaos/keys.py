@@ -44,6 +44,8 @@ def debounce(run: Run) -> Result:
         result.expect("at most one unstarted job a key", crowd <= 1)
         result.figures["accepted"] = accepted
         result.figures["runs"] = sum(entry.word == journal.BEGAN for entry in entries)
+        # One that was started a moment ago must have its signal handlers first.
+        settle(stage, WORKERS)
         stage.stop()
     return result
 
