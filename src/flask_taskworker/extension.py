@@ -78,6 +78,8 @@ class TaskWorker:
         self._settings: Mapping[str, Any] = _NOTHING
         self._options: Mapping[str, Any] = _NOTHING
         self._start_again = False
+        self._stops = 0
+        """How often stop() was called: what starts in another thread meanwhile must not outlive it."""
         _instances.add(self)
         if app is not None:
             self.init_app(app)
@@ -273,6 +275,7 @@ class TaskWorker:
         job, or on the worker's own event loop, it does not wait. Raises ArgumentsError for anything but a number.
         """
         seconds = as_seconds(timeout)
+        self._stops += 1
         runner = self._runner
         self._start_again = False
         if runner is not None:
@@ -444,22 +447,30 @@ class BackgroundTaskWorker(TaskWorker):
         self._restart_after(self.timing.reach_again)
 
     def _restart_after(self, seconds: float) -> None:
-        if threading.main_thread().is_alive():
+        def restart() -> None:
             # Unless a request, or stop(), was faster.
-            again = lambda: self._restart() if self._start_again else None  # noqa: E731
-            timer = threading.Timer(seconds, again)
+            if self._start_again:
+                self._restart()
+
+        if threading.main_thread().is_alive():
+            timer = threading.Timer(seconds, restart)
             timer.daemon = True
             timer.start()
 
     def _restart(self) -> None:
-        self._start_again = False
+        self._start_again, stops = False, self._stops
         try:
             self._start_thread()
         except (NotReachable, ConnectionLost) as error:
-            self._start_later(error)
+            if self._stops == stops:
+                self._start_later(error)
         except (TaskWorkerError, OSError, RuntimeError) as error:
             log.error("no worker runs in this process; the next request tries again: %s", error)  # noqa: TRY400
-            self._start_again = True
+            self._start_again = self._stops == stops
+        else:
+            if self._stops != stops:
+                # stop() came while this began, and found nothing to stop.
+                self.stop()
 
 
 class BlockingTaskWorker(TaskWorker):

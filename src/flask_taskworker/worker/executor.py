@@ -13,6 +13,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -158,8 +159,10 @@ class Executor:
                 else:
                     async with asyncio.timeout(limit / 1000) as scope:
                         value = await task.function(*args, **kwargs)
-            while self._encoded > MOST_ENCODED:  # noqa: ASYNC110 - each waits for its turn of the loop, not for an event
-                await asyncio.sleep(0)
+            # The task has returned: to cancel it is too late.
+            with suppress(asyncio.CancelledError):
+                while self._encoded > MOST_ENCODED:  # noqa: ASYNC110 - each waits for its turn, not for an event
+                    await asyncio.sleep(0)
             outcome = self._succeeded(task, value)
             if outcome.result is not None and len(outcome.result) > LARGE:
                 self._encoded += len(outcome.result)

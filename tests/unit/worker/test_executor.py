@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, Flag, auto
@@ -681,28 +681,43 @@ def test_loop_turns_while_large_results_of_many_jobs_are_encoded(task_worker: Ba
     assert all(job.result(timeout=30) == large for job in given)
 
 
+decoded_in: list[int] = []
+
+
+@dataclass
+class Grown:
+    """A class that got a field since its values were stored: decoding calls what makes the default."""
+
+    text: str
+    thread: int = field(default_factory=lambda: decoded_in.append(threading.get_ident()) or 0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_large_arguments_arrive_whole_and_unreadable_ones_fail_their_job(
+def test_large_arguments_are_decoded_beside_the_loop_and_unreadable_ones_fail_their_job(
     task_worker: BackgroundTaskWorker, rows: Rows, kind: str
 ) -> None:
-    seen: list[str] = []
+    def measure(grown: Grown) -> int:
+        return len(grown.text)
 
-    def keep(text: str) -> int:
-        seen.append(text)
-        return len(text)
+    async def measure_async(grown: Grown) -> int:
+        return len(grown.text)
 
-    async def keep_async(text: str) -> int:
-        return keep(text)
-
-    task = task_worker.task(name="keep")(keep if kind == "sync" else keep_async)
-    large = "ä" * LARGE
-    assert task.enqueue(large).result(timeout=20) == len(large)
-    assert seen == [large]
-    job = task.using(delay=3600).enqueue("x")
-    rows("UPDATE taskworker_job SET args = ?, run_at = 1 WHERE id = ?", json.dumps("x" * LARGE), job.id)
+    task = task_worker.task(name="measure")(measure if kind == "sync" else measure_async)
+    job, unreadable = (task.using(delay=3600).enqueue(Grown("x" * LARGE, 0)) for _ in range(2))
+    decoded_in.clear()
+    ((stored,),) = rows("SELECT args FROM taskworker_job WHERE id = ?", job.id)
+    older = stored.replace(',"thread":0', "")
+    assert older != stored
+    for job_id, args in ((job.id, older), (unreadable.id, json.dumps("x" * LARGE))):
+        rows("UPDATE taskworker_job SET args = ?, run_at = 1 WHERE id = ?", args, job_id)
     task_worker.workers()[0].wake()
+    assert job.result(timeout=20) == LARGE
+    loop_thread = task_worker.state().client.worker_thread
+    assert loop_thread is not None
+    assert decoded_in
+    assert loop_thread.ident not in decoded_in
     with pytest.raises(JobFailed, match="not \\[arguments, keyword arguments\\]"):
-        job.result(timeout=20)
+        unreadable.result(timeout=20)
 
 
 async def nothing() -> None: ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -198,11 +200,19 @@ def test_worker_starts_as_soon_as_a_server_that_was_away_answers(
         assert task.enqueue().result(timeout=10) == "ran"
 
 
-def test_stop_ends_the_tries_to_reach_a_server_that_is_away(make_worker: MakeWorker) -> None:
-    task_worker = make_worker("postgresql://127.0.0.1:1/x")
-    task_worker.timing = Timing(reach_again=0.01)
-    task_worker.start()
-    task_worker.stop()
+def test_stop_ends_the_tries_to_reach_a_server_that_is_away_also_amid_one(make_worker: MakeWorker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        task_worker = make_worker(f"postgresql://127.0.0.1:{server.getsockname()[1]}/x?sslmode=disable")
+        task_worker.timing = Timing(reach_again=0.01)
+        first = threading.Thread(target=lambda: server.accept()[0].close())
+        first.start()
+        task_worker.start()
+        first.join()
+        amid, _ = server.accept()
+        task_worker.stop()
+        amid.close()
+        wait_for(lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
+    assert not task_worker._start_again
     assert task_worker.workers() == []
 
 
