@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "flask_taskworker"
 # the package's root; "" is the package itself.
 ROOMS = [
     *("errors", "signals", "core", "store", "alembic"),
-    *("client", "tracing", "worker", "commands", "mail", "state", "ops"),
+    *("client", "tracing", "sentry", "worker", "commands", "mail", "state", "ops"),
     *("metrics", "dashboard", "cli", "testing", "pytest_plugin", "extension", ""),
 ]
 
@@ -36,7 +36,7 @@ IMPURE_CALLS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today
 # Only these may be imported inside a function: what is not installed with the package, what stands on that, and what an
 # app pays for only when it uses it.
 OPTIONAL = {"psycopg", "flask_sqlalchemy", "pytest", "watchfiles"}
-ON_DEMAND = ("store.postgresql.driver", "metrics", "tracing", "dashboard", "testing")
+ON_DEMAND = ("store.postgresql.driver", "metrics", "tracing", "sentry", "dashboard", "testing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ArgumentsError, JobCancelled, LeaseLost
 from .jobs import Shown, moment
-from .rows import Claim, Progress
+from .rows import Claim, Failure, Progress
 
 MAX_PROGRESS_TEXT = 500
 """Characters."""
@@ -31,6 +31,8 @@ class RunningJob:
     """The worker shuts down: a cancelled await means hand back, not cancel."""
     ended: bool = False
     """Its ending is known."""
+    failure: Failure | None = None
+    """What went wrong, once its ending is logged."""
     thread: int | None = None
     """The thread that runs a sync job."""
     log_level: float = math.inf

@@ -429,6 +429,8 @@ class TaskRegistry:
         self.version = 0
         """Grows with every registration, so that a running worker notices new schedules."""
         self.tracing: Tracing | None = None
+        self.scope: Callable[[Claim], AbstractContextManager[object]] | None = None
+        """Entered around each try and the log line about its end, in the context that the try runs in."""
         self._find_client = find_client
         self._tasks: dict[str, Task[..., Any, Any]] = {}
         self._built_in: dict[str, Task[..., Any, Any]] = {}

@@ -81,7 +81,7 @@ class Executor:
         """How many characters of large results this turn of the loop has encoded."""
         self._find_app = find_app
         self._clock = clock
-        self._registry = registry
+        self.registry = registry
         self._codec = registry.codec
         self._bridge = ThreadBridge(threads, "taskworker-job")
         self._parent_only = ParentOnly()
@@ -90,7 +90,7 @@ class Executor:
 
     def execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
         """Run one job to its ending. Never raises but CancelledError before it began."""
-        tracing = self._registry.tracing
+        tracing = self.registry.tracing
         return self._execute(job) if tracing is None else self._traced(job, tracing)
 
     async def _traced(self, job: RunningJob, tracing: Tracing) -> Outcome:
@@ -107,7 +107,7 @@ class Executor:
 
     def _execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
         """No coroutine itself: one less for each job."""
-        task = self._registry.get(job.claim.task)
+        task = self.registry.get(job.claim.task)
         app = self._find_app()
         if app is None:
             # The app is gone, and its worker about to stop. Another one may have the job at once.
@@ -115,7 +115,7 @@ class Executor:
         if task is None:
             reason = "this worker has no task of that name; import the module that declares it"
             last = job.claim.task.rpartition(".")[2]
-            if alike := [one.name for one in self._registry if one.name.rpartition(".")[2] == last]:
+            if alike := [one.name for one in self.registry if one.name.rpartition(".")[2] == last]:
                 reason += (
                     f". If {alike[0]!r} is meant, both processes must import its module by one name, or give name=…"
                 )
@@ -263,7 +263,7 @@ class Executor:
 
     def ending_of(self, job: RunningJob, error: BaseException, kind: str = "exception") -> Outcome:
         """What becomes of a job whose execution raised *error*. Never raises, whatever *error* does."""
-        claim, task = job.claim, self._registry.get(job.claim.task)
+        claim, task = job.claim, self.registry.get(job.claim.task)
         policies, asked = task.options.retries if task else (), None
         try:
             match deciding(error):

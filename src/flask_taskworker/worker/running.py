@@ -234,8 +234,9 @@ class RunningJobs:
             job = RunningJob(claim, self.note_news, log_level=self._config.job_log_level, on_line=self.note_news)
             slots.running += 1
             slots.moved_at = self._loop.time()
+            execution = self._execute(job) if self._executor.registry.scope is None else self._execute_within(job)
             # What loop.create_task() comes to; that takes some time for what we do not use.
-            task = asyncio.Task(self._execute(job), loop=self._loop, name=f"taskworker-job-{claim.id}")
+            task = asyncio.Task(execution, loop=self._loop, name=f"taskworker-job-{claim.id}")
             # asyncio holds tasks weakly; see test_no_job_is_lost_to_the_garbage_collector.
             self._tasks[task] = job
             task.add_done_callback(self._on_done)
@@ -251,6 +252,11 @@ class RunningJobs:
         self._slots["sync"].overdue = len(self.hung.claims)
         self._fill("sync")
         self._on_change()
+
+    async def _execute_within(self, job: RunningJob) -> None:
+        assert self._executor.registry.scope is not None
+        with self._executor.registry.scope(job.claim):
+            await self._execute(job)
 
     async def _execute(self, job: RunningJob) -> None:
         started_at, started = self._clock(), self._loop.time()
@@ -289,6 +295,7 @@ class RunningJobs:
             return
         # The record belongs to the job, whose context the executor has taken away by now.
         set_running(job)
+        job.failure = failure
         if failure is None or not is_failure:
             level = logging.INFO if self.is_debug() else logging.DEBUG
             log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
