@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -256,3 +260,27 @@ def test_receivers_of_signals_log_outside_of_the_job(idle_worker: BackgroundTask
         idle_worker.task(name="work")(lambda: None).enqueue()
         wait_for(lambda: records.said("heard"))
     assert records.of("the.application") == ["None None None: heard"]
+
+
+@pytest.mark.parametrize("set_up", ["", "logging.basicConfig(level=logging.INFO)"])
+def test_debug_mode_shows_what_the_worker_does_once_on_a_terminal_without_logging(tmp_path: Path, set_up: str) -> None:
+    script = f"""
+import logging, sys
+from flask import Flask
+from flask_taskworker import BackgroundTaskWorker
+{set_up}
+app = Flask("shop", instance_path=sys.argv[1])
+app.debug = True
+task_worker = BackgroundTaskWorker(app)
+@task_worker.task
+async def work() -> None: ...
+task_worker.start()
+with app.app_context():
+    work.enqueue().result(timeout=30)
+task_worker.stop()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "instance"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert len(re.findall(r"job 1 \(__main__.work\) succeeded", done.stderr)) == 1
+    assert len(re.findall(r"worker \S+ works on", done.stderr)) == 1

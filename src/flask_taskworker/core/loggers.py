@@ -36,6 +36,21 @@ def get_logger(name: str) -> Logger:
     return Logger(logging.getLogger(f"flask_taskworker.{name}"), {})
 
 
+def show_on_terminal() -> None:
+    """Show the lines of this package from INFO on stderr, unless the application has set up logging.
+
+    For debug mode, as werkzeug does with its lines of requests. Harmless when repeated.
+    """
+    ours = logging.getLogger("flask_taskworker")
+    if ours.level == logging.NOTSET and not ours.hasHandlers():
+        ours.setLevel(logging.INFO)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        # Set up after all: the root's handlers show the lines then.
+        handler.addFilter(lambda _: not logging.root.handlers)
+        ours.addHandler(handler)
+
+
 def protect_libraries() -> None:
     """Make the calls of the libraries' loggers as safe as those of ours. Harmless when repeated."""
     for logger in map(logging.getLogger, LIBRARIES):

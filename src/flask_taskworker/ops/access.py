@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakSet
 
 from flask import Flask, current_app, request
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from ..core.config import TaskWorkerConfig
@@ -75,7 +76,19 @@ class Gate:
         self._told: WeakSet[Flask] = WeakSet()
 
     def admit(self, config: TaskWorkerConfig, store: Store) -> Visitor | BaseResponse:
-        """The visitor, who may have no permission at all; or what to answer instead."""
+        """The visitor, who may have no permission at all; or what to answer instead.
+
+        A callback that raises opens nothing; but ``abort(…)`` in it answers, as in any view.
+        """
+        try:
+            return self._decide(config, store)
+        except HTTPException:
+            raise
+        except Exception:
+            log.exception("The access or who callback of the dashboard raised, so nothing is shown. Repair it.")
+            return Visitor(permissions=_NOTHING, who="unknown")
+
+    def _decide(self, config: TaskWorkerConfig, store: Store) -> Visitor | BaseResponse:
         if self._access is not None:
             answer = current_app.ensure_sync(self._access)()
             if isinstance(answer, BaseResponse):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..client.threads import LoopThreads, flush_output
 from ..core.current_job import RunningJob
-from ..core.loggers import get_logger, protect_libraries
+from ..core.loggers import get_logger, protect_libraries, show_on_terminal
 from .job_log import install as install_job_log
 from .thread_bridge import OwnTask
 from .timing import DEFAULT_TIMING, Timing
@@ -186,6 +186,8 @@ class Runner:
     def _run(self, debug: bool) -> None:
         install_job_log()
         self.loop.set_debug(debug)
+        if debug:
+            show_on_terminal()
         self.loop.set_exception_handler(_on_loop_error)
         asyncio.set_event_loop(self.loop)
         self._watchdog.start()

@@ -17,6 +17,7 @@ from flask import Flask
 from ..client.client import Client
 from ..core.config import TaskWorkerConfig
 from ..core.limits import QUEUE, declared_limits
+from ..core.loggers import show_on_terminal
 from ..core.rows import LIMITED, Claim, JobRecord
 from ..core.tasks import TaskRegistry
 from ..store.driver import RowLocked
@@ -158,6 +159,7 @@ class WorkLoop:
         if not self._loop.get_debug() and self.jobs.is_debug():
             # app.run(debug=True) sets app.debug when the worker has long begun.
             self._loop.set_debug(True)
+            show_on_terminal()
         if self.writer.must_reconcile:
             await self.writer.reconcile(worker_id)
         self.jobs.start_waiting()

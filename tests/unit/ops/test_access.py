@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, redirect
+from flask import Blueprint, Flask, abort, redirect
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.test import TestResponse
 
@@ -203,6 +203,19 @@ def test_a_wrong_answer_is_reported_in_the_log(app: Flask, caplog: pytest.LogCap
     mounted(app, access=lambda: {"retyr"}).test_client().get("/tasks/")
     assert "'retyr'" in caplog.text
     assert "mail_body" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["access", "who"])
+def test_callback_that_raises_opens_nothing_and_is_logged(
+    app: Flask, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    callbacks: dict[str, Any] = {"access": lambda: True, name: lambda: 1 // 0}
+    assert mounted(app, **callbacks).test_client().get("/tasks/").status_code == 403
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_callback_may_abort_as_a_view_does(app: Flask) -> None:
+    assert mounted(app, access=lambda: abort(404)).test_client().get("/tasks/").status_code == 404
 
 
 def test_callback_may_send_visitors_to_the_login(app: Flask) -> None:
