@@ -89,15 +89,16 @@ def write(
         parts = [part, *(_attachment(a, ascii_attachments, charset_label) for a in attachments)]
         part = _multipart("mixed", 1, message, parts)
     fields = _fields(message, charset, date)
-    head = part.head + "".join(header(name, value) for name, value in fields) + "\r\n"
+    head = part.head + "".join([header(name, value) for name, value in fields.items()]) + "\r\n"
     segments = (head.encode(), *part.body)
     encoded = {id(_encode(attachment).body) for attachment in message.attachments or ()}
+    shared = [i for i, s in enumerate(segments) if id(s) in encoded and len(s) > _SHARE_ABOVE] if encoded else ()
     names = [line.partition(":")[0] for line in part.head.split("\r\n") if line and line[0] not in " \t"]
     return Written(
         segments=segments,
-        shared=frozenset(i for i, s in enumerate(segments) if id(s) in encoded and len(s) > _SHARE_ABOVE),
-        header_names=(*names, *(name for name, _ in fields)),
-        message_id=next(value for name, value in fields if name.lower() == "message-id"),
+        shared=frozenset(shared),
+        header_names=(*names, *fields),
+        message_id=fields["Message-ID"],
     )
 
 
@@ -123,9 +124,7 @@ def _body(message: Any, charset: str, mime_text: TextPart | None) -> _Part:
 
 
 def _multipart(subtype: str, level: int, message: Any, parts: Iterable[_Part]) -> _Part:
-    # It cannot be guessed, so the content need not be searched for it; and as_bytes() gives the same bytes each time.
-    token = hashlib.blake2b(str(message.msgId).encode("utf-8", "replace"), key=_SECRET, digest_size=12).hexdigest()
-    boundary = f"=_{level}_{token}"
+    boundary = f"=_{level}_{_token(str(message.msgId))}"
     body: list[bytes] = []
     before = "--"
     for part in parts:
@@ -134,6 +133,12 @@ def _multipart(subtype: str, level: int, message: Any, parts: Iterable[_Part]) -
         before = "\r\n--"
     body.append(f"\r\n--{boundary}--\r\n".encode())
     return _Part(f'Content-Type: multipart/{subtype}; boundary="{boundary}"\r\nMIME-Version: 1.0\r\n', body)
+
+
+@lru_cache(maxsize=1)
+def _token(message_id: str) -> str:
+    """It cannot be guessed, so the content is not searched for it; and as_bytes() gives the same bytes each time."""
+    return hashlib.blake2b(message_id.encode("utf-8", "replace"), key=_SECRET, digest_size=12).hexdigest()
 
 
 # ---------------------------------------------------------------- text
@@ -290,14 +295,14 @@ def file_name(name: object, *, to_ascii: bool = False) -> str:
 # ---------------------------------------------------------------- headers
 
 
-def _fields(message: Any, charset: str, date: float | None) -> list[tuple[str, str]]:
+def _fields(message: Any, charset: str, date: float | None) -> dict[str, str]:
     """The header fields in their order; those of ``extra_headers`` replace ours of the same name."""
     fields = dict(_own_fields(message, charset, date))
-    ours = {name.lower(): name for name in fields}
-    for name, value in pairs(message.extra_headers):
-        key = ours.setdefault(name.lower(), name)
-        fields[key] = value
-    return list(fields.items())
+    if message.extra_headers:
+        ours = {name.lower(): name for name in fields}
+        for name, value in pairs(message.extra_headers):
+            fields[ours.setdefault(name.lower(), name)] = value
+    return fields
 
 
 def _own_fields(message: Any, charset: str, date: float | None) -> Iterator[tuple[str, str]]:
@@ -332,10 +337,12 @@ def is_folded(text: str) -> bool:
 
 def crlf(data: bytes) -> bytes:
     """*data* with CRLF for every line end, however it was written."""
-    ends = data.count(b"\r\n")
-    if ends == data.count(b"\n") == data.count(b"\r"):
-        return data
-    return _BARE_LINE_END.sub(b"\r\n", data)
+    return data if has_only_crlf(data) else _BARE_LINE_END.sub(b"\r\n", data)
+
+
+def has_only_crlf(data: bytes) -> bool:
+    """Whether each line end is CRLF. Replacing single octets is several times as fast as counting the ends."""
+    return data == data.replace(b"\r", b"").replace(b"\n", b"\r\n")
 
 
 def check_written(data: bytes, header_names: Iterable[str] | None = None) -> None:
@@ -344,8 +351,7 @@ def check_written(data: bytes, header_names: Iterable[str] | None = None) -> Non
     Without *header_names*, for a message that writes itself, it must still be headers, and no Bcc; and its body's
     lines are measured too, which the writer here has done part by part.
     """
-    ends = data.count(b"\r\n")
-    if not ends == data.count(b"\n") == data.count(b"\r") or 0 in data:
+    if 0 in data or not has_only_crlf(data):
         raise BadHeaderError("The message holds a bare line end or NUL after it was written.")
     head = data[: data.find(b"\r\n\r\n")] if b"\r\n\r\n" in data else data
     if max(map(len, (head if header_names is not None else data).split(b"\r\n"))) > MAX_LINE:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from email import message_from_bytes, policy
 from typing import Any
@@ -208,6 +207,30 @@ def _loop_time() -> float:
 # ---------------------------------------------------------------- one app's mails
 
 
+class Place:
+    """A mail's place among those that were sent and are not recorded yet. It is given up at the end of the block."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._is_taken = self._is_over = False
+
+    def __enter__(self) -> Place:
+        return self
+
+    async def take(self) -> None:
+        """Wait for one; a mail that is sent in several transactions has one for all."""
+        if not self._is_taken:
+            await self._places.acquire()
+            self._is_taken = True
+            if self._is_over:
+                self._places.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        if self._is_taken:
+            self._places.release()
+
+
 class MailDelivery:
     """Delivers the queued mails of one app, on one loop."""
 
@@ -256,17 +279,16 @@ class MailDelivery:
         while go_on:
             before = mail
             try:
-                async with self._try(app, mail) as news:
+                with Place(self._unrecorded) as place:
+                    news = await self._try(app, mail, place)
                     mail = await self._note(app, mail, news)
             except Withdrawn as withdrawn:
                 await self._note(app, mail, verdicts(_left(mail), withdrawn.outcome))
                 raise
             await _announce(app, before, mail)
-            # The server took some recipients, and wants the others in another mail.
-            is_partial = any(reply.ending is Ending.ACCEPTED for reply in news.values()) and len(news) < len(
-                before.open
-            )
-            go_on = mail.finished_at is None and is_partial
+            # Whether the server took some recipients, and wants the others in another mail.
+            is_unfinished = mail.finished_at is None and len(news) < len(before.open)
+            go_on = is_unfinished and any(reply.ending is Ending.ACCEPTED for reply in news.values())
         return mail
 
     async def _note(self, app: Flask, mail: StoredMail, news: Mapping[str, Reply]) -> StoredMail:
@@ -297,22 +319,19 @@ class MailDelivery:
             log.warning("a queued mail waits: %s", error)
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
 
-    @asynccontextmanager
-    async def _try(self, app: Flask, mail: StoredMail) -> AsyncIterator[dict[str, Reply]]:
-        """What became of one try, which is to be recorded within the block."""
+    async def _try(self, app: Flask, mail: StoredMail, place: Place) -> dict[str, Reply]:
+        """What became of one try, which is to be recorded before *place* is given up."""
         envelope = _left(mail)
         state = app.extensions["mail"]
         if not envelope.recipients:
-            yield {}  # the process ended before the end of the mail was noted
-        elif mail.phase == "dot":
-            yield verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
-        elif (host := local_host(state, app)) is not None:
-            yield verdicts(envelope, await _give_to(host, envelope))
-        else:
-            # Since this mail was admitted, the server may have fallen silent.
-            self._transport.check()
-            async with self._sending(state, mail, envelope) as outcome:
-                yield verdicts(envelope, self._tried(outcome))
+            return {}  # the process ended before the end of the mail was noted
+        if mail.phase == "dot":
+            return verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
+        if (host := local_host(state, app)) is not None:
+            return verdicts(envelope, await _give_to(host, envelope))
+        # Since this mail was admitted, the server may have fallen silent.
+        self._transport.check()
+        return verdicts(envelope, self._tried(await self._send(state, mail, envelope, place)))
 
     def _tried(self, outcome: Receipt | Exception) -> Receipt | MailError:
         """What is to be recorded of a try. Raises Parked where the server was not reached and nothing was learnt."""
@@ -334,43 +353,35 @@ class MailDelivery:
             self._transport.note_success()
         return outcome
 
-    @asynccontextmanager
-    async def _sending(self, state: Any, mail: StoredMail, envelope: Envelope) -> AsyncIterator[Receipt | Exception]:
-        """One transaction: how it went, which is to be recorded within the block."""
-        sender = self._sender_for(state)
-        ended = asyncio.Event()
-        is_counted = is_over = False
+    async def _send(self, state: Any, mail: StoredMail, envelope: Envelope, place: Place) -> Receipt | Exception:
+        """One transaction, and how it went."""
 
         async def before_dot() -> None:
-            nonlocal is_counted
-            if not is_counted:
-                await self._unrecorded.acquire()
-                is_counted = not is_over
-                if is_over:
-                    self._unrecorded.release()
+            await place.take()
             if mail.once:
                 await self._enter_dot(mail.id)
 
-        delivery = Delivery(envelope, before_dot=before_dot, on_end=lambda _: ended.set(), is_stepwise=True)
+        def on_end(delivery: Delivery) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        sender = self._sender_for(state)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        delivery = Delivery(envelope, before_dot=before_dot, on_end=on_end, is_stepwise=True)
         sender.add((delivery,))
         try:
-            try:
-                await ended.wait()
-            except asyncio.CancelledError:
-                if delivery in sender.line:
-                    sender.line.remove(delivery)
-                    raise
-                # It is on its way: the server's word is worth a moment.
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), _LAST_WORD_S)
-                raise Withdrawn(delivery.outcome or DeliveryUnknown()) from None
-            assert delivery.outcome is not None
-            yield delivery.outcome
-        finally:
-            is_over = True
-            if is_counted:
-                is_counted = False
-                self._unrecorded.release()
+            await ended
+        except asyncio.CancelledError:
+            if delivery in sender.line:
+                sender.line.remove(delivery)
+                raise
+            # It is on its way: the server's word is worth a moment.
+            if delivery.outcome is None:
+                ended = asyncio.get_running_loop().create_future()
+                await asyncio.wait({ended}, timeout=_LAST_WORD_S)
+            raise Withdrawn(delivery.outcome or DeliveryUnknown()) from None
+        assert delivery.outcome is not None
+        return delivery.outcome
 
     def _sender_for(self, state: Any) -> SmtpSender:
         """The connections to the server that the settings name; new ones when they were changed."""

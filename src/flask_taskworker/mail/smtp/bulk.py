@@ -117,7 +117,7 @@ class BulkSending:
         if isinstance(outcome, Receipt):
             self._failed_connects, self._any_sent = 0, True
             result = result_of(mail.envelope, outcome, mail.message)
-            self._ended.append(mail._replace(envelope=None, result=result))
+            self._ended.append(Numbered(mail.number, mail.message, None, result))
             return
         assert isinstance(outcome, MailError)
         self._fail([delivery], outcome)

@@ -221,22 +221,21 @@ class SMTPConnection:
         self, begun: Transaction, commands: Sequence[Command], replies: Sequence[SMTPResponse]
     ) -> Transaction | MailError:
         """What became of a mail that was begun behind a message; NotTried unless the replies are about itself."""
+        self._reset_first = True
         try:
-            for command, response in zip(commands, replies, strict=False):
-                if response.code != CLOSING:
-                    begun.note(command, response)
+            begun.note(commands, replies)
         except OutOfStep as error:
             self.abort()
             return error
+        if begun.is_open:
+            return begun
         is_over = any(reply.code == CLOSING for reply in replies) or len(replies) < len(commands)
         if not is_over and begun.was_tried() and not begun.is_left_waiting:
-            self._reset_first = True
             return begun.error() or begun
         if not is_over and begun.is_out_of_turn:
             self.facts.stop_overlapping()
         if is_over or (begun.go_ahead is not None and begun.go_ahead.code < 400):
             self.abort()  # gone, or waiting for a message
-        self._reset_first = True
         return begun.broken_off(NotTried())
 
     async def quit(self) -> None:
@@ -274,9 +273,9 @@ class SMTPConnection:
             _add_option(options, f"SIZE={len(data)}")
         line = " ".join([f"MAIL FROM:<{envelope.sender}>", *options])
         mail = Command(f"{line}\r\n".encode(), "MAIL")
-        rcpt_options = "".join(f" {option}" for option in envelope.rcpt_options)
+        end = "".join([f" {option}" for option in envelope.rcpt_options]) + "\r\n"
         recipients = [
-            Command(f"RCPT TO:<{address}>{rcpt_options}\r\n".encode(), "RCPT", address)
+            Command(f"RCPT TO:<{address}>{end}".encode(), "RCPT", address)
             for address in envelope.recipients[: self.facts.most_recipients]
         ]
         return Transaction(envelope, data), flights(envelope, mail, recipients, together=together)
@@ -287,13 +286,10 @@ class SMTPConnection:
         except _Incomplete as incomplete:
             # What was said before the end is worth keeping, as far as it fits.
             with contextlib.suppress(OutOfStep):
-                for command, response in zip(group, incomplete.replies, strict=False):
-                    if response.code != CLOSING:
-                        transaction.note(command, response)
+                transaction.note(group, incomplete.replies)
             raise incomplete.error from None
         try:
-            for command, response in zip(group, replies, strict=True):
-                transaction.note(command, response)
+            transaction.note(group, replies)
         except OutOfStep:
             self.abort()
             raise
@@ -306,7 +302,8 @@ class SMTPConnection:
         except DialogueBroken as broken:
             replies, timed_out = broken.certain(count), broken.timed_out
             is_lost = timed_out and len(replies) == 1 < count
-        farewell = next((reply_of(reply) for reply in replies if reply.code == CLOSING), None)
+        # Nothing is read behind a farewell.
+        farewell = reply_of(replies[-1]) if replies and replies[-1].code == CLOSING else None
         if farewell is None and len(replies) == count:
             return replies
         self.abort()
@@ -330,7 +327,7 @@ class _Incomplete(Exception):
 
 def _add_option(options: list[str], option: str) -> None:
     keyword = option.partition("=")[0].upper()
-    if not any(given.upper().partition("=")[0] == keyword for given in options):
+    if keyword not in [given.upper().partition("=")[0] for given in options]:
         options.append(option)
 
 

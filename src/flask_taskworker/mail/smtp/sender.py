@@ -23,6 +23,11 @@ _TRIES = 3
 class Delivery:
     """One mail on its way: what is left to send of it, and what is decided. Ends with a Receipt or an error."""
 
+    __slots__ = (
+        *("envelope", "before_dot", "owner", "may_ride", "outcome"),
+        *("_on_end", "_is_stepwise", "_tries", "_accepted", "_refused"),
+    )
+
     def __init__(
         self,
         envelope: Envelope,
@@ -210,7 +215,7 @@ class SmtpSender:
                 is_first = False
                 if on_its_way is not None:
                     delivery, opened = on_its_way
-                    if not await _is_let_through(delivery):
+                    if delivery.before_dot is not None and not await _is_let_through(delivery, delivery.before_dot):
                         connection.abort()  # the server waits for a message that will not come
                         self._put_back(following)
                         return
@@ -273,12 +278,10 @@ def _charged(error: MailError, connection: SMTPConnection, pool: Pool) -> MailEr
     return error
 
 
-async def _is_let_through(delivery: Delivery) -> bool:
+async def _is_let_through(delivery: Delivery, before_dot: BeforeDot) -> bool:
     """Wait until the message may be sent. False, and the delivery has ended, where that failed."""
-    if delivery.before_dot is None:
-        return True
     try:
-        await delivery.before_dot()
+        await before_dot()
     except Exception as error:  # noqa: BLE001 — the delivery's owner gets it
         delivery.fail(error)
         delivery.end()

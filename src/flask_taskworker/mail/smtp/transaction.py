@@ -62,46 +62,57 @@ class Transaction:
         self.data = data
         self.accepted: list[str] = []
         self.refused: dict[str, Reply] = {}
-        self.sender: Reply | None = None
-        self.go_ahead: Reply | None = None
-        self._reset: Reply | None = None
+        self.sender: SMTPResponse | None = None
+        self.go_ahead: SMTPResponse | None = None
+        self.is_open = False
+        """Whether each command was accepted, and the server waits for the message."""
+
+        self.is_sender_refused = True
+        """Whether MAIL was not accepted."""
+
+        self._reset: SMTPResponse | None = None
         self._too_many: list[str] = []
         self._asked = 0
 
-    def note(self, command: Command, response: SMTPResponse) -> None:
-        """Take the reply to *command*. Raises OutOfStep for one that cannot be its reply."""
-        reply = reply_of(response)
-        kind = reply.code // 100
-        fits = kind in (4, 5) or (reply.code == GO_AHEAD if command.verb == "DATA" else kind == 2)
-        match command.verb:
-            case "RSET":
-                self._reset = reply
-            case "MAIL":
-                self.sender = reply
-            case "RCPT":
-                fits = fits and not (kind == 2 and self.is_sender_refused)
-                self._asked += 1
-                if kind == 2:
-                    self.accepted.append(command.address)
-                elif self.accepted and _is_too_many(reply):
-                    self._too_many.append(command.address)
-                else:
-                    self.refused[command.address] = reply
-            case "DATA":
-                self.go_ahead = reply
-        if not fits:
-            raise OutOfStep(command.line.decode("utf-8", "replace").strip(), reply.code, reply.text)
-
-    @property
-    def is_sender_refused(self) -> bool:
-        """Whether MAIL was not accepted."""
-        return self.sender is None or not 200 <= self.sender.code < 300
+    def note(self, commands: Sequence[Command], responses: Sequence[SMTPResponse]) -> None:
+        """Take the replies to *commands*, up to a farewell. Raises OutOfStep for one that cannot be its command's."""
+        for command, response in zip(commands, responses, strict=False):
+            code = response.code
+            if code == CLOSING:
+                return
+            kind = code // 100
+            fits = kind in (4, 5) or (code == GO_AHEAD if command.verb == "DATA" else kind == 2)
+            match command.verb:
+                case "RCPT":
+                    self._asked += 1
+                    if kind == 2:
+                        fits = not self.is_sender_refused
+                        self.accepted.append(command.address)
+                    elif self.accepted and _is_too_many(reply_of(response)):
+                        self._too_many.append(command.address)
+                    else:
+                        self.refused[command.address] = reply_of(response)
+                case "MAIL":
+                    self.sender = response
+                    self.is_sender_refused = kind != 2
+                case "DATA":
+                    self.go_ahead = response
+                    are_all_accepted = 0 < len(self.accepted) == len(self.envelope.recipients)
+                    self.is_open = code == GO_AHEAD and are_all_accepted and not self._is_reset_refused
+                case "RSET":
+                    self._reset = response
+            if not fits:
+                raise OutOfStep(command.line.decode("utf-8", "replace").strip(), code, reply_of(response).text)
 
     @property
     def is_useless(self) -> bool:
         """Whether no further command makes sense."""
         is_refused = self.sender is not None and self.is_sender_refused
-        return is_refused or (self._reset is not None and self._reset.code >= 400)
+        return is_refused or self._is_reset_refused
+
+    @property
+    def _is_reset_refused(self) -> bool:
+        return self._reset is not None and self._reset.code >= 400
 
     @property
     def is_full(self) -> bool:
@@ -125,21 +136,24 @@ class Transaction:
     def _answers(self) -> list[Reply]:
         """The replies, without those that only follow from a refusal before them."""
         if self.is_sender_refused:
-            return [self.sender] if self.sender is not None else []
-        go_ahead = [self.go_ahead] if self.accepted and self.go_ahead is not None else []
+            return [reply_of(self.sender)] if self.sender is not None else []
+        go_ahead = [reply_of(self.go_ahead)] if self.accepted and self.go_ahead is not None else []
         return [*self.refused.values(), *go_ahead]
 
     def error(self) -> MailError | None:
         """Why the message is not to be sent; None if the server waits for it."""
-        if self._reset is not None and self._reset.code >= 400:
+        if self.is_open:
+            return None
+        if self._reset is not None and self._is_reset_refused:
             # The envelope of the mail before may still be open.
-            return self.broken_off(ServerDisconnected(None, self._reset.code, self._reset.text))
+            reset = reply_of(self._reset)
+            return self.broken_off(ServerDisconnected(None, reset.code, reset.text))
         unordered = next(filter(_is_unordered, self._answers), None)
         if unordered is not None:
             # The server is elsewhere in the dialogue, so no reply of this transaction is about the mail.
             return OutOfStep("MAIL, RCPT, DATA", unordered.code, unordered.text)
         if self.is_sender_refused:
-            sender = self.sender or Reply(-1, "")
+            sender = Reply(-1, "") if self.sender is None else reply_of(self.sender)
             refused = SenderRefused(sender.code, sender.text, self.envelope.sender)
             # "Log in first", "start TLS first": that holds for every mail, and says nothing about this one.
             refused.of_transport = sender.code == _AUTHENTICATION_REQUIRED
@@ -149,7 +163,7 @@ class Transaction:
             error.left = self.left
             return error
         if self.go_ahead is not None and self.go_ahead.code != GO_AHEAD:
-            refusal = DataRefused(self.go_ahead.code, self.go_ahead.text)
+            refusal = DataRefused(self.go_ahead.code, reply_of(self.go_ahead).text)
             refusal.refused = self.refused
             return refusal
         return None
@@ -163,7 +177,8 @@ class Transaction:
     @property
     def is_worn(self) -> bool:
         """Whether the server takes no more mails on this connection, and perhaps on another."""
-        return self.sender is not None and (400 <= self.sender.code < 500 or _is_protocol_error(self.sender))
+        sender = self.sender
+        return sender is not None and (400 <= sender.code < 500 or _is_protocol_error(reply_of(sender)))
 
     @property
     def is_out_of_turn(self) -> bool:

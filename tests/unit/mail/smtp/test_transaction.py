@@ -19,8 +19,7 @@ def rcpt(address: str) -> Command:
 def transaction(*replies: str, addresses: str = "bc") -> Transaction:
     """A transaction after these replies to MAIL, one RCPT for each of *addresses*, and DATA."""
     made = Transaction(Envelope(sender="a@x.org", recipients=tuple(addresses), data=b""), b"")
-    for command, reply in zip((MAIL, *map(rcpt, addresses), DATA), replies, strict=False):
-        made.note(command, SMTPResponse(int(reply[:3]), reply[4:]))
+    made.note([MAIL, *map(rcpt, addresses), DATA], [SMTPResponse(int(reply[:3]), reply[4:]) for reply in replies])
     return made
 
 
@@ -62,9 +61,17 @@ def test_authentication_required_says_nothing_about_the_mail() -> None:
 
 def test_server_that_cannot_reset_is_left() -> None:
     made = Transaction(Envelope(sender="a@x.org", recipients=("b",), data=b""), b"")
-    made.note(RSET, SMTPResponse(451, "no"))
+    commands = [RSET, MAIL, rcpt("b"), DATA]
+    replies = [SMTPResponse(code, "") for code in (451, 250, 250, 354)]
+    made.note(commands, replies)
     assert made.is_useless
+    assert not made.is_open
     assert isinstance(made.error(), ServerDisconnected)
+
+
+def test_nothing_is_an_answer_from_the_farewell_on() -> None:
+    made = transaction("250 ok", "421 bye", "250 ok", "354 go")
+    assert (made.accepted, made.left, made.is_open) == ([], ("b", "c"), False)
 
 
 @pytest.mark.parametrize(
