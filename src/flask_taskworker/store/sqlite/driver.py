@@ -65,6 +65,12 @@ SPARE_SPACE = 10
 LAYING_OUT_PATIENCE = 0.1
 """Seconds to wait for the write lock, which this then holds for some 5 ms."""
 
+GIVEN_BACK_PAGES = 512
+"""Unused pages that the file is cut by at once, which holds the write lock for some 10 ms."""
+
+KEPT_PAGES = 1024
+"""Unused pages that stay in the file: 4 MB."""
+
 LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
 """A write-ahead log above this size, which a reader keeps from being cut, is warned of; again at each doubling."""
 
@@ -153,6 +159,8 @@ class SqliteDriver:
 
     def _make_ready(self, connection: sqlite3.Connection, patience: Patience) -> None:
         try:
+            # Before anything is written: a file that has tables keeps the mode that it has.
+            patiently(connection, "PRAGMA auto_vacuum = INCREMENTAL", {}, patience)
             ((mode,),) = patiently(connection, "PRAGMA journal_mode = WAL", {}, patience)
             if mode != "wal":
                 raise NotSupported(
@@ -225,7 +233,7 @@ class SqliteDriver:
                 log.warning("the write-ahead log could not be shortened: %s", error)
 
     def upkeep(self) -> None:
-        """Look at the content of the file, and copy a long write-ahead log back into it.
+        """Look at the content of the file, cut it where most of it is unused, and copy a long log back into it.
 
         SQLite up to 3.51.2 can corrupt a file when two checkpoints race with a commit that resets the log
         (sqlite.org/wal.html, "the WAL-reset bug"). So automatic checkpoints are off, and this one holds the write lock.
@@ -233,9 +241,10 @@ class SqliteDriver:
         self._beats += 1
         if self._beats % INSPECT_BEATS == 1:
             self._inspect()
-        if self._log_size() > CHECKPOINT_BYTES:
-            # A damaged file must not be made worse.
-            self._guard.check()
+        # A damaged file must not be made worse.
+        self._guard.check()
+        # What is cut off leaves the file with a checkpoint.
+        if self._cut() or self._log_size() > CHECKPOINT_BYTES:
             with (
                 sqlite_errors(self.path, self._guard),
                 PooledConnection(self.engine) as lock,
@@ -244,6 +253,24 @@ class SqliteDriver:
                 with WriteTransaction(lock, lambda: CHECKPOINT_PATIENCE):
                     ((_, pages, copied),) = worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._warn_of_reader(held_back=copied < pages)
+
+    def _cut(self) -> bool:
+        """Cut some pages off the file if more are unused than used; whether there were any.
+
+        The others stay: a queue that fills up and empties by turns need not lengthen its file each time.
+        """
+        if os.stat(self.path).st_size < KEPT_PAGES * 4096:
+            return False
+        with sqlite_errors(self.path, self._guard), PooledConnection(self.engine) as connection:
+            look = functools.partial(plainly, connection, parameters={})
+            ((pages,),), ((unused,),) = look("PRAGMA page_count"), look("PRAGMA freelist_count")
+            if unused <= max(KEPT_PAGES, pages // 2) or look("PRAGMA auto_vacuum") == [(0,)]:
+                return False
+            with WriteTransaction(connection, lambda: CHECKPOINT_PATIENCE) as run:
+                # Python takes one step of this statement, which is one page.
+                for _ in range(GIVEN_BACK_PAGES):
+                    run("PRAGMA incremental_vacuum", {})
+            return True
 
     def _lay_out_log(self) -> None:
         """Have SQLite make the log's file long, with a transaction that is not committed.

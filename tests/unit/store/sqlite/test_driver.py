@@ -614,6 +614,16 @@ def test_log_stays_short_with_a_worker_that_does_nothing_else(make_app: MakeApp,
     wait_for(lambda: path_of(app).stat().st_size > 5 * 900_000, "the log is copied into the database")
 
 
+@pytest.mark.timing(beat=0.01)
+def test_file_becomes_short_again_when_most_of_it_is_unused(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    app = make_app(TASKER_DURABILITY="normal", TASKER_QUEUES=["none"])
+    task = make_task(make_worker(app))
+    task.enqueue_many([("x" * 1000,)] * 20_000)
+    wait_for(lambda: path_of(app).stat().st_size > 20_000_000, "the file is long")
+    driver_of(app).write("DELETE FROM taskworker_job", {})
+    wait_for(lambda: path_of(app).stat().st_size < 10_000_000, "the file is cut")
+
+
 def test_log_that_an_open_reader_holds_back_is_warned_of_once(
     make_app: MakeApp, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
