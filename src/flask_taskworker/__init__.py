@@ -5,6 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .patching import patch_first
+
+patch_first()
+
 if TYPE_CHECKING:
     from .core.current_job import current_job
     from .core.jobs import Job, Reason

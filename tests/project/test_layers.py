@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "flask_taskworker"
 # From the ground up: a room may import only from the rooms above it in this list. A room is a folder, or a module at
 # the package's root; "" is the package itself.
 ROOMS = [
-    *("errors", "signals", "core", "store", "alembic"),
+    *("errors", "signals", "patching", "core", "store", "alembic"),
     *("client", "tracing", "sentry", "worker", "commands", "mail", "state", "ops"),
     *("metrics", "dashboard", "cli", "testing", "pytest_plugin", "extension", ""),
 ]
@@ -35,7 +35,7 @@ IMPURE_CALLS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today
 
 # Only these may be imported inside a function: what is not installed with the package, what stands on that, and what an
 # app pays for only when it uses it.
-OPTIONAL = {"psycopg", "flask_sqlalchemy", "pytest", "watchfiles"}
+OPTIONAL = {"psycopg", "flask_sqlalchemy", "gevent", "pytest", "watchfiles"}
 ON_DEMAND = ("store.postgresql.driver", "metrics", "tracing", "sentry", "dashboard", "testing")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import click
 from flask.cli import FlaskGroup
 
 from ..errors import NotSupported
+from ..patching import calls, is_set
 
 _LOOK = 0.05
 _LONGEST_BOOT = 60.0
@@ -35,12 +35,12 @@ def flask_command() -> str | None:
 
 def is_loading_app() -> bool:
     """Whether the ``flask`` command imports the app just now: a ``start()`` then is the module's, not the command's."""
-    return ("flask.cli", "load_app") in _calls(sys._getframe())
+    return ("flask.cli", "load_app") in calls(sys._getframe())
 
 
 def is_spawning() -> bool:
     """Whether a new process of multiprocessing ("spawn" or "forkserver") imports its parent's main module just now."""
-    return ("multiprocessing.spawn", "prepare") in _calls(sys._getframe())
+    return ("multiprocessing.spawn", "prepare") in calls(sys._getframe())
 
 
 def _patched_by_gevent() -> bool:
@@ -71,17 +71,11 @@ def check_server() -> None:
             "flask tasks run, or serve with threads (gthread)."
         )
     uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is not None and not any(_is_set(uwsgi.opt, name) for name in ("enable-threads", "threads")):
+    if uwsgi is not None and not any(is_set(uwsgi.opt, name) for name in ("enable-threads", "threads")):
         raise NotSupported(
             "uWSGI runs without threads, so a background worker would never run. Add enable-threads = true to its "
             "configuration, and lazy-apps = true, so that each of its processes loads the application itself."
         )
-
-
-def _is_set(options: dict[str | bytes, object], name: str) -> bool:
-    # uWSGI's keys and values are bytes or text, depending on its version.
-    value = options.get(name, options.get(name.encode(), False))
-    return value not in (False, None, b"false", "false", b"0", "0", b"off", "off", b"no", "no")
 
 
 def forks_later() -> bool:
@@ -94,7 +88,7 @@ def forks_later() -> bool:
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is not None:
         return not uwsgi.worker_id()
-    return ("gunicorn.arbiter", "setup") in _calls(sys._getframe())
+    return ("gunicorn.arbiter", "setup") in calls(sys._getframe())
 
 
 def after_uwsgi_fork(call: Callable[[], None]) -> None:
@@ -117,7 +111,7 @@ def when_serving(call: Callable[[], None]) -> None:
 
     Elsewhere nothing happens, and a first request must tell that this is a web process.
     """
-    if ("gunicorn.arbiter", "spawn_worker") in _calls(sys._getframe()):
+    if ("gunicorn.arbiter", "spawn_worker") in calls(sys._getframe()):
         threading.Thread(target=_call_when_gunicorn_serves, args=(call,), name="taskworker-boot", daemon=True).start()
 
 
@@ -132,9 +126,9 @@ def _call_when_gunicorn_serves(call: Callable[[], None]) -> None:
 
 
 def _gunicorn_serves() -> bool:
-    calls = list(_calls(sys._current_frames().get(threading.main_thread().ident or 0)))
+    stack = list(calls(sys._current_frames().get(threading.main_thread().ident or 0)))
     boot = ("gunicorn.workers.base", "init_process")
-    return boot in calls[1:] and calls[calls.index(boot) - 1][1] == "run"
+    return boot in stack[1:] and stack[stack.index(boot) - 1][1] == "run"
 
 
 def is_reloader_parent() -> bool:
@@ -145,11 +139,4 @@ def is_reloader_parent() -> bool:
     if "werkzeug._reloader" not in sys.modules:
         return False
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return ("werkzeug._reloader", "restart_with_reloader") in _calls(frame)
-
-
-def _calls(frame: FrameType | None) -> Iterator[tuple[str, str]]:
-    """The stack as (module, function), innermost first."""
-    while frame is not None:
-        yield frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        frame = frame.f_back
+    return ("werkzeug._reloader", "restart_with_reloader") in calls(frame)

@@ -1,7 +1,8 @@
-"""gevent: patched before the application is imported it works; patched later, everything refuses with the remedy."""
+"""gevent: it works where this package is imported after the patch, or before a server's own; else it refuses."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.smtp_server import SMTPServer
+from tests.system.processes.parent import Lab, free_port, get
 
 SOURCES = Path(__file__).parents[3] / "src"
 APP = """
@@ -52,6 +54,49 @@ def test_worker_runs_where_gevent_has_patched_first(tmp_path: Path) -> None:
 def test_start_and_enqueue_are_refused_where_gevent_patches_later(tmp_path: Path) -> None:
     said = run(tmp_path, "", PATCH)
     assert said.count("NotSupported gevent has patched this process after the application was imported") == 2
+
+
+WEB = """
+from flask import Flask
+from flask_taskworker import BackgroundTaskWorker
+app = Flask("shop", instance_path={path!r})
+task_worker = BackgroundTaskWorker(app)
+
+@task_worker.task
+def add(x, y):
+    return x + y
+
+@task_worker.task
+async def twice(x):
+    return 2 * x
+
+@app.get("/")
+def index():
+    return f"{{add.enqueue(1, 2).result(timeout=20)}} {{twice.enqueue(4).result(timeout=20)}}"
+
+task_worker.start()
+"""
+UWSGI = "uwsgi --http-socket {bind} --module web:app --gevent 20 --gevent-monkey-patch --enable-threads --master"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "gunicorn -k gevent --preload --bind {bind} web:app",
+        f"{UWSGI} --die-on-term --lazy-apps",
+        f"{UWSGI} --die-on-term",
+    ],
+)
+def test_jobs_run_under_a_server_that_patches_after_it_has_imported_the_application(lab: Lab, command: str) -> None:
+    pytest.importorskip("gevent", reason="gevent is not installed here")
+    if not (Path(sys.executable).parent / command.split()[0]).exists():
+        pytest.skip(f"{command.split()[0]} is not installed here")
+    lab.write("web", WEB.format(path=str(lab.folder / "instance")))
+    port = free_port()
+    server = lab.start(*command.format(bind=f"127.0.0.1:{port}").split())
+    assert get(port, "/") == "3 8", server.output
+    server.send(signal.SIGTERM)
+    server.wait()
 
 
 MAIL = """
