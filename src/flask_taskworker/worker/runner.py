@@ -203,7 +203,8 @@ class Runner:
         finally:
             self._watchdog.stop()
             asyncio.set_event_loop(None)
-            with suppress(OSError, RuntimeError):
+            # Where user code has closed its descriptors, each Python has an error of its own for that.
+            with suppress(Exception):
                 self.loop.close()
             _watched.discard(self)
             self._ended.set()

@@ -58,6 +58,31 @@ def test_worker_starts_again_after_stop(lab: Lab) -> None:
     child.went_well()
 
 
+def test_process_ends_after_a_job_has_ended_its_event_loop_for_good(lab: Lab) -> None:
+    path = lab.write(
+        "app", BACKGROUND, """
+        import gc
+
+        gc.disable()  # what the lost loop has held stays
+
+        @task_worker.task(name="harms")
+        async def harms():
+            if current_job.claim == 1:
+                asyncio.get_running_loop()._selector.close()
+            return "again"
+
+        task_worker.start()
+        assert harms.enqueue().result(timeout=PATIENCE) == "again"
+        task_worker.stop()
+        record("ending")
+        """,
+    )  # fmt: skip
+    child = lab.start("python", str(path))
+    assert child.wait() == 0, child.output
+    assert "the event loop cannot go on" in child.output
+    assert "Exception in thread" not in child.output
+
+
 def test_two_apps_each_run_their_own_jobs_and_a_later_one_joins(lab: Lab) -> None:
     path = lab.write(
         "app", BACKGROUND, """

@@ -342,7 +342,7 @@ class SqliteDriver:
             return opened[0]
 
         with sqlite_errors(self.path):
-            thread = ConnectionThread(connect, iter_chunk_size=64)
+            thread = ConnectionThread(connect)
             await thread
             try:
                 if os.stat(self.path).st_size + self._log_size() <= CHECKED_BYTES:
@@ -398,6 +398,11 @@ _inherited: list[Any] = []
 
 class ConnectionThread(aiosqlite.Connection):
     """aiosqlite's thread as a :class:`CallThread`: a whole transaction is one call there."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        # No process waits for it: a loop that user code has ended cannot close it. Before 0.22 it is the thread itself.
+        cast(Any, getattr(self, "_thread", self)).daemon = True
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run a call there, to its end also where the caller is cancelled."""
