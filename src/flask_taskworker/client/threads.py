@@ -99,6 +99,11 @@ class LoopThreads(ThreadPoolExecutor):
         self._daemons.shutdown()
 
 
+give_way: list[Callable[[], None]] = []
+"""How to end loops of ours that run in threads of their own. Green threads share one thread of the system, in which one
+event loop can run: it is the worker's."""
+
+
 def flush_output() -> None:
     """What was logged and written goes out; the handlers of logging are closed."""
     logging.shutdown()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from ..client.threads import LoopThreads, flush_output
+from ..client.threads import LoopThreads, flush_output, give_way
 from ..core.current_job import RunningJob
 from ..core.loggers import get_logger, protect_libraries, show_on_terminal
 from .job_log import install as install_job_log
@@ -190,8 +190,11 @@ class Runner:
             show_on_terminal()
         self.loop.set_exception_handler(_on_loop_error)
         asyncio.set_event_loop(self.loop)
-        self._watchdog.start()
         try:
+            if asyncio._get_running_loop() is not None:
+                for end in give_way:
+                    end()
+            self._watchdog.start()
             self._complete(self._all_ended.wait())
             self._complete(self._end_stray_tasks())
             if self._holding:

@@ -122,9 +122,29 @@ task_worker.stop(timeout=5)
 """
 
 
+AROUND = """
+import gevent
+
+def letter():
+    with app.app_context():
+        return bool(mail.send(Message("hello", ["a@example.org"], "text")))
+
+letter()
+on_their_way = [gevent.spawn(letter) for _ in range(3)]
+gevent.sleep(0)
+task_worker.start()
+print(ready.enqueue().result(20), *(one.get(timeout=20) for one in on_their_way), end=" ")
+"""
+
+
 @pytest.mark.parametrize(
     ("first", "said"),
-    [("", "True"), ("task_worker.start(); ready.enqueue().result(20)", "AppError Mail cannot be sent here: ")],
+    [
+        ("", "True"),
+        ("task_worker.start(); ready.enqueue().result(20)", "AppError Mail cannot be sent here: "),
+        (AROUND, "None True True True AppError Mail cannot be sent here: "),
+    ],
+    ids=["no worker", "worker first", "mail first"],
 )
 def test_mail_is_sent_or_refused_with_the_remedy_and_never_hangs(first: str, said: str, tmp_path: Path) -> None:
     pytest.importorskip("gevent", reason="gevent is not installed here")

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from ...client.threads import give_way
 from ...core.loggers import get_logger
 from ...errors import AppError
 
@@ -75,6 +76,14 @@ class Portal:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout)
 
+    def give_way(self) -> None:
+        """End the loop when the mails that are on their way have come to their end."""
+        with self._lock:
+            loop = self._loop
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(_end_of_others(), loop).result()
+            self.close()
+
     def forget(self) -> None:
         """After a fork: the thread stayed in the parent, and the loop's descriptors are shared with it."""
         # Kept, not closed: closing them here would disturb the parent's.
@@ -82,7 +91,11 @@ class Portal:
         self._reset()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        loop = self._running_loop()
+        try:
+            loop = self._running_loop()
+        except AppError:
+            work.close()
+            raise
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("Mail cannot be sent synchronously from the mail thread itself. Use the async methods.")
@@ -99,6 +112,11 @@ class Portal:
                 runs.result()
                 self._loop, self._thread = loop, thread
             return self._loop
+
+
+async def _end_of_others() -> None:
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
 
 
 def _serve(loop: asyncio.AbstractEventLoop, runs: Future[None]) -> None:
@@ -129,5 +147,6 @@ portal = Portal()
 """The one of this process."""
 
 atexit.register(portal.close)
+give_way.append(portal.give_way)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=portal.forget)
