@@ -10,6 +10,7 @@ from .patching import patch_first
 patch_first()
 
 if TYPE_CHECKING:
+    from .core.batches import Batch, BatchCounts
     from .core.current_job import current_job
     from .core.jobs import Job, Reason
     from .core.limits import Limit, Rate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .core.triggers import At, Cron, Every
     from .core.unique import Unique
     from .errors import (
+        BatchNotFound,
         CancelJob,
         JobCancelled,
         JobFailed,
@@ -37,6 +39,9 @@ __all__ = [
     "Attachment",
     "BackgroundTaskWorker",
     "BadHeaderError",
+    "Batch",
+    "BatchCounts",
+    "BatchNotFound",
     "BlockingTaskWorker",
     "Bound",
     "CancelJob",
@@ -65,11 +70,15 @@ __all__ = [
     "email_dispatched",
 ]
 
-_ERRORS = ("CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout", "LeaseLost", "RetryJob", "SnoozeJob")
+_ERRORS = (
+    *("BatchNotFound", "CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout", "LeaseLost", "RetryJob"),
+    "SnoozeJob",
+)
 _HOMES = {
     **dict.fromkeys((*_ERRORS, "TaskWorkerError"), ".errors"),
     **dict.fromkeys(("BackgroundTaskWorker", "BlockingTaskWorker"), ".extension"),
     **dict.fromkeys(("Job", "Reason"), ".core.jobs"),
+    **dict.fromkeys(("Batch", "BatchCounts"), ".core.batches"),
     "JobState": ".core.rows",
     "current_job": ".core.current_job",
     **dict.fromkeys(("Attachment", "BadHeaderError", "Connection", "Mail", "Message", "email_dispatched"), ".mail"),

@@ -23,6 +23,7 @@
     │   ├── JobFailed                        the job ended with an exception
     │   ├── JobCancelled                     the job was cancelled
     │   ├── JobNotFound (LookupError)        never existed, or pruned
+    │   ├── BatchNotFound (LookupError)      a batch that never existed, or was pruned
     │   ├── JobTimeout (TimeoutError)        no result within the caller's timeout
     │   └── LeaseLost                        another worker owns the job now
     ├── JobControl                           raised *by* a task to control its own job
@@ -169,6 +170,15 @@ class JobNotFound(JobError, LookupError):
     def of(cls, job_id: int) -> JobNotFound:
         """Name the job."""
         return cls(f"Job {job_id} never existed, or it was pruned after its time in TASKER_KEEP_*.")
+
+
+class BatchNotFound(JobError, LookupError):
+    """The batch never existed, or it was pruned after its time in TASKER_KEEP_FAILED."""
+
+    @classmethod
+    def of(cls, batch_id: int) -> BatchNotFound:
+        """Name the batch."""
+        return cls(f"Batch {batch_id} never existed, or it was pruned after its time in TASKER_KEEP_FAILED.")
 
 
 class JobTimeout(JobError, TimeoutError):

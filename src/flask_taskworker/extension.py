@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from flask import Flask, current_app, has_app_context, request_started
 
 from .client.apps import as_app
+from .client.batches import BatchBlock
 from .client.client import Client
 from .client.limits import LimitSettings
 from .client.threads import end_process
 from .commands import add_commands, tasks_command
+from .core.batches import Batch, Event
 from .core.clock import as_seconds
 from .core.codec import Codec
 from .core.config import TaskWorkerConfig
@@ -252,6 +254,33 @@ class TaskWorker:
     def get_job(self, job_id: int) -> Job[Any]:
         """The job of that number, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
         return self.state().client.job(job_id)
+
+    def batch(
+        self,
+        name: str,
+        *,
+        on_success: Bound[Any] | None = None,
+        on_failure: Bound[Any] | None = None,
+        on_end: Bound[Any] | None = None,
+        stop_on_failure: bool = False,
+        session: Any = None,
+    ) -> BatchBlock:
+        """Jobs that belong together: ``with task_worker.batch("import 7") as batch: …``, or ``async with``.
+
+        Those enqueued in the block with ``task.using(batch=batch)`` belong to it, and those that they enqueue with
+        ``current_job.batch``. ``on_success``, ``on_failure`` and ``on_end``, made by ``task.bind(…)``: stored as a
+        job when all have succeeded, when the first has failed for good, when all have ended.
+        ``stop_on_failure``: then the others are cancelled. ``session``: as in ``task.using(session=…)``, for all of it.
+        An exception in the block cancels the batch. Raises ArgumentsError, StoreError.
+        """
+        given = {"success": on_success, "failure": on_failure, "end": on_end}
+        calls: dict[Event, Any] = {event: call for event, call in given.items() if call is not None}  # type: ignore[misc]
+        batches = self.state().client.batches
+        return batches.open(name, calls, stop_on_failure=stop_on_failure, session=session)
+
+    def get_batch(self, batch_id: int) -> Batch:
+        """The batch of that number, of the current app. Raises BatchNotFound, AppError."""
+        return self.state().client.batches.get(batch_id)
 
     @property
     def limits(self) -> LimitSettings:

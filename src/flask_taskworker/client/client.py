@@ -29,8 +29,10 @@ from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegi
 from ..core.triggers import describe
 from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
 from ..store.driver import Run
+from ..store.flows import Effects, Flows
 from ..store.sql import JobEnding, Store, next_fire_ms, record_of
 from . import signalling
+from .batches import Batches
 from .origin import current_origin
 from .rows import new_job, new_jobs
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
@@ -66,6 +68,9 @@ class Client:
         self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
         self._threads = ThreadPool(_THREADS, "taskworker-client")
+        me = weakref.ref(self)
+        # A store outlives no client, and must not keep one alive.
+        store.follow = lambda effects: client.follow(effects) if (client := me()) is not None else None
         self.report_after = 5.0
         """Seconds after which the log says why a job does not run that a caller waits for without a timeout."""
 
@@ -76,7 +81,7 @@ class Client:
 
         def enqueue() -> list[Job[Any]]:
             rows = new_jobs(task, calls, options, self.store.clock(), current_origin())
-            return self._store(rows, self.store.add, options.session)
+            return self._store(rows, self.store.add, self.session_of(options))
 
         return self.traced(task.name, options.queue or task.options.queue, len(calls), enqueue)
 
@@ -85,12 +90,28 @@ class Client:
 
         def enqueue() -> list[Job[Any]]:
             now, origin = self.store.clock(), current_origin()
+            sessions = [session, *(self.session_of(call.options) for call in calls)]
             rows = [new_job(call.task, call.args, call.options, now, origin) for call in calls]
-            return self._store(rows, self.store.add_all, session)
+            return self._store(rows, self.store.add_all, next((one for one in sessions if one is not None), None))
 
         tasks = ", ".join(sorted({call.task.name for call in calls}))
         queues = ", ".join(sorted({call.options.queue or call.task.options.queue for call in calls}))
         return self.traced(tasks, queues, len(calls), enqueue)
+
+    def session_of(self, options: EnqueueOptions) -> Any:
+        """In whose transaction to store: the caller's, or that of a batch which is just made. Raises ArgumentsError."""
+        for one in (*options.after, options.batch):
+            owner = getattr(one, "_client", None)
+            if one is not None and self not in (owner, getattr(owner, "_client", None), getattr(owner, "_owner", None)):
+                raise ArgumentsError(f"{one!r} belongs to another app. Enqueue the job there.")
+            if one is not None and not one.id:
+                raise ArgumentsError(
+                    f"{one!r} is pending in a session of another database, so no job can wait for it yet. Enqueue the "
+                    "job after the commit."
+                )
+        if options.session is None and options.batch is not None:
+            return options.batch.session
+        return options.session
 
     def _store(
         self, rows: Sequence[NewJob], add: Callable[[Sequence[NewJob]], list[JobRecord]], session: Any
@@ -108,12 +129,11 @@ class Client:
             now = self.store.clock()
             row = new_job(task, call, options, now, current_origin())._replace(schedule=schedule, fire_at=now)
 
-            def body(run: Run) -> list[JobRecord]:
-                also(run)
-                return self.store.add_within(run, [row])
+            def body(flows: Flows) -> list[JobRecord]:
+                also(flows.run)
+                return self.store.add_within(flows, [row])
 
-            self.store.driver.prepare()
-            return self._announced(self.store.driver.transaction(body), [row])
+            return self._announced(self.store.change(body), [row])
 
         options = EnqueueOptions()
         return self.traced(task.name, task.options.queue, 1, enqueue)[0]
@@ -146,15 +166,28 @@ class Client:
                 self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
         return jobs
 
+    def follow(self, effects: Effects) -> None:
+        """A commit has changed other jobs than those that it was about: tell the workers, and do what was put off."""
+        while True:
+            if effects.ready or effects.admits:
+                self.wake(() if effects.admits else effects.ready)
+            self.finished(record.id for record in effects.cancelled)
+            if signals.job_cancelled.receivers and (app := self._find_app()) is not None:
+                with app.app_context():
+                    for record in effects.cancelled:
+                        signalling.send(signals.job_cancelled, app, job=Job(record, self), outcome=None)
+            if not effects.is_more:
+                return
+            effects = self.store.go_on()
+
     async def aenqueue(
         self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions
     ) -> list[Job[Any]]:
         """As :meth:`enqueue`, in a thread; with a session where the session is."""
-        if options.session is None:
+        session = self.session_of(options)
+        if session is None:
             return await self._aside(self.enqueue, task, calls, options)
-        return await self._with(
-            options.session, lambda inner: self.enqueue(task, calls, replace(options, session=inner))
-        )
+        return await self._with(session, lambda inner: self.enqueue(task, calls, replace(options, session=inner)))
 
     async def aenqueue_all(self, calls: Sequence[Bound[Any]], session: Any = None) -> list[Job[Any]]:
         """As :meth:`enqueue_all`, in a thread; with a session where the session is."""
@@ -164,6 +197,11 @@ class Client:
 
     async def _with(self, session: Any, enqueue: Callable[[Any], T]) -> T:
         return await run_within(session, enqueue) if is_async(session) else enqueue(session)
+
+    @property
+    def batches(self) -> Batches:
+        """The batches of this app."""
+        return Batches(self.store, self, self._aside)
 
     # -- in the caller's own transaction ----------------------------------------------------------------------------
 
@@ -185,9 +223,11 @@ class Client:
         rows: Sequence[NewJob],
         add: Callable[[Sequence[NewJob]], list[JobRecord]],
     ) -> list[Job[Any]]:
+        flows: Flows | None = None
         if self.shares_database(transaction):
             transaction.refuse_autocommit()
-            records = self.store.add_within(transaction.run, rows)
+            flows = self.store.flows(transaction.run)
+            records = self.store.add_within(flows, rows)
         elif transaction.session is None:
             raise ArgumentsError(
                 "The connection given as session=… is in another database than the jobs, and a connection does not say "
@@ -205,6 +245,8 @@ class Client:
             for job, record in zip(jobs, stored, strict=True):
                 job.become(record)
             self._announced(stored, rows, jobs)
+            if flows is not None and flows.effects:
+                self.follow(flows.effects)
 
         transaction.after_commit(on_commit)
         return jobs
@@ -257,10 +299,13 @@ class Client:
                 succeeded = outcome.ending is OutcomeKind.SUCCEEDED
                 if succeeded:
                     session.flush()
-                if succeeded and not self.store.finish_within(session.run, claim, outcome.result, outcome.keep):
+                flows = self.store.flows(session.run)
+                if succeeded and not self.store.finish_within(flows, claim, outcome.result, outcome.keep):
                     raise LeaseLost
             if succeeded:
                 session.commit()
+                if flows.effects:
+                    self.follow(flows.effects)
         finally:
             # After the commit there is nothing to roll back.
             session.roll_back()
@@ -371,9 +416,9 @@ class Client:
         if signal.receivers and (app := self._find_app()) is not None:
             signalling.send(signal, app, **values)
 
-    def retry(self, job_id: int) -> bool:
+    def retry(self, job_id: int, *, following: bool = False) -> bool:
         """Put a finished job back into its queue."""
-        done = self.store.retry(job_id)
+        done = self.store.retry(job_id, following=following)
         self.wake()
         return done
 

@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.batches import Batch
 from ..core.clock import to_ms
-from ..core.rows import NewJob
+from ..core.current_job import running_job
+from ..core.rows import CHILD, FAR_MS, MEMBER, WAITS, After, Member, NewJob
 from ..core.tasks import EnqueueOptions, Task
 from ..core.unique import PLAIN, Key, key_text
 from ..store.sql import to_duration_ms
@@ -45,13 +47,23 @@ def new_job(
         if key.debounce:
             run_at = now + min(key.debounce, key.at_most or key.debounce)
     marks, lane = task.lane(args, options.limit_key)
+    run_at = run_at if run_at > now else 0
+    member = after = None
+    if options.batch is not None:
+        marks |= MEMBER
+        job = running_job()
+        member = Member(options.batch.id, job.claim.id if job is not None else 0)
+    if options.after:
+        marks |= WAITS | CHILD
+        parents = {-one.id if isinstance(one, Batch) else one.id for one in options.after}
+        run_at, after = FAR_MS, After(tuple(sorted(parents)), options.when or "succeeded", run_at)
     return NewJob(
         uid=options.uid or new_uid(now),
         task=task.name,
         queue=options.queue or task.options.queue,
         kind=task.kind,
         priority=task.options.priority if options.priority is None else options.priority,
-        run_at=run_at if run_at > now else 0,
+        run_at=run_at,
         args=args,
         max_attempts=task.max_attempts,
         timeout=None if timeout is None else to_duration_ms(timeout),
@@ -62,6 +74,8 @@ def new_job(
         marks=marks,
         lane=lane,
         key=None if key is None or key.is_plain else key,
+        member=member,
+        after=after,
     )
 
 

@@ -9,14 +9,25 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import ArgumentsError, JobCancelled, LeaseLost
-from .jobs import Shown, moment
+from .batches import Batch
+from .jobs import Job, Shown, moment
 from .rows import Claim, Failure, Progress
 
 MAX_PROGRESS_TEXT = 500
 """Characters."""
+
+
+class JobFlows(Protocol):
+    """What belongs to a job."""
+
+    def of_job(self, job_id: int, uid: str) -> Batch | None:
+        """The batch that a job belongs to, or whose callback it is."""
+
+    def parents(self, job_id: int) -> list[Job[Any]]:
+        """The jobs that a job has waited for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +36,8 @@ class RunningJob:
 
     claim: Claim
     report: Callable[[RunningJob, Progress], None]
+    flows: JobFlows | None = None
+    """Where it learns of its batch and its parents."""
     cancelled: bool = False
     lost: bool = False
     releasing: bool = False
@@ -100,6 +113,18 @@ class CurrentJob:
     """The fire time that this job stands for (UTC), or None."""
     cancelled: Shown[bool] = Shown(lambda job: job._job().cancelled)
     """Whether someone asked this job to stop; seen within a beat (1 s)."""
+
+    @property
+    def batch(self) -> Batch | None:
+        """The batch that the job belongs to, or whose callback it is; None without one."""
+        job = self._job()
+        return job.flows.of_job(job.claim.id, job.claim.uid) if job.flows is not None else None
+
+    @property
+    def parents(self) -> list[Job[Any]]:
+        """The jobs that it has waited for with ``after=``, in the order of their numbers, to ask for their results."""
+        job = self._job()
+        return job.flows.parents(job.claim.id) if job.flows is not None else []
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Tell how far the job is. Cheap: it is written at most twice a second, and once at the end.

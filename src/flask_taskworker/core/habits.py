@@ -32,6 +32,13 @@ JOB_METHODS = {
     "meta": "job.progress",
 }
 
+BATCH_METHODS = {
+    **dict.fromkeys(("get", "join", "result"), "batch.wait(timeout=…)"),
+    **dict.fromkeys(("add", "enqueue", "append"), "task.using(batch=batch).enqueue(…)"),
+    **dict.fromkeys(("completed_count", "status", "failed", "pending"), "batch.counts"),
+    **dict.fromkeys(("revoke", "abort"), "batch.cancel()"),
+}
+
 WORKER_METHODS = {
     **dict.fromkeys(("enqueue", "send_task", "delay", "send", "submit"), "the_task.enqueue(…)"),
     **dict.fromkeys(("add_job", "schedule"), "the_task.schedule(Cron(…), name=…)"),
@@ -40,6 +47,8 @@ WORKER_METHODS = {
         "@task_worker.task(schedule=Cron(…))",
     ),
     **dict.fromkeys(("job", "actor"), "@task_worker.task"),
+    **dict.fromkeys(("group", "chord", "workflow"), "with task_worker.batch(name) as batch: …"),
+    "chain": "the_task.using(after=job).enqueue(…)",
     "remove_job": "task_worker.unschedule(name)",
     **dict.fromkeys(("shutdown", "close"), "task_worker.stop()"),
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cas
 from ..errors import JobNotFound
 from .clock import from_ms
 from .habits import JOB_METHODS, no_attribute
-from .rows import JobRecord, JobState, Progress, shown
+from .rows import WAITS, JobRecord, JobState, Progress, shown
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -35,8 +35,8 @@ class JobClient(Protocol):
     def cancel(self, job_id: int) -> bool:
         """Cancel, or ask the running job to stop."""
 
-    def retry(self, job_id: int) -> bool:
-        """Put a finished job back into its queue."""
+    def retry(self, job_id: int, *, following: bool = False) -> bool:
+        """Put a finished job back into its queue; with *following* also those that were cancelled because of it."""
 
     def why(self, job_id: int) -> list[Reason]:
         """What a waiting job waits for. Raises JobNotFound."""
@@ -121,8 +121,10 @@ class Job(Generic[R]):
     """The number of the current, next or last try, from 1."""
     max_attempts: Shown[int] = Shown(lambda job: job._record.max_attempts)
     """How many tries the task's policy allows."""
-    run_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.run_at))
-    """When the job is due (UTC); None where it was due at once."""
+    run_at: Shown[datetime | None] = Shown(lambda job: None if job.waits else moment(job._record.run_at))
+    """When the job is due (UTC); None where it was due at once, or waits for others."""
+    waits: Shown[bool] = Shown(lambda job: bool(job._record.marks & WAITS) and not job.state.finished)
+    """Whether the job waits for others, as ``using(after=…)`` says."""
     created_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.created_at))
     """When it was enqueued (UTC)."""
     started_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.started_at))
@@ -195,12 +197,13 @@ class Job(Generic[R]):
         """
         return self._client.cancel(self._stored_id())
 
-    def retry(self) -> bool:
+    def retry(self, *, following: bool = False) -> bool:
         """Put a failed or cancelled job back into its queue with its counters at zero; False if it is neither.
 
+        ``following=True`` also brings back the jobs that were cancelled because of it, and theirs: they wait again.
         Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
         """
-        return self._client.retry(self._stored_id())
+        return self._client.retry(self._stored_id(), following=following)
 
     def why(self) -> list[Reason]:
         """What the job waits for, each with what would end it; empty for one that runs or has ended.

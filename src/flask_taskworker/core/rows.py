@@ -15,8 +15,16 @@ Kind = Literal["sync", "async"]
 
 LIMITED = 1
 """A mark: the job belongs to a limit, and asks for room when it is due."""
+MEMBER = 2
+"""A mark: the job belongs to a batch, which counts how it ends."""
+PARENT = 4
+"""A mark: other jobs wait, or have waited, for this one."""
+WAITS = 8
+"""A mark: the job waits for others; on a job that has ended: it was cancelled while it did."""
 KEEPS = 64
 """A mark: the limit is ``hold=True``, so the job keeps its room between its tries."""
+CHILD = 256
+"""A mark: the job waits, or has waited, for others."""
 HOLDS = 128
 """A mark: the job waits for its next try and has kept its room."""
 
@@ -67,6 +75,29 @@ def read_stored(text: str, what: str) -> Any:
         raise NotDecodable(f"The stored {what} cannot be read: {error}") from error
 
 
+FAR_MS = 253_370_764_800_000
+"""The year 9999 in epoch milliseconds: a later moment leaves the calendar. A job that waits for others is due then."""
+
+
+class Member(NamedTuple):
+    """To which batch a new job belongs."""
+
+    batch: int
+    by: int
+    """The job that adds it, which may be a member, or 0."""
+
+
+class After(NamedTuple):
+    """What a new job waits for."""
+
+    parents: tuple[int, ...]
+    """The numbers of jobs, and those of batches below zero."""
+    when: str
+    """How they must have ended: "succeeded", "ended" or "failed"."""
+    run_at: int
+    """When the job is due of itself, or 0."""
+
+
 class NewJob(NamedTuple):
     """A job as it goes into the store. Times are epoch milliseconds; ``run_at`` 0 means at once."""
 
@@ -90,6 +121,19 @@ class NewJob(NamedTuple):
     """Under which key another job may stand for it. Not in the row of the job: see store/keys.py."""
     lane: str | None = None
     """Where a limited job stands in line. Not in the row of the job: see store/admission.py."""
+    member: Member | None = None
+    after: After | None = None
+    """Not in the row of the job: see store/flows.py."""
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        """What goes into the row of the job."""
+        return (*self[:_STORED], self.state)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether its row is all that there is to store."""
+        return self[_STORED:] == (None, None, None, None)
 
     @property
     def state(self) -> str:
@@ -97,6 +141,10 @@ class NewJob(NamedTuple):
         if self.run_at > self.created_at:
             return "scheduled"
         return "held" if self.marks & LIMITED else "ready"
+
+
+_STORED = NewJob._fields.index("key")
+NEW_COLUMNS = NewJob._fields[:_STORED]
 
 
 class JobRecord(NamedTuple):

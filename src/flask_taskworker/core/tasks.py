@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_args
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
+from .batches import Batch, When
 from .clock import as_timedelta, require_aware
 from .codec import Codec
 from .functions import is_in_a_variable, is_other_closure, place_of, positional_range, signature_of, task_name
@@ -83,6 +84,9 @@ class EnqueueOptions:
     latest: bool = False
     limit_key: object = None
     uid: str | None = None
+    batch: Batch | None = None
+    after: tuple[Job[Any] | Batch, ...] = ()
+    when: When | None = None
     session: Any = None
 
     def __post_init__(self) -> None:
@@ -97,6 +101,17 @@ class EnqueueOptions:
                 check_name(what, name)
         if (merging := self.merging) and merging.debounce and (self.delay or self.run_at):
             raise ArgumentsError("debounce says when the job is due. Leave delay and run_at out.")
+        if self.when is not None and (self.when not in get_args(When) or not self.after):
+            raise ArgumentsError(
+                f"when = {self.when!r:.80} is not allowed. Allowed: 'succeeded', 'ended' or 'failed', with after=…."
+            )
+        if self.after and merging:
+            raise ArgumentsError("A job that waits for others stands for no other call. Leave until, within, debounce, "
+                                 "at_most and latest out.")  # fmt: skip
+        if self.batch is not None and self.batch in self.after:
+            raise ArgumentsError("A job of a batch cannot wait for that batch: neither would ever end.")
+        if self.uid is not None and self.uid.startswith("batch:"):
+            raise ArgumentsError("A uid must not begin with 'batch:', as those of callbacks do.")
 
     @property
     def merging(self) -> Unique | None:
@@ -129,6 +144,9 @@ class Using(TypedDict, total=False):
     latest: bool
     limit_key: object
     uid: str | None
+    batch: Batch | None
+    after: Job[Any] | Batch | Sequence[Job[Any] | Batch] | None
+    when: When | None
     session: Any
 
 
@@ -283,6 +301,9 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         latest: bool = False,
         limit_key: object = None,
         uid: str | None = None,
+        batch: Batch | None = None,
+        after: Job[Any] | Batch | Sequence[Job[Any] | Batch] | None = None,
+        when: When | None = None,
         session: Any = None,
         **unknown: Never,
     ) -> Call[P, R]:
@@ -294,6 +315,9 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         ``debounce``, ``at_most`` and ``latest`` say when, as :class:`Unique` does.
         ``limit_key``: the key under the task's limit, instead of the one that its arguments give.
         ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
+        ``batch``: the batch that the job belongs to. ``after``: a job, a batch, or a list of them, that the job waits
+        for; ``when``: until they have "succeeded" (the default), "ended" in any way, or "failed". Where one ends
+        otherwise, the job is cancelled.
         ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
         exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
         """
@@ -314,6 +338,9 @@ class Task(Call[P, R], Generic[P, R, Returned]):
             latest=latest,
             limit_key=limit_key,
             uid=uid,
+            batch=_checked("batch", batch, Batch),
+            after=tuple(_checked("after", one, Job, Batch) for one in _listed(after)),
+            when=when,
             session=session,
         )
         if limit_key is not None and (self.options.limit is None or self.options.limit.key is None):
@@ -409,6 +436,17 @@ class Task(Call[P, R], Generic[P, R, Returned]):
             )
             for i, trigger in enumerate(options.schedules, 1)
         ]
+
+
+def _listed(after: Any) -> Sequence[Any]:
+    return () if after is None else after if isinstance(after, _SEQUENCES) else (after,)
+
+
+def _checked(what: str, value: Any, *kinds: type) -> Any:
+    if (value is None and what == "batch") or isinstance(value, kinds):
+        return value
+    meant = " or ".join(f"a {kind.__name__.lower()}" for kind in kinds)
+    raise ArgumentsError(f"{what} = {value!r:.100} is not allowed. Give {meant}, as enqueue() and batch() return them.")
 
 
 class Tracing(Protocol):

@@ -22,13 +22,14 @@ from ..core.tasks import TaskRegistry
 from ..core.triggers import trigger_from_text
 from ..errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from ..mail.queue.queue import DELIVER, MailQueue
-from ..store.admission import pause_queue, resume_queue, touch
+from ..store.admission import pause_queue, resume_queue
 from ..store.driver import Row, Run
+from ..store.flows import Flows
 from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
 from ..store.statements import operations as statements
-from ..store.statements.jobs import PARTS, REMOVE_ENDED_SCHEDULE, batch_of, expired_attempts
-from ..store.work import PRUNE_BATCH
+from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, batch_of
+from ..store.work import PRUNE_BATCH, remove_parts
 from .browse import Browser, Names
 from .views import JobView
 
@@ -73,7 +74,7 @@ class Operations:
         record = self._store.record(job_id)
         act = self._begin(action, f"job {job_id} ({record.task})")
         if action == "retry":
-            changed = act.write(lambda run: self._retry(run, record))
+            changed = act.write(lambda flows: self._retry(flows, record))
             self._tell(action, changed)
         else:
             changed = self._batch(act, [job_id], None)
@@ -126,7 +127,7 @@ class Operations:
         }
         fits = "true" if still is None else browse_statements.conditions(self._dialect, still)
         batch = statements.BATCH[act.action](self._dialect, fits)
-        changed = act.write(lambda run: self._touched(run, run(batch, parameters)))
+        changed = act.write(lambda flows: self._follow(flows, act.action, flows.run(batch, parameters)))
         if special := statements.SPECIAL.get(act.action):
             # Of two jobs with one unique key only one can come back, and a mail's recipients have to be opened again.
             for (job_id,) in self._read(special(self._dialect, fits), {**parameters, "mail": DELIVER}):
@@ -136,12 +137,13 @@ class Operations:
 
     def _act_alone(self, act: Act, fits: str, parameters: dict[str, Any]) -> list[Row]:
         if act.action == "restore":
-            return act.write(lambda run: self._touched(run, run(statements.restore_one(fits), parameters)))
+            one = statements.restore_one(fits)
+            return act.write(lambda flows: self._follow(flows, act.action, flows.run(one, parameters)))
 
-        def retry(run: Run) -> list[Row]:
-            if not run(statements.lock_fitting(self._dialect, fits), parameters):
+        def retry(flows: Flows) -> list[Row]:
+            if not flows.run(statements.lock_fitting(self._dialect, fits), parameters):
                 return []
-            return self._retry(run, self._store.record(parameters["job_id"]))
+            return self._retry(flows, self._store.record(parameters["job_id"]))
 
         try:
             return act.write(retry)
@@ -149,18 +151,21 @@ class Operations:
             # Those with which it is not possible are left as they are.
             return []
 
-    def _touched(self, run: Run, rows: list[Row]) -> list[Row]:
-        touch(self._dialect, run, rows)
+    def _follow(self, flows: Flows, action: str, rows: list[Row]) -> list[Row]:
+        if action in ("retry", "restore"):
+            flows.back(rows, by_rule=action == "restore")
+        else:
+            flows.changed(rows)
         return rows
 
-    def _retry(self, run: Run, record: JobRecord) -> list[Row]:
+    def _retry(self, flows: Flows, record: JobRecord) -> list[Row]:
         if record.task == BULK:
             # Permission to retry jobs is not permission to do what this one does.
             raise NotAccepted(f"Job {record.id} was a bulk action and cannot be retried. Start the action again.")
         config = getattr(self._app.extensions.get("mail"), "config", None)
         if record.task == DELIVER and isinstance(config, MailConfig) and record.state in _ENDED_BADLY:
-            MailQueue(self._app, config).reopen_within(run, record.uid)
-        return [(record.id, "ready", record.marks)] if self._store.retry_within(run, record.id) else []
+            MailQueue(self._app, config).reopen_within(flows.run, record.uid)
+        return [(record.id, "ready", record.marks)] if self._store.retry_within(flows, record.id) else []
 
     def _tell(self, action: str, rows: Sequence[Row]) -> None:
         if action in ("retry", "restore", "run"):
@@ -180,17 +185,16 @@ class Operations:
         """
         act = self._begin("purge", f"finished before {from_ms(before).isoformat(timespec='seconds')}")
 
-        def delete(run: Run, ids: Sequence[tuple[int]]) -> list[Row]:
-            gone = run(statements.purge(self._dialect), {"batch": batch_of(ids), "before": before})
-            for table in PARTS:
-                run(expired_attempts(self._dialect, table), {"batch": batch_of(gone)})
+        def delete(flows: Flows, ids: Sequence[tuple[int]]) -> list[Row]:
+            gone = flows.run(statements.purge(self._dialect), {"batch": batch_of(ids), "before": before})
+            remove_parts(self._dialect, flows.run, gone)
             return gone
 
         try:
             for ids in self._ended(before):
                 for start in range(0, len(ids), PRUNE_BATCH):
                     some = [(job_id,) for job_id in ids[start : start + PRUNE_BATCH]]
-                    yield len(act.write(lambda run, some=some: delete(run, some)))  # type: ignore[misc]
+                    yield len(act.write(lambda flows, some=some: delete(flows, some)))  # type: ignore[misc]
         finally:
             act.end()
 
@@ -211,9 +215,9 @@ class Operations:
         """Pause a queue: running jobs finish, no new jobs start."""
         parameters = {"name": name, "now": self._store.clock(), "who": self._who}
 
-        def pause(run: Run) -> list[Row]:
-            rows = run(statements.PAUSE_QUEUE, parameters)
-            pause_queue(self._dialect, run, name)
+        def pause(flows: Flows) -> list[Row]:
+            rows = flows.run(statements.PAUSE_QUEUE, parameters)
+            pause_queue(self._dialect, flows.run, name)
             return rows
 
         self._do("pause", f"queue {name}", pause)
@@ -222,9 +226,9 @@ class Operations:
     def resume_queue(self, name: str) -> bool:
         """Whether it was paused."""
 
-        def resume(run: Run) -> list[Row]:
-            rows = run(statements.RESUME_QUEUE, {"name": name})
-            resume_queue(self._dialect, run, name)
+        def resume(flows: Flows) -> list[Row]:
+            rows = flows.run(statements.RESUME_QUEUE, {"name": name})
+            resume_queue(self._dialect, flows.run, name)
             return rows
 
         if not self._do("resume", f"queue {name}", resume):
@@ -298,10 +302,10 @@ class Operations:
     def _on_schedule(self, name: str, action: str, sql: str, **parameters: Any) -> bool:
         self._schedule(name)
 
-        def body(run: Run) -> list[Row]:
-            rows = run(sql, {"name": name, **parameters})
+        def body(flows: Flows) -> list[Row]:
+            rows = flows.run(sql, {"name": name, **parameters})
             if rows and action == "skip":
-                run(REMOVE_ENDED_SCHEDULE, {"name": name})
+                flows.run(REMOVE_ENDED_SCHEDULE, {"name": name})
             return rows
 
         if not self._do(action, f"schedule {name}", body):
@@ -314,7 +318,7 @@ class Operations:
     def _begin(self, action: str, target: str) -> Act:
         return Act(self._client, self._who, action, target)
 
-    def _do(self, action: str, target: str, body: Callable[[Run], list[Row]]) -> bool:
+    def _do(self, action: str, target: str, body: Callable[[Flows], list[Row]]) -> bool:
         """An act of one transaction; whether it has changed anything. If not, it is not noted."""
         act = self._begin(action, target)
         if not act.write(body):
@@ -339,9 +343,8 @@ class Act:
         self._target = target
         self._note: int | None = None
 
-    def write(self, body: Callable[[Run], list[Row]]) -> list[Row]:
+    def write(self, body: Callable[[Flows], list[Row]]) -> list[Row]:
         """Run *body* and note how many rows it returns, in one transaction; nothing is noted of none."""
-        self._store.driver.prepare()
         for _ in range(_TRIES - 1):
             try:
                 return self._write(body)
@@ -352,12 +355,12 @@ class Act:
                     raise
         return self._write(body)
 
-    def _write(self, body: Callable[[Run], list[Row]]) -> list[Row]:
-        def noted(run: Run) -> tuple[list[Row], int | None]:
-            rows = body(run)
-            return rows, self._add(run, len(rows)) if rows else self._note
+    def _write(self, body: Callable[[Flows], list[Row]]) -> list[Row]:
+        def noted(flows: Flows) -> tuple[list[Row], int | None]:
+            rows = body(flows)
+            return rows, self._add(flows.run, len(rows)) if rows else self._note
 
-        rows, self._note = self._store.driver.transaction(noted)
+        rows, self._note = self._store.change(noted)
         self.number += len(rows)
         return rows
 

@@ -17,6 +17,8 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 Parameters = Mapping[str, Any]
 Run = Callable[[str, Parameters], list[Row]]
+Added = Callable[[Sequence[tuple[int, NewJob]]], None]
+"""Told which jobs were stored just now, under which numbers."""
 Ready = Collection[tuple[str, str]]
 """Queues with ready jobs, and the kinds of these jobs."""
 
@@ -167,8 +169,11 @@ class Driver(Protocol):
     def transaction(self, body: Callable[[Run], T]) -> T:
         """Run *body* in one write transaction."""
 
-    def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
-        """Insert many jobs without unique keys in one transaction and return their ids in order."""
+    def add_batch(self, jobs: Sequence[NewJob], also: Callable[[Run], Added] | None = None) -> list[int]:
+        """Insert many jobs without unique keys in one transaction and return their ids in order.
+
+        *also* is called before, and what it returns after that, both in the same transaction.
+        """
 
     def upkeep(self) -> None:
         """What the database needs from time to time; called once a second from a thread of each worker."""

@@ -20,6 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import TextClause
 
+from ..core.rows import FAR_MS
+
 VERSION = 1
 """The version of these tables, kept in ``taskworker_meta``."""
 
@@ -41,9 +43,6 @@ ROLLUP_FIGURES = (
 )
 
 
-LAST_MS = 253_370_764_800_000
-"""The year 9999 in epoch milliseconds: a later moment leaves the calendar."""
-
 WHERE = "where"
 """The key in an index's ``info`` under which its condition stands."""
 
@@ -59,7 +58,7 @@ def _flags(table: str, *columns: str) -> CheckConstraint:
 
 
 def _moments(table: str, *columns: str) -> CheckConstraint:
-    within = " AND ".join(f"{c} BETWEEN 0 AND {LAST_MS}" for c in columns)
+    within = " AND ".join(f"{c} BETWEEN 0 AND {FAR_MS}" for c in columns)
     return CheckConstraint(within, name=f"{table}_moments")
 
 
@@ -239,6 +238,79 @@ key = Table(
     CheckConstraint("until IN ('finished', 'started')", name="taskworker_key_until"),
     _moments("taskworker_key", "ends_at", "first_at", "last_at"),
     Index("taskworker_key_job", "job_id"),
+)
+
+# What belongs together: how many jobs, and how many of them have ended how. `sealed`: only its own jobs may add others.
+# `stop`: what waits of it is to be cancelled. `alarmed`: the last round in which a job failed. `calls`: the jobs that
+# are stored when it ends, as JSON.
+batch = Table(
+    "taskworker_batch",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False),
+    Column("sealed", Integer, nullable=False, server_default=text("0")),
+    Column("stop", Integer, nullable=False, server_default=text("0")),
+    Column("stop_on_failure", Integer, nullable=False, server_default=text("0")),
+    Column("total", Big, nullable=False, server_default=text("0")),
+    Column("ok", Big, nullable=False, server_default=text("0")),
+    Column("failed", Big, nullable=False, server_default=text("0")),
+    Column("cancelled", Big, nullable=False, server_default=text("0")),
+    Column("round", Integer, nullable=False, server_default=text("1")),
+    Column("alarmed", Integer, nullable=False, server_default=text("0")),
+    Column("calls", Text, nullable=False),
+    Column("created_at", Big, nullable=False),
+    Column("ended_at", Big),
+    Column("expires_at", Big),
+    CheckConstraint(
+        "ok >= 0 AND failed >= 0 AND cancelled >= 0 AND ok + failed + cancelled <= total AND alarmed <= round",
+        name="taskworker_batch_counts",
+    ),
+    CheckConstraint(
+        "ended_at IS NULL OR (sealed = 1 AND ok + failed + cancelled = total)", name="taskworker_batch_ended"
+    ),
+    _flags("taskworker_batch", "sealed", "stop", "stop_on_failure"),
+    _moments("taskworker_batch", "created_at", "ended_at", "expires_at"),
+    _partial("taskworker_batch_stop", "id", where="stop = 1 AND ended_at IS NULL"),
+    _partial("taskworker_batch_gone", "expires_at", where="expires_at IS NOT NULL"),
+    sqlite_autoincrement=True,
+)
+
+# Which batch a job belongs to. `state`: 0 until the batch has counted it, then as it ended: 1 succeeded, 2 failed,
+# 3 cancelled.
+member = Table(
+    "taskworker_member",
+    metadata,
+    Column("job_id", Big, primary_key=True, autoincrement=False),
+    Column("batch_id", Big, nullable=False),
+    Column("state", Integer, nullable=False, server_default=text("0")),
+    CheckConstraint("state BETWEEN 0 AND 3", name="taskworker_member_state"),
+    Index("taskworker_member_batch", "batch_id", "state", "job_id"),
+)
+
+# Which jobs wait for which: a parent below zero is a batch. `met`: 0 the parent has not ended; 1 it has, as `rule`
+# asks; 2 otherwise, and the child is to be cancelled; 3 that was done.
+edge = Table(
+    "taskworker_edge",
+    metadata,
+    Column("parent_id", Big, primary_key=True, autoincrement=False),
+    Column("child_id", Big, primary_key=True, autoincrement=False),
+    Column("rule", Text, nullable=False),
+    Column("met", Integer, nullable=False, server_default=text("0")),
+    CheckConstraint("rule IN ('succeeded', 'ended', 'failed')", name="taskworker_edge_rule"),
+    CheckConstraint("met BETWEEN 0 AND 3", name="taskworker_edge_met"),
+    Index("taskworker_edge_child", "child_id"),
+    _partial("taskworker_edge_broken", "child_id", where="met = 2"),
+)
+
+# How many of its parents a job waits for, and when it is due of itself, or 0.
+wait = Table(
+    "taskworker_wait",
+    metadata,
+    Column("job_id", Big, primary_key=True, autoincrement=False),
+    Column("needs", Integer, nullable=False),
+    Column("run_at", Big, nullable=False, server_default=text("0")),
+    CheckConstraint("needs >= 0", name="taskworker_wait_needs"),
+    _moments("taskworker_wait", "run_at"),
 )
 
 attempt = Table(

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..core.clock import MILLISECOND, to_ms
 from ..core.rows import Claim, JobRecord, JobState, NewJob
@@ -14,13 +14,15 @@ from ..core.tasks import DeclaredSchedule
 from ..core.triggers import fires_alike, trigger_to_text
 from ..core.words import MOST
 from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
-from .admission import add_permits, touch
-from .driver import Driver, Run
+from .driver import Added, Driver, Run
+from .flows import Effects, Flows
 from .keys import add_under_key
 from .statements import jobs as job_statements
 from .statements import workers as worker_statements
 from .statements.jobs import batch_of, in_pieces
 from .statements.why import why
+
+T = TypeVar("T")
 
 MAX_ID = 2**63 - 1
 _ADD_TRIES = 5
@@ -97,8 +99,36 @@ class Store:
         self.keep_failed = keep_failed
         self.timezone = timezone
         """The zone of cron expressions that name none."""
+        self.follow: Callable[[Effects], None] = lambda effects: None
+        """Called after a commit that concerns others."""
         self._add_job = job_statements.ADD_JOB
         self._add_jobs = job_statements.add_jobs(driver.dialect)
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    def flows(self, run: Run) -> Flows:
+        """What is to be told of the changes of a transaction."""
+        keep, keep_failed = to_duration_ms(self.keep_succeeded), to_duration_ms(self.keep_failed)
+        return Flows(self.driver.dialect, run, now=self.clock(), keep=keep, keep_failed=keep_failed)
+
+    def change(self, body: Callable[[Flows], T]) -> T:
+        """Run *body* in one write transaction; afterwards others are told what they have to know."""
+        value, effects = self._changed(body)
+        if effects:
+            self.follow(effects)
+        return value
+
+    def go_on(self) -> Effects:
+        """Do a piece of what was put off: see :class:`Effects`."""
+        return self._changed(lambda flows: flows.go_on())[1]
+
+    def _changed(self, body: Callable[[Flows], T]) -> tuple[T, Effects]:
+        def told(run: Run) -> tuple[T, Effects]:
+            flows = self.flows(run)
+            return body(flows), flows.effects
+
+        self.driver.prepare()
+        return self.driver.transaction(told)
 
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
@@ -136,62 +166,97 @@ class Store:
             raise NotAccepted(f"The job was not accepted. {error}") from error
 
     def _add(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        if len(jobs) == 1 and jobs[0].key is None and jobs[0].lane is None:
-            return [self._add_one(jobs[0], self.driver.write, self.driver.read)]
+        if len(jobs) == 1 and jobs[0].is_alone:
+            return [self._add_one(jobs[0], self.driver.write, self.driver.read, [])]
         if len(jobs) > 1 and all(job.unique_key is None and job.key is None for job in jobs):
-            ids = self.driver.add_batch(jobs)
-            return [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
+            return self._add_batch(jobs)
         return self._add_together(jobs)
 
-    def _add_together(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        return self.driver.transaction(lambda run: self.add_within(run, jobs))
+    def _add_batch(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        effects, changed = Effects(), list[JobRecord]()
 
-    def add_within(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        """Store jobs inside a transaction of the caller's, through *run*: in one statement, unless one is there."""
+        def also(run: Run) -> Added:
+            flows = self.flows(run)
+            flows.reserve(jobs)
+
+            def added(stored: Sequence[tuple[int, NewJob]]) -> None:
+                nonlocal effects, changed
+                flows.added(jobs, stored)
+                effects = flows.effects
+                changed = flows.records([job_id for job_id, job in stored if job.after]) if effects else []
+
+            return added
+
+        ids = self.driver.add_batch(jobs, also if any(job.marks for job in jobs) else None)
+        if effects:
+            self.follow(effects)
+        now = {record.id: record for record in changed}
+        records = [record_of(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
+        return [now.get(record.id, record) for record in records]
+
+    def _add_together(self, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        return self.change(lambda flows: self.add_within(flows, jobs))
+
+    def add_within(self, flows: Flows, jobs: Sequence[NewJob]) -> list[JobRecord]:
+        """Store jobs inside a transaction of the caller's: in one statement, unless one is there."""
+        run = flows.run
+        flows.reserve(jobs)
         ids: dict[str, int] = {}
+        new: list[tuple[int, NewJob]] = []
         plain = [job for job in jobs if job.key is None]
         if len(plain) > 1:
             for piece in in_pieces(plain, lambda job: len(job.args)):
-                batch = batch_of([(*job, job.state) for job in piece])
+                batch = batch_of([job.row for job in piece])
                 ids.update((uid, job_id) for job_id, uid in run(self._add_jobs, {"batch": batch}))
-            first = {ids[job.uid]: job for job in reversed(plain) if job.uid in ids}
-            add_permits(self.driver.dialect, run, first.items())
+            new = list({ids[job.uid]: job for job in reversed(plain) if job.uid in ids}.items())
         # In one order, against deadlocks: their keys stay locked until the commit.
         keyed = sorted((job.key.name, i) for i, job in enumerate(jobs) if job.key is not None)
-        found = {i: self._add_keyed(jobs[i], run) for _, i in keyed}
+        found = {i: self._add_keyed(jobs[i], flows, new) for _, i in keyed}
         # A uid that is there twice belongs to the first of the two.
-        return [
+        records = [
             found[i]
             if i in found
             else record_of(job, ids.pop(job.uid))
             if job.uid in ids
-            else self._add_one(job, run, run)
+            else self._add_one(job, run, run, new)
             for i, job in enumerate(jobs)
         ]
+        flows.added(jobs, new)
+        return self._as_they_are(flows, jobs, records)
 
-    def _add_keyed(self, job: NewJob, run: Run) -> JobRecord:
+    def _as_they_are(self, flows: Flows, jobs: Sequence[NewJob], records: list[JobRecord]) -> list[JobRecord]:
+        """Some wait for jobs that have ended, so they do not wait, or were cancelled."""
+        if not flows.effects:
+            return records
+        waiting = [record.id for record, job in zip(records, jobs, strict=True) if job.after is not None]
+        now = {record.id: record for record in flows.records(waiting)} if waiting else {}
+        return [now.get(record.id, record) for record in records]
+
+    def _add_keyed(self, job: NewJob, flows: Flows, new: list[tuple[int, NewJob]]) -> JobRecord:
         assert job.key is not None
+        run = flows.run
         if job.key.named:
             for row in run(job_statements.EXISTING_JOB, {"uid": job.uid, "unique_key": None}):
                 return _checked(JobRecord._make(row), job)
         return add_under_key(
-            self.driver.dialect, run, job._replace(key=None), job.key, lambda new: self._add_one(new, run, run)
+            self.driver.dialect, run, job._replace(key=None), job.key, lambda one: self._add_one(one, run, run, new)
         )
 
-    def finish_within(self, run: Run, claim: Claim, result: str | None, keep: timedelta | None) -> bool:
+    def finish_within(self, flows: Flows, claim: Claim, result: str | None, keep: timedelta | None) -> bool:
         """Record a success inside a transaction of the caller's; False if the claim was lost."""
         now = self.clock()
         expires_at = now + to_duration_ms(self.keep_succeeded if keep is None else keep)
         values = {"id": claim.id, "claim": claim.claim, "result": result, "now": now, "expires_at": expires_at}
-        rows = run(job_statements.FINISH_ONE, values)
-        touch(self.driver.dialect, run, rows)
+        rows = flows.run(job_statements.FINISH_ONE, values)
+        flows.changed(rows)
         return bool(rows)
 
-    def _add_one(self, job: NewJob, write: Run, read: Run) -> JobRecord:
+    def _add_one(self, job: NewJob, write: Run, read: Run, new: list[tuple[int, NewJob]]) -> JobRecord:
+        """Store one job, and add it to *new*; or find the one that stands for it."""
         for _ in range(_ADD_TRIES):
             rows = write(self._add_job, {**job._asdict(), "state": job.state})
             if rows:
-                add_permits(self.driver.dialect, write, [(rows[0][0], job)])
+                new.append((rows[0][0], job))
                 return record_of(job, rows[0][0])
             # The row in the way may finish, and leave the way free, before we look at it: then try again.
             found = read(job_statements.EXISTING_JOB, {"uid": job.uid, "unique_key": job.unique_key})
@@ -262,37 +327,38 @@ class Store:
 
         Raises JobNotFound.
         """
-        self.driver.prepare()
-        return self.driver.transaction(lambda run: self.cancel_within(run, job_id))
 
-    def cancel_within(self, run: Run, job_id: int) -> JobState | None:
-        """As :meth:`cancel`, inside a transaction of the caller's, through *run*."""
-        _check_id(job_id)
-        now = self.clock()
-        expires_at = now + to_duration_ms(self.keep_succeeded)
-        rows = run(job_statements.CANCEL, {"id": job_id, "now": now, "expires_at": expires_at})
-        if not rows:
-            self.record(job_id)
-            return None
-        touch(self.driver.dialect, run, [(job_id, *rows[0])])
-        return JobState(rows[0][0])
+        def cancel(flows: Flows) -> JobState | None:
+            _check_id(job_id)
+            expires_at = flows.now + to_duration_ms(self.keep_succeeded)
+            rows = flows.run(job_statements.CANCEL, {"id": job_id, "now": flows.now, "expires_at": expires_at})
+            if not rows:
+                self.record(job_id)
+                return None
+            flows.changed([(job_id, *rows[0])])
+            return JobState(rows[0][0])
 
-    def retry(self, job_id: int) -> bool:
-        """Put a failed or cancelled job back into its queue.
+        return self.change(cancel)
+
+    def retry(self, job_id: int, *, following: bool = False) -> bool:
+        """Put a failed or cancelled job back into its queue; with *following* also those that were cancelled by that.
 
         Raises JobNotFound, or NotAccepted while another unfinished job has its unique key.
         """
-        self.driver.prepare()
-        return self.driver.transaction(lambda run: self.retry_within(run, job_id))
+        return self.change(lambda flows: self.retry_within(flows, job_id, following=following))
 
-    def retry_within(self, run: Run, job_id: int) -> bool:
-        """As :meth:`retry`, inside a transaction of the caller's, through *run*."""
+    def retry_within(self, flows: Flows, job_id: int, *, following: bool = False) -> bool:
+        """As :meth:`retry`, inside a transaction of the caller's."""
         _check_id(job_id)
-        rows = run(job_statements.RETRY, {"id": job_id, "now": self.clock()})
+        rows = flows.run(job_statements.RETRY, {"id": job_id, "now": flows.now})
         if not rows:
             self._refuse_taken_key(self.record(job_id))
-        touch(self.driver.dialect, run, [(job_id, "ready", marks) for _, marks in rows])
-        return bool(rows)
+            return False
+        tail = [job_id] if following else []
+        while tail := flows.cancelled_with(tail) if tail else []:
+            rows += [row for child in tail for row in flows.run(job_statements.RETRY, {"id": child, "now": flows.now})]
+        flows.back(rows)
+        return True
 
     def _refuse_taken_key(self, job: JobRecord) -> None:
         if job.unique_key is None or job.state not in (JobState.FAILED, JobState.CANCELLED):

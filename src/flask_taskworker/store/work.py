@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from ..core.failures import group_of
 from ..core.limits import QUEUE, LaneFacts, Numbers, room
 from ..core.loggers import get_logger
-from ..core.rows import Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
+from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
 from .admission import (
@@ -30,8 +31,10 @@ from .admission import (
     touch,
 )
 from .driver import LoopLink, Row, RowLocked, RowRefused, Run
+from .flows import Effects, Flows
 from .rollups import Tally
 from .sql import Store, declare_schedule, next_fire_ms, record_of, schedule_row, to_duration_ms
+from .statements import flows as flow_statements
 from .statements import jobs as job_statements
 from .statements import limits as limit_statements
 from .statements import mails as mail_statements
@@ -137,6 +140,8 @@ class Recorded(NamedTuple):
     """The endings as they are stored: what the database refused has become a failure."""
     later: list[Ended]
     """Those whose rows another session has locked: they are to be recorded later."""
+    effects: Effects
+    """What else has changed by that."""
 
 
 class _Floor(NamedTuple):
@@ -162,8 +167,12 @@ class WorkerStore:
         self._claim_suspect = job_statements.claim_suspect(dialect)
         self._confirm = job_statements.confirm_claims(dialect)
         self._promote = job_statements.promote(dialect)
-        self._finish_succeeded = [job_statements.finish_succeeded(dialect, skip_locked=skip) for skip in (False, True)]
-        self._finish = [job_statements.finish(dialect, skip_locked=skip) for skip in (False, True)]
+        self._finish_unmarked = [job_statements.finish_succeeded(dialect), job_statements.finish(dialect)]
+        self._finish_succeeded, self._finish = (
+            [statement(dialect, marked=True, skip_locked=skip) for skip in (False, True)]
+            for statement in (job_statements.finish_succeeded, job_statements.finish)
+        )
+        self._locked_members = flow_statements.locked_members(dialect)
         self._unrecorded = job_statements.unrecorded(dialect)
         self._recorded = job_statements.recorded(dialect)
         self._add_attempts = job_statements.add_attempts(dialect)
@@ -174,7 +183,8 @@ class WorkerStore:
         self._remove_ended_schedules = job_statements.remove_ended_schedules(dialect)
         self._see_schedules = job_statements.see_schedules(dialect)
         self._expired = job_statements.expired_jobs(dialect)
-        self._expired_parts = [job_statements.expired_attempts(dialect, table) for table in job_statements.PARTS]
+        self._flows_after = (0, 0)
+        self._wrong = 0
         self._admission = Admission(dialect)
         self._looked_at = 0
         self._add_rollups = job_statements.add_rollups(dialect)
@@ -290,6 +300,31 @@ class WorkerStore:
             log.error("places in line contradicted their jobs, please report it: %s", wrong[:10])
         return len(wrong)
 
+    async def go_on(self) -> Effects:
+        """Do a piece of what was put off: see :class:`Effects`."""
+        return await self._flow(lambda flows: flows.go_on())
+
+    async def tidy_flows(self) -> tuple[int, Effects]:
+        """What batches and jobs that wait need from time to time; how many endings were not followed."""
+
+        def body(flows: Flows) -> None:
+            wrong, self._flows_after = flows.tidy(self._flows_after)
+            if wrong:
+                log.error("endings of jobs were not followed, please report it: %s", wrong[:10])
+            self._wrong = len(wrong)
+            flows.go_on()
+
+        effects = await self._flow(body)
+        return self._wrong, effects
+
+    async def _flow(self, body: Callable[[Flows], None]) -> Effects:
+        def told(run: Run) -> Effects:
+            flows = self._store.flows(run)
+            body(flows)
+            return flows.effects
+
+        return await self._link.transaction(told)
+
     async def look_again(self) -> None:
         """The clock was set back: look at all lanes."""
         await self._link.write(limit_statements.LOOK_AGAIN, {"now": self._store.clock()}, durable=False)
@@ -327,7 +362,8 @@ class WorkerStore:
 
     async def finish(self, worker_id: str, ended: Sequence[Ended]) -> Recorded:
         """Record endings, in pieces of a few megabytes. What the database refuses of one becomes a failure."""
-        book = Recorded({e.claim.id: e.outcome.ending.value for e in ended if e.outcome.recorded}, list(ended), [])
+        states = {e.claim.id: e.outcome.ending.value for e in ended if e.outcome.recorded}
+        book = Recorded(states, list(ended), [], Effects())
         waiting = [e for e in ended if not e.outcome.recorded]
         if plain := [e for e in waiting if _is_plain(e)]:
             await self._record_plain(plain, book)
@@ -351,53 +387,84 @@ class WorkerStore:
         now = ended[-1].ended_at
         # Of two tries of one job the later one counts.
         claims = {e.claim.id: e.claim.claim for e in sorted(ended, key=lambda e: e.claim.claim)}
-        parameters = {"batch": batch_of(claims), "now": now, "expires_at": now + self._keep_succeeded}
-        for skip_locked, sql in enumerate(self._finish_succeeded):
-            try:
-                rows = await self._link.write(sql, parameters)
-            except RowLocked:
-                if skip_locked:
-                    raise
-                continue
-            book.states.update(dict.fromkeys((row[0] for row in rows), OutcomeKind.SUCCEEDED.value))
-            if skip_locked:
-                await self._note_locked(ended, book)
-            return
+        parameters = {"now": now, "expires_at": now + self._keep_succeeded}
+        marked = {e.claim.id for e in ended if e.claim.marks}
+        if unmarked := {job_id: claim for job_id, claim in claims.items() if job_id not in marked}:
+            with suppress(RowLocked):
+                rows = await self._link.write(self._finish_unmarked[0], {**parameters, "batch": batch_of(unmarked)})
+                book.states.update(dict.fromkeys((row[0] for row in rows), OutcomeKind.SUCCEEDED.value))
+            # The others were fenced, are locked, or were marked while they ran.
+            claims = {job_id: claim for job_id, claim in claims.items() if job_id not in book.states}
+        if claims:
+
+            def values(locked: Collection[int]) -> dict[str, object]:
+                return {**parameters, "batch": batch_of({i: claim for i, claim in claims.items() if i not in locked})}
+
+            await self._record(self._finish_succeeded, values, [e for e in ended if e.claim.id in claims], book)
 
     async def _record_special(
         self, worker_id: str, piece: Sequence[tuple[Ended, tuple[object, ...]]], book: Recorded
     ) -> None:
-        batch = batch_of([row for _, row in piece])
-        is_simple = not any(e.outcome.failure or e.claim.marks or e.outcome.closes for e, _ in piece)
-        for skip_locked, sql in enumerate(self._finish):
+        if not any(e.outcome.failure or e.claim.marks or e.outcome.closes for e, _ in piece):
+            with suppress(RowLocked):
+                batch = batch_of([row for _, row in piece])
+                book.states.update(_states(await self._link.write(self._finish_unmarked[1], {"batch": batch})))
+            piece = [pair for pair in piece if pair[0].claim.id not in book.states]
+        if piece:
+
+            def values(locked: Collection[int]) -> dict[str, object]:
+                return {"batch": batch_of([row for e, row in piece if e.claim.id not in locked])}
+
+            ended = [e for e, _ in piece]
+            also = partial(self._note_ends, worker_id, ended)
+            await self._record(self._finish, values, ended, book, also)
+
+    async def _record(
+        self,
+        statements: Sequence[str],
+        values: Callable[[Collection[int]], dict[str, object]],
+        ended: Sequence[Ended],
+        book: Recorded,
+        also: Callable[[Run, Mapping[int, str]], None] | None = None,
+    ) -> None:
+        """Record endings and what follows from them; later those of which another session has a row locked."""
+        for skip_locked, sql in enumerate(statements):
+
+            def body(run: Run, sql: str = sql, skip_locked: int = skip_locked) -> tuple[dict[int, str], Effects]:
+                flows = self._store.flows(run)
+                # SQLite has one writer at a time.
+                locked = self._locked(run, ended) if skip_locked and self._dialect.name == "postgresql" else ()
+                rows = run(sql, values(locked))
+                if also is not None:
+                    also(run, _states(rows))
+                flows.changed(rows)
+                return _states(rows), flows.effects
+
             try:
-                if is_simple:
-                    states = _states(await self._link.write(sql, {"batch": batch}))
-                else:
-                    states = await self._link.transaction(partial(self._end, worker_id, sql, batch, piece))
+                states, effects = await self._link.transaction(body)
             except RowLocked:
-                if skip_locked:
-                    raise
-                continue
-            book.states.update(states)
+                if not skip_locked:
+                    continue
+            else:
+                book.states.update(states)
+                book.effects.add(effects)
             if skip_locked:
-                await self._note_locked([e for e, _ in piece], book)
+                await self._note_locked(ended, book)
             return
 
-    def _end(
-        self, worker_id: str, sql: str, batch: str, piece: Iterable[tuple[Ended, object]], run: Run
-    ) -> dict[int, str]:
-        rows = run(sql, {"batch": batch})
-        states = _states(rows)
-        attempts = [_attempt_row(worker_id, e) for e, _ in piece if e.outcome.failure and e.claim.id in states]
+    def _locked(self, run: Run, ended: Sequence[Ended]) -> Collection[int]:
+        batch = batch_of([(e.claim.id,) for e in ended if e.claim.marks & MEMBER])
+        return {row[0] for row in run(self._locked_members, {"batch": batch})}
+
+    def _note_ends(self, worker_id: str, ended: Iterable[Ended], run: Run, states: Mapping[int, str]) -> None:
+        """What endings leave behind besides their rows."""
+        attempts = [_attempt_row(worker_id, e) for e in ended if e.outcome.failure and e.claim.id in states]
         if attempts:
             run(self._add_attempts, {"batch": batch_of(attempts)})
-        touch(self._dialect, run, rows)
-        for e, _ in piece:
+        for e in ended:
             if e.outcome.closes and states.get(e.claim.id) == "scheduled":
                 until = e.ended_at + to_duration_ms(e.outcome.delay or timedelta(0))
                 close_lane(self._dialect, run, e.claim.id, e.claim.queue, until)
-        return states
 
     async def _record_alone(self, worker_id: str, pair: tuple[Ended, tuple[object, ...]], book: Recorded) -> None:
         """Record an ending by itself; what is refused of it is left out, and the job has failed."""
@@ -427,7 +494,9 @@ class WorkerStore:
         skip_locked = self._finish[-1]
 
         def body(run: Run) -> None:
-            self._end(worker_id, skip_locked, batch, piece, run)
+            rows = run(skip_locked, {"batch": batch})
+            self._note_ends(worker_id, [e for e, _ in piece], run, _states(rows))
+            self._store.flows(run).changed(rows)
             run(worker_statements.REMOVE_WORKER, {"id": worker_id})
 
         await self._link.transaction(body)
@@ -535,7 +604,7 @@ class WorkerStore:
         jobs = {job.uid: job for f in mine for job in f.jobs}
         made: dict[str | None, list[JobRecord]] = {}
         if jobs:
-            batch = batch_of([(*job, job.state, int(f.overlap)) for f in mine for job in f.jobs])
+            batch = batch_of([(*job.row, int(f.overlap)) for f in mine for job in f.jobs])
             rows = sorted(run(self._add_scheduled_jobs, {"batch": batch}))
             add_permits(self._dialect, run, [(job_id, jobs[uid]) for job_id, uid in rows])
             for job_id, uid in rows:
@@ -569,9 +638,7 @@ class WorkerStore:
 
         def body(run: Run) -> int:
             gone = run(self._expired, parameters)
-            if gone:
-                for statement in self._expired_parts:
-                    run(statement, {"batch": batch_of(gone)})
+            remove_parts(self._dialect, run, gone)
             return max(len(gone), prune_mails(self._store.driver.dialect, run, parameters))
 
         return await self._link.transaction(body, durable=False)
@@ -602,6 +669,15 @@ class WorkerStore:
         """(id, claim) of the jobs that the worker holds according to the store, with their marks."""
         rows = await self._link.read(worker_statements.HELD_JOBS, {"id": worker_id})
         return {(job_id, claim): marks for job_id, claim, marks in rows}
+
+
+def remove_parts(dialect: Dialect, run: Run, gone: Sequence[Row]) -> None:
+    """Delete what belongs to deleted jobs, rows of (id, marks)."""
+    marked = [row for row in gone if row[1]]
+    for some, parts in ((gone, job_statements.PARTS), (marked, job_statements.MARKED_PARTS)):
+        for table, column in parts if some else ():
+            sql = job_statements.expired_attempts(dialect, table, column)
+            run(sql, {"batch": batch_of([(row[0],) for row in some])})
 
 
 def prune_mails(dialect: Dialect, run: Run, parameters: Mapping[str, Any]) -> int:
@@ -639,7 +715,6 @@ def _is_plain(ended: Ended) -> bool:
         and outcome.keep is None
         and ended.progress is None
         and not ended.claim.failures
-        and not ended.claim.marks
     )
 
 

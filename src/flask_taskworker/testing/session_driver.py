@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..client.sessions import CallerTransaction
 from ..client.threads import ThreadPool
 from ..core.rows import NewJob
-from ..store.driver import Driver, LoopLink, Parameters, Row, Run
+from ..store.driver import Added, Driver, LoopLink, Parameters, Row, Run
 from ..store.migrations import found_version, is_ready, prepare_schema
 from ..store.statements import jobs as job_statements
 
@@ -80,10 +80,17 @@ class SessionDriver:
         """Run *body* in a savepoint."""
         return self._call(body, within_savepoint=True)
 
-    def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
+    def add_batch(self, jobs: Sequence[NewJob], also: Callable[[Run], Added] | None = None) -> list[int]:
         """Insert many jobs and return their ids in order."""
-        sql = job_statements.ADD_JOB
-        return self.transaction(lambda run: [run(sql, {**job._asdict(), "state": job.state})[0][0] for job in jobs])
+
+        def body(run: Run) -> list[int]:
+            added = also(run) if also is not None else None
+            ids = [run(job_statements.ADD_JOB, {**job._asdict(), "state": job.state})[0][0] for job in jobs]
+            if added is not None:
+                added(list(zip(ids, jobs, strict=True)))
+            return ids
+
+        return self.transaction(body)
 
     # -- a worker ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ..client.client import Client
 from ..core.loggers import get_logger
 from ..core.rows import LIMITED, Claim, OutcomeKind
 from ..errors import StoreError
+from ..store.flows import Effects
 from ..store.work import PRUNE_BATCH, WorkerStore
 from .queue_view import QueueView
 from .running import RunningJobs
@@ -74,7 +75,9 @@ class OutcomeWriter:
         self._next_report = self._next_locked = 0.0
         self._in_doubt = False
         self.healed = 0
-        """How many places in line contradicted their jobs: none, without a bug."""
+        """How many places in line, and endings, were not followed: none, without a bug."""
+        self.must_go_on = False
+        """Whether jobs are to be cancelled because of others."""
         self.must_reconcile = False
         """Whether claims may have been committed without their rows reaching the worker."""
 
@@ -91,7 +94,7 @@ class OutcomeWriter:
             return
         ended = jobs.take_ended()
         try:
-            states, ended, later = await self._work.finish(worker_id, ended)
+            states, ended, later, effects = await self._work.finish(worker_id, ended)
             if self._in_doubt:
                 # The database took them, and its answer was lost.
                 states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
@@ -116,6 +119,15 @@ class OutcomeWriter:
             self._client.wake()
         self._statistics.note(ended, states)
         self._signals.ended(ended, states)
+        self._follow(effects)
+
+    def _follow(self, effects: Effects) -> None:
+        """What has changed besides: jobs that waited for others, and callbacks of batches."""
+        if effects.ready:
+            self._client.wake(effects.ready)
+        self._view.must_admit |= effects.admits
+        self._signals.cancelled(effects.cancelled)
+        self.must_go_on |= effects.is_more
 
     async def flush_all(self, worker_id: str) -> bool:
         """Record every ending; False if the database does not take them. Then the jobs are rescued later."""
@@ -144,6 +156,9 @@ class OutcomeWriter:
     async def keep_up(self, worker_id: str) -> None:
         """Write what is to be written by now. Raises StoreError."""
         now = self._loop.time()
+        if self.must_go_on:
+            self.must_go_on = False
+            self._follow(await self._work.go_on())
         if self._jobs.reporting and now >= self._next_report:
             self._next_report = now + REPORT_INTERVAL
             self._statistics.logged(self._jobs.take_lines())
@@ -155,6 +170,9 @@ class OutcomeWriter:
             await self._scheduler.keep_up(self._work)
             if self._view.limits:
                 self.healed += await self._work.tidy_limits(self._view.declared_limits)
+            wrong, effects = await self._work.tidy_flows()
+            self.healed += wrong
+            self._follow(effects)
             # A server may have committed a claim long after the connection was lost.
             await self.reconcile(worker_id)
             self._next_cleaning = now + self._timing.cleaning_interval * random.uniform(0.8, 1.2)

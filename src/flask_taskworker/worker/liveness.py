@@ -30,7 +30,6 @@ from typing import Any
 from ..core.loggers import get_logger
 from ..core.rows import CRASHED, INTERRUPTED, JobRecord, OutcomeKind, shown
 from ..errors import SchemaError, StoreError
-from ..store.admission import touch
 from ..store.driver import Link, Other, Presence, Run
 from ..store.sql import Store, to_duration_ms
 from ..store.statements import workers as worker_statements
@@ -254,18 +253,19 @@ class Heartbeat:
         }
         statements = (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left"))
 
-        def body(run: Run) -> list[JobRecord]:
+        def body(run: Run) -> tuple[list[JobRecord], list[JobRecord]]:
+            flows = self._store.flows(run)
             swept = [JobRecord._make(row) for sql in statements for row in run(sql, parameters)]
-            touch(dialect, run, [(job.id, job.state, job.marks) for job in swept])
-            return swept
+            flows.changed([(job.id, job.state, job.marks) for job in swept])
+            return swept, flows.effects.cancelled
 
-        rescued = self._link.transaction(body)
+        rescued, cancelled = self._link.transaction(body)
         for job in rescued:
             level = logging.ERROR if job.state == OutcomeKind.FAILED else logging.WARNING
             words = "job %s (%s) is %s: its worker died; crashes: %s"
             log.log(level, words, job.id, shown(job.task), job.state, job.crashes)
         if rescued:
-            self._news.rescued(rescued)
+            self._news.rescued(rescued + cancelled)
 
 
 def _now() -> float:

@@ -18,7 +18,7 @@ from flask import Flask
 
 from .. import signals
 from ..core.config import TaskWorkerConfig
-from ..core.current_job import RunningJob, set_running
+from ..core.current_job import JobFlows, RunningJob, set_running
 from ..core.loggers import get_logger
 from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Progress
 from ..store.work import Ended
@@ -141,7 +141,9 @@ class RunningJobs:
         on_start: Callable[[Claim], None],
         may_start: Callable[[], bool],
         timing: Timing,
+        flows: JobFlows,
     ) -> None:
+        self._flows = flows
         self._executor = executor
         executor.on_overdue = self.note_overdue
         self._config = config
@@ -231,7 +233,8 @@ class RunningJobs:
         slots = self._slots[kind]
         while slots.waiting and slots.free > 0 and self._may_start():
             claim = slots.waiting.popleft()
-            job = RunningJob(claim, self.note_news, log_level=self._config.job_log_level, on_line=self.note_news)
+            job = RunningJob(claim, self.note_news, self._flows)
+            job.log_level, job.on_line = self._config.job_log_level, self.note_news
             slots.running += 1
             slots.moved_at = self._loop.time()
             execution = self._execute(job) if self._executor.registry.scope is None else self._execute_within(job)

@@ -95,6 +95,13 @@ class WorkerSignals:
             outcome = Outcome(OutcomeKind(record.state), failure=_DEATHS.get(record.failure_kind or ""))
             self._sender.announce(_SIGNALS[outcome.ending], self._find_app(), job=job, outcome=outcome)
 
+    def cancelled(self, records: Iterable[JobRecord]) -> None:
+        """These jobs waited for others, and were cancelled because of them."""
+        for record in records:
+            self._client.finished((record.id,))
+            job: Job[object] = Job(record, self._client)
+            self._sender.announce(signals.job_cancelled, self._find_app(), job=job, outcome=None)
+
     def close(self, timeout: float) -> None:
         """Send what is pending, for *timeout* seconds at most. In a thread."""
         self._sender.close(timeout)

@@ -139,6 +139,7 @@ class WorkLoop:
             on_change=on_change,
             on_start=self.signals.started,
             may_start=self._may_begin,
+            flows=self._client.batches,
             timing=self._timing,
         )
         self.work = await WorkerStore.open(self._store)
@@ -192,6 +193,8 @@ class WorkLoop:
             yield FLUSH_DELAY
         if self.jobs.locked:
             yield LOCKED_INTERVAL
+        if self.writer.must_go_on:
+            yield 0.0
         if self.signals.is_behind:
             yield CATCH_UP_INTERVAL
         if self.jobs.waiting:
@@ -371,6 +374,7 @@ class WorkLoop:
 
     def on_rescued(self, records: list[JobRecord]) -> None:
         """This worker has rescued these jobs of a dead one."""
+        self.writer.must_go_on = True
         self.signals.rescued(records)
         self.statistics.rescued(records)
         self._client.wake()

@@ -219,7 +219,7 @@ def test_atomic_ending_gives_the_room_back(lanes: Lanes) -> None:
     lanes.limit(running=1)
     lanes.hold(), lanes.hold()
     claim = lanes.run_next()
-    assert lanes.store.driver.transaction(lambda run: lanes.store.finish_within(run, claim, None, None))
+    assert lanes.store.change(lambda flows: lanes.store.finish_within(flows, claim, None, None))
     assert lanes.admit() == 1
 
 

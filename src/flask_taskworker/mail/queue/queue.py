@@ -39,8 +39,8 @@ from ...errors import (
 )
 from ...signals import email_queued, job_enqueued
 from ...store.driver import Run
+from ...store.flows import Flows
 from ...store.sql import Store, record_of, to_duration_ms
-from ...store.statements import jobs as job_statements
 from ...store.statements import mails as mail_statements
 from ...store.statements.jobs import Dialect, batch_of
 from ..compose.prepare import Prepared
@@ -103,13 +103,13 @@ class MailJob(Job[dict[str, str]]):
         """Where each recipient stands now. Raises JobNotFound when the mail was pruned, or never committed."""
         return cast(MailClient, self._client).recipients(self.uid)
 
-    def retry(self) -> bool:
+    def retry(self, *, following: bool = False) -> bool:
         """Send the mail again to all who were not accepted, after it was given up, held or cancelled; else False.
 
         For a mail that was queued with ``once=True`` and is held as unknown this is a person's decision: it may then
         arrive twice.
         """
-        return super().retry()
+        return super().retry(following=following)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +146,8 @@ class MailQueue:
     def _put(self, mails: Sequence[tuple[Any, Prepared]], options: QueueOptions) -> list[MailJob]:
         now = self._store.clock()
         rows = [self._new_mail(message, prepared, options, now) for message, prepared in mails]
-        if options.enqueue.session is not None:
-            return self._put_within(CallerTransaction(options.enqueue.session), rows)
+        if (session := self._client.session_of(options.enqueue)) is not None:
+            return self._put_within(CallerTransaction(session), rows)
         return self._announced([MailJob(record, self) for record in self._add(rows)], rows)
 
     def _new_mail(self, message: Any, prepared: Prepared, options: QueueOptions, now: int) -> NewMail:
@@ -182,10 +182,12 @@ class MailQueue:
             raise NotAccepted(f"The mail was not accepted. {error}") from error
 
     def _add_once(self, rows: Sequence[NewMail]) -> list[JobRecord]:
-        return self._store.driver.transaction(lambda run: self._insert(run, rows))
+        return self._store.change(lambda flows: self._insert(flows, rows))
 
-    def _insert(self, run: Run, rows: Sequence[NewMail]) -> list[JobRecord]:
-        dialect = self._store.driver.dialect
+    def _insert(self, flows: Flows, rows: Sequence[NewMail]) -> list[JobRecord]:
+        dialect, run = self._store.driver.dialect, flows.run
+        # First, since a batch may refuse them. Of a repeat the jobs are there, and are found.
+        records = self._store.add_within(flows, [row.job for row in rows])
         keep = to_duration_ms(self._config.keep) + to_duration_ms(self._config.expires)
         blobs = Blobs()
         add_mail, add_body = mail_statements.add_mail(), mail_statements.ADD_BODY
@@ -199,16 +201,7 @@ class MailQueue:
         blobs.store(run)
         batch = [(row.job.uid, address, i) for row in rows for i, address in enumerate(row.envelope.recipients)]
         run(mail_statements.add_recipients(dialect), {"batch": batch_of(batch)})
-        return self._add_jobs(run, [row.job for row in rows])
-
-    def _add_jobs(self, run: Run, jobs: Sequence[NewJob]) -> list[JobRecord]:
-        batch = batch_of([(*job, job.state) for job in jobs])
-        ids = {
-            uid: number for number, uid in run(job_statements.add_jobs(self._store.driver.dialect), {"batch": batch})
-        }
-        if len(ids) < len(jobs):
-            return self._store.add_within(run, jobs)  # a repeat: its jobs are there, and are found
-        return [record_of(job, ids[job.uid]) for job in jobs]
+        return records
 
     def _announced(self, jobs: list[MailJob], rows: Sequence[NewMail]) -> list[MailJob]:
         try:
@@ -222,8 +215,9 @@ class MailQueue:
         return jobs
 
     def _put_within(self, transaction: CallerTransaction, rows: Sequence[NewMail]) -> list[MailJob]:
+        flows = self._store.flows(transaction.run)
         if self._client.shares_database(transaction):
-            records = self._insert(transaction.run, rows)
+            records = self._insert(flows, rows)
         elif transaction.session is None:
             raise ArgumentsError(
                 "The connection given as session=… is in another database than the jobs, and a connection does not "
@@ -238,6 +232,8 @@ class MailQueue:
             for job, record in zip(jobs, stored, strict=True):
                 job.become(record)
             self._announced(jobs, rows)
+            if flows.effects:
+                self._client.follow(flows.effects)
 
         transaction.after_commit(on_commit)
         return jobs
@@ -279,12 +275,12 @@ class MailQueue:
         """What a waiting job waits for."""
         return self._client.why(job_id)
 
-    def retry(self, job_id: int) -> bool:
+    def retry(self, job_id: int, *, following: bool = False) -> bool:
         """Open the mail again and put its job back into the queue."""
         record = self._client.record(job_id)
         if record.state in (JobState.FAILED.value, JobState.CANCELLED.value):
             self._store.driver.transaction(lambda run: self.reopen_within(run, record.uid))
-        return self._client.retry(job_id)
+        return self._client.retry(job_id, following=following)
 
     def reopen_within(self, run: Run, uid: str) -> None:
         """Have the mail of that job go to all who were not accepted, inside a transaction of the caller's."""
@@ -455,6 +451,6 @@ class SuppressedMails:
         """It does not wait."""
         return []
 
-    def retry(self, job_id: int) -> bool:
+    def retry(self, job_id: int, *, following: bool = False) -> bool:
         """It has not failed."""
         return False

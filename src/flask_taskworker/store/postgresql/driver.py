@@ -22,8 +22,7 @@ from sqlalchemy.pool import QueuePool
 from ...core.loggers import get_logger
 from ...core.rows import NewJob
 from ...errors import ConnectionLost, NotSupported, StoreError
-from ..admission import add_permits
-from ..driver import LoopLink, Parameters, Presence, Ready, Row, Run
+from ..driver import Added, LoopLink, Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
 from ..statements.jobs import POSTGRESQL, batch_of, in_pieces
@@ -123,23 +122,22 @@ class PostgresqlDriver:
         with _Pooled(self._pool) as connection, postgresql_errors(), connection.transaction():
             return body(functools.partial(fetch, connection))
 
-    def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
+    def add_batch(self, jobs: Sequence[NewJob], also: Callable[[Run], Added] | None = None) -> list[int]:
         """Insert many jobs in one transaction and return their ids in order; a repeat finds what the first stored."""
         ids: dict[str, int] = {}
         parts = list(in_pieces(jobs, lambda job: len(job.args)))
-        batches = [batch_of([(*job, job.state) for job in part]) for part in parts]
+        batches = [batch_of([job.row for job in part]) for part in parts]
         sql = job_statements.add_jobs(POSTGRESQL)
 
-        limited = any(job.lane is not None for job in jobs)
-
         def body(run: Run) -> None:
+            added = also(run) if also is not None else None
             for batch in batches:
                 ids.update({uid: job_id for job_id, uid in run(sql, {"batch": batch})})
-            if limited:
-                # Those that were stored before have their places.
-                add_permits(POSTGRESQL, run, [(ids[job.uid], job) for job in jobs if job.uid in ids])
+            if added is not None:
+                # Those that were stored before have what belongs to them.
+                added([(ids[job.uid], job) for job in jobs if job.uid in ids])
 
-        body(self.write) if len(parts) == 1 and not limited else self.transaction(body)
+        body(self.write) if len(parts) == 1 and also is None else self.transaction(body)
         if len(ids) < len(jobs):
             for part in parts:
                 known = {"batch": batch_of([(job.uid,) for job in part])}

@@ -27,8 +27,7 @@ from sqlalchemy.pool import QueuePool
 from ...core.loggers import get_logger
 from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
-from ..admission import add_permits
-from ..driver import LoopLink, Parameters, Ready, Row, RowRefused, Run
+from ..driver import Added, LoopLink, Parameters, Ready, Row, RowRefused, Run
 from ..migrations import found_version, is_ready, prepare_schema, store_id_in
 from ..statements.jobs import SQLITE, add_alike, batch_of, in_pieces, last_number
 from .commits import Patience, PooledConnection, SharedCommit, WriteTransaction, patiently, plainly
@@ -201,22 +200,23 @@ class SqliteDriver:
         with sqlite_errors(self.path, self._guard), self._commits.transaction() as connection:
             return body(functools.partial(plainly, connection))
 
-    def add_batch(self, jobs: Sequence[NewJob]) -> list[int]:
+    def add_batch(self, jobs: Sequence[NewJob], also: Callable[[Run], Added] | None = None) -> list[int]:
         """Insert many jobs in one transaction and return their ids in order.
 
         They are numbered here, under the write lock: SQLite promises no order in which it takes rows. One statement
         for many rows takes half the time of one for each.
         """
         with sqlite_errors(self.path, self._guard), self._commits.transaction() as connection:
+            added = also(functools.partial(plainly, connection)) if also is not None else None
             ((last,),) = connection.execute(last_number()).fetchall()
             first = last + 1
             for alike in pieces(jobs):
                 batch = batch_of([(job.uid, job.args) for job in alike])
                 values = {**alike[0]._asdict(), "state": alike[0].state, "batch": batch, "first": first}
                 connection.execute(add_alike(), values)
-                numbered = zip(itertools.count(first), alike, strict=False)
-                add_permits(SQLITE, functools.partial(plainly, connection), numbered)
                 first += len(alike)
+            if added is not None:
+                added(list(zip(range(last + 1, first), jobs, strict=True)))
         self._look_after_log()
         return list(range(last + 1, first))
 
@@ -458,11 +458,11 @@ class SqliteLink:
 
 def pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
     """In order, and each of jobs that differ in uid and arguments only, and of no more than a few megabytes."""
-    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _LANE]):
+    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _KEY]):
         yield from in_pieces(alike, lambda job: len(job.args))
 
 
-_ARGS, _LANE = (NewJob._fields.index(name) for name in ("args", "lane"))
+_ARGS, _KEY = (NewJob._fields.index(name) for name in ("args", "key"))
 
 
 # -- connections -----------------------------------------------------------------------------------------------------

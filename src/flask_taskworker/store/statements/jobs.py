@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ...core.rows import HOLDS, KEEPS, LIMITED, Claim, JobRecord, NewJob
+from ...core.rows import HOLDS, KEEPS, LIMITED, NEW_COLUMNS, PARENT, Claim, JobRecord
 from ..schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
 
 T = TypeVar("T")
@@ -108,9 +108,8 @@ CLAIM = ", ".join(Claim._fields)
 _INTEGERS = frozenset(
     {"priority", "run_at", "max_attempts", "timeout", "created_at", "fire_at", "at_most_once", "marks"}
 )
-_GIVEN = (*NewJob._fields, "state")
-_GIVEN_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _GIVEN}
-_NEW = tuple(name for name in _GIVEN if name not in ("key", "lane"))
+_NEW = (*NEW_COLUMNS, "state")
+_GIVEN_TYPES: dict[str, ColumnType] = {name: "integer" if name in _INTEGERS else "text" for name in _NEW}
 _NEW_COLUMNS = ", ".join(_NEW)
 _NEW_VALUES = ", ".join(f":{name}" for name in _NEW)
 
@@ -261,7 +260,7 @@ RETRY = (
     "discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
     "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
     "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
-    f"AND other.{UNFINISHED}) RETURNING id, marks"
+    f"AND other.{UNFINISHED}) RETURNING id, state, marks"
 )
 """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
 
@@ -367,17 +366,22 @@ def promote(dialect: Dialect) -> str:
     )
 
 
-def finish_succeeded(dialect: Dialect, *, skip_locked: bool = False) -> str:
+_UNMARKED = " AND taskworker_job.marks = 0"
+
+
+def finish_succeeded(dialect: Dialect, *, marked: bool = False, skip_locked: bool = False) -> str:
     """Record the commonest ending: jobs that returned None at their first try.
 
-    *skip_locked*: rows that another session has locked are left out. It costs time, so it is the second try.
+    Without *marked* those of which a transition must see to more than the row are left out: a job may be marked while
+    it runs. *skip_locked*: rows that another session has locked are left out. It costs time, so it is the second try.
     """
     batch = dialect.pairs("id", "claim")
     past_locks = f" AND {dialect.unlocked(f'SELECT id FROM {batch} AS b')}" if skip_locked else ""
     return (
         "UPDATE taskworker_job SET state = 'succeeded', worker_id = NULL, finished_at = :now, expires_at = :expires_at "
         f"FROM {batch} AS e WHERE taskworker_job.id = e.id "
-        f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{past_locks} RETURNING taskworker_job.id"
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{'' if marked else _UNMARKED}{past_locks} "
+        f"RETURNING taskworker_job.id{', state, marks' if marked else ''}"
     )
 
 
@@ -399,12 +403,12 @@ FINISH_COLUMNS: dict[str, ColumnType] = {
 }
 
 
-def finish(dialect: Dialect, *, skip_locked: bool = False) -> str:
+def finish(dialect: Dialect, *, marked: bool = False, skip_locked: bool = False) -> str:
     """Record endings, fenced by the claim number. A job that is to run again but was asked to stop is cancelled.
 
     A late ending of a claim that was rescued, but not claimed since, still counts: it saves a duplicate. A job that
     had to run alone and has survived a try need not any more; its next crash makes it a suspect again.
-    *skip_locked*: as in :func:`finish_succeeded`.
+    *marked*, *skip_locked*: as in :func:`finish_succeeded`.
     """
     batch = dialect.batch(FINISH_COLUMNS)
     past_locks = f" AND {dialect.unlocked(f'SELECT id FROM {batch} AS b')}" if skip_locked else ""
@@ -422,7 +426,7 @@ def finish(dialect: Dialect, *, skip_locked: bool = False) -> str:
         # Said twice, where the first answer was lost, it counts one failure.
         "AND (e.failed = 0 OR NOT EXISTS (SELECT 1 FROM taskworker_attempt AS a WHERE a.job_id = e.id "
         "AND a.claim = e.claim)) "
-        f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{past_locks} "
+        f"AND taskworker_job.claim = e.claim AND {UNFINISHED}{'' if marked else _UNMARKED}{past_locks} "
         "RETURNING taskworker_job.id, taskworker_job.state, taskworker_job.marks"
     )
 
@@ -490,19 +494,30 @@ def report_progress(dialect: Dialect) -> str:
     )
 
 
+NEEDED = (
+    f"marks & {PARENT} <> 0 AND EXISTS (SELECT 1 FROM taskworker_edge AS e JOIN taskworker_job AS c "
+    f"ON c.id = e.child_id WHERE e.parent_id = taskworker_job.id AND c.{UNFINISHED})"
+)
+"""A condition: the job has children that have not ended, which may ask for its result."""
+
+
 def expired_jobs(dialect: Dialect) -> str:
-    """Delete a small batch of finished jobs whose time is over."""
-    chosen = f"SELECT id FROM taskworker_job WHERE {FINISHED} AND expires_at <= :now ORDER BY expires_at LIMIT :number"
-    return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id"
+    """Delete a small batch of finished jobs whose time is over, but for those that others need."""
+    chosen = (
+        f"SELECT id FROM taskworker_job WHERE {FINISHED} AND expires_at <= :now AND NOT ({NEEDED}) "
+        "ORDER BY expires_at LIMIT :number"
+    )
+    return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id, marks"
 
 
-PARTS = ("taskworker_attempt", "taskworker_log", "taskworker_permit", "taskworker_key")
-"""The tables that have more of a job, by ``job_id``."""
+PARTS = tuple((f"taskworker_{name}", "job_id") for name in ("attempt", "log", "permit", "key"))
+MARKED_PARTS = (("taskworker_member", "job_id"), ("taskworker_wait", "job_id"), ("taskworker_edge", "child_id"))
+"""The tables that have more of a job, and of a marked job, and the column that says of which."""
 
 
-def expired_attempts(dialect: Dialect, table: str) -> str:
+def expired_attempts(dialect: Dialect, table: str, column: str) -> str:
     """Delete what *table* has of deleted jobs."""
-    return f"DELETE FROM {table} WHERE job_id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
+    return f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)"
 
 
 # -- figures and lines -------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ...core.rows import WAITS
 from ..schema import FINISHED, UNFINISHED
-from .jobs import AS_NEW, AT_ONCE, WITHOUT_ROOM, Dialect
+from .jobs import AS_NEW, AT_ONCE, NEEDED, WITHOUT_ROOM, Dialect
 
 _KEY_FREE = (
     "(unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = "
@@ -96,10 +97,10 @@ def lock_fitting(dialect: Dialect, fits: str) -> str:
 
 
 def run(dialect: Dialect, fits: str) -> str:
-    """Have scheduled jobs run now."""
+    """Have scheduled jobs run now, but for those that wait for others."""
     return (
         f"UPDATE taskworker_job SET state = {AT_ONCE}, run_at = :now WHERE {_chosen(dialect, fits)} "
-        "AND state = 'scheduled' RETURNING id, state, marks"
+        f"AND state = 'scheduled' AND marks & {WAITS} = 0 RETURNING id, state, marks"
     )
 
 
@@ -126,8 +127,9 @@ ENDED_BEFORE = (
 
 
 def purge(dialect: Dialect) -> str:
-    """Delete the jobs of a batch that ended before ``:before``."""
-    return f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {FINISHED} AND finished_at < :before RETURNING id"
+    """Delete the jobs of a batch that ended before ``:before``, but for those that others need."""
+    fits = f"{FINISHED} AND finished_at < :before AND NOT ({NEEDED})"
+    return f"DELETE FROM taskworker_job WHERE {_chosen(dialect)} AND {fits} RETURNING id, marks"
 
 
 PAUSE_QUEUE = (

@@ -1,4 +1,4 @@
-"""Every statement that changes the state of jobs is known, since a limited job's place must follow it."""
+"""Every statement that changes the state of jobs is known, since lanes, batches and children must follow it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import flask_taskworker.store.statements
 
 FOLDER = Path(flask_taskworker.store.statements.__file__).parent
 ENQUEUE = {"jobs.ADD_JOB", "jobs.add_alike", "jobs.add_jobs", "jobs.add_scheduled_jobs"}
-"""Followed by add_permits."""
+"""Followed by Flows.added."""
 TOUCHED = {
     *("jobs.CANCEL", "jobs.RETRY", "jobs.FINISH_ONE", "jobs.promote", "jobs.finish", "workers.sweep", "keys.merge"),
+    *("flows.release", "flows.cancel_children", "flows.wait_again", "jobs.finish_succeeded"),
     *("operations.retry", "operations.cancel", "operations.discard", "operations._RESTORE", "operations.run"),
     *("limits.let_in", "limits.take_back"),
 }
-"""Followed by touch, or part of admission."""
-UNLIMITED = {"jobs._claim", "jobs.finish_succeeded"}
-"""A claim takes what is admitted; jobs with marks end through the other one."""
+"""Followed by Flows.changed, Flows.back or touch, or part of admission."""
+UNLIMITED = {"jobs._claim"}
+"""A claim takes what is admitted, and what waits for nothing."""
 
 WRITES = r"UPDATE taskworker_job SET(?:(?!WHERE)[\s\S])*?\bstate = (CASE|'|\{)|INTO taskworker_job "
 
