@@ -13,14 +13,15 @@ import psycopg
 import pytest
 from flask import Flask
 
-from flask_taskworker import BackgroundTaskWorker, Every
-from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind
+from flask_taskworker import BackgroundTaskWorker, Every, JobState, current_job
+from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind, Progress
 from flask_taskworker.store.driver import Run
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import in_pieces
 from flask_taskworker.store.work import DueSchedule, Ended, Firing, WorkerStore
 from tests.support.postgres import connect
 from tests.support.stored import counts_of, store_many
+from tests.support.waiting import wait_for
 
 T = TypeVar("T")
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -198,6 +199,35 @@ def test_locked_rows_stop_no_worker(app: Flask, idle_worker: BackgroundTaskWorke
                 assert other.enqueue().result(timeout=5) == 1
         assert running.result(timeout=20) == 7
         assert due.result(timeout=20) == 1
+
+
+def test_last_progress_is_stored_with_the_ending_where_the_row_was_locked_before(
+    app: Flask, idle_worker: BackgroundTaskWorker, url: str
+) -> None:
+    go_on, gate = asyncio.Event(), asyncio.Event()
+
+    @idle_worker.task
+    async def counts(done: int) -> None:
+        if done == 9:
+            await go_on.wait()
+        current_job.progress(done)
+        await gate.wait()
+
+    with app.app_context():
+        idle_worker.start()
+        job = counts.enqueue(9)
+        wait_for(lambda: job.refresh().state is JobState.RUNNING)
+        (worker,) = idle_worker.workers()
+        with row_lock(url, "taskworker_job", "id", job.id):
+            worker._loop.call_soon_threadsafe(go_on.set)
+            wait_for(lambda: [one.reported for _, one in worker.running_jobs()] == [Progress(9)])
+            wait_for(lambda: not worker.work_loop.jobs.reporting, "the worker has taken it")
+            later = counts.enqueue(1)
+            wait_for(lambda: later.refresh().progress, "what is reported later is stored")
+        assert job.refresh().progress is None
+        worker._loop.call_soon_threadsafe(gate.set)
+        job.result(timeout=20)
+        assert job.refresh().progress == Progress(9)
 
 
 def test_rescue_leaves_a_locked_row_and_takes_the_others(

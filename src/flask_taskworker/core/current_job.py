@@ -48,6 +48,8 @@ class RunningJob:
     """What went wrong, once its ending is logged."""
     thread: int | None = None
     """The thread that runs a sync job."""
+    reported: Progress | None = None
+    """Its last progress."""
     log_level: float = math.inf
     """The lowest level of the log records that are kept with it."""
     on_line: Callable[[RunningJob], None] | None = None

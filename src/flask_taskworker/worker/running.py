@@ -268,11 +268,12 @@ class RunningJobs:
         self._slots[job.claim.kind].learn(seconds)
         job.ended = True
         self._logging.pop(job, None)
-        progress = self._reports.pop(job, None)
+        self._reports.pop(job, None)
         if job.releasing:
             # Its thread has returned before the release of its claim was recorded.
             self.ended = [e for e in self.ended if e.claim is not job.claim]
-        self._note(Ended(job.claim, outcome, started_at, self._clock(), progress, lines_of(job)))
+        # Again, should it be stored by now: where another session had locked the row, it is not.
+        self._note(Ended(job.claim, outcome, started_at, self._clock(), job.reported, lines_of(job)))
         self._log(job, outcome, seconds)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
@@ -337,7 +338,7 @@ class RunningJobs:
         """A job has progress, or a log line, to be stored. From any thread: each assignment is atomic."""
         is_first = not self.reporting
         if progress is not None:
-            self._reports[job] = progress
+            self._reports[job] = job.reported = progress
         else:
             self._logging[job] = True
         if is_first:
