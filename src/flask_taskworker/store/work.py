@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from ..core.failures import group_of
@@ -364,10 +364,15 @@ class WorkerStore:
         """Record endings, in pieces of a few megabytes. What the database refuses of one becomes a failure."""
         states = {e.claim.id: e.outcome.ending.value for e in ended if e.outcome.recorded}
         book = Recorded(states, list(ended), [], Effects())
-        waiting = [e for e in ended if not e.outcome.recorded]
-        if plain := [e for e in waiting if _is_plain(e)]:
+        plain: list[Ended] = []
+        special: list[tuple[Ended, tuple[object, ...]]] = []
+        for e in ended:
+            if _is_plain(e):
+                plain.append(e)
+            elif not e.outcome.recorded:
+                special.append((e, self._finish_row(e)))
+        if plain:
             await self._record_plain(plain, book)
-        special = [(e, self._finish_row(e)) for e in waiting if not _is_plain(e)]
         for piece in in_pieces(special, lambda pair: _size(pair[1])):
             try:
                 await self._record_special(worker_id, piece, book)
@@ -386,7 +391,7 @@ class WorkerStore:
     async def _record_plain(self, ended: Sequence[Ended], book: Recorded) -> None:
         now = ended[-1].ended_at
         # Of two tries of one job the later one counts.
-        claims = {e.claim.id: e.claim.claim for e in sorted(ended, key=lambda e: e.claim.claim)}
+        claims = {e.claim.id: e.claim.claim for e in sorted(ended, key=attrgetter("claim.claim"))}
         parameters = {"now": now, "expires_at": now + self._keep_succeeded}
         marked = {e.claim.id for e in ended if e.claim.marks}
         if unmarked := {job_id: claim for job_id, claim in claims.items() if job_id not in marked}:
@@ -711,6 +716,7 @@ def _is_plain(ended: Ended) -> bool:
     outcome = ended.outcome
     return (
         outcome.ending is OutcomeKind.SUCCEEDED
+        and not outcome.recorded
         and outcome.result is None
         and outcome.keep is None
         and ended.progress is None

@@ -159,10 +159,11 @@ class Executor:
                 else:
                     async with asyncio.timeout(limit / 1000) as scope:
                         value = await task.function(*args, **kwargs)
-            # The task has returned: to cancel it is too late.
-            with suppress(asyncio.CancelledError):
-                while self._encoded > MOST_ENCODED:  # noqa: ASYNC110 - each waits for its turn, not for an event
-                    await asyncio.sleep(0)
+            if self._encoded > MOST_ENCODED:
+                # The task has returned: to cancel it is too late.
+                with suppress(asyncio.CancelledError):
+                    while self._encoded > MOST_ENCODED:  # noqa: ASYNC110 - each waits for its turn, not for an event
+                        await asyncio.sleep(0)
             outcome = self._succeeded(task, value)
             if outcome.result is not None and len(outcome.result) > LARGE:
                 self._encoded += len(outcome.result)

@@ -106,15 +106,17 @@ class OutcomeWriter:
         if later:
             jobs.locked += later
             self._next_locked = self._loop.time() + LOCKED_INTERVAL
-        if any(e.claim.marks & LIMITED for e in ended):
+        # Most say nothing more: they cost one look.
+        telling = [e for e in ended if e.claim.marks or e.outcome.ending is not OutcomeKind.SUCCEEDED]
+        if any(e.claim.marks & LIMITED for e in telling):
             # There is room for others now.
             self._view.must_admit = True
         if ready := self._view.limited_queues(e.claim.queue for e in ended):
             self._client.wake(ready)
-        if any(e.outcome.delay is not None for e in ended):
+        if any(e.outcome.delay is not None for e in telling):
             # One of them may be due before anything that is known.
             self._view.must_look = True
-        if any(e.outcome.ending is OutcomeKind.RELEASED for e in ended):
+        if any(e.outcome.ending is OutcomeKind.RELEASED for e in telling):
             # Another worker may have a slot for them now.
             self._client.wake()
         self._statistics.note(ended, states)

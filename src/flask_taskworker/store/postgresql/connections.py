@@ -44,20 +44,24 @@ LAST_PATIENCE = 1.0
 class PatientConnection(psycopg.Connection[Any]):
     """A connection that gives up on a server that does not answer."""
 
-    answer_within: Callable[[], float] = staticmethod(lambda: math.inf)
-    """Seconds; asked while it waits, since a stop shortens it."""
+    answer_within: Callable[[], float] | None = None
+    """Seconds; asked while it waits, since a stop shortens it. Without, it waits for as long as it takes."""
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         """See *gen*, one of psycopg's exchanges with the server, through."""
-        return super().wait(self._within(gen, time.monotonic()), *args, **options)
+        if self.answer_within is not None:
+            gen = self._within(gen, self.answer_within, time.monotonic())
+        return super().wait(gen, *args, **options)
 
-    def _within(self, gen: Generator[Any, Any, T], began: float) -> Generator[Any, Any, T]:
+    def _within(
+        self, gen: Generator[Any, Any, T], answer_within: Callable[[], float], began: float
+    ) -> Generator[Any, Any, T]:
         try:
             wanted = next(gen)
             while True:
                 # Nothing, several times a second, while the server is silent.
                 ready = yield wanted
-                if not ready and (waited := time.monotonic() - began) > self.answer_within():
+                if not ready and (waited := time.monotonic() - began) > answer_within():
                     self.pgconn.finish()
                     raise psycopg.OperationalError(f"the server has not answered for {waited:.0f} s")
                 wanted = gen.send(ready)
@@ -275,7 +279,8 @@ def in_words(error: BaseException) -> str:
 def fetch(connection: psycopg.Connection[Any], sql: str, parameters: Parameters) -> list[Row]:
     """Run one statement, and return its rows if it has any."""
     cursor = connection.execute(cast(Any, _in_psycopg(sql)), parameters)
-    return cursor.fetchall() if cursor.description else []
+    # Not its description, which psycopg would make for each statement.
+    return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
 
 
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")

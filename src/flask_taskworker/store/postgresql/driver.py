@@ -7,7 +7,6 @@ machines are woken by NOTIFY.
 from __future__ import annotations
 
 import functools
-import math
 import os
 import sys
 import threading
@@ -25,7 +24,7 @@ from ...errors import ConnectionLost, NotSupported, StoreError
 from ..driver import Added, LoopLink, Parameters, Presence, Ready, Row, Run
 from ..migrations import STEPS, Step, found_version, prepare_schema
 from ..statements import jobs as job_statements
-from ..statements.jobs import POSTGRESQL, batch_of, in_pieces
+from ..statements.jobs import POSTGRESQL, add_alike, alike_pieces, batch_of, in_pieces
 from .connections import (
     LAST_PATIENCE,
     DaemonCallThread,
@@ -111,9 +110,9 @@ class PostgresqlDriver:
 
     def write(self, sql: str, parameters: Parameters) -> list[Row]:
         """One statement, committed when this returns. Raises ConnectionLost when that is unknown."""
-        return self._write(sql, parameters, lambda: math.inf)
+        return self._write(sql, parameters, None)
 
-    def _write(self, sql: str, parameters: Parameters, answer_within: Callable[[], float]) -> list[Row]:
+    def _write(self, sql: str, parameters: Parameters, answer_within: Callable[[], float] | None) -> list[Row]:
         with _Pooled(self._pool, answer_within) as connection, postgresql_errors():
             return fetch(connection, sql, parameters)
 
@@ -125,22 +124,23 @@ class PostgresqlDriver:
     def add_batch(self, jobs: Sequence[NewJob], also: Callable[[Run], Added] | None = None) -> list[int]:
         """Insert many jobs in one transaction and return their ids in order; a repeat finds what the first stored."""
         ids: dict[str, int] = {}
-        parts = list(in_pieces(jobs, lambda job: len(job.args)))
-        batches = [batch_of([job.row for job in part]) for part in parts]
-        sql = job_statements.add_jobs(POSTGRESQL)
+        parts = [
+            {**part[0]._asdict(), "state": part[0].state, "batch": batch_of([(job.uid, job.args) for job in part])}
+            for part in alike_pieces(jobs)
+        ]
 
         def body(run: Run) -> None:
             added = also(run) if also is not None else None
-            for batch in batches:
-                ids.update({uid: job_id for job_id, uid in run(sql, {"batch": batch})})
+            for values in parts:
+                ids.update({uid: job_id for job_id, uid in run(add_alike(POSTGRESQL), values)})
             if added is not None:
                 # Those that were stored before have what belongs to them.
                 added([(ids[job.uid], job) for job in jobs if job.uid in ids])
 
         body(self.write) if len(parts) == 1 and also is None else self.transaction(body)
         if len(ids) < len(jobs):
-            for part in parts:
-                known = {"batch": batch_of([(job.uid,) for job in part])}
+            for piece in in_pieces(jobs, lambda job: len(job.uid)):
+                known = {"batch": batch_of([(job.uid,) for job in piece])}
                 ids.update({uid: job_id for job_id, uid in self.read(job_statements.jobs_by_uid(POSTGRESQL), known)})
         return [ids[job.uid] for job in jobs]
 
@@ -282,7 +282,7 @@ class _Pooled:
 
     __slots__ = ("_answer_within", "_fairy", "_pool")
 
-    def __init__(self, pool: QueuePool, answer_within: Callable[[], float] = lambda: math.inf) -> None:
+    def __init__(self, pool: QueuePool, answer_within: Callable[[], float] | None = None) -> None:
         self._pool = pool
         self._answer_within = answer_within
 

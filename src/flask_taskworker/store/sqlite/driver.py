@@ -8,14 +8,13 @@ waited for is in ``commits.py``; what happens when the file is deleted, replaced
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -29,7 +28,7 @@ from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
 from ..driver import Added, LoopLink, Parameters, Ready, Row, RowRefused, Run
 from ..migrations import found_version, is_ready, prepare_schema, store_id_in
-from ..statements.jobs import SQLITE, add_alike, batch_of, in_pieces, last_number
+from ..statements.jobs import SQLITE, add_alike, alike_pieces, batch_of, last_number
 from .commits import Patience, PooledConnection, SharedCommit, WriteTransaction, patiently, plainly
 from .forks import ForkSafeConnection, after_fork_in_child
 from .guard import FileGuard, refuse_remnants
@@ -210,10 +209,10 @@ class SqliteDriver:
             added = also(functools.partial(plainly, connection)) if also is not None else None
             ((last,),) = connection.execute(last_number()).fetchall()
             first = last + 1
-            for alike in pieces(jobs):
+            for alike in alike_pieces(jobs):
                 batch = batch_of([(job.uid, job.args) for job in alike])
                 values = {**alike[0]._asdict(), "state": alike[0].state, "batch": batch, "first": first}
-                connection.execute(add_alike(), values)
+                connection.execute(add_alike(SQLITE), values)
                 first += len(alike)
             if added is not None:
                 added(list(zip(range(last + 1, first), jobs, strict=True)))
@@ -454,15 +453,6 @@ class SqliteLink:
         self._light.close()
         # Twice does no harm: aiosqlite closes it, too.
         self._durable.close()
-
-
-def pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
-    """In order, and each of jobs that differ in uid and arguments only, and of no more than a few megabytes."""
-    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _KEY]):
-        yield from in_pieces(alike, lambda job: len(job.args))
-
-
-_ARGS, _KEY = (NewJob._fields.index(name) for name in ("args", "key"))
 
 
 # -- connections -----------------------------------------------------------------------------------------------------

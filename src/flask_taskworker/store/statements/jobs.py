@@ -8,12 +8,13 @@ its RETURNING says who won.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ...core.rows import HOLDS, KEEPS, LIMITED, NEW_COLUMNS, PARENT, Claim, JobRecord
+from ...core.rows import HOLDS, KEEPS, LIMITED, NEW_COLUMNS, PARENT, Claim, JobRecord, NewJob
 from ..schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
 
 T = TypeVar("T")
@@ -94,6 +95,15 @@ def in_pieces(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]
         yield piece
 
 
+def alike_pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
+    """Jobs in order, in pieces of those that differ in uid and arguments only, and of no more than a few megabytes."""
+    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _KEY]):
+        yield from in_pieces(alike, lambda job: len(job.args))
+
+
+_ARGS, _KEY = (NewJob._fields.index(name) for name in ("args", "key"))
+
+
 def batch_of(rows: Sequence[Sequence[Any]] | Mapping[int, int]) -> str:
     """Rows, or pairs, as the JSON text in which a batch travels."""
     return json.dumps(rows, separators=(",", ":"))
@@ -139,17 +149,24 @@ def last_number() -> str:
     return f"SELECT max(COALESCE(({had}), 0), COALESCE((SELECT max(id) FROM taskworker_job), 0))"
 
 
-def add_alike() -> str:
-    """Store jobs that differ in uid and arguments only, which are the batch, numbered from ``:first`` on. SQLite only.
+def add_alike(dialect: Dialect) -> str:
+    """Store jobs that differ in uid and arguments only, which are the batch.
 
-    OR ROLLBACK, since SQLite would otherwise keep what a part of the statement has changed, in a temporary file if it
-    is much (sqlite.org/tempfiles.html, "Statement Journal Files"); this caller wants all or nothing anyway.
+    On SQLite they are numbered from ``:first`` on. OR ROLLBACK, since it would otherwise keep what a part of the
+    statement has changed, in a temporary file if it is much (sqlite.org/tempfiles.html, "Statement Journal Files");
+    this caller wants all or nothing anyway. PostgreSQL leaves out those whose uid is taken, and returns the others.
     """
     common = [name for name in _NEW if name not in ("uid", "args")]
+    columns, values = ", ".join(common), ", ".join(f":{name}" for name in common)
+    if dialect.name == "sqlite":
+        return (
+            f"INSERT OR ROLLBACK INTO taskworker_job (id, uid, args, {columns}) "
+            f"SELECT :first + key, json_extract(value, '$[0]'), json_extract(value, '$[1]'), {values} "
+            "FROM json_each(:batch)"
+        )
     return (
-        f"INSERT OR ROLLBACK INTO taskworker_job (id, uid, args, {', '.join(common)}) "
-        "SELECT :first + key, json_extract(value, '$[0]'), json_extract(value, '$[1]'), "
-        f"{', '.join(f':{name}' for name in common)} FROM json_each(:batch)"
+        f"INSERT INTO taskworker_job (uid, args, {columns}) SELECT uid, args, {values} "
+        f"FROM {dialect.batch({'uid': 'text', 'args': 'text'})} AS e ON CONFLICT DO NOTHING RETURNING id, uid"
     )
 
 
