@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..core.batches import Batch, BatchRow, Event, code_of
 from ..core.clock import as_seconds
+from ..core.current_job import waiting_for_others
 from ..core.jobs import Job, JobClient
 from ..core.loggers import get_logger
 from ..core.rows import JobRecord, JobState, NewJob
@@ -142,15 +143,17 @@ class Batches:
     def wait_for_batch(self, batch_id: int, timeout: float | None) -> BatchRow:
         """Wait for its end. Raises JobTimeout or BatchNotFound."""
         pauses = _pauses(batch_id, timeout)
-        while (row := self.batch_row(batch_id)).ended_at is None:
-            time.sleep(next(pauses))
+        with waiting_for_others():
+            while (row := self.batch_row(batch_id)).ended_at is None:
+                time.sleep(next(pauses))
         return row
 
     async def await_batch(self, batch_id: int, timeout: float | None) -> BatchRow:
         """As :meth:`wait_for_batch`, without blocking the event loop."""
         pauses = _pauses(batch_id, timeout)
-        while (row := await self._aside(self.batch_row, batch_id)).ended_at is None:  # noqa: ASYNC110 - in any process
-            await asyncio.sleep(next(pauses))
+        with waiting_for_others():
+            while (row := await self._aside(self.batch_row, batch_id)).ended_at is None:  # noqa: ASYNC110
+                await asyncio.sleep(next(pauses))
         found: BatchRow = row
         return found
 

@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 
 from .. import signals
 from ..core.clock import as_seconds, from_ms
+from ..core.current_job import waiting_for_others
 from ..core.jobs import Job, Reason
 from ..core.loggers import get_logger
 from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
@@ -335,7 +336,7 @@ class Client:
             raise RuntimeError("result() would block the worker's event loop forever. Use: await job.aresult().")
         deadline = _deadline(timeout)
         pause, report_at = _FIRST_POLL, self._report_at(timeout)
-        with self._waiting.for_job(job_id) as finished:
+        with self._waiting.for_job(job_id) as finished, waiting_for_others():
             while not JobState((ending := self.store.ending(job_id)).state).finished:
                 left = _time_left(job_id, ending, deadline)
                 # Another process may finish the job: then the event is never set.
@@ -350,7 +351,7 @@ class Client:
         """As :meth:`wait`, without blocking the event loop."""
         deadline = _deadline(timeout)
         pause, report_at = _FIRST_POLL, self._report_at(timeout)
-        with self._waiting.for_job(job_id) as finished:
+        with self._waiting.for_job(job_id) as finished, waiting_for_others():
             while not JobState((ending := await self._aside(self.store.ending, job_id)).state).finished:
                 await finished.async_wait(min(pause, _time_left(job_id, ending, deadline)))
                 pause = min(pause * 2, _LAST_POLL)

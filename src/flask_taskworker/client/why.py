@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.clock import from_ms
 from ..core.jobs import Reason
 from ..core.limits import LaneFacts, Numbers, limit_of, room
-from ..core.rows import JobRecord, JobState
+from ..core.rows import WAITS, JobRecord, JobState
 from ..core.tasks import TaskRegistry
 from ..core.words import MOST, counted, spoken
 from ..store.sql import Store, WorkerRow
@@ -57,6 +58,8 @@ class Facts:
     """The ids of workers that run a job alone."""
     place: Place | None = None
     """Where it stands in line, if it belongs to a limit."""
+    parents: tuple[tuple[int, str, str | None], ...] = ()
+    """What it waits for: a job, or a batch below zero, how it is to end, and the state of the job."""
     is_known: bool
     """Whether this code declares the job's task."""
     free_bytes: int | None
@@ -91,6 +94,7 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
         workers=tuple(WorkerRow(*row) for row in found["workers"]),
         alone=frozenset(worker for (worker,) in found["alone"]),
         place=place,
+        parents=tuple((parent, rule, state) for parent, rule, state in found["parents"]),
         is_known=registry.get(job.task) is not None,
         free_bytes=store.driver.free_bytes(),
     )
@@ -101,6 +105,8 @@ def reasons(facts: Facts) -> list[Reason]:
     claiming = [w for w in facts.workers if w.state == "alive" and not is_silent(w, facts.now)]
     serving = [worker for worker in claiming if takes(info_of(worker), facts.job.queue)]
     match facts.job.state:
+        case JobState.SCHEDULED if facts.job.marks & WAITS:
+            return [_after(facts)]
         case JobState.SCHEDULED:
             return [_due(facts), *_queue(facts, claiming, serving)]
         case JobState.HELD:
@@ -161,6 +167,10 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
     if facts.alone.issuperset(worker.id for worker in serving):
         text = f"A job runs alone in worker {name_of(serving[0])}, which takes its queue."
         return Reason(kind="alone", text=text, ends="That job ends.")
+    if job.kind == "sync" and all(0 < (info.get("threads") or 0) <= _parents(info) for info in infos):
+        text = f"The jobs in all sync slots of the workers that take its queue wait for the results of others.{first}"
+        ends = "Start another worker: flask tasks run. Let jobs that wait for others be async, or use after=…."
+        return Reason(kind="waiting parents", text=text, ends=ends)
     slots = sum(info.get("concurrency" if job.kind == "async" else "threads") or 0 for info in infos)
     if sum((info.get("running") or {}).get(job.kind, 0) for info in infos) >= slots:
         text = f"All {slots} {job.kind} slots of the workers that take its queue are in use.{first}"
@@ -170,6 +180,24 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
         text = f"Its workers take the jobs of queue {earlier[0]!r} first.{first}"
         return Reason(kind="queue order", text=text, ends="That queue is empty, or a worker with a free slot starts.")
     return Reason(kind="in line", text=first[1:], ends="Those have begun.") if facts.ahead else None
+
+
+def _parents(info: Mapping[str, Any]) -> int:
+    """How many sync jobs of a worker wait for others."""
+    number: int = (info.get("parents") or {}).get("sync", 0)
+    return number
+
+
+def _after(facts: Facts) -> Reason:
+    """What a job waits for that waits for others."""
+    wanted = {"succeeded": "succeed", "failed": "fail"}
+    parts = [
+        f"{'job' if parent > 0 else 'batch'} {abs(parent)} to {wanted.get(rule, 'end')} ({state or 'not ended'})"
+        for parent, rule, state in facts.parents[:_SHOWN]
+    ]
+    more = ", and for others" if len(facts.parents) > _SHOWN else ""
+    text = f"It waits for {', '.join(parts) or 'others'}{more}."
+    return Reason(kind="after", text=text, ends="These end as it asks; if one ends otherwise, this job is cancelled.")
 
 
 def _line(now: int, place: Place) -> Reason:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,6 +38,8 @@ class RunningJob:
     report: Callable[[RunningJob, Progress], None]
     flows: JobFlows | None = None
     """Where it learns of its batch and its parents."""
+    on_wait: Callable[[RunningJob, int], None] | None = None
+    """Told 1 when it begins to wait for the end of other jobs, and -1 when that is over; in any thread."""
     cancelled: bool = False
     lost: bool = False
     releasing: bool = False
@@ -71,6 +73,20 @@ def set_running(job: RunningJob | None) -> None:
 def running_job() -> RunningJob | None:
     """The execution that this thread or asyncio task is, or None."""
     return _running.get()
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """A with block in which what runs here waits for the end of other jobs, if it is a job."""
+    job = _running.get()
+    if job is None or job.on_wait is None:
+        yield
+        return
+    job.on_wait(job, 1)
+    try:
+        yield
+    finally:
+        job.on_wait(job, -1)
 
 
 class CurrentJob:

@@ -86,6 +86,11 @@ class Overview:
                         f"Worker {name} runs no sync jobs: jobs that exceeded their timeout hold all {hung} of its "
                         "threads. Restart it."
                     )
+                if info.get("threads") and (info.get("parents") or {}).get("sync", 0) >= info["threads"]:
+                    found.append(
+                        f"Worker {name} runs no further sync job: those in its {info['threads']} threads wait for the "
+                        "results of others. Use async tasks or after=… for that, or raise TASKER_THREADS."
+                    )
                 if unable:
                     what = "1 schedule" if unable == 1 else f"{unable} schedules"
                     found.append(f"Worker {name} cannot fire {what}. Its log names them and says why.")

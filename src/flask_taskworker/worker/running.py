@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +39,8 @@ AHEAD_SECONDS = 0.02
 """Only jobs that will start within this time are claimed ahead, judged by how long recent jobs took."""
 
 AHEAD_MOST = 128
+LENT_MOST = 100
+"""How many times its slots a worker lends to other jobs while async ones wait for them: what waits takes memory."""
 _SMOOTHING = 0.2
 
 
@@ -51,6 +53,10 @@ class Slots:
     overdue: int = 0
     """Threads that timed-out jobs still use."""
     waiting: deque[Claim] = field(default_factory=deque)
+    parents: Counter[RunningJob] = field(default_factory=Counter)
+    """The jobs that wait for the end of others."""
+    lent: int = 0
+    """The slots of those that do not count meanwhile."""
     moved_at: float = 0.0
     """When a job was last claimed or started, on the loop's clock."""
     seconds: float = 1.0
@@ -59,7 +65,7 @@ class Slots:
     @property
     def free(self) -> int:
         """Slots in which a job could start now."""
-        return self.size - self.running - self.overdue
+        return self.size - self.running - self.overdue + self.lent
 
     @property
     def room(self) -> int:
@@ -127,6 +133,29 @@ class HungThreads:
         )
 
 
+@dataclass(slots=True)
+class Standstill:
+    """Whether jobs that wait for others have all threads of one worker. *now* is on its loop's clock, in seconds."""
+
+    size: int
+    grace: float
+    """Seconds for which that may be so."""
+    since: float | None = None
+    told: bool = False
+    """Whether it was said so."""
+
+    def update(self, parents: int, now: float) -> None:
+        """So many jobs wait for others now."""
+        if parents < self.size:
+            self.since, self.told = None, False
+        elif self.since is None:
+            self.since = now
+
+    def delay(self, now: float) -> float | None:
+        """Seconds until there is something to tell, or None."""
+        return None if self.told or self.since is None else max(0.0, self.since + self.grace - now)
+
+
 class RunningJobs:
     """The jobs of one worker. For its loop only, but for :meth:`note_news`."""
 
@@ -156,6 +185,8 @@ class RunningJobs:
         self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
         self.hung = HungThreads(config.threads, timing.hung_grace)
         """The threads that timed-out sync jobs still use."""
+        self.standstill = Standstill(config.threads, timing.standstill_grace)
+        """Whether all threads are used by jobs that wait for others."""
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
         self._reports: dict[RunningJob, Progress] = {}
@@ -206,6 +237,11 @@ class RunningJobs:
         """How many jobs of each kind run. Safe from any thread."""
         return {kind: slots.running for kind, slots in self._slots.items()}
 
+    @property
+    def parents(self) -> dict[str, int]:
+        """How many jobs of each kind wait for others. Safe from any thread."""
+        return {kind: len(slots.parents) for kind, slots in self._slots.items()}
+
     def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
         """The jobs that run, with their asyncio tasks. Safe from any thread."""
         return list(self._tasks.copy().items())
@@ -234,7 +270,7 @@ class RunningJobs:
         while slots.waiting and slots.free > 0 and self._may_start():
             claim = slots.waiting.popleft()
             job = RunningJob(claim, self.note_news, self._flows)
-            job.log_level, job.on_line = self._config.job_log_level, self.note_news
+            job.log_level, job.on_line, job.on_wait = self._config.job_log_level, self.note_news, self.note_wait
             slots.running += 1
             slots.moved_at = self._loop.time()
             execution = self._execute(job) if self._executor.registry.scope is None else self._execute_within(job)
@@ -260,6 +296,38 @@ class RunningJobs:
         assert self._executor.registry.scope is not None
         with self._executor.registry.scope(job.claim):
             await self._execute(job)
+
+    def note_wait(self, job: RunningJob, change: int) -> None:
+        """A job begins to wait for others, or does so no longer. From any thread."""
+        # The loop may have ended, where a thread outlives it.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._count_wait, job, change)
+
+    def _count_wait(self, job: RunningJob, change: int) -> None:
+        kind, slots = job.claim.kind, self._slots[job.claim.kind]
+        slots.parents[job] += change
+        if slots.parents[job] <= 0:
+            del slots.parents[job]
+        if kind == "async":
+            slots.lent = min(len(slots.parents), LENT_MOST * slots.size)
+            self._fill(kind)
+        else:
+            # A thread waits with its job.
+            self.standstill.update(len(slots.parents), self._loop.time())
+        self._on_change()
+
+    def to_tell_standstill(self) -> str | None:
+        """What to tell once, where jobs that wait for others have used all threads for too long."""
+        if self.standstill.delay(self._loop.time()) != 0:
+            return None
+        self.standstill.told = True
+        parents = list(self._slots["sync"].parents)
+        names = ", ".join(str(job.claim) for job in parents[:SHOWN]) + (", …" if len(parents) > SHOWN else "")
+        return (
+            f"all {self.standstill.size} threads for sync jobs are used by jobs that wait for the results of others: "
+            f"{names}. Until one of those ends in another worker, no sync job runs here. Use async tasks, which "
+            "give their slots back while they wait, using(after=…) instead of waiting, or raise TASKER_THREADS."
+        )
 
     async def _execute(self, job: RunningJob) -> None:
         started_at, started = self._clock(), self._loop.time()

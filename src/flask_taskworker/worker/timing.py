@@ -21,6 +21,8 @@ class Timing:
     """A loop that has not turned for this many seconds is given up, as after a lease. Defaults to 30."""
     hung_grace: float = 5.0
     """What the last of the hung threads gets to return before the worker is given up. Defaults to 5."""
+    standstill_grace: float = 3.0
+    """For which jobs that wait for others may have all threads before it is reported. Defaults to 3."""
     cancel_grace: float = 1.0
     """What a cancelled coroutine gets to end at shutdown. Defaults to 1."""
     cleaning_interval: float = 60.0

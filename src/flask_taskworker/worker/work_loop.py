@@ -17,7 +17,7 @@ from flask import Flask
 from ..client.client import Client
 from ..core.config import TaskWorkerConfig
 from ..core.limits import QUEUE, declared_limits
-from ..core.loggers import show_on_terminal
+from ..core.loggers import get_logger, show_on_terminal
 from ..core.rows import LIMITED, Claim, JobRecord
 from ..core.tasks import TaskRegistry
 from ..store.driver import RowLocked
@@ -78,6 +78,9 @@ class WorkerParts:
     def ends_with(self, error: BaseException, *, has_begun: bool) -> bool:
         """Whether the worker ends where it cannot begin, or a turn fails. Else it tries again."""
         return False
+
+
+log = get_logger("jobs")
 
 
 class WorkLoop:
@@ -170,6 +173,8 @@ class WorkLoop:
             # Others may have a slot, or work on that queue, and not know of the time that has come.
             self._store.driver.wake_others()
         self.jobs.start_waiting()
+        if (words := self.jobs.to_tell_standstill()) is not None:
+            log.error("worker %s: %s", worker_id, words)
         await self.writer.keep_up(worker_id)
         return self.delay()
 
@@ -199,7 +204,8 @@ class WorkLoop:
             yield CATCH_UP_INTERVAL
         if self.jobs.waiting:
             yield WAIT_FOR_SLOT
-        for delay in (*self.writer.delays(), self._quarantine.delay(now), self.jobs.hung.delay(now)):
+        hung, standstill = self.jobs.hung.delay(now), self.jobs.standstill.delay(now)
+        for delay in (*self.writer.delays(), self._quarantine.delay(now), hung, standstill):
             if delay is not None:
                 yield delay
 

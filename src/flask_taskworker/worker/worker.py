@@ -192,6 +192,7 @@ class Worker:
             "loop_lag_ms": self.lag_ms(),
             "unable_schedules": len(self.work_loop.scheduler.unable),
             "hung_threads": len(jobs.hung.claims),
+            "parents": jobs.parents,
         }
 
     # -- the life ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ...core.rows import HOLDS, KEEPS, LIMITED, NEW_COLUMNS, PARENT, Claim, JobRecord, NewJob
+from ...core.rows import FAR_MS, HOLDS, KEEPS, LIMITED, NEW_COLUMNS, PARENT, Claim, JobRecord, NewJob
 from ..schema import FINISHED, ROLLUP_FIGURES, UNFINISHED
 
 T = TypeVar("T")
@@ -248,7 +248,7 @@ def waiting_by_queue() -> str:
     )
 
 
-NEXT_DUE = "SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled'"
+NEXT_DUE = f"SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled' AND run_at < {FAR_MS}"
 """When the next scheduled job is due."""
 
 SCHEDULES = "SELECT name, task, trigger, args, next_at, last_at, paused, source FROM taskworker_schedule ORDER BY name"

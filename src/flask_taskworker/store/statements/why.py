@@ -48,8 +48,13 @@ def why(dialect: Dialect) -> str:
         "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
         f"WHERE p.phase = 2 AND p.lane = {lane} AND j.id = p.job_id AND j.finished_at IS NULL LIMIT :most"
     )
+    parents = (
+        "SELECT e.parent_id, e.rule, p.state FROM taskworker_edge AS e LEFT JOIN taskworker_job AS p "
+        "ON p.id = e.parent_id WHERE e.child_id = :id AND e.met IN (0, 2) ORDER BY e.parent_id LIMIT 4"
+    )
     return dialect.together(
         {
+            "parents": (parents, 3),
             "place": (place, 3),
             "let_in": (let_in, 1),
             "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {lane}", 2),
