@@ -285,19 +285,19 @@ def test_misuse_is_refused_and_stores_nothing(graph: Graph, rows: Rows) -> None:
 
 def test_random_graphs_run_in_their_order_and_end(graph: Graph) -> None:
     rand = random.Random(7)
-    for _ in range(8):
+    for turn in range(8):
         jobs: list[Job[str]] = []
         parents: dict[str, list[int]] = {}
         for number in range(rand.randint(2, 15)):
             some = rand.sample(range(number), min(number, rand.randint(0, 3)))
-            name = f"{id(jobs)}:{number}"
+            name = f"{turn}:{number}"
             parents[name] = some
             if rand.random() < 0.1:
                 graph.broken.add(name)
             jobs.append(graph.node.using(after=[jobs[i] for i in some] or None).enqueue(name))
         wait_for(lambda jobs=jobs: all(job.refresh().state.finished for job in jobs))  # type: ignore[misc]
         for i, (name, some) in enumerate(parents.items()):
-            ran = [graph.order.index(f"{id(jobs)}:{p}") for p in some if f"{id(jobs)}:{p}" in graph.order]
+            ran = [graph.order.index(f"{turn}:{p}") for p in some if f"{turn}:{p}" in graph.order]
             well = all(jobs[p].state is JobState.SUCCEEDED for p in some)
             assert (name in graph.order) == well
             assert not well or all(place < graph.order.index(name) for place in ran)

@@ -38,6 +38,10 @@ _READY_WITHIN = 30.0
 _SETTINGS = ("listen_addresses=", "max_connections=200", "shared_buffers=64MB", "jit=off")
 _WITHOUT_DURABILITY = ("fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
 _ROUND = 3
+_ADDED = (
+    "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r' "
+    "AND NOT starts_with(relname, 'taskworker_')"
+)
 _STILL_IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 """A schema is still in use, by a thread that a test has left behind."""
 
@@ -178,8 +182,9 @@ def a_schema(url: str) -> Iterator[str]:
 class SchemaPool:
     """Schemas with the tables in them that are used for one test after the other: making tables takes most of a test.
 
-    A schema is cleaned when it is taken, for only then has all of the test before it ended. One whose tables a test
-    has changed is dropped. They go round: the app of the last test there has been collected until its schema is back.
+    A schema is cleaned when it is taken, for only then has all of the test before it ended: what a test has added is
+    dropped, and a schema with other tables of ours. They go round: the app of the last test there has been collected
+    until its schema is back.
     """
 
     def __init__(self, url: str) -> None:
@@ -206,6 +211,8 @@ class SchemaPool:
         while len(self._used) >= _ROUND:
             name = self._used.popleft()
             try:
+                for (added,) in self._connection.execute(_ADDED, [name]).fetchall():
+                    self._connection.execute(f"DROP TABLE {added} CASCADE")
                 if self._shape_of(name) == self._shape:
                     self._clean(name)
                     yield name
