@@ -99,6 +99,7 @@ def findings(app: Flask, *, smtp: bool = True, timeout: float = 3.0) -> list[Fin
     path = Path(state.config.database_uri.database or "")
     if state.config.driver == "sqlite":
         found += [f for check in FILE_CHECKS for f in _guarded(lambda _: check(path), state)]  # noqa: B023
+        found += _guarded(lambda _: shared_file(app, path), state)
     if all(finding.level == "ok" for finding in schema):
         found += [f for check in STORE_CHECKS for f in _guarded(check, state)]
     if smtp:
@@ -248,6 +249,36 @@ def file_system_of(path: Path, mounts: str) -> str | None:
         if path.is_relative_to(place) and len(place) >= best:
             best, kind = len(place), parts[2]
     return kind
+
+
+def shared_file(app: Flask, path: Path) -> Iterator[Finding]:
+    """Whether sessions of Flask-SQLAlchemy that only read keep jobs from being stored."""
+    if "sqlalchemy" not in app.extensions or not path.exists():
+        return
+
+    def is_locked() -> bool:
+        # A worker holds the lock for some milliseconds at a time.
+        with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                return error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+            return False
+
+    with app.app_context():
+        engines = app.extensions["sqlalchemy"].engines.values()
+    for engine in engines:
+        name = engine.url.database
+        if engine.dialect.name != "sqlite" or not name or not path.samefile(name) or is_locked():
+            continue
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            if is_locked():
+                yield _warning(
+                    f"A session that only reads holds the write lock of {path}, so a view that reads and then enqueues "
+                    "gets NotAccepted.",
+                    "Begin the transaction with the first write: see Transactions, Share one SQLite file.",
+                )
 
 
 def _megabytes(size: int) -> str:

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import event
 
 from flask_taskworker import Every, Mail
 from flask_taskworker.ops.doctor import Finding, file_system_of, findings, settings
@@ -210,6 +213,25 @@ def test_network_file_systems_are_recognised_by_their_mounts() -> None:
     assert file_system_of(Path("/srv/shared2/taskworker.db"), mounts) == "ext4"
     assert file_system_of(Path("/mnt/a b/taskworker.db"), mounts) == "cifs"
     assert file_system_of(Path("/srv/shared/taskworker.db"), "a:/b /srv/shared nfs rw\noverlay / overlay rw\n") == "nfs"
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["with the first read", "with the first write"])
+def test_session_that_takes_the_write_lock_to_read_is_found(shop: Shop, *, begins: bool) -> None:
+    shop.app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{path_of(shop)}"
+    db = SQLAlchemy(shop.app)
+    with shop.app.app_context():
+        engine = db.engine
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        if begins:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    assert any("A session that only reads holds the write lock" in words for words in wrong(shop)) is begins
 
 
 def test_check_that_cannot_look_says_so_and_others_go_on(shop: Shop) -> None:
