@@ -73,7 +73,6 @@ job = Table(
     Column("priority", Integer, nullable=False, server_default=text("0")),
     Column("state", Text, nullable=False),
     Column("run_at", Big, nullable=False, server_default=text("0")),
-    Column("args", Text, nullable=False),
     Column("max_attempts", Integer, nullable=False, server_default=text("1")),
     Column("claim", Big, nullable=False, server_default=text("0")),
     Column("worker_id", Text),
@@ -94,14 +93,16 @@ job = Table(
     Column("fire_at", Big),
     Column("unique_key", Text),
     Column("cancel_requested", Integer, nullable=False, server_default=text("0")),
-    Column("progress", Text),
-    Column("result", Text),
-    Column("error", Text),
     Column("failure_kind", Text),
     Column("created_at", Big, nullable=False),
     Column("started_at", Big),
     Column("finished_at", Big),
     Column("expires_at", Big),
+    # What may be long comes last: SQLite reads through it to find the columns behind it.
+    Column("progress", Text),
+    Column("args", Text, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
     # Each is evaluated for each new row, and for each row of which it names a changed column. Short: PostgreSQL reads
     # their text for each statement, which took a tenth of an enqueue. SQLite makes a table for a list of three.
     CheckConstraint(

@@ -62,3 +62,13 @@ def test_tables_of_sqlite_are_strict(app: Flask, idle_worker: object, store: Sto
     store.driver.prepare()
     strict = rows("SELECT name FROM pragma_table_list WHERE strict = 1 AND name LIKE 'taskworker%'")
     assert {name for (name,) in strict} == set(metadata.tables)
+
+
+def test_what_may_be_long_is_behind_all_other_columns_of_a_job() -> None:
+    """SQLite reads through a value of a megabyte to find the columns behind it: see sqlite.org/fileformat2.html."""
+    assert [column.name for column in metadata.tables["taskworker_job"].columns][-4:] == [
+        "progress",
+        "args",
+        "result",
+        "error",
+    ]
