@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from ...errors import StoreError
 from ..driver import Parameters, Row, Run
+from .turnstile import Turn
 
 Patience = Callable[[], float]
 """How many seconds to wait for the lock; asked while waiting, since a stop shortens it."""
@@ -257,11 +258,19 @@ def patiently(
 ) -> list[Row]:
     """One statement, waiting for the lock. *started*: since when the caller waits (``time.monotonic``)."""
     started = time.monotonic() if started is None else started
-    while True:
-        try:
-            return connection.execute(sql, parameters).fetchall()
-        except sqlite3.OperationalError as error:
-            time.sleep(_next_step(error, started, patience()))
+    turn: Turn | None = None
+    try:
+        while True:
+            try:
+                return connection.execute(sql, parameters).fetchall()
+            except sqlite3.OperationalError as error:
+                step = _next_step(error, started, patience())
+            if turn is None:
+                turn = Turn(getattr(connection, "directory", ""))
+            turn.wait(step)
+    finally:
+        if turn is not None:
+            turn.end()
 
 
 def _next_step(error: sqlite3.OperationalError, started: float, lock_timeout: float) -> float:

@@ -468,7 +468,8 @@ _OPTIONS: dict[str, Any] = {
 
 
 def _connect(path: Path, synchronous: str, patience: Patience) -> sqlite3.Connection:
-    connection: sqlite3.Connection = sqlite3.connect(_uri(path), **_OPTIONS)
+    connection: ForkSafeConnection = sqlite3.connect(_uri(path), **_OPTIONS)
+    connection.directory = f"{path}-live"
     # Text that is not UTF-8 must harm its own row alone, not all that are read with it.
     connection.text_factory = lambda content: content.decode("utf-8", "backslashreplace")
     try:

@@ -31,6 +31,9 @@ _execute = sqlite3.Connection.execute
 class ForkSafeConnection(sqlite3.Connection):
     """A connection that fetches all rows at once. Safe from any thread, one at a time."""
 
+    directory = ""
+    """The directory whose turnstile is used to wait for the write lock; empty for none."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if _spoilt:
             raise StoreError(
