@@ -39,6 +39,8 @@ PRUNE_SPELL = 0.05
 """It goes on for this long at once. Seconds."""
 PRUNE_PAUSE = 0.02
 """While there are more of them, others get the write lock for this time. Seconds."""
+PRUNE_SHARE = 0.1
+"""The part of the time that goes into it where a turn takes longer than that."""
 
 
 class OutcomeWriter:
@@ -188,10 +190,11 @@ class OutcomeWriter:
         pause = PRUNE_INTERVAL if ended else self._timing.cleaning_interval
         if now - self._pruned_at < (PRUNE_PAUSE if self._has_more_to_prune else pause * self._jitter):
             return
+        since = now - self._pruned_at if self._has_more_to_prune else 0.0
         self._pruned_at, self._ended_before, self._jitter = now, self._jobs.jobs_done, random.uniform(0.8, 1.2)
-        for _ in range(1 + 2 * ended // PRUNE_BATCH):
+        for _ in range(prune_batches(ended, since)):
             self._has_more_to_prune = await self._work.prune() == PRUNE_BATCH
-            if not self._has_more_to_prune or self._loop.time() - now > PRUNE_SPELL:
+            if not self._has_more_to_prune or self._loop.time() - now > max(PRUNE_SPELL, since * PRUNE_SHARE):
                 break
 
     def delays(self) -> list[float]:
@@ -216,3 +219,11 @@ class OutcomeWriter:
         ]
         self._jobs.release(unknown)
         self.must_reconcile = False
+
+
+def prune_batches(ended: int, since: float) -> int:
+    """The most batches to delete now: twice what has *ended*, and one for each pause that a slow turn has left out.
+
+    *since*: seconds since the last one, if there was more to delete.
+    """
+    return 1 + 2 * ended // PRUNE_BATCH + int(since / PRUNE_PAUSE)

@@ -10,6 +10,8 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, current_job
+from flask_taskworker.store.work import PRUNE_BATCH
+from flask_taskworker.worker.finishing import PRUNE_PAUSE, prune_batches
 from flask_taskworker.worker.work_loop import WorkerParts, WorkLoop
 from tests.support.turns import WORKER, turn_until, with_turns
 
@@ -86,3 +88,10 @@ def test_what_is_old_is_deleted_unless_the_worker_is_a_tests(
 
     with_turns(app, rows, test, parts=Parts())
     assert rows("SELECT count(*) FROM taskworker_job") == [(0 if prunes else 1,)]
+
+
+@pytest.mark.parametrize("turn", [0.02, 0.2, 4.0])
+def test_as_much_is_deleted_in_slow_turns_as_in_quick_ones(turn: float) -> None:
+    """Where the disk is slow, a turn takes seconds: one batch for each would fall behind."""
+    turns = int(60 / turn)
+    assert turns * prune_batches(0, turn) * PRUNE_BATCH >= 60 / PRUNE_PAUSE * PRUNE_BATCH
