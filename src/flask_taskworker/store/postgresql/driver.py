@@ -124,14 +124,14 @@ class PostgresqlDriver:
     def add_batch(self, jobs: Sequence[NewJob], also: Callable[[Run], Added] | None = None) -> list[int]:
         """Insert many jobs in one transaction and return their ids in order; a repeat finds what the first stored."""
         ids: dict[str, int] = {}
-        parts = [
-            {**part[0]._asdict(), "state": part[0].state, "batch": batch_of([(job.uid, job.args) for job in part])}
-            for part in alike_pieces(jobs)
-        ]
+        parts = list(alike_pieces(jobs))
 
         def body(run: Run) -> None:
             added = also(run) if also is not None else None
-            for values in parts:
+            for part in parts:
+                # Each is written down when its turn comes: all of them may be a gigabyte.
+                batch = batch_of([(job.uid, job.args) for job in part])
+                values = {**part[0]._asdict(), "state": part[0].state, "batch": batch}
                 ids.update({uid: job_id for job_id, uid in run(add_alike(POSTGRESQL), values)})
             if added is not None:
                 # Those that were stored before have what belongs to them.

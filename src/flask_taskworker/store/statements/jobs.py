@@ -98,7 +98,7 @@ def in_pieces(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]
 def alike_pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
     """Jobs in order, in pieces of those that differ in uid and arguments only, and of no more than a few megabytes."""
     for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _KEY]):
-        yield from in_pieces(alike, lambda job: len(job.args))
+        yield from in_pieces(alike, lambda job: len(job.uid) + len(job.args))
 
 
 _ARGS, _KEY = (NewJob._fields.index(name) for name in ("args", "key"))
