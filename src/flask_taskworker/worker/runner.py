@@ -31,6 +31,8 @@ _AT_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasa
 """The terminal is gone, or a person wants the process to quit now."""
 _LAST_OUTPUT = 1.0
 """Seconds that the handlers of logging get to write what they have."""
+_LAST_HAND_BACK = 0.05
+"""Seconds that the other apps of the process get when the first has handed back its jobs."""
 _LAST_TASKS = 0.2
 """Seconds that coroutines which jobs have started beside themselves get at the end."""
 
@@ -261,14 +263,15 @@ class Runner:
     async def _hand_back(self) -> None:
         """The last act where threads still run jobs: hand these back, and end before another worker can begin them."""
         try:
-            for worker in self._holding:
-                await worker.wind_up()
+            await asyncio.gather(*(worker.wind_up() for worker in self._holding))
             if self._is_main:
                 # In a thread: jobs may end meanwhile. One that writes into a full pipe may keep a lock forever.
                 flushed = self.loop.run_in_executor(None, flush_output)
                 await asyncio.wait({flushed}, timeout=_LAST_OUTPUT)
-            for worker in self._holding:
-                await worker.hand_back()
+            handing = [self.loop.create_task(worker.hand_back()) for worker in self._holding]
+            # From the first one on, others may run its jobs beside the threads of this process.
+            await asyncio.wait(handing, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(handing, timeout=_LAST_HAND_BACK)
         except Exception:
             log.exception("this should not happen; please report it. Jobs are taken over when this process has ended.")
         finally:

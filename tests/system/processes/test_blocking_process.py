@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -144,6 +146,29 @@ def test_jobs_are_handed_back_when_the_last_app_of_the_process_has_ended(lab: La
     assert child.wait() == 0, child.output
     assert states(lab, job) == [("ready", 0, 0)]
     assert lab.workers() == []
+
+
+def test_app_with_a_locked_database_keeps_no_thread_beside_the_successor_of_another_apps_job(lab: Lab) -> None:
+    other = """
+    other = make_app(task_worker, os.environ["LAB"] + "/other", "other")
+    with other.app_context():
+        tasks.hang.enqueue()
+    """
+    (lab.folder / "other").mkdir()
+    lab.task_worker.task(name="ticking")(lambda: None).enqueue()
+    old = lab.start("python", blocking(lab, other, "SLOW = 0", TICKING), **SHORT)
+    lab.await_evidence("start", 2)
+    new = lab.start("python", blocking(lab, "SLOW = 0", TICKING), **SHORT)
+    lab.await_workers(2)
+    with closing(sqlite3.connect(lab.folder / "other" / "taskworker.db", timeout=60, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        old.send(signal.SIGTERM)
+        lab.await_state(lambda: any(line["pid"] == new.pid for line in lab.evidence("tick")))
+        old.wait()
+    last = max(line["at"] for line in lab.evidence("tick") if line["pid"] == old.pid)
+    first = min(line["at"] for line in lab.evidence("start") if line["pid"] == new.pid)
+    print(f"its last line came {(first - last) * 1000:.1f} ms before the first of its successor")
+    assert last - first < HAND_OVER
 
 
 PATIENT = f"""
