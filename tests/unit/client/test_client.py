@@ -287,7 +287,7 @@ def test_statement_for_many_has_a_bounded_length(
 ) -> None:
     monkeypatch.setattr("flask_taskworker.store.statements.jobs.PIECE_CHARACTERS", 100)
     job = new_job(add, "x" * 40, EnqueueOptions(), store.clock())
-    assert [len(piece) for piece in alike_pieces([job] * 10)] == [3, 3, 3, 1]
+    assert [len(piece) for piece in alike_pieces([job] * 10)] == [2, 2, 2, 2, 2]
     assert [len(piece) for piece in alike_pieces([job._replace(args="x" * 1000)] * 2)] == [1, 1]
 
 
