@@ -160,11 +160,8 @@ class Client:
                 for i in new:
                     signalling.send(signals.job_enqueued, app, job=jobs[i])
         finally:
-            if any(rows[i].state == "held" for i in new):
-                # A worker is to look, and see who may be admitted.
-                self.wake()
-            else:
-                self.wake({(rows[i].queue, rows[i].kind) for i in new if rows[i].state == "ready"})
+            due = [rows[i] for i in new if rows[i].state != "scheduled"]
+            self.wake({(row.queue, "held" if row.state == "held" else row.kind) for row in due})
         return jobs
 
     def follow(self, effects: Effects) -> None:

@@ -18,6 +18,9 @@ from .clock import as_timedelta
 
 MAX_KEY = 200
 MOST = 2**31 - 1
+MOST_SLACK_US = 50_000
+LONG_INTERVAL_US = 200_000
+"""Where starts are further apart, it does not matter if one is a little late."""
 QUEUE = "queue"
 """The limit of the queue "mail" is named "queue:mail", so no other limit may be named "queue"."""
 
@@ -58,9 +61,20 @@ class Numbers:
     burst: int | None = None
 
     @property
+    def slack_us(self) -> int:
+        """How late a start may be, in microseconds, without all those behind it being late by as much."""
+        if not self.per_us or not self.amount or self.per_us >= LONG_INTERVAL_US * self.amount:
+            return 0
+        return min(self.per_us // 100, MOST_SLACK_US)
+
+    @property
     def interval_us(self) -> int:
-        """Microseconds between two starts, or 0 without a rate."""
-        return -(-self.per_us // self.amount) if self.per_us and self.amount else 0
+        """Microseconds between two starts, or 0 without a rate.
+
+        Longer than the rate asks for by what starts may be late, and by twice that for what passes between deciding and
+        starting: so no period has more starts than it may have, although late ones are made up for.
+        """
+        return -(-(self.per_us + 3 * self.slack_us) // self.amount) if self.per_us and self.amount else 0
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -178,7 +192,7 @@ def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
         interval, burst = limit.interval_us, limit.burst or 1
         # The clock may have been set back.
         tat = min(tat, now_us + burst * interval)
-        left = (now_us + burst * interval - max(tat, now_us)) // interval
+        left = (now_us + burst * interval - max(tat, now_us - limit.slack_us)) // interval
         number = min(number, left - facts.not_begun)
         if left <= 0:
             opens_at = -(-(tat - (burst - 1) * interval) // 1000)

@@ -8,13 +8,15 @@ jobs that are admitted and have not ended, and comes back exactly when a job end
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 
 from ..core.limits import QUEUE, LaneFacts, Numbers, Room, limit_of, room
-from ..core.rows import HOLDS, LIMITED, NewJob
+from ..core.rows import HOLDS, LIMITED, Claim, NewJob
 from .driver import Row, Run
 from .statements import limits as statements
 from .statements.jobs import Dialect, batch_of
@@ -36,6 +38,11 @@ def touch(dialect: Dialect, run: Run, rows: Iterable[Row]) -> bool:
     return bool(batch)
 
 
+def _ones(values: Sequence[int] | Sequence[str]) -> str:
+    """A batch of one column."""
+    return batch_of([(value,) for value in values])
+
+
 def _keeps_room(state: str, marks: int) -> bool:
     return state == "running" or (bool(marks & HOLDS) and state in ("ready", "scheduled"))
 
@@ -54,15 +61,16 @@ def charge(dialect: Dialect, run: Run, lanes: Mapping[str, int], limits: Mapping
         numbers = limits.get(limit_of(lane))
         if numbers is not None and (interval := numbers.interval_us):
             burst = numbers.burst or 1
-            cost = {"now_us": now * 1000, "cost": lanes[lane] * interval, "burst": burst * interval}
-            ((open_at,),) = run(statements.charge(dialect), {"lane": lane, "early": (burst - 1) * interval, **cost})
+            least, most = now * 1000 - numbers.slack_us, now * 1000 + burst * interval
+            values = {"lane": lane, "cost": lanes[lane] * interval, "early": (burst - 1) * interval}
+            ((open_at,),) = run(statements.charge(dialect), {**values, "least": least, "most": most})
             moments.append(open_at)
     return min(moments, default=None)
 
 
 def begin(dialect: Dialect, run: Run, ids: Iterable[int], now: int) -> int | None:
     """These limited jobs begin: charge their lanes. Returns when the next of them is to be looked at."""
-    lanes = Counter(row[0] for row in run(statements.begin(dialect), {"batch": batch_of([(i,) for i in ids])}))
+    lanes = Counter(row[0] for row in run(statements.begin(dialect), {"batch": _ones(list(ids))}))
     return charge(dialect, run, lanes, stored_limits(run), now) if lanes else None
 
 
@@ -96,13 +104,13 @@ def set_limit(run: Run, name: str, numbers: Numbers, now: int, *, who: str | Non
     source = "code" if who is None else "runtime"
     values = {**asdict(numbers), "name": name, "source": source, "set_by": who, "now": now}
     run(statements.SET_LIMIT, values)
-    run(statements.LOOK_AT_LIMIT, {"name": name, "now": now})
+    run(statements.LOOK_AT_LIMIT, {"name": name})
 
 
 def remove_limit(run: Run, name: str, now: int) -> None:
     """Delete a limit that no code declares, and look at its lanes."""
     run(statements.REMOVE_LIMIT, {"name": name})
-    run(statements.LOOK_AT_LIMIT, {"name": name, "now": now})
+    run(statements.LOOK_AT_LIMIT, {"name": name})
 
 
 # -- from time to time -------------------------------------------------------------------------------------------------
@@ -135,11 +143,24 @@ def tidy(dialect: Dialect, run: Run, declared: Iterable[str], now: int, after: i
     looked_at = run(statements.heal(dialect), {"after": after, "number": LOOKED_AT})
     wrong = [job_id for job_id, fits in looked_at if not fits]
     if wrong:
-        run(statements.touch(dialect), {"batch": batch_of([(job_id,) for job_id in wrong])})
+        run(statements.touch(dialect), {"batch": _ones(wrong)})
     return wrong, looked_at[-1][0] if len(looked_at) == LOOKED_AT else 0
 
 
 # -- admission ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a worker claims at once of what is admitted: it saves a lane the time of another call."""
+
+    worker_id: str
+    now: int
+    """By its own clock."""
+    room: Mapping[str, int]
+    """In how many slots of each kind a job could start now."""
+    serves: Callable[[str], bool]
+    """Whether it takes jobs of a queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +168,9 @@ class Admitted:
     """What one admission came to."""
 
     ready: list[tuple[str, str]] = field(default_factory=list)
-    """The queue and kind of each job that was admitted."""
+    """The queue and kind of each job that was admitted and not claimed at once."""
+    claims: list[Claim] = field(default_factory=list)
+    """What was claimed at once, in the order in which it starts. Rates are charged."""
     is_more: bool = False
     """Whether there is more to take up."""
     next_open: int | None = None
@@ -162,14 +185,19 @@ class Admission:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._changed = statements.changed(dialect)
+        self._lock_lanes = statements.lock_lanes(dialect)
         self._place = statements.place(dialect)
+        self._leave = statements.leave(dialect)
+        self._touch = statements.touch(dialect)
         self._facts = statements.facts(dialect)
         self._first = statements.first_in_line(dialect)
         self._let_in = statements.let_in(dialect)
-        self._set_open, self._park = (statements.set_phase(dialect, phase) for phase in (2, 4))
+        self._take = statements.take(dialect)
+        self._set_open, self._set_begun = (statements.set_phase(dialect, 2, begun=begun) for begun in (0, 1))
+        self._park = statements.set_phase(dialect, 4)
         self._keep_lanes = statements.keep_lanes(dialect)
 
-    def admit(self, run: Run, now: int) -> Admitted:
+    def admit(self, run: Run, now: int, wish: Wish | None = None) -> Admitted:
         """Take up what has changed, and admit what there is room for. In a write transaction at READ COMMITTED.
 
         A row that another session has locked is left alone: who has it changes it, or lets go of it, and the next look
@@ -178,44 +206,95 @@ class Admission:
         changed = run(self._changed, {"number": ADMIT_BATCH, "now": now})
         if not changed:
             return Admitted()
-        lanes = batch_of([(lane,) for lane in sorted({row[1] for row in changed})])
-        if self._dialect.name == "postgresql":
-            # Before the next look, which sees then what the last one to have the lock has done.
-            run(statements.lock_lanes(self._dialect), {"batch": lanes})
-        if ids := [(job_id,) for job_id, _ in changed if job_id]:
-            run(self._place, {"batch": batch_of(ids)})
-        known = Known.of(run(self._facts, {"batch": lanes}))
+        is_more = len(changed) >= ADMIT_BATCH
+        if not all(row[2] for row in changed):
+            # Others look at these lanes now. Wait for them only where there is nothing else to do.
+            if any(row[2] for row in changed):
+                changed, is_more = [row for row in changed if row[2]], True
+            else:
+                run(self._lock_lanes, {"batch": _ones(sorted({row[1] for row in changed}))})
+        if ids := [row[0] for row in changed if row[0]]:
+            run(self._place, {"batch": _ones(ids)})
+        admitted = self._admit_to(run, now, {row[1] for row in changed}, wish)
+        return replace(admitted, is_more=admitted.is_more or is_more)
+
+    def pass_on(self, run: Run, rows: Iterable[Row], now: int, wish: Wish | None) -> Admitted | None:
+        """As :func:`touch`, and give the room of these jobs to the next in line. None where none has had any."""
+        ids = [row[0] for row in rows if row[2] & LIMITED and not _keeps_room(row[1], row[2])]
+        if not ids:
+            return None
+        left = run(self._leave, {"batch": _ones(ids)})
+        if others := [job_id for job_id, _, is_locked in left if not is_locked]:
+            # Another worker looks at these lanes, and may not see this ending.
+            run(self._touch, {"batch": _ones(others)})
+        lanes = {lane for _, lane, is_locked in left if is_locked}
+        admitted = self._admit_to(run, now, lanes, wish) if lanes else Admitted()
+        return replace(admitted, is_more=admitted.is_more or bool(others))
+
+    def _admit_to(self, run: Run, now: int, lanes: Iterable[str], wish: Wish | None) -> Admitted:
+        """Admit what these lanes, which are locked, have room for."""
+        known = Known.of(run(self._facts, {"batch": _ones(sorted(lanes))}))
         rooms = {
             lane: room(known.limits.get(limit_of(lane)), facts, now, ADMIT_BATCH) for lane, facts in known.lanes.items()
         }
-        ready, more = self._fill(run, {lane: r.number for lane, r in rooms.items() if r.number}, known)
+        chosen, more = self._choose(run, {lane: r.number for lane, r in rooms.items() if r.number}, known)
         rooms |= {lane: rooms[lane]._replace(opens_at=now) for lane in more}
-        self._keep(run, rooms, known)
-        opens = min((r.opens_at for r in rooms.values() if r.opens_at is not None), default=None)
-        queues = [lane.partition(":")[2] for lane in rooms if lane.startswith(f"{QUEUE}:")]
-        return Admitted(ready, is_more=len(changed) >= ADMIT_BATCH or bool(more), next_open=opens, queues=queues)
+        claims = self._claim(run, wish, chosen, known) if wish is not None and chosen else []
+        claimed = {claim.id for claim in claims}
+        rest = [row for row in chosen if row[1] not in claimed]
+        if rest:
+            self._each(run, (self._let_in, self._set_open), [row[1] for row in rest])
+        rated = Counter(lane for lane, job_id, *_ in chosen if job_id in claimed and known.interval_us(lane))
+        self._keep(run, {lane: r for lane, r in rooms.items() if lane not in rated}, known)
+        moments = [charge(self._dialect, run, rated, known.limits, now) if rated else None]
+        moments += [r.opens_at for lane, r in rooms.items() if lane not in rated]
+        return Admitted(
+            [(queue, kind) for _, _, queue, kind, _ in rest],
+            claims,
+            is_more=bool(more),
+            next_open=min((moment for moment in moments if moment is not None), default=None),
+            queues=[lane.partition(":")[2] for lane in rooms if lane.startswith(f"{QUEUE}:")],
+        )
 
-    def _fill(self, run: Run, rooms: Mapping[str, int], known: Known) -> tuple[list[tuple[str, str]], set[str]]:
-        """Admit as many as there is room for. Returns their queues and kinds, and the lanes that may take more."""
-        ready: list[tuple[str, str]] = []
+    def _claim(self, run: Run, wish: Wish, chosen: Iterable[Row], known: Known) -> list[Claim]:
+        """Claim of these jobs, which are held and locked, as many as are wished for."""
+        room = dict(wish.room)
+        ids = []
+        for _, job_id, queue, kind, solo in chosen:
+            if room[kind] > 0 and not solo and f"{QUEUE}:{queue}" not in known.limits and wish.serves(queue):
+                room[kind] -= 1
+                ids.append(job_id)
+        if not ids:
+            return []
+        claims = in_order(run(self._take, {"batch": _ones(ids), "worker_id": wish.worker_id, "now": wish.now}))
+        if claims and self._dialect.name == "sqlite":
+            run(self._set_begun, {"batch": _ones([claim.id for claim in claims])})
+        return claims
+
+    def _each(self, run: Run, of_sqlite: Iterable[str], ids: Sequence[int]) -> None:
+        """On PostgreSQL the first of these statements does what all of them do."""
+        for statement in of_sqlite:
+            run(statement, {"batch": _ones(ids)})
+            if self._dialect.name == "postgresql":
+                return
+
+    def _choose(self, run: Run, rooms: Mapping[str, int], known: Known) -> tuple[list[Row], set[str]]:
+        """The next in line of each lane, as many as there is room for, and the lanes that may take more."""
+        admitted: list[Row] = []
         more: set[str] = set()
         number_aside = 0
         while rooms and number_aside < ADMIT_BATCH:
             found = self._first_in_line(run, rooms)
-            numbers = Counter(lane for lane, _, _ in found)
+            numbers = Counter(row[0] for row in found)
             more |= {lane for lane, number in rooms.items() if number == ADMIT_BATCH == numbers[lane]}
             # A job that no worker would take must not have the room of others: it is put aside, and the next one comes.
-            aside = {job_id: lane for lane, job_id, queue in found if not known.serves(queue)}
+            aside = {job_id: lane for lane, job_id, queue, *_ in found if not known.serves(queue)}
             if aside:
-                run(self._park, {"batch": batch_of([(job_id,) for job_id in aside])})
+                run(self._park, {"batch": _ones(list(aside))})
                 number_aside += len(aside)
-            if chosen := [(job_id,) for _, job_id, _ in found if job_id not in aside]:
-                let_in = run(self._let_in, {"batch": batch_of(chosen)})
-                if self._dialect.name == "sqlite":
-                    run(self._set_open, {"batch": batch_of([(row[0],) for row in let_in])})
-                ready += [(queue, kind) for _, queue, kind in let_in]
+            admitted += [row for row in found if row[1] not in aside]
             rooms = Counter(aside.values())
-        return ready, more | set(rooms)
+        return admitted, more | set(rooms)
 
     def _first_in_line(self, run: Run, rooms: Mapping[str, int]) -> list[Row]:
         if self._dialect.name == "postgresql":
@@ -264,6 +343,11 @@ class Known:
             workers=tuple(map(_served, found["worker"])),
         )
 
+    def interval_us(self, lane: str) -> int:
+        """The time between two starts of a lane, or 0 where its limit has no rate."""
+        limit = self.limits.get(limit_of(lane))
+        return limit.interval_us if limit is not None else 0
+
     def serves(self, queue: str) -> bool:
         """Whether a worker would take a job of that queue."""
         if queue in self.paused:
@@ -273,6 +357,17 @@ class Known:
         )
 
 
+_ID, _PRIORITY = (itemgetter(Claim._fields.index(name)) for name in ("id", "priority"))
+
+
+def in_order(rows: Iterable[Row]) -> list[Claim]:
+    """The claims in the order in which they start: RETURNING promises none."""
+    claims = sorted(map(Claim._make, rows), key=_ID)
+    claims.sort(key=_PRIORITY, reverse=True)
+    return claims
+
+
+@functools.lru_cache(maxsize=256)
 def _served(info: str) -> tuple[frozenset[str] | None, frozenset[str]]:
     try:
         said = json.loads(info)

@@ -146,12 +146,16 @@ class Flows:
 
     # -- endings ----------------------------------------------------------------------------------------------------
 
-    def changed(self, rows: Iterable[Row]) -> None:
-        """These jobs have changed, rows of (id, state, marks, …): some of them may have ended."""
+    def changed(self, rows: Iterable[Row], *, touches: bool = True) -> None:
+        """These jobs have changed, rows of (id, state, marks, …): some of them may have ended.
+
+        Unless it *touches*, their places are left to the caller.
+        """
         marked = [row for row in rows if row[2]]
         if not marked:
             return
-        self.effects.admits |= touch(self._dialect, self.run, marked)
+        if touches:
+            self.effects.admits |= touch(self._dialect, self.run, marked)
         ended = [row for row in marked if row[2] & (MEMBER | PARENT) and row[1] in _FINAL]
         if ended:
             self._follow(ended)

@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ..core.failures import group_of
-from ..core.limits import QUEUE, LaneFacts, Numbers, room
+from ..core.limits import QUEUE, LaneFacts, Numbers, Room, room
 from ..core.loggers import get_logger
 from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
@@ -22,18 +22,20 @@ from ..errors import StoreError
 from .admission import (
     Admission,
     Admitted,
+    Wish,
     add_permits,
     begin,
     charge,
     close_lane,
     declare_limits,
+    in_order,
     tidy,
     touch,
 )
 from .driver import LoopLink, Row, RowLocked, RowRefused, Run
 from .flows import Effects, Flows
 from .rollups import Tally
-from .sql import Store, declare_schedule, next_fire_ms, record_of, schedule_row, to_duration_ms
+from .sql import Store, declare_schedule, epoch_ms, next_fire_ms, record_of, schedule_row, to_duration_ms
 from .statements import flows as flow_statements
 from .statements import jobs as job_statements
 from .statements import limits as limit_statements
@@ -142,6 +144,8 @@ class Recorded(NamedTuple):
     """Those whose rows another session has locked: they are to be recorded later."""
     effects: Effects
     """What else has changed by that."""
+    admitted: list[Admitted]
+    """What got the room of limited jobs."""
 
 
 class _Floor(NamedTuple):
@@ -164,6 +168,9 @@ class WorkerStore:
         self._claim = {kind: job_statements.claim(dialect, kind) for kind in ("async", "sync")}
         self._claim_behind = {kind: job_statements.claim_behind(kind) for kind in ("async", "sync")}
         self._floors: dict[tuple[str, str], _Floor] | None = {} if dialect.name == "postgresql" else None
+        self._queue_facts = limit_statements.queue_facts(dialect)
+        self._server_clock: tuple[int, float] | None = None
+        """What the server's clock has said, in epoch milliseconds, and when that was."""
         self._claim_suspect = job_statements.claim_suspect(dialect)
         self._confirm = job_statements.confirm_claims(dialect)
         self._promote = job_statements.promote(dialect)
@@ -220,6 +227,8 @@ class WorkerStore:
                 limits[queue] = number
             else:
                 moments[what] = number
+        if "clock" in moments and self._store.clock is epoch_ms:
+            self._server_clock = moments["clock"], time.monotonic()
         suspects = tuple(found.pop("suspect"))
         queues = {kind: tuple(names) for kind, names in found.items()}
         return Peek(
@@ -228,7 +237,7 @@ class WorkerStore:
             queues=queues,
             suspects=suspects,
             changed=bool(moments["changed"]),
-            next_open=moments["open"],
+            next_open=self._local(moments["open"]),
             limits=limits,
         )
 
@@ -246,7 +255,7 @@ class WorkerStore:
             rows += await self._link.write(
                 self._claim[kind], {**parameters, "number": number - len(rows)}, durable=False
             )
-        claims = _in_order(rows)
+        claims = in_order(rows)
         if self._floors is not None and len(claims) == number:
             until = time.monotonic() + FLOOR_SECONDS if floor is None else floor.until
             self._floors[queue, kind] = _Floor(until, claims[-1].priority, claims[-1].id)
@@ -259,29 +268,50 @@ class WorkerStore:
 
         Counting and claiming are one transaction, in which no other worker claims from the queue.
         """
-        now, lane = self._store.clock(), f"{QUEUE}:{queue}"
-        parameters = {"worker_id": worker_id, "queue": queue, "now": now}
+        now = self._now()
+        parameters = {"worker_id": worker_id, "queue": queue, "now": self._store.clock()}
 
         def body(run: Run) -> tuple[list[Row], int | None]:
-            if self._dialect.name == "postgresql":
-                run(limit_statements.lock_lanes(self._dialect), {"batch": batch_of([(lane,)])})
-            facts = run(limit_statements.queue_facts(self._dialect), {"queue": queue, "lane": lane})
-            if not facts:
-                return run(self._claim[kind], {**parameters, "number": number}), None
-            ((*numbers, running, tat, closed_until),) = facts
-            limit = Numbers(*numbers)
-            has = room(limit, LaneFacts(running, 0, tat or 0, closed_until or 0), now, number)
-            rows = run(self._claim[kind], {**parameters, "number": has.number}) if has.number else []
-            opens_at = charge(self._dialect, run, {lane: len(rows)}, {lane: limit}, now) if rows else has.opens_at
+            limits, has = self._queue_room(run, [queue], now, number)
+            rows = run(self._claim[kind], {**parameters, "number": has[queue].number}) if has[queue].number else []
+            opens_at = charge(self._dialect, run, _lanes_of(rows), limits, now) if rows else has[queue].opens_at
             return rows, opens_at
 
         rows, opens_at = await self._link.transaction(body, durable=False)
-        return _in_order(rows), opens_at
+        return in_order(rows), self._local(opens_at)
+
+    def _queue_room(
+        self, run: Run, queues: Iterable[str], now: int, most: int
+    ) -> tuple[dict[str, Numbers], dict[str, Room]]:
+        """The limits of these queues, and what they have room for, *most* at the most; other workers wait meanwhile."""
+        lanes = {queue: f"{QUEUE}:{queue}" for queue in queues}
+        if self._dialect.name == "postgresql":
+            run(limit_statements.lock_lanes(self._dialect), {"batch": batch_of([(lane,) for lane in lanes.values()])})
+        limits: dict[str, Numbers] = {}
+        has: dict[str, Room] = {}
+        for queue, lane in lanes.items():
+            has[queue] = room(None, LaneFacts(0, 0), now, most)
+            for *numbers, running, tat, closed_until in run(self._queue_facts, {"queue": queue, "lane": lane}):
+                limits[lane] = Numbers(*numbers)
+                has[queue] = room(limits[lane], LaneFacts(running, 0, tat or 0, closed_until or 0), now, most)
+        return limits, has
 
     async def begin(self, claims: Iterable[Claim]) -> int | None:
         """These limited jobs begin now: charge it to the rates of their lanes. When to look at the next of those."""
-        ids, now = [claim.id for claim in claims], self._store.clock()
-        return await self._link.transaction(lambda run: begin(self._dialect, run, ids, now), durable=False)
+        ids, now = [claim.id for claim in claims], self._now()
+        opens = await self._link.transaction(lambda run: begin(self._dialect, run, ids, now), durable=False)
+        return self._local(opens)
+
+    def _now(self) -> int:
+        """Now, as lanes have it: on PostgreSQL by the server's clock, whatever becomes of this machine's."""
+        if self._server_clock is None:
+            return self._store.clock()
+        ms, at = self._server_clock
+        return ms + int((time.monotonic() - at) * 1000)
+
+    def _local(self, moment: int | None) -> int | None:
+        """A moment of a lane, by this machine's clock."""
+        return None if moment is None else moment - self._now() + self._store.clock()
 
     async def declare_limits(self, declared: Mapping[str, Numbers]) -> None:
         """Store the limits of the code."""
@@ -327,14 +357,27 @@ class WorkerStore:
 
     async def look_again(self) -> None:
         """The clock was set back: look at all lanes."""
-        await self._link.write(limit_statements.LOOK_AGAIN, {"now": self._store.clock()}, durable=False)
+        await self._link.write(limit_statements.LOOK_AGAIN, {}, durable=False)
 
-    async def claim_suspect(self, worker_id: str, queues: Sequence[str] | None) -> list[Claim]:
-        """Take one job that must run alone, of these queues or of all."""
-        names = None if queues is None else json.dumps(queues)
-        parameters = {"worker_id": worker_id, "queues": names, "now": self._store.clock()}
-        rows = await self._link.write(self._claim_suspect, parameters, durable=False)
-        return [Claim._make(row) for row in rows]
+    async def claim_suspect(
+        self, worker_id: str, queues: Sequence[str] | None, limited: Collection[str] = ()
+    ) -> list[Claim]:
+        """Take one job that must run alone, of these queues or of all; *limited*: those of them that have a limit."""
+        parameters = {"worker_id": worker_id, "now": self._store.clock()}
+        if not limited:
+            names = None if queues is None else json.dumps(queues)
+            rows = await self._link.write(self._claim_suspect, {**parameters, "queues": names}, durable=False)
+            return in_order(rows)
+        now = self._now()
+
+        def body(run: Run) -> list[Row]:
+            limits, has = self._queue_room(run, sorted(limited), now, 1)
+            open_queues = [queue for queue in queues or () if queue not in has or has[queue].number]
+            rows = run(self._claim_suspect, {**parameters, "queues": json.dumps(open_queues)})
+            charge(self._dialect, run, _lanes_of(rows), limits, now)
+            return rows
+
+        return in_order(await self._link.transaction(body, durable=False))
 
     async def confirm(self, claims: Sequence[Claim]) -> None:
         """Have these claims reach the disk: a power cut must not undo one of a job that may run only once."""
@@ -353,17 +396,28 @@ class WorkerStore:
         rows = await self._link.transaction(body, durable=False)
         return Promoted(len(rows), [(queue, kind) for _, state, _, queue, kind in rows if state == "ready"])
 
-    async def admit(self) -> Admitted:
-        """Admit a batch of the limited jobs that there is room for."""
-        now = self._store.clock()
-        return await self._link.transaction(lambda run: self._admission.admit(run, now), durable=False)
+    async def admit(self, wish: Wish | None = None) -> Admitted:
+        """Admit a batch of the limited jobs that there is room for, and claim of them what is wished for."""
+        now = self._now()
+        admitted = await self._link.transaction(lambda run: self._admission.admit(run, now, wish), durable=False)
+        return self._seen(admitted)
+
+    def _seen(self, admitted: Admitted) -> Admitted:
+        if self._floors:
+            # They may be older than what was claimed.
+            for place in admitted.ready:
+                self._floors.pop(place, None)
+        return replace(admitted, next_open=self._local(admitted.next_open))
 
     # -- finishing --------------------------------------------------------------------------------------------------
 
-    async def finish(self, worker_id: str, ended: Sequence[Ended]) -> Recorded:
-        """Record endings, in pieces of a few megabytes. What the database refuses of one becomes a failure."""
+    async def finish(self, worker_id: str, ended: Sequence[Ended], wish: Wish | None = None) -> Recorded:
+        """Record endings, in pieces of a few megabytes. What the database refuses of one becomes a failure.
+
+        The room of limited jobs is given to others in the same transaction; of these is claimed what is wished for.
+        """
         states = {e.claim.id: e.outcome.ending.value for e in ended if e.outcome.recorded}
-        book = Recorded(states, list(ended), [], Effects())
+        book = Recorded(states, list(ended), [], Effects(), [])
         plain: list[Ended] = []
         special: list[tuple[Ended, tuple[object, ...]]] = []
         for e in ended:
@@ -372,10 +426,10 @@ class WorkerStore:
             elif not e.outcome.recorded:
                 special.append((e, self._finish_row(e)))
         if plain:
-            await self._record_plain(plain, book)
+            await self._record_plain(plain, book, wish)
         for piece in in_pieces(special, lambda pair: _size(pair[1])):
             try:
-                await self._record_special(worker_id, piece, book)
+                await self._record_special(worker_id, piece, book, wish)
             except RowRefused:
                 for pair in piece:
                     await self._record_alone(worker_id, pair, book)
@@ -388,7 +442,7 @@ class WorkerStore:
         batch = batch_of([(e.claim.id, e.claim.claim, e.outcome.ending.state.value) for e in ended])
         return _states(await self._link.read(self._recorded, {"batch": batch}))
 
-    async def _record_plain(self, ended: Sequence[Ended], book: Recorded) -> None:
+    async def _record_plain(self, ended: Sequence[Ended], book: Recorded, wish: Wish | None) -> None:
         now = ended[-1].ended_at
         # Of two tries of one job the later one counts.
         claims = {e.claim.id: e.claim.claim for e in sorted(ended, key=attrgetter("claim.claim"))}
@@ -405,10 +459,14 @@ class WorkerStore:
             def values(locked: Collection[int]) -> dict[str, object]:
                 return {**parameters, "batch": batch_of({i: claim for i, claim in claims.items() if i not in locked})}
 
-            await self._record(self._finish_succeeded, values, [e for e in ended if e.claim.id in claims], book)
+            await self._record(self._finish_succeeded, values, [e for e in ended if e.claim.id in claims], book, wish)
 
     async def _record_special(
-        self, worker_id: str, piece: Sequence[tuple[Ended, tuple[object, ...]]], book: Recorded
+        self,
+        worker_id: str,
+        piece: Sequence[tuple[Ended, tuple[object, ...]]],
+        book: Recorded,
+        wish: Wish | None = None,
     ) -> None:
         if not any(e.outcome.failure or e.claim.marks or e.outcome.closes for e, _ in piece):
             with suppress(RowLocked):
@@ -422,7 +480,7 @@ class WorkerStore:
 
             ended = [e for e, _ in piece]
             also = partial(self._note_ends, worker_id, ended)
-            await self._record(self._finish, values, ended, book, also)
+            await self._record(self._finish, values, ended, book, wish, also)
 
     async def _record(
         self,
@@ -430,29 +488,35 @@ class WorkerStore:
         values: Callable[[Collection[int]], dict[str, object]],
         ended: Sequence[Ended],
         book: Recorded,
+        wish: Wish | None,
         also: Callable[[Run, Mapping[int, str]], None] | None = None,
     ) -> None:
         """Record endings and what follows from them; later those of which another session has a row locked."""
         for skip_locked, sql in enumerate(statements):
 
-            def body(run: Run, sql: str = sql, skip_locked: int = skip_locked) -> tuple[dict[int, str], Effects]:
+            def body(
+                run: Run, sql: str = sql, skip_locked: int = skip_locked
+            ) -> tuple[dict[int, str], Effects, Admitted | None]:
                 flows = self._store.flows(run)
                 # SQLite has one writer at a time.
                 locked = self._locked(run, ended) if skip_locked and self._dialect.name == "postgresql" else ()
                 rows = run(sql, values(locked))
                 if also is not None:
                     also(run, _states(rows))
-                flows.changed(rows)
-                return _states(rows), flows.effects
+                flows.changed(rows, touches=False)
+                admitted = self._admission.pass_on(run, rows, self._now(), wish)
+                return _states(rows), flows.effects, admitted
 
             try:
-                states, effects = await self._link.transaction(body)
+                states, effects, admitted = await self._link.transaction(body)
             except RowLocked:
                 if not skip_locked:
                     continue
             else:
                 book.states.update(states)
                 book.effects.add(effects)
+                if admitted is not None:
+                    book.admitted.append(self._seen(admitted))
             if skip_locked:
                 await self._note_locked(ended, book)
             return
@@ -469,7 +533,8 @@ class WorkerStore:
         for e in ended:
             if e.outcome.closes and states.get(e.claim.id) == "scheduled":
                 until = e.ended_at + to_duration_ms(e.outcome.delay or timedelta(0))
-                close_lane(self._dialect, run, e.claim.id, e.claim.queue, until)
+                skew = self._now() - self._store.clock()
+                close_lane(self._dialect, run, e.claim.id, e.claim.queue, until + skew)
 
     async def _record_alone(self, worker_id: str, pair: tuple[Ended, tuple[object, ...]], book: Recorded) -> None:
         """Record an ending by itself; what is refused of it is left out, and the job has failed."""
@@ -728,14 +793,12 @@ def _last_at(firing: Firing) -> int | None:
     return firing.jobs[-1].fire_at if firing.jobs else None
 
 
-_ID, _PRIORITY = (itemgetter(Claim._fields.index(name)) for name in ("id", "priority"))
+_QUEUE = Claim._fields.index("queue")
 
 
-def _in_order(rows: Iterable[Row]) -> list[Claim]:
-    # RETURNING promises no order.
-    claims = sorted(map(Claim._make, rows), key=_ID)
-    claims.sort(key=_PRIORITY, reverse=True)
-    return claims
+def _lanes_of(rows: Iterable[Row]) -> Mapping[str, int]:
+    """How many of these claims are to be charged to the lane of each queue."""
+    return Counter(f"{QUEUE}:{row[_QUEUE]}" for row in rows)
 
 
 def _states(rows: Iterable[Sequence[Any]]) -> dict[int, str]:

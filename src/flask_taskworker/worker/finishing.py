@@ -15,6 +15,7 @@ from ..client.client import Client
 from ..core.loggers import get_logger
 from ..core.rows import LIMITED, Claim, OutcomeKind
 from ..errors import StoreError
+from ..store.admission import Admitted, Wish
 from ..store.flows import Effects
 from ..store.work import PRUNE_BATCH, WorkerStore
 from .queue_view import QueueView
@@ -83,20 +84,21 @@ class OutcomeWriter:
         self.must_reconcile = False
         """Whether claims may have been committed without their rows reaching the worker."""
 
-    async def flush(self, worker_id: str, *, at_once: bool = False) -> None:
+    async def flush(self, worker_id: str, wish: Wish | None = None, *, at_once: bool = False) -> list[Admitted]:
         """Record what ended, in one statement; unless *at_once*, a few endings wait a moment for company.
 
-        What the database does not take is kept for the next time. Raises StoreError.
+        Returns what got the room of limited jobs; of these is claimed what is wished for. What the database does not
+        take is kept for the next time. Raises StoreError.
         """
         jobs, now = self._jobs, self._loop.time()
         if at_once or now >= self._next_locked:
             jobs.ended[:0], jobs.locked = jobs.locked, []
         is_time = len(jobs.ended) >= FLUSH_AT or not jobs.busy or now - jobs.ended_since >= FLUSH_DELAY
         if not jobs.ended or not (at_once or is_time):
-            return
+            return []
         ended = jobs.take_ended()
         try:
-            states, ended, later, effects = await self._work.finish(worker_id, ended)
+            states, ended, later, effects, admitted = await self._work.finish(worker_id, ended, wish)
             if self._in_doubt:
                 # The database took them, and its answer was lost.
                 states |= await self._work.recorded([e for e in ended if e.claim.id not in states])
@@ -110,7 +112,7 @@ class OutcomeWriter:
             self._next_locked = self._loop.time() + LOCKED_INTERVAL
         # Most say nothing more: they cost one look.
         telling = [e for e in ended if e.claim.marks or e.outcome.ending is not OutcomeKind.SUCCEEDED]
-        if any(e.claim.marks & LIMITED for e in telling):
+        if not admitted and any(e.claim.marks & LIMITED for e in telling):
             # There is room for others now.
             self._view.must_admit = True
         if ready := self._view.limited_queues(e.claim.queue for e in ended):
@@ -124,6 +126,7 @@ class OutcomeWriter:
         self._statistics.note(ended, states)
         self._signals.ended(ended, states)
         self._follow(effects)
+        return admitted
 
     def _follow(self, effects: Effects) -> None:
         """What has changed besides: jobs that waited for others, and callbacks of batches."""
@@ -136,7 +139,8 @@ class OutcomeWriter:
     async def flush_all(self, worker_id: str) -> bool:
         """Record every ending; False if the database does not take them. Then the jobs are rescued later."""
         try:
-            await self.flush(worker_id, at_once=True)
+            for admitted in await self.flush(worker_id, at_once=True):
+                self._client.wake(admitted.ready)
         except StoreError as error:
             log.warning("worker %s could not record %s endings: %s", worker_id, len(self._jobs.ended), error)
             return False

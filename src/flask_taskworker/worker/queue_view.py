@@ -9,6 +9,9 @@ from ..core.limits import QUEUE
 from ..store.work import Peek
 from .running import KINDS
 
+HELD = "held"
+"""Where a kind is expected: a limited job came, which is to be admitted."""
+
 
 class QueueView:
     """One worker's. For its loop only, but for :meth:`hear`."""
@@ -44,6 +47,11 @@ class QueueView:
         return self.must_look or self._is_hinted or self.must_admit
 
     @property
+    def is_hinted(self) -> bool:
+        """Whether it was heard of ready jobs that are not believed yet."""
+        return self._is_hinted
+
+    @property
     def has_ready(self) -> bool:
         """Whether a queue has ready jobs."""
         return any(self.ready.values())
@@ -71,7 +79,10 @@ class QueueView:
         self._is_hinted = False
         while self._hints:
             name, kind = self._hints.pop()
-            if name not in self.ready[kind]:
+            if kind == HELD:
+                # Limits that were never seen are to be looked at first.
+                self.must_admit, self.must_look = True, self.must_look or not self.limits
+            elif name not in self.ready[kind]:
                 self.ready[kind] = self._in_order([*self.ready[kind], name])
 
     def take(self, peek: Peek) -> None:
@@ -100,6 +111,10 @@ class QueueView:
         """A lane is to be looked at then, in epoch milliseconds."""
         if moment is not None:
             self.next_open = moment if self.next_open is None else min(moment, self.next_open)
+
+    def serves(self, name: str) -> bool:
+        """Whether the worker takes jobs of that queue."""
+        return bool(self._in_order([name]))
 
     def served(self, kind: str, *, more: bool) -> None:
         """Jobs were claimed from the first queue of that kind; *more* may be there."""

@@ -20,6 +20,7 @@ from ..core.limits import QUEUE, declared_limits
 from ..core.loggers import get_logger, show_on_terminal
 from ..core.rows import LIMITED, Claim, JobRecord
 from ..core.tasks import TaskRegistry
+from ..store.admission import Admitted, Wish
 from ..store.driver import RowLocked
 from ..store.work import PROMOTE_BATCH, WorkerStore
 from .bounds import Bounds, BoundsWatch, WorkerRole
@@ -27,7 +28,7 @@ from .executor import Executor
 from .finishing import FLUSH_DELAY, LOCKED_INTERVAL, OutcomeWriter
 from .quarantine import Quarantine
 from .queue_view import QueueView
-from .running import WAIT_FOR_SLOT, RunningJobs
+from .running import KINDS, WAIT_FOR_SLOT, RunningJobs
 from .scheduling import Scheduler
 from .signalling import WorkerSignals
 from .statistics import Statistics
@@ -167,8 +168,10 @@ class WorkLoop:
         if self.writer.must_reconcile:
             await self.writer.reconcile(worker_id)
         self.jobs.start_waiting()
-        await self.writer.flush(worker_id)
-        made_ready = await self._look()
+        made_ready = 0
+        for admitted in await self.writer.flush(worker_id, self._wish(worker_id)):
+            made_ready += await self._take_in(admitted)
+        made_ready += await self._look(worker_id)
         if await self._claim(worker_id) < made_ready:
             # Others may have a slot, or work on that queue, and not know of the time that has come.
             self._store.driver.wake_others()
@@ -211,10 +214,11 @@ class WorkLoop:
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
-    async def _look(self) -> int:
+    async def _look(self, worker_id: str) -> int:
         """Peek where there is a reason to, and act on what is due. Returns how many jobs that made ready."""
         view = self.view
-        if view.must_look or self._loop.time() >= self._next_look:
+        has_new_tasks = self._registry.version != self._declared_version
+        if view.must_look or has_new_tasks or self._loop.time() >= self._next_look:
             # Before the peek: news that come during it must wake the loop again.
             view.begin_look()
             self._next_look = self._loop.time() + self._config.loop_interval
@@ -230,6 +234,7 @@ class WorkLoop:
         moments = (view.next_fire, view.next_due, view.next_open)
         fires, promotes, opens = (moment is not None and moment <= now for moment in moments)
         made_ready: list[tuple[str, str]] = []
+        admitted = 0
         if fires:
             fired = await self.scheduler.fire_due(self.work)
             self.signals.fired(fired)
@@ -249,12 +254,12 @@ class WorkLoop:
         elif fires or promotes:
             # What is due next is looked for after the claim: these jobs are late already.
             view.must_look = True
-        if view.must_admit or opens:
-            made_ready += await self._admit(now)
         if made_ready:
             view.hear(made_ready)
             view.take_hints()
-        return len(made_ready)
+        if view.must_admit or opens:
+            admitted = await self._admit(worker_id, now)
+        return len(made_ready) + admitted
 
     async def _see_limits(self) -> None:
         """Store the limits of the code, if tasks were added since the last time; see whether the clock went back."""
@@ -269,30 +274,45 @@ class WorkLoop:
             await self.work.look_again()
         self._looked_at = now
 
-    async def _admit(self, now: int) -> list[tuple[str, str]]:
-        """Admit limited jobs that there is room for; the queue and kind of each."""
+    async def _admit(self, worker_id: str, now: int) -> int:
+        """Admit limited jobs that there is room for. Returns how many of them are to be claimed."""
         view = self.view
-        view.must_admit = False
         if view.next_open is not None and view.next_open <= now:
             view.next_open = None
-        ready: list[tuple[str, str]] = []
+        ready = 0
         for _ in range(PROMOTE_BATCHES):
+            view.must_admit = False
             try:
-                admitted = await self.work.admit()
+                admitted = await self.work.admit(self._wish(worker_id))
             except RowLocked:
                 # Another worker, or a person, is at it for long.
                 view.note_open(now + LOCKED_PAUSE_MS)
                 break
-            ready += admitted.ready
-            if queues := view.limited_queues(admitted.queues):
-                view.hear(queues)
-                view.take_hints()
-            view.note_open(admitted.next_open)
-            if not admitted.is_more:
+            ready += await self._take_in(admitted)
+            if not view.must_admit:
                 break
-        else:
-            view.must_admit = True
         return ready
+
+    def _wish(self, worker_id: str) -> Wish | None:
+        """What to claim in the transaction that admits it: nothing that others would have come before."""
+        view = self.view
+        if not view.limits or view.is_hinted:
+            return None
+        room = {kind: 0 if view.ready[kind] else min(self._room(kind), self.jobs.free(kind)) for kind in KINDS}
+        return Wish(worker_id=worker_id, now=self._store.clock(), room=room, serves=view.serves)
+
+    async def _take_in(self, admitted: Admitted) -> int:
+        """Act on what was admitted. Returns how many jobs are to be claimed."""
+        view = self.view
+        for kind in KINDS:
+            if claims := [claim for claim in admitted.claims if claim.kind == kind]:
+                await self._accept(kind, claims, begun=True)
+        view.must_admit |= admitted.is_more
+        view.note_open(admitted.next_open)
+        if ready := view.limited_queues(admitted.queues) | set(admitted.ready):
+            view.hear(ready)
+            view.take_hints()
+        return len(admitted.ready)
 
     # -- claiming ---------------------------------------------------------------------------------------------------
 
@@ -305,7 +325,8 @@ class WorkLoop:
         if self._may_begin() and self._quarantine.ready(now, busy=busy, others=view.has_ready):
             # Where some queues are excluded, only those are known that the last look has found.
             queues = view.suspects if self._role.exclude else self._config.queues
-            claims = await self.work.claim_suspect(worker_id, queues)
+            limited = [name for name in view.suspects if f"{QUEUE}:{name}" in view.limits]
+            claims = await self.work.claim_suspect(worker_id, view.suspects if limited else queues, limited)
             self._quarantine.claimed(found=bool(claims))
             for claim in claims:
                 await self._accept(claim.kind, [claim])
@@ -339,9 +360,9 @@ class WorkLoop:
             self.view.note_open(await self.work.begin(begun))
         return [*claims[:free], *(claim for claim in claims[free:] if not claim.marks & LIMITED)]
 
-    async def _accept(self, kind: str, claims: list[Claim]) -> None:
+    async def _accept(self, kind: str, claims: list[Claim], *, begun: bool = False) -> None:
         self._parts.on_claim()
-        if any(self.view.limits.values()) and any(claim.marks & LIMITED for claim in claims):
+        if not begun and any(self.view.limits.values()) and any(claim.marks & LIMITED for claim in claims):
             claims = await self._begin(kind, claims)
         if once := [claim for claim in claims if claim.at_most_once]:
             await self.work.confirm(once)

@@ -93,7 +93,7 @@ def set_clock(run: Run) -> Result:
     if compiler() is None:
         return Result(done="nothing", skipped="it needs a C compiler")
     jumps = run.choose((3600, -3600, 0, -3600, 3600, 0) * 3, (3600, -3600))
-    clock = _Clock(run.folder / "clock")
+    clock = Clock(run.folder / "clock")
     result = Result(done=f"{len(jumps)} jumps of an hour or two, for workers and not for the enqueuer")
     with a_stage(run) as stage:
         stage.spawn(3, LD_PRELOAD=str(built("clock")), CHAOS_CLOCK=str(clock.path))
@@ -117,7 +117,7 @@ def set_clock(run: Run) -> Result:
     return result
 
 
-class _Clock:
+class Clock:
     """By how much the workers' clock is wrong."""
 
     def __init__(self, path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from flask_taskworker.store.statements import limits as statements
+from tests.system.chaos import journal
+from tests.system.chaos.clocks import Clock
 from tests.system.chaos.fleet import until
 from tests.system.chaos.row import Result, Run, row
+from tests.system.chaos.shims import built, compiler
 from tests.system.chaos.stage import Stage, a_stage, settle
+from tests.system.chaos.verifier import percentile
 from tests.system.chaos.worker import LANE_ROOM, RATE, Line
 
 WORKERS = 4
@@ -60,12 +66,91 @@ def keep_the_rate(run: Run) -> Result:
         result = Result(done=f"{RATE * seconds} starts").weigh(stage.judge(), doubled=False)
         starts = sorted(line.at for line in stage.evidence("call"))
         stage.stop()
-    busiest = max(sum(at <= other < at + 1 for other in starts[i : i + 2 * RATE]) for i, at in enumerate(starts))
+    busiest = _busiest(starts)
     used = (len(starts) - 1) / ((starts[-1] - starts[0]) * RATE)
     result.figures |= {"starts in one second": f"{busiest} at most", "of the rate used": f"{used:.1%}"}
     result.expect(f"starts in one second <= {RATE}", busiest <= RATE)
     result.expect("of the rate used >= 95 %", used >= run.choose(0.95, 0.1))
     return result
+
+
+@row("37b", "rate-clock", "the clock is set an hour forward, and back, under a rate")
+def keep_the_rate_when_the_clock_is_set(run: Run) -> Result:
+    """No pause for longer than the burst takes, and at most one burst more."""
+    if compiler() is None:
+        return Result(done="nothing", skipped="it needs a C compiler")
+    jumps = run.choose((3600, -3600, 0, -3600, 3600, 0) * 2, (3600, -3600))
+    clock = Clock(run.folder / "clock")
+    pause = run.choose(4.0, 2.0)
+    result = Result(done=f"{len(jumps)} jumps of an hour or two, a rate of {RATE} a second")
+    with a_stage(run) as stage:
+        stage.spawn(WORKERS, LD_PRELOAD=str(built("clock")), CHAOS_CLOCK=str(clock.path))
+        settle(stage, WORKERS)
+        number = int(RATE * pause * (len(jumps) + 1))
+        stage.accept(stage.enqueue("call", [()] * number))
+        for jump in jumps:
+            time.sleep(pause)
+            clock.set(jump)
+        clock.set(0)
+        result.weigh(stage.judge(), doubled=False)
+        starts = sorted(entry.at for entry in stage.journal() if entry.word == journal.BEGAN)
+        stage.stop()
+    gap = max(later - earlier for earlier, later in itertools.pairwise(starts))
+    result.figures |= {"longest pause": f"{gap:.2f} s", "starts in one second": f"{_busiest(starts)} at most"}
+    result.expect("longest pause <= burst + 1 s", gap <= run.within(1.0 + 1 / RATE))
+    result.expect(f"starts in one second <= {RATE} and a burst", _busiest(starts) <= RATE + 1)
+    return result
+
+
+@row("37c", "flood", "a million jobs in line of one key, and 100,000 closed lanes")
+def flood(run: Run) -> Result:
+    """The job of another key starts at once."""
+    number, lanes, probes = run.choose((1_000_000, 100_000, 300), (5_000, 500, 40))
+    with a_stage(run, TASKER_CONCURRENCY=100) as stage:
+        driver = stage.shop.store.driver
+        driver.prepare()
+        for statement in FLOOD:
+            driver.write(statement, {"number": number, "lanes": lanes} if ":" in statement else {})
+        stage.start()
+        settle(stage, 1)
+        # The first of the flood itself: it has its lane looked at.
+        stage.enqueue("ship", [(0, 0.05)])
+        until(lambda: len(stage.evidence("ship+")) > 10, "the flood flows", 60)
+        took = []
+        for key in range(1, probes + 1):
+            began = time.time()
+            stage.enqueue("ship", [(key, 0.0)])
+            until(lambda key=key: any(line.x == key for line in stage.evidence("ship+")), "it starts", 20)
+            took.append(next(line.at for line in stage.evidence("ship+") if line.x == key) - began)
+        flowed = sum(line.x == 0 for line in stage.evidence("ship-"))
+        stage.stop()
+    result = Result(done=f"{number:,} in line of one key, {lanes:,} closed lanes, {probes} jobs of other keys")
+    p99 = percentile(took, 0.99)
+    result.figures |= {"picked up p99": f"{p99 * 1000:.1f} ms", "of the flood meanwhile": flowed}
+    most = {"sqlite": 0.01, "postgresql": 0.02}[run.database]
+    result.expect(f"picked up p99 <= {most * 1000:.0f} ms", p99 <= run.within(most))
+    result.expect("the flood flows", flowed > 0)
+    return result
+
+
+_MANY = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) "
+_HELD = "INSERT INTO taskworker_job (uid, task, queue, kind, state, run_at, args, created_at, marks) "
+FLOOD = (
+    _HELD + _MANY.format(":number") + "SELECT 'flood-' || i, 'shop.ship', 'default', 'async', 'held', 0, "
+    "'[[0,0.05],{}]', 1, 1 FROM n",
+    _HELD + _MANY.format(":lanes") + "SELECT 'closed-' || i, 'shop.ship', 'default', 'async', 'held', 0, "
+    "'[[0,0.05],{}]', 1, 1 FROM n",
+    "INSERT INTO taskworker_permit (job_id, lane, queue, priority, phase) SELECT id, CASE WHEN uid LIKE 'flood-%' "
+    "THEN 'shipper:0' ELSE 'shipper:' || uid END, 'default', 0, 1 FROM taskworker_job",
+    "INSERT INTO taskworker_lane (lane, closed_until, open_at) SELECT 'shipper:' || uid, 9000000000000, 9000000000000 "
+    "FROM taskworker_job WHERE uid LIKE 'closed-%'",
+    "ANALYZE",
+)
+
+
+def _busiest(starts: Sequence[float]) -> int:
+    """The most starts in any second; *starts* in order."""
+    return max(sum(at <= other < at + 1 for other in starts[i : i + 3 * RATE]) for i, at in enumerate(starts))
 
 
 def _read(stage: Stage, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:

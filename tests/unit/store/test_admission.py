@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker.core.rows import KEEPS, LIMITED, Claim, Failure, Outcome, OutcomeKind
-from flask_taskworker.store.admission import pause_queue, resume_queue
+from flask_taskworker.store.admission import Admitted, Wish, pause_queue, resume_queue
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.work import Ended, WorkerStore
 from tests.support.stored import counts_of
@@ -43,6 +44,17 @@ class Lanes(Bench):
 
     def admit(self) -> int:
         return len(self.do(lambda work: work.admit()).ready)
+
+    def wish(self, serves: str | None = None) -> Wish:
+        return Wish(
+            worker_id="w", now=self.now, room={"async": 1, "sync": 0}, serves=lambda queue: serves in (None, queue)
+        )
+
+    def pass_on(self, claim: Claim, serves: str | None = None) -> Admitted:
+        """End it, and let a worker claim one more with it."""
+        ended = Ended(claim, SUCCESS, self.now, self.now)
+        (admitted,) = self.do(lambda work: work.finish("w", [ended], self.wish(serves))).admitted
+        return admitted
 
     def states(self, *ids: int) -> list[str]:
         return [self.record(job_id).state for job_id in ids]
@@ -88,6 +100,74 @@ def test_ending_lets_the_next_in_line_in(lanes: Lanes) -> None:
     assert lanes.phases() == [5, 5, 5, 5]
 
 
+def test_ending_admits_and_claims_the_next_in_line_in_its_own_transaction(lanes: Lanes) -> None:
+    lanes.limit(running=1)
+    ids = [lanes.hold() for _ in range(4)]
+    claim, ran = lanes.run_next(), []
+    for _ in ids[1:]:
+        (claim,) = lanes.pass_on(claim).claims
+        ran.append(claim.id)
+        assert lanes.states(claim.id) == ["running"]
+    assert ran == ids[1:]
+    assert lanes.pass_on(claim).claims == []
+
+
+def test_ending_claims_no_more_than_a_worker_has_room_for_and_nothing_that_it_does_not_serve(lanes: Lanes) -> None:
+    lanes.limit(running=2)
+    lanes.hold(), lanes.hold()
+    lanes.admit()
+    first, second = lanes.claim(2)
+    one, other, sync = lanes.hold(), lanes.hold(queue="other"), lanes.hold(kind="sync")
+    lanes.admit()
+    assert [claim.id for claim in lanes.pass_on(first).claims] == [one]
+    assert lanes.pass_on(second, serves="q").ready == [("other", "async")]
+    assert lanes.states(one, other, sync) == ["running", "ready", "held"]
+
+
+def test_dead_worker_claims_nothing_with_its_ending_but_admits_the_next(lanes: Lanes) -> None:
+    lanes.limit(running=1)
+    _, second = lanes.hold(), lanes.hold()
+    claim = lanes.run_next()
+    lanes.rows("UPDATE taskworker_worker SET state = 'dead'")
+    assert lanes.pass_on(claim).claims == []
+    assert lanes.states(second) == ["ready"]
+
+
+def test_claim_with_an_ending_is_charged_to_the_rate(lanes: Lanes) -> None:
+    lanes.limit(running=5, amount=2, per_us=1_000_000, burst=2)
+    for _ in range(4):
+        lanes.hold()
+    lanes.admit()
+    first, second = lanes.claim(9)
+    lanes.do(lambda work: work.begin([first, second]))
+    assert lanes.pass_on(first).claims == []
+    lanes.now += 500
+    admitted = lanes.do(lambda work: work.admit(lanes.wish()))
+    assert len(admitted.claims) == 1
+    assert admitted.next_open == lanes.now + 500
+
+
+@pytest.mark.parametrize("burst", [1, 5])
+def test_late_starts_are_made_up_for_and_no_second_has_more_than_it_may(lanes: Lanes, burst: int) -> None:
+    number, chance = 20, random.Random(burst)
+    lanes.limit(amount=number, per_us=1_000_000, burst=burst)
+    lanes.store.add([lanes.new(lane="shop", marks=LIMITED) for _ in range(120)])
+    starts: list[int] = []
+
+    async def work_late(work: WorkerStore) -> None:
+        while len(starts) < 120:
+            admitted = await work.admit(replace(lanes.wish(), room={"async": 9, "sync": 0}))
+            starts.extend(lanes.now + chance.randint(0, 12) for _ in admitted.claims)
+            for claim in admitted.claims:
+                await work.finish("w", [Ended(claim, SUCCESS, lanes.now, lanes.now)])
+            lanes.now = max(admitted.next_open or 0, lanes.now + 1) + chance.randint(0, 12)
+
+    lanes.do(work_late)
+    starts.sort()
+    assert max(sum(at <= other < at + 1_000 for other in starts) for at in starts) <= number + burst - 1
+    assert (len(starts) - 1) / (starts[-1] - starts[0]) * 1_000 >= 0.95 * number
+
+
 def test_line_has_the_highest_priority_first_and_then_the_oldest(lanes: Lanes) -> None:
     lanes.limit(running=1)
     low, high, second_high = lanes.hold(), lanes.hold(priority=5), lanes.hold(priority=5)
@@ -106,7 +186,7 @@ def test_each_lane_has_room_of_its_own(lanes: Lanes) -> None:
     assert lanes.admit() == 6
     for claim in lanes.claim(6):
         lanes.finish(claim, SUCCESS)
-    assert lanes.admit() == 6
+    assert len(lanes.claim(9)) == 6
 
 
 def test_waiting_for_the_next_try_frees_the_room(lanes: Lanes) -> None:
@@ -124,7 +204,7 @@ def test_released_job_is_the_first_in_line_again(lanes: Lanes) -> None:
     lanes.limit(running=1)
     first, _ = lanes.hold(), lanes.hold()
     lanes.finish(lanes.run_next(), RELEASED)
-    assert lanes.states(first) == ["held"]
+    assert lanes.states(first) == ["ready"]
     assert lanes.run_next().id == first
 
 

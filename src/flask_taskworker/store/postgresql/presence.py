@@ -156,7 +156,7 @@ def ready_in(payload: str) -> Ready:
         "".join(queue for queue, _ in ready).encode()
     except (ValueError, TypeError, RecursionError):
         return ()
-    return ready if all(kind in ("sync", "async") for _, kind in ready) else ()
+    return ready if all(kind in ("sync", "async", "held") for _, kind in ready) else ()
 
 
 _kept: list[AdvisoryPresence] = []

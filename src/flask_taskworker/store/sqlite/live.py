@@ -278,7 +278,7 @@ def _ready_in(heard: Sequence[bytes]) -> Ready:
     ready = set()
     for word in b"\0".join(heard).split(b"\0"):
         kind, _, queue = word.decode("utf-8", "replace").partition(" ")
-        if kind not in ("sync", "async") or not queue:
+        if kind not in ("sync", "async", "held") or not queue:
             return ()
         ready.add((queue, kind))
     return ready

@@ -296,13 +296,16 @@ def peek(dialect: Dialect) -> str:
 
     ``due``: when the next scheduled job is due. ``fire``: when the next schedule of ``:may_fire`` fires.
     ``changed``: 1 where limited jobs have changed. ``open``: when to look at the next lane again. ``limit``: a limit,
-    and whether it has a rate.
+    and whether it has a rate. ``clock``: what PostgreSQL's clock says.
     ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
     the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
     """
     next_queue = "SELECT min(queue) FROM taskworker_job WHERE state = 'ready' AND solo = 0"
     some = "SELECT 1 FROM taskworker_job AS j WHERE j.state = 'ready' AND j.solo = 0 AND j.queue = q.name"
     has = f"EXISTS ({some} AND j.kind = '{{}}')"
+    clock = ""
+    if dialect.name == "postgresql":
+        clock = "UNION ALL SELECT 'clock', NULL, (extract(epoch FROM clock_timestamp()) * 1000)::bigint "
     return (
         f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
         "WHERE q.name IS NOT NULL) "
@@ -312,6 +315,7 @@ def peek(dialect: Dialect) -> str:
         f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
         "UNION ALL SELECT 'changed', NULL, (SELECT 1 FROM taskworker_permit WHERE phase = 0 LIMIT 1) "
         "UNION ALL SELECT 'open', NULL, (SELECT min(open_at) FROM taskworker_lane WHERE open_at IS NOT NULL) "
+        f"{clock}"
         "UNION ALL SELECT 'limit', name, CASE WHEN amount IS NULL THEN 0 ELSE 1 END FROM taskworker_limit "
         "UNION ALL SELECT DISTINCT 'suspect', queue, 0 FROM taskworker_job WHERE state = 'ready' AND solo = 1 "
         f"AND queue NOT IN ({_PAUSED}) "
@@ -355,11 +359,16 @@ def claim_suspect(dialect: Dialect) -> str:
     return _claim(dialect.among("id", chosen))
 
 
-def _claim(chosen: str, condition: str = "true") -> str:
+def claim_held(chosen: str) -> str:
+    """Take jobs that are held, with their admission."""
+    return _claim(chosen, state="held")
+
+
+def _claim(chosen: str, condition: str = "true", state: str = "ready") -> str:
     # Nothing goes to a worker that was declared dead: it must not own jobs that no worker would rescue.
     return (
         "UPDATE taskworker_job SET state = 'running', claim = claim + 1, worker_id = :worker_id, started_at = :now "
-        f"WHERE {chosen} AND state = 'ready' "
+        f"WHERE {chosen} AND state = '{state}' "
         "AND EXISTS (SELECT 1 FROM taskworker_worker WHERE id = :worker_id AND state = 'alive') "
         f"AND {condition} RETURNING {CLAIM}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .jobs import ColumnType, Dialect
+from .jobs import ColumnType, Dialect, claim_held
 
 _LOCK_CLASS = 0x6C616E65
 """Lane locks of PostgreSQL are of the form with two integers: a worker's presence is of the other."""
@@ -31,13 +31,20 @@ def touch(dialect: Dialect) -> str:
 
 
 def changed(dialect: Dialect) -> str:
-    """The next ``:number`` jobs that have changed, with their lanes, and the lanes that are to be looked at again."""
+    """The next ``:number`` jobs that have changed, with their lanes, and the lanes that are to be looked at again.
+
+    And whether each lane is locked now: where another worker has it, this one does not wait.
+    """
     skip = "" if dialect.name == "sqlite" else " FOR UPDATE SKIP LOCKED"
     return (
-        f"SELECT job_id, lane FROM (SELECT job_id, lane FROM taskworker_permit WHERE phase = 0 LIMIT :number{skip}) "
-        "AS c UNION ALL SELECT 0, lane FROM (SELECT lane FROM taskworker_lane WHERE open_at IS NOT NULL "
-        "AND open_at <= :now ORDER BY open_at LIMIT :number) AS o"
+        f"SELECT job_id, lane, {_try_lane(dialect)} FROM (SELECT * FROM (SELECT job_id, lane FROM taskworker_permit "
+        f"WHERE phase = 0 LIMIT :number{skip}) AS c UNION ALL SELECT 0, lane FROM (SELECT lane FROM taskworker_lane "
+        "WHERE open_at IS NOT NULL AND open_at <= :now ORDER BY open_at LIMIT :number) AS o) AS f"
     )
+
+
+def _try_lane(dialect: Dialect) -> str:
+    return "1" if dialect.name == "sqlite" else f"pg_try_advisory_xact_lock({_LOCK_CLASS}, hashtext(lane))"
 
 
 def lock_lanes(dialect: Dialect) -> str:
@@ -53,6 +60,15 @@ def place(dialect: Dialect) -> str:
         f"UPDATE taskworker_permit SET phase = {PHASE}, "
         "priority = COALESCE((SELECT priority FROM taskworker_job WHERE id = job_id), priority) "
         f"WHERE job_id IN (SELECT id FROM {batch} AS e)"
+    )
+
+
+def leave(dialect: Dialect) -> str:
+    """As :func:`place`, in the transaction that ends executions: their lanes, and whether each is locked now."""
+    batch = dialect.batch({"id": "integer"})
+    return (
+        f"UPDATE taskworker_permit SET phase = {PHASE}, begun = 0 WHERE job_id IN (SELECT id FROM {batch} AS e) "
+        f"RETURNING job_id, lane, {_try_lane(dialect)}"
     )
 
 
@@ -79,9 +95,9 @@ def facts(dialect: Dialect) -> str:
 
 
 def first_in_line(dialect: Dialect) -> str:
-    """The next jobs in line, with their queues: up to ``:room`` of ``:lane``; on PostgreSQL of a batch of both."""
+    """The next jobs in line, with what a claim must know: up to ``:room`` of ``:lane``; on PostgreSQL of a batch."""
     first = (
-        "SELECT p.lane, p.job_id, p.queue FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        "SELECT p.lane, p.job_id, p.queue, j.kind, j.solo FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
         "WHERE p.lane = {} AND p.phase = 1 AND j.id = p.job_id AND j.state = 'held' "
         "ORDER BY p.priority DESC, p.job_id LIMIT {}"
     )
@@ -89,29 +105,39 @@ def first_in_line(dialect: Dialect) -> str:
         return first.format(":lane", ":room")
     batch = dialect.batch({"lane": "text", "room": "integer"})
     return (
-        f"SELECT c.lane, c.job_id, c.queue FROM {batch} AS e CROSS JOIN LATERAL "
+        f"SELECT c.lane, c.job_id, c.queue, c.kind, c.solo FROM {batch} AS e CROSS JOIN LATERAL "
         f"({first.format('e.lane', 'e.room')} FOR UPDATE SKIP LOCKED) AS c"
     )
 
 
 def let_in(dialect: Dialect) -> str:
-    """Make the jobs of a batch ready: now a claim sees them."""
+    """Make the jobs of a batch, which are held and locked, ready: now a claim sees them."""
     batch = dialect.batch({"id": "integer"})
-    jobs = (
-        f"UPDATE taskworker_job SET state = 'ready' WHERE id IN (SELECT id FROM {batch} AS e) AND state = 'held' "
-        "RETURNING id, queue, kind"
-    )
+    jobs = f"UPDATE taskworker_job SET state = 'ready' WHERE id IN (SELECT id FROM {batch} AS e) AND state = 'held'"
     if dialect.name == "sqlite":
         return jobs
     # One round trip less. SQLite has no such statement, and :func:`set_phase` is the second one there.
-    places = "UPDATE taskworker_permit SET phase = 2, begun = 0 WHERE job_id IN (SELECT id FROM a)"
-    return f"WITH a AS ({jobs}), p AS ({places}) SELECT id, queue, kind FROM a"
+    return f"WITH a AS ({jobs} RETURNING id) {_open('SELECT id FROM a', begun=0)}"
 
 
-def set_phase(dialect: Dialect, phase: int) -> str:
+def take(dialect: Dialect) -> str:
+    """Claim the jobs of a batch, which are held and locked, with their admission."""
+    jobs = claim_held(f"id IN (SELECT id FROM {dialect.batch({'id': 'integer'})} AS e)")
+    if dialect.name == "sqlite":
+        return jobs
+    return f"WITH a AS ({jobs}), p AS ({_open('SELECT id FROM a', begun=1)}) SELECT * FROM a"
+
+
+def _open(ids: str, *, begun: int) -> str:
+    return f"UPDATE taskworker_permit SET phase = 2, begun = {begun} WHERE job_id IN ({ids})"
+
+
+def set_phase(dialect: Dialect, phase: int, *, begun: int = 0) -> str:
     """Give the places of a batch of jobs this phase."""
     batch = dialect.batch({"id": "integer"})
-    return f"UPDATE taskworker_permit SET phase = {phase}, begun = 0 WHERE job_id IN (SELECT id FROM {batch} AS e)"
+    return (
+        f"UPDATE taskworker_permit SET phase = {phase}, begun = {begun} WHERE job_id IN (SELECT id FROM {batch} AS e)"
+    )
 
 
 def keep_lanes(dialect: Dialect) -> tuple[str, str]:
@@ -162,7 +188,7 @@ REMOVE_UNSEEN_LIMITS = "DELETE FROM taskworker_limit WHERE source = 'code' AND s
 LOOK_AT_LIMIT = (
     "WITH RECURSIVE l(lane) AS (SELECT min(lane) FROM taskworker_permit WHERE phase = 1 UNION ALL SELECT (SELECT "
     "min(lane) FROM taskworker_permit WHERE phase = 1 AND lane > l.lane) FROM l WHERE l.lane IS NOT NULL) "
-    "INSERT INTO taskworker_lane (lane, open_at) SELECT lane, :now FROM l WHERE (lane = :name "
+    "INSERT INTO taskworker_lane (lane, open_at) SELECT lane, 0 FROM l WHERE (lane = :name "
     "OR substr(lane, 1, length(:name) + 1) = :name || ':') ON CONFLICT (lane) DO UPDATE SET open_at = excluded.open_at"
 )
 """Have a worker look at all lanes of a limit in which a job waits. It jumps from lane to lane, as peek does."""
@@ -183,12 +209,12 @@ def queue_facts(dialect: Dialect) -> str:
 
 
 def charge(dialect: Dialect) -> str:
-    """Charge starts to the rate of ``:lane``: ``:cost`` for all of them, ``:burst`` and ``:again`` as GCRA has them."""
+    """Charge starts to the rate of ``:lane``: ``:cost`` for all of them, to a tat between ``:least`` and ``:most``."""
     least, most = ("min", "max") if dialect.name == "sqlite" else ("least", "greatest")
-    tat = f"{most}({least}(taskworker_lane.tat, :now_us + :burst), :now_us) + :cost"
+    tat = f"{most}({least}(taskworker_lane.tat, :most), :least) + :cost"
     return (
-        "INSERT INTO taskworker_lane (lane, tat, open_at) VALUES (:lane, :now_us + :cost, "
-        "(:now_us + :cost - :early + 999) / 1000) "
+        "INSERT INTO taskworker_lane (lane, tat, open_at) VALUES (:lane, :least + :cost, "
+        "(:least + :cost - :early + 999) / 1000) "
         f"ON CONFLICT (lane) DO UPDATE SET tat = {tat}, open_at = ({tat} - :early + 999) / 1000 RETURNING open_at"
     )
 
@@ -218,7 +244,7 @@ def take_back(dialect: Dialect, which: str) -> str:
     )
 
 
-LOOK_AGAIN = "UPDATE taskworker_lane SET open_at = :now WHERE open_at IS NOT NULL AND open_at > :now"
+LOOK_AGAIN = "UPDATE taskworker_lane SET open_at = 0 WHERE open_at IS NOT NULL AND open_at > 0"
 """The clock was set back: what was to be looked at later is looked at now."""
 
 REMOVE_LANES = "DELETE FROM taskworker_lane WHERE open_at IS NULL AND tat < :now_us AND closed_until < :now"
