@@ -27,6 +27,7 @@ from flask_taskworker import (
     SnoozeJob,
     current_job,
 )
+from flask_taskworker.client import sessions
 from flask_taskworker.errors import DeclarationError
 from flask_taskworker.signals import job_succeeded
 from flask_taskworker.store.sql import Store
@@ -114,6 +115,46 @@ def test_pending_objects_are_written_before_the_row_of_the_job_is_locked(
     add.enqueue().result(timeout=PATIENCE)
     tables = [found[1] for sql in written if (found := re.match(r"(?:INSERT INTO|UPDATE) (note|taskworker_job)", sql))]
     assert tables == ["note", "taskworker_job"]
+
+
+@pytest.mark.recipe
+def test_others_may_write_until_the_task_writes(
+    db: SQLAlchemy, task_worker: BackgroundTaskWorker, rows: Rows, notes: Callable[[], list[int]]
+) -> None:
+    reads, goes_on = threading.Event(), threading.Event()
+
+    @task_worker.task(atomic=db)
+    def slow() -> None:
+        db.session.execute(text("SELECT x FROM note")).all()
+        reads.set()
+        wait(goes_on)
+        write(db, 2)
+
+    job = slow.enqueue()
+    wait(reads)
+    rows("INSERT INTO note (x) VALUES (1)")
+    goes_on.set()
+    job.result(timeout=PATIENCE)
+    assert notes() == [1, 2]
+
+
+def test_task_that_holds_the_write_lock_for_long_is_reported(
+    db: SQLAlchemy,
+    task_worker: BackgroundTaskWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(sessions, "LONG_LOCK", 0.0)
+
+    @task_worker.task(atomic=db)
+    def writes() -> None:
+        write(db, 1)
+
+    writes.enqueue().result(timeout=PATIENCE)
+    reported = [record.args for record in caplog.records if "write lock" in record.msg]
+    assert [task.rpartition(".")[2] for task, _ in reported] == (
+        ["writes"] if db.engine.dialect.name == "sqlite" else []
+    )
 
 
 def test_task_that_raises_leaves_nothing(

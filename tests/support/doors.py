@@ -36,15 +36,17 @@ def _patience(url: str | URL) -> dict[str, Any]:
 
 
 def begin_immediately(engine: Engine) -> None:
-    """Leave out the driver's own BEGIN, which comes too late for savepoints, and take the lock at once."""
+    """The recipe of docs/transactions.md: take the lock with the first write, so that savepoints work, too."""
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: object) -> None:
         connection.isolation_level = None
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    @event.listens_for(engine, "before_cursor_execute")
+    def begin(connection: Any, _: object, statement: str, *_more: object) -> None:
+        reads = statement.lstrip().upper().startswith(("SELECT", "PRAGMA"))
+        if not reads and not connection.connection.driver_connection.in_transaction:
+            connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE")
 
 
 class Door(ABC):

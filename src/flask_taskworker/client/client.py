@@ -290,7 +290,7 @@ class Client:
                     f"{task.name} is atomic, so the jobs must lie in the database of its session. Set "
                     "TASKER_DATABASE_URI to the session's database, or declare the task without atomic=…."
                 )
-            session.transaction.refuse_autocommit()
+            session.refuse_autocommit()
             with session:
                 outcome = work()
                 session.check()

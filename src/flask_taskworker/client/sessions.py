@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = get_logger("jobs")
+
+LONG_LOCK = 1.0
+"""An atomic task that holds SQLite's write lock for longer is reported. Seconds."""
 
 
 class CallerTransaction:
@@ -214,6 +218,15 @@ class AtomicSession:
         if session is None:
             raise ArgumentsError(f"atomic=… of {task} must give a Session, not {source()!r:.100}.")
         self._session = session
+        self._locked_at: float | None = None
+        """When its first write took SQLite's write lock, by ``time.monotonic``."""
+
+    def refuse_autocommit(self) -> None:
+        """As :meth:`CallerTransaction.refuse_autocommit`, before anything was done in the session."""
+        self.transaction.refuse_autocommit()
+        if self.transaction.connection.dialect.name == "sqlite":
+            # To ask may have taken the write lock, which the task needs only when it writes.
+            self._session.rollback()
 
     def check(self) -> None:
         """Raise ArgumentsError unless the source gives the same session, which is what the task writes through."""
@@ -226,9 +239,19 @@ class AtomicSession:
     def __enter__(self) -> None:
         self.check()
         event.listen(self._session, "before_commit", self._refuse)
+        event.listen(self._session, "after_begin", self._on_begin)
 
     def __exit__(self, *_: object) -> None:
         event.remove(self._session, "before_commit", self._refuse)
+        event.remove(self._session, "after_begin", self._on_begin)
+
+    def _on_begin(self, _session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+        if connection.dialect.name == "sqlite":
+            event.listen(connection, "before_cursor_execute", self._on_statement)
+
+    def _on_statement(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if self._locked_at is None and not statement.lstrip()[:6].upper().startswith(("SELECT", "PRAGMA")):
+            self._locked_at = time.monotonic()
 
     def _refuse(self, session: Session) -> None:
         if session.get_nested_transaction() is None:
@@ -248,6 +271,14 @@ class AtomicSession:
     def commit(self) -> None:
         """Commit; outside of the with block."""
         self._session.commit()
+        held = 0.0 if self._locked_at is None else time.monotonic() - self._locked_at
+        if held > LONG_LOCK:
+            log.warning(
+                "%s held SQLite's write lock for %.1f s, from its first write to its commit: no other process could "
+                "enqueue or record a job. Do slow work before the first write, or write in several jobs.",
+                self._task,
+                held,
+            )
 
     def roll_back(self) -> None:
         """Roll back what is not committed, and give the connection back."""
