@@ -243,13 +243,16 @@ class Admission:
         claimed = {claim.id for claim in claims}
         rest = [row for row in chosen if row[1] not in claimed]
         if rest:
-            self._each(run, (self._let_in, self._set_open), [row[1] for row in rest])
+            batch = {"batch": _ones([row[1] for row in rest])}
+            run(self._let_in, batch)
+            if self._dialect.name == "sqlite":
+                run(self._set_open, batch)
         rated = Counter(lane for lane, job_id, *_ in chosen if job_id in claimed and known.interval_us(lane))
         self._keep(run, {lane: r for lane, r in rooms.items() if lane not in rated}, known)
         moments = [charge(self._dialect, run, rated, known.limits, now) if rated else None]
         moments += [r.opens_at for lane, r in rooms.items() if lane not in rated]
         return Admitted(
-            [(queue, kind) for _, _, queue, kind, _ in rest],
+            [(queue, kind) for _, _, queue, kind, *_ in rest],
             claims,
             is_more=bool(more),
             next_open=min((moment for moment in moments if moment is not None), default=None),
@@ -260,7 +263,7 @@ class Admission:
         """Claim of these jobs, which are held and locked, as many as are wished for."""
         room = dict(wish.room)
         ids = []
-        for _, job_id, queue, kind, solo in chosen:
+        for _, job_id, queue, kind, solo, _ in sorted(chosen, key=lambda row: (-row[5], row[1])):
             if room[kind] > 0 and not solo and f"{QUEUE}:{queue}" not in known.limits and wish.serves(queue):
                 room[kind] -= 1
                 ids.append(job_id)
@@ -270,13 +273,6 @@ class Admission:
         if claims and self._dialect.name == "sqlite":
             run(self._set_begun, {"batch": _ones([claim.id for claim in claims])})
         return claims
-
-    def _each(self, run: Run, of_sqlite: Iterable[str], ids: Sequence[int]) -> None:
-        """On PostgreSQL the first of these statements does what all of them do."""
-        for statement in of_sqlite:
-            run(statement, {"batch": _ones(ids)})
-            if self._dialect.name == "postgresql":
-                return
 
     def _choose(self, run: Run, rooms: Mapping[str, int], known: Known) -> tuple[list[Row], set[str]]:
         """The next in line of each lane, as many as there is room for, and the lanes that may take more."""

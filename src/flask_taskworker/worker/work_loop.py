@@ -296,7 +296,7 @@ class WorkLoop:
     def _wish(self, worker_id: str) -> Wish | None:
         """What to claim in the transaction that admits it: nothing that others would have come before."""
         view = self.view
-        if not view.limits or view.is_hinted:
+        if not view.limits or view.is_hinted or self._bounds.max_jobs is not None:
             return None
         room = {kind: 0 if view.ready[kind] else min(self._room(kind), self.jobs.free(kind)) for kind in KINDS}
         return Wish(worker_id=worker_id, now=self._store.clock(), room=room, serves=view.serves)

@@ -124,6 +124,14 @@ def test_ending_claims_no_more_than_a_worker_has_room_for_and_nothing_that_it_do
     assert lanes.states(one, other, sync) == ["running", "ready", "held"]
 
 
+def test_the_highest_priority_of_all_lanes_is_claimed_first(lanes: Lanes) -> None:
+    lanes.limit(running=1)
+    lanes.hold("shop:a"), lanes.hold("shop:b", priority=5), lanes.hold("shop:c", priority=9)
+    admitted = lanes.do(lambda work: work.admit(lanes.wish()))
+    assert [claim.priority for claim in admitted.claims] == [9]
+    assert len(admitted.ready) == 2
+
+
 def test_dead_worker_claims_nothing_with_its_ending_but_admits_the_next(lanes: Lanes) -> None:
     lanes.limit(running=1)
     _, second = lanes.hold(), lanes.hold()

@@ -97,7 +97,8 @@ def facts(dialect: Dialect) -> str:
 def first_in_line(dialect: Dialect) -> str:
     """The next jobs in line, with what a claim must know: up to ``:room`` of ``:lane``; on PostgreSQL of a batch."""
     first = (
-        "SELECT p.lane, p.job_id, p.queue, j.kind, j.solo FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+        "SELECT p.lane, p.job_id, p.queue, j.kind, j.solo, p.priority "
+        "FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
         "WHERE p.lane = {} AND p.phase = 1 AND j.id = p.job_id AND j.state = 'held' "
         "ORDER BY p.priority DESC, p.job_id LIMIT {}"
     )
@@ -105,7 +106,7 @@ def first_in_line(dialect: Dialect) -> str:
         return first.format(":lane", ":room")
     batch = dialect.batch({"lane": "text", "room": "integer"})
     return (
-        f"SELECT c.lane, c.job_id, c.queue, c.kind, c.solo FROM {batch} AS e CROSS JOIN LATERAL "
+        f"SELECT c.lane, c.job_id, c.queue, c.kind, c.solo, c.priority FROM {batch} AS e CROSS JOIN LATERAL "
         f"({first.format('e.lane', 'e.room')} FOR UPDATE SKIP LOCKED) AS c"
     )
 
