@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +16,7 @@ from flask import Flask
 
 from flask_taskworker.core.rows import KEEPS, LIMITED, Claim, Failure, Outcome, OutcomeKind
 from flask_taskworker.store.admission import Admitted, Wish, pause_queue, resume_queue
-from flask_taskworker.store.sql import Store
+from flask_taskworker.store.sql import Store, epoch_ms
 from flask_taskworker.store.work import Ended, WorkerStore
 from tests.support.stored import counts_of
 from tests.unit.store.test_work import NOW, SUCCESS, Bench, Rows
@@ -348,6 +349,35 @@ def test_raised_limit_admits_more_and_lowered_one_stops_nothing(lanes: Lanes, id
     assert lanes.states(*ids) == ["ready", "ready", "ready", "held"]
     idle_worker.limits["shop"].reset()
     assert lanes.admit() == 1
+
+
+def test_suspect_waits_for_the_limit_of_its_queue_and_holds_up_no_other(lanes: Lanes) -> None:
+    lanes.limit("queue:q", running=1)
+    lanes.add()
+    (running,) = lanes.claim()
+    suspect, other = lanes.add(), lanes.add(queue="free")
+    lanes.rows("UPDATE taskworker_job SET solo = 1 WHERE state = 'ready'")
+    claim_next = lambda work: work.claim_suspect("w", ["q", "free"], ["q"])  # noqa: E731
+    assert [claim.id for claim in lanes.do(claim_next)] == [other]
+    assert lanes.do(claim_next) == []
+    lanes.finish(running, SUCCESS)
+    assert [claim.id for claim in lanes.do(claim_next)] == [suspect]
+
+
+def test_lanes_follow_the_clock_of_the_server_where_there_is_one(lanes: Lanes) -> None:
+    lanes.limit(amount=1, per_us=1_000_000, burst=1)
+    lanes.store.clock = epoch_ms
+    lanes.hold()
+
+    async def start_with_a_clock_that_is_set(work: WorkerStore) -> None:
+        await work.peek("[]")
+        lanes.store.clock = lambda: epoch_ms() + 3_600_000
+        assert len((await work.admit(lanes.wish())).claims) == 1
+
+    lanes.do(start_with_a_clock_that_is_set)
+    ((tat,),) = lanes.rows("SELECT tat FROM taskworker_lane")
+    ahead = 3_600 if lanes.store.driver.dialect.name == "sqlite" else 0
+    assert abs(tat / 1_000_000 - time.time() - ahead) < 60
 
 
 class Model:
