@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 _ORDER = (
     *("run", "status", "doctor", "list", "call", "jobs", "job", "why", "failures"),
-    *("retry", "cancel", "discard", "restore", "pause", "resume", "purge", "schedule", "db"),
+    *("retry", "cancel", "discard", "restore", "pause", "resume", "limits", "limit", "purge", "schedule", "db"),
 )
 
 
@@ -62,6 +62,7 @@ _MEANT = {
     **dict.fromkeys(("call-task", "send", "enqueue"), "call"),
     **dict.fromkeys(("revoke", "stop", "abort"), "cancel"),
     **dict.fromkeys(("requeue",), "retry"),
+    **dict.fromkeys(("rate-limit", "rate_limit", "rates"), "limits"),
     **dict.fromkeys(("flower", "monitor", "tail"), "jobs"),
 }
 """What commands of other task queues are called here."""

@@ -16,13 +16,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.wrappers import Response as BaseResponse
 
+from .core.config import TaskWorkerConfig
+from .core.limits import declared_limits
 from .core.loggers import get_logger
 from .core.tasks import TaskRegistry, registry_of
 from .errors import StoreError
 from .mail.queue.queue import DELIVER
 from .ops.access import Gate
 from .ops.browse import Browser
-from .ops.rows import Figures, QueueState
+from .ops.rows import Figures, LimitRow, QueueState
 from .state import HasState
 from .store.schema import BUCKETS_MS
 from .store.sql import Store
@@ -129,6 +131,7 @@ class TaskWorkerCollector(Collector):
         state = app.extensions["taskworker"]
         self._store: Store = state.store
         self._tasks: TaskRegistry = state.registry
+        self._config: TaskWorkerConfig = state.config
         self._browser = Browser(self._store)
 
     def describe(self) -> list[Metric]:
@@ -136,12 +139,14 @@ class TaskWorkerCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Six queries. Raises StoreError."""
+        """Six queries, and one more where the code declares limits. Raises StoreError."""
         now = self._store.clock()
         totals = self._browser.totals()
         yield from _jobs(totals)
         yield _mails(totals)
         yield from _queues(self._browser.queues(also=sorted({task.options.queue for task in self._tasks})), now)
+        if declared_limits(self._tasks.limits, self._config.queue_limits):
+            yield from _limits(self._browser.limits())
         yield self._schedules(now)
         yield self._workers()
 
@@ -190,6 +195,18 @@ def _mails(totals: Totals) -> Metric:
     for outcome in OUTCOMES:
         mails.add_metric([outcome], sum(getattr(f, outcome) for (task, _), f in totals.items() if task == DELIVER))
     return mails
+
+
+def _limits(limits: Sequence[LimitRow]) -> Iterator[Metric]:
+    # No label for each key: there may be thousands.
+    admitted = GaugeMetricFamily("taskworker_limit_open", "Jobs that have room: admitted, not ended.", labels=["limit"])
+    waiting = GaugeMetricFamily("taskworker_limit_waiting", "Jobs in line, counted up to 10,000.", labels=["limit"])
+    closings = CounterMetricFamily("taskworker_limit_closings", "How often a job closed a lane.", labels=["limit"])
+    for limit in limits:
+        admitted.add_metric([limit.name], limit.admitted)
+        waiting.add_metric([limit.name], limit.waiting)
+        closings.add_metric([limit.name], limit.closings)
+    yield from (admitted, waiting, closings)
 
 
 _QUEUE_GAUGES: dict[str, tuple[str, Callable[[QueueState, int], float]]] = {

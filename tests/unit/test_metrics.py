@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Retry
+from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Limit, Retry, SnoozeJob
 from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.metrics import TaskWorkerCollector, create_metrics, serve_metrics
 from flask_taskworker.ops.operations import Operations
@@ -168,6 +169,41 @@ def test_mails_are_counted(app: Flask, idle_worker: BackgroundTaskWorker, store:
     for queue in ("mail", "slow"):
         store_totals(rows, "flask_taskworker.mail.deliver", queue, [2] * len(ROLLUP_FIGURES))
     assert value(read(app), "mail_total", outcome="succeeded") == 4
+
+
+def test_limits_are_reported_without_their_keys(app: Flask, task_worker: BackgroundTaskWorker) -> None:
+    go = threading.Event()
+
+    @task_worker.task(limit=Limit("shop", running=1, key="shop_id"))
+    def sync(shop_id: int) -> None:
+        go.wait(20)
+
+    @task_worker.task(limit=Limit("api", running=1, key="host"))
+    def call(host: str) -> None:
+        raise SnoozeJob(60, limit=True)
+
+    jobs = sync.enqueue_many([(7,), (7,), (8,)])
+    call.enqueue_many([("a",), ("b",)])
+    wait_for(lambda: value(read(app), "limit_closings_total", limit="api") == 2)
+    wait_for(lambda: value(read(app), "limit_waiting", limit="shop") == 1)
+    found = read(app)
+    assert value(found, "limit_open", limit="shop") == 2
+    assert {labels for name, labels in found if name.startswith("taskworker_limit")} == {
+        *((("limit", "api"),), (("limit", "shop"),))
+    }
+    go.set()
+    for job in jobs:
+        job.result(timeout=20)
+    assert value(read(app), "limit_open", limit="shop") == 0
+
+
+def test_nothing_is_asked_of_limits_where_the_code_has_none(app: Flask, idle_worker: BackgroundTaskWorker) -> None:
+    driver, seen = app.extensions["taskworker"].store.driver, list[str]()
+    real = driver.read
+    driver.read = lambda sql, parameters: (seen.append(sql), real(sql, parameters))[1]
+    assert not [name for name, _ in read(app) if name.startswith("taskworker_limit")]
+    assert seen
+    assert not [sql for sql in seen if "taskworker_limit" in sql or "taskworker_permit" in sql]
 
 
 def test_any_process_reports_all(open_app: Flask, idle_worker: BackgroundTaskWorker) -> None:

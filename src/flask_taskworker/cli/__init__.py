@@ -2,4 +2,16 @@
 
 from __future__ import annotations
 
-from . import acting, examining, listing, looking, mails, operations, running, schedules, status, tables  # noqa: F401
+from . import (  # noqa: F401
+    acting,
+    examining,
+    limits,
+    listing,
+    looking,
+    mails,
+    operations,
+    running,
+    schedules,
+    status,
+    tables,
+)

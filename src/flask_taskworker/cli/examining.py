@@ -31,7 +31,7 @@ _SIGNS = {"ok": ("ok", "green"), "warning": ("WARNING", "yellow"), "error": ("ER
 def doctor(smtp: bool, timeout: float, with_settings: bool, in_json: bool) -> None:
     """Find problems and say how to fix them.
 
-    Checks the database, its files and their disk, at workers, clocks, queues, schedules and tasks, and at the mail
+    Checks the database, its files and their disk, workers, clocks, queues, limits, schedules and tasks, and the mail
     server. Changes nothing. Exits with 4 if it finds an error; with 1 if the only error is that no tables exist,
     with 5 if it is that they do not fit this version.
     """

@@ -59,7 +59,7 @@ CREATE = "flask tasks db init"
 _LONGEST_ERROR = 1000
 _COMPLETED = 50
 _FILTER_KEYS = (
-    *("schedule", "worker", "group", "unique", "uid", "id", "parent"),
+    *("schedule", "worker", "group", "lane", "unique", "uid", "id", "parent"),
     *("attempts", "after", "before", "discarded"),
 )
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")

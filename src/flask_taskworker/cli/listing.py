@@ -32,8 +32,8 @@ def list_jobs(words: tuple[str, ...], limit: int, before: int | None, in_json: b
     """List jobs, newest first.
 
     FILTER selects them, for example: state:failed task:'mail.*' queue:web args.user_id:42 after:-1h. Also attempts:3,
-    schedule:NAME, worker:ID, group:ID, parent:ID, unique:KEY, uid:UID and discarded:yes. Exits with 3 if no job
-    matches, with 6 if the search stopped before it had seen all jobs: continue with --before.
+    schedule:NAME, worker:ID, lane:shop:7, group:ID, parent:ID, unique:KEY, uid:UID and discarded:yes. Exits with 3 if
+    no job matches, with 6 if the search stopped before it had seen all jobs: continue with --before.
     """
     state = app_state()
     chosen = JobFilter.parse(" ".join(words), state.store.clock())

@@ -155,7 +155,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     state = app_state()
     now, codec = state.store.clock(), state.registry.codec
     page = JobPage.take(browser(), job_id, now=now)
-    job, calls = page.job, page.calls
+    job = page.job
     args: Any
     kwargs: Any
     try:
@@ -174,7 +174,8 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
             "traceback": page.traceback or None,
             "origin": page.origin or None,
             "tries": as_json(page.tries),
-            "calls": as_json(calls),
+            "calls": as_json(page.calls),
+            "lane": page.lane,
             "children": [row.record.id for row in page.children],
             "has_more_children": page.has_more_children,
             "earlier": as_json(page.earlier),
@@ -185,6 +186,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     words = [to_json(value) for value in args] if kwargs is not None else [page.args]
     words += [f"{name}={to_json(value)}" for name, value in (kwargs or {}).items()]
     payload = [
+        ("lane", page.lane),
         ("arguments", ", ".join(words) or "none"),
         ("result", to_json(result) if job.state == "succeeded" else None),
         ("by", ", ".join(f"{name} {value}" for name, value in page.origin.items()) or None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ..core.limits import Limit, Numbers, Rate
 from ..errors import DeclarationError
@@ -31,11 +31,8 @@ class LimitSetting:
     def set(self, *, running: int | None = None, rate: Rate | None = None, who: str = "code") -> Numbers:
         """Change what is given; the rest stays. Running jobs go on, and no new ones start above the limit."""
         given = Limit(running=running, rate=rate).numbers
-        numbers = self.numbers
-        if running is not None:
-            numbers = replace(numbers, running=given.running)
-        if rate is not None:
-            numbers = replace(numbers, amount=given.amount, per_us=given.per_us, burst=given.burst)
+        changed = {name: value for name, value in asdict(given).items() if value is not None}
+        numbers = replace(self.numbers, **changed)
         store = self._client.store
         store.driver.transaction(lambda run: set_limit(run, self.name, numbers, store.clock(), who=who))
         self._client.wake()

@@ -60,6 +60,8 @@ class Facts:
     """Where it stands in line, if it belongs to a limit."""
     parents: tuple[tuple[int, str, str | None], ...] = ()
     """What it waits for: a job, or a batch below zero, how it is to end, and the state of the job."""
+    queue_limit: tuple[Numbers, LaneFacts] | None = None
+    """The limit of its queue, and how many of the queue's jobs run."""
     is_known: bool
     """Whether this code declares the job's task."""
     free_bytes: int | None
@@ -84,6 +86,9 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
             tat=tat,
             closed_until=closed_until,
         )
+    queue_limit = None
+    for *figures, running, tat, closed_until in found["queue_limit"]:
+        queue_limit = Numbers(*figures), LaneFacts(running, 0, tat, closed_until)
     return Facts(
         now=store.clock(),
         job=job,
@@ -95,6 +100,7 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
         alone=frozenset(worker for (worker,) in found["alone"]),
         place=place,
         parents=tuple((parent, rule, state) for parent, rule, state in found["parents"]),
+        queue_limit=queue_limit,
         is_known=registry.get(job.task) is not None,
         free_bytes=store.driver.free_bytes(),
     )
@@ -164,6 +170,8 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
     if all((info.get("loop_lag_ms") or 0) > BLOCKED_MS for info in infos):
         text = f"The event loop of worker {name_of(serving[0])}, which takes its queue, is blocked."
         return Reason(kind="blocked", text=text, ends="The job that blocks it returns: the worker's log names it.")
+    if facts.queue_limit is not None and (limited := _queue_room(facts.now, job.queue, *facts.queue_limit)):
+        return limited
     if facts.alone.issuperset(worker.id for worker in serving):
         text = f"A job runs alone in worker {name_of(serving[0])}, which takes its queue."
         return Reason(kind="alone", text=text, ends="That job ends.")
@@ -200,6 +208,19 @@ def _after(facts: Facts) -> Reason:
     return Reason(kind="after", text=text, ends="These end as it asks; if one ends otherwise, this job is cancelled.")
 
 
+def _queue_room(now: int, queue: str, numbers: Numbers, lane: LaneFacts) -> Reason | None:
+    """What keeps the limit of a queue from letting another job of it run."""
+    has = room(numbers, lane, now, 1)
+    if has.number:
+        return None
+    if lane.closed_until > now:
+        return _opens("closed", f"A job has closed queue {queue!r}.", has.opens_at or now, now)
+    if numbers.running is not None and lane.open >= numbers.running:
+        text = f"Queue {queue!r} has a limit of {numbers.running} running jobs, and {lane.open} run."
+        return Reason(kind="queue limit", text=text, ends="One of its jobs ends.")
+    return _opens("rate", f"Queue {queue!r} has a rate of {numbers.rate}.", has.opens_at or now, now)
+
+
 def _line(now: int, place: Place) -> Reason:
     """What keeps a limited job from being admitted."""
     name, _, key = place.lane.partition(":")
@@ -210,18 +231,19 @@ def _line(now: int, place: Place) -> Reason:
     text = f"It is {_ordinal(place.ahead + 1)} in line of {lane}"
     opening = room(numbers, LaneFacts(len(place.let_in), 0, place.tat, place.closed_until), now, 1).opens_at or 0
     if place.closed_until > now:
-        kind, text = "closed", f"{text}, which is closed."
-    elif numbers and numbers.running is not None and len(place.let_in) >= numbers.running:
-        jobs = ", ".join(map(str, place.let_in[:_SHOWN])) + (", …" if len(place.let_in) > _SHOWN else "")
-        text = (
-            f"{text}, of which {numbers.running} may run at once: {'job' if len(place.let_in) == 1 else 'jobs'} {jobs}."
-        )
-        return Reason(kind="in line", text=text, ends="One of these jobs ends.")
-    elif numbers and numbers.amount is not None and opening > now:
-        kind, text = "rate", f"{text}, of which {numbers.amount} start in {spoken((numbers.per_us or 0) // 1000)}."
-    else:
-        return Reason(kind="in line", text=f"{text}.", ends="A worker lets it in.")
-    ends = f"The next may start in {spoken(opening - now)}: at {_stamp(opening)}."
+        return _opens("closed", f"{text}, which a job has closed.", opening, now)
+    if numbers and numbers.running is not None and len(place.let_in) >= numbers.running:
+        number = len(place.let_in)
+        jobs = ", ".join(map(str, place.let_in[:_SHOWN])) + (", …" if number > _SHOWN else "")
+        text = f"{text} ({number} running: {'job' if number == 1 else 'jobs'} {jobs})."
+        return Reason(kind="in line", text=text, ends="That job ends." if number == 1 else "One of these jobs ends.")
+    if numbers and numbers.amount is not None and opening > now:
+        return _opens("rate", f"{text}, which has a rate of {numbers.rate}.", opening, now)
+    return Reason(kind="in line", text=f"{text}.", ends="A worker admits it.")
+
+
+def _opens(kind: str, text: str, opening: int, now: int) -> Reason:
+    ends = f"The next may start in {spoken(max(0, opening - now))}: at {_stamp(opening)}."
     return Reason(kind=kind, text=text, ends=ends, at=from_ms(opening))
 
 

@@ -28,9 +28,10 @@ _LONGEST = 1_000
 _LAST = to_ms(datetime.max.replace(tzinfo=UTC))
 """The last moment that can be written."""
 HELP = (
-    "state:failed (also retrying), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, worker:ID, "
-    "group:ID, unique:KEY, uid:UID, id:42, parent:42 (enqueued inside job 42), attempts:3 (tries that failed, at "
-    "least), args.NAME:VALUE, after:-1h and before:2026-01-31T12:00 (enqueued then, UTC), discarded:yes"
+    "state:failed (also held, retrying), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, worker:ID, "
+    "lane:shop:7 (the limit shop, key 7; without a key, all of its keys), group:ID, unique:KEY, uid:UID, id:42, "
+    "parent:42 (enqueued inside job 42), attempts:3 (tries that failed, at least), args.NAME:VALUE, after:-1h and "
+    "before:2026-01-31T12:00 (enqueued then, UTC), discarded:yes"
 )
 
 
@@ -46,6 +47,8 @@ class JobFilter:
     worker: str | None = None
     group: str | None = None
     """The failure group."""
+    lane: str | None = None
+    """A lane, such as ``shop:7``; a limit without a key means all of its lanes."""
     unique: str | None = None
     uid: str | None = None
     id: int | None = None
@@ -173,7 +176,9 @@ def _yes(key: str, value: str, now: int) -> bool:
 
 
 _READERS = {
-    **dict.fromkeys(("task", "queue", "schedule", "worker", "group", "unique", "uid"), lambda key, value, now: value),
+    **dict.fromkeys(
+        ("task", "queue", "schedule", "worker", "group", "lane", "unique", "uid"), lambda key, value, now: value
+    ),
     **dict.fromkeys(("id", "parent", "attempts"), _number),
     **dict.fromkeys(("after", "before"), _moment),
     "discarded": _yes,

@@ -7,9 +7,11 @@ interval between two starts; how far it is ahead of now says how many starts are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
@@ -50,6 +52,27 @@ class Rate:
         for name, value in (("number", number), ("per", period), ("burst", burst)):
             object.__setattr__(self, name, value)
 
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """What it comes to where jobs are admitted: the number, the period in microseconds, and the burst."""
+        return self.number, self.per // timedelta(microseconds=1), self.burst
+
+    @classmethod
+    def parse(cls, text: str) -> Rate:
+        """Read "100/60s", or "100/m:5" with a burst. Raises DeclarationError."""
+        found = _RATE.fullmatch(text.replace(" ", ""))
+        if found is None:
+            raise DeclarationError(
+                f"{text!r:.80} is not a rate. Give N/PERIOD or N/PERIOD:BURST, as 100/60s or 20/s:5."
+            )
+        number, length, unit, burst = found.groups()
+        period = timedelta(microseconds=int(Decimal(length or 1) * _UNITS_US[unit or "s"]))
+        return cls(int(number), period, int(burst or 1))
+
+
+_RATE = re.compile(r"(\d{1,10})/(?=.)(\d{1,10}(?:\.\d{1,6})?)?(ms|s|m|min|h|d)?(?::(\d{1,10}))?", re.ASCII)
+_UNITS_US = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "min": 60_000_000, "s": 1_000_000, "ms": 1_000}
+
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
@@ -59,6 +82,20 @@ class Numbers:
     amount: int | None = None
     per_us: int | None = None
     burst: int | None = None
+
+    def __str__(self) -> str:
+        parts = {"running": self.running, "rate": self.rate}
+        return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
+
+    @property
+    def rate(self) -> str | None:
+        """The rate as :meth:`Rate.parse` reads it; None without one."""
+        if self.amount is None or self.per_us is None:
+            return None
+        unit = next((name for name in ("d", "h", "m") if self.per_us % _UNITS_US[name] == 0), "s")
+        length = Decimal(self.per_us) / _UNITS_US[unit]
+        burst = "" if self.burst in (None, 1) else f":{self.burst}"
+        return f"{self.amount}/{'' if length == 1 else f'{length:f}'}{unit}{burst}"
 
     @property
     def slack_us(self) -> int:
@@ -125,11 +162,7 @@ class Limit:
     @property
     def numbers(self) -> Numbers:
         """What it comes to where jobs are admitted."""
-        rate = self.rate
-        if rate is None:
-            return Numbers(running=self.running)
-        per_us = rate.per // timedelta(microseconds=1)
-        return Numbers(running=self.running, amount=rate.number, per_us=per_us, burst=rate.burst)
+        return Numbers(self.running, *(self.rate.numbers if self.rate else ()))
 
     def is_same(self, other: Limit) -> bool:
         """Whether both limit the same. Functions for keys cannot be compared."""

@@ -41,6 +41,7 @@ MENU = (
     ("jobs", "Jobs"),
     ("failures", "Failures"),
     ("queues", "Queues"),
+    ("limits", "Limits"),
     ("schedules", "Schedules"),
     ("workers", "Workers"),
     ("mail", "Mail"),

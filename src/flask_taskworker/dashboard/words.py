@@ -11,6 +11,7 @@ from ..store.rollups import Percentile
 SHAPES = {
     "scheduled": "◷",
     "retrying": "↻",
+    "held": "◌",
     "ready": "○",
     "running": "●",
     "succeeded": "✓",
@@ -35,13 +36,16 @@ _LOOKS = {
     "idle": ("scheduled", "no worker yet"),
     "no worker": ("failed", "no worker"),
     "slow": ("late", "slow"),
+    # limits
+    "full": ("late", "full"),
+    "closed": ("paused", "closed"),
     # workers
     "silent": ("warn", "silent"),
     "lost": ("failed", "LOST"),
     "draining": ("paused", "draining"),
     "left": ("cancelled", "left"),
     # mails and their recipients
-    "held": ("warn", "held"),
+    "undecided": ("warn", "held"),
     "partly refused": ("warn", "partly refused"),
     "orphaned": ("other", "without a job"),
     "waiting": ("scheduled", "waiting"),

@@ -28,6 +28,8 @@ from .rows import (
     JobList,
     JobRow,
     JobWhole,
+    LaneRow,
+    LimitRow,
     LogLine,
     MailList,
     MailRow,
@@ -55,6 +57,8 @@ SKEW_MS = 5_000
 """The clocks of the machines that enqueue may differ by this much."""
 MOST_TEXT = 2**31 - 2
 """Characters that no stored text has."""
+SAMPLE = 1_000
+"""Jobs in one line that are counted to see which lines are the longest."""
 _CHUNK = 500
 
 Names = Callable[[str], Sequence[str] | None]
@@ -173,7 +177,8 @@ class Browser:
         logs = {claim: read_stored(text, "log") for what, claim, *_, text in parts if what == "log"}
         lines = {claim: [LogLine(*line) for line in log] for claim, log in logs.items()}
         calls = next((CallCount(row[1], row[4], row[5]) for row in parts if row[0] == "calls"), None)
-        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines, calls)
+        lane = next((text for what, *_, text in parts if what == "lane"), None)
+        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines, calls, lane)
 
     def keys_of_gone_jobs(self) -> int:
         """How many keys belong to jobs that are gone, counted up to :data:`MOST`."""
@@ -294,6 +299,30 @@ class Browser:
             runs.setdefault(run.schedule, []).append(run)
         return runs
 
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    def limits(self) -> list[LimitRow]:
+        """Every limit that is stored, by name."""
+        parameters = {"now": self.now(), "most": MOST, "sample": SAMPLE}
+        return [LimitRow(*row) for row in self._read(statements.limits(), parameters)]
+
+    def suspects(self) -> dict[str, int]:
+        """How many ready jobs of each queue must run alone, counted up to :data:`MOST` in all."""
+        return dict(map(tuple, self._read(statements.SUSPECTS, {"most": MOST})))
+
+    def lanes(self, limits: Sequence[str], *, shown: int) -> dict[str, list[LaneRow]]:
+        """The lanes of each of these limits that have the longest lines, *shown* of each at the most.
+
+        With many lanes these are the longest of those that were looked at.
+        """
+        found: dict[str, list[LaneRow]] = {}
+        batch = batch_of([(name,) for name in limits])
+        bounds = {"window": WINDOW // 4, "budget": WINDOW // 8, "sample": SAMPLE, "most": MOST}
+        parameters = {"batch": batch, "shown": shown, **bounds}
+        for name, *row in self._read(statements.lanes(self._dialect), parameters) if limits else ():
+            found.setdefault(name, []).append(LaneRow(*row))
+        return found
+
     # -- figures ----------------------------------------------------------------------------------------------------
 
     def figures(
@@ -363,6 +392,10 @@ class Browser:
         """What people did, newest first."""
         parameters = {"limit": limit, "before": MAX_ID if before is None else before}
         return [AuditRow(*row) for row in self._read(statements.AUDIT, parameters)]
+
+    def now(self) -> int:
+        """What time it is, in epoch milliseconds."""
+        return self._store.clock()
 
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()

@@ -28,11 +28,13 @@ from ..core.mail_config import MailConfig
 from ..core.words import counted, spoken
 from ..errors import NotSupported, SchemaError, StoreError
 from ..mail.errors import MailError
+from ..mail.queue.queue import QUEUE as MAIL_QUEUE
 from ..mail.smtp.connection import SMTPConnection
 from ..mail.smtp.hosts import server_of
 from ..state import AppState
 from ..store.migrations import newest, refuse_newer
 from .browse import Browser
+from .limits import limit_views
 from .overview import Overview
 from .views import schedule_view
 
@@ -379,6 +381,36 @@ def pruning(state: AppState) -> Iterator[Finding]:
         yield _ok(f"Finished jobs are kept for {one}, failed ones for {other}, and deleted in time.")
 
 
+def limits(state: AppState) -> Iterator[Finding]:
+    """Whether the limits that hold are those of the code, and hold for something."""
+    browser, wrong = Browser(state.store), []
+    found = limit_views(browser, state.registry, state.config, lanes=0)
+    used = {queue.name for queue in browser.queues(also=sorted(task.options.queue for task in state.registry))}
+    app = state.find_app()
+    if app is not None and "mail" in app.extensions:
+        used.add(MAIL_QUEUE)
+    alone = browser.suspects() if any(limit.queue is not None for limit in found) else {}
+    for limit in found:
+        reset = f"flask tasks limit {shlex.quote(limit.name)} --reset"
+        if not limit.is_declared:
+            jobs = f"; {counted(limit.waiting)} of its jobs wait" if limit.waiting else ""
+            text = f"The limit {limit.name!r} ({limit.numbers}) still holds, and this code does not declare it{jobs}."
+            wrong.append(_warning(text, f"Workers delete one from code after a week. To delete it now: {reset}"))
+        elif limit.source == "runtime":
+            since = spoken(state.store.clock() - (limit.set_at or 0))
+            text = f"The limit {limit.name!r} is {limit.numbers}: {limit.set_by} set it {since} ago. The code says "
+            wrong.append(_warning(f"{text}{limit.declared}.", reset))
+        if limit.queue is not None and limit.queue not in used:
+            text = f"TASKER_QUEUE_LIMITS limits the queue {limit.queue!r}, and no task and no job uses it."
+            wrong.append(_warning(text, "Correct its name, or remove it."))
+        if number := alone.get(limit.queue or ""):
+            text = f"Jobs that must run alone, beside the limit of their queue {limit.queue!r}: {counted(number)}."
+            wrong.append(_warning(text, f"flask tasks jobs state:ready queue:{shlex.quote(limit.queue or '')}"))
+    yield from wrong
+    if found and not wrong:
+        yield _ok(f"{len(found)} {'limit holds' if len(found) == 1 else 'limits hold'}, as the code declares.")
+
+
 def keys(state: AppState) -> Iterator[Finding]:
     """Whether keys outlive the jobs that have them."""
     gone = Browser(state.store).keys_of_gone_jobs()
@@ -389,7 +421,7 @@ def keys(state: AppState) -> Iterator[Finding]:
         yield _ok("Each key that lets a job stand for several calls belongs to a job.")
 
 
-STORE_CHECKS = (workers, tasks, queues, schedules, pruning, keys)
+STORE_CHECKS = (workers, tasks, queues, limits, schedules, pruning, keys)
 
 
 # -- mail --------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class JobPage:
     """The tries that anything is known of, oldest first."""
     calls: CallCount | None
     """The calls that it stands for, where it has a key for that."""
+    lane: str | None
+    """The lane of its limit, where it has one."""
     children: tuple[JobRow, ...]
     """The first jobs that were enqueued inside it, oldest first."""
     has_more_children: bool
@@ -84,6 +86,7 @@ class JobPage:
             traceback=Failure.from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
             calls=whole.calls,
+            lane=whole.lane,
             children=tuple(children[:CHILDREN]),
             has_more_children=len(children) > CHILDREN,
             earlier=TaskDay.take(browser, job.task, now),

@@ -1,4 +1,4 @@
-"""What a person may do to jobs, queues and schedules, with a page or a command. Each act is noted in the audit log.
+"""What a person may do to jobs, limits, queues and schedules, with a page or a command; each act is in the audit log.
 
 The note is written in the transaction of the act: neither exists without the other. An act on many jobs goes in
 batches, each a transaction of its own, so that workers can use the database between them; each adds to the one note.
@@ -16,17 +16,19 @@ from ..client.client import Client
 from ..core.clock import from_ms, to_ms
 from ..core.filters import JobFilter
 from ..core.jobs import Job
+from ..core.limits import Numbers, declared_limits
 from ..core.mail_config import MailConfig
 from ..core.rows import JobRecord, JobState
 from ..core.tasks import TaskRegistry
 from ..core.triggers import trigger_from_text
 from ..errors import DeclarationError, JobNotFound, NotAccepted, StoreError
 from ..mail.queue.queue import DELIVER, MailQueue
-from ..store.admission import pause_queue, resume_queue
+from ..store.admission import pause_queue, remove_limit, resume_queue, set_limit, stored_limits
 from ..store.driver import Row, Run
 from ..store.flows import Flows
 from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
+from ..store.statements import limits as limit_statements
 from ..store.statements import operations as statements
 from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, batch_of
 from ..store.work import PRUNE_BATCH, remove_parts
@@ -208,6 +210,61 @@ class Operations:
         while rows := self._read(statements.ENDED_BEFORE, {"after": last, "before": before, "number": 1000}):
             yield [job_id for job_id, ended in rows if ended]
             last = rows[-1][0]
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    def set_limit(self, name: str, numbers: Numbers) -> bool:
+        """Change a limit for all processes, at once and until it is reset; whether that changed anything.
+
+        Running jobs go on, and no new ones start above the limit. Raises DeclarationError if no limit has this name, or
+        for numbers that limit nothing.
+        """
+        known = self._limits()
+        if name not in known:
+            raise DeclarationError(f"No limit is named {name!r:.200}. List them: flask tasks limits")
+        if numbers == Numbers():
+            raise DeclarationError(
+                f"The limit {name!r} would limit nothing. Give it a number of running jobs or a rate."
+            )
+        if numbers == known[name]:
+            return False
+        self._change_limit("limit", f"limit {name}: {numbers}, was {known[name]}", name, numbers, self._who)
+        return True
+
+    def reset_limit(self, name: str) -> bool:
+        """Back to what the code declares, or to no limit where it declares none; whether that changed anything.
+
+        Raises DeclarationError if no limit has this name.
+        """
+        declared = self._declared_limits()
+        stored = {row[0]: (Numbers(*row[1:5]), row[5]) for row in self._read(limit_statements.LIMITS, {})}
+        if name not in stored | declared:
+            raise DeclarationError(f"No limit is named {name!r:.200}. List them: flask tasks limits")
+        numbers, (before, source) = declared.get(name), stored.get(name, (None, "code"))
+        if before in (None, numbers) and source == "code":
+            return False
+        self._change_limit("reset", f"limit {name}: {numbers or 'removed'}, was {before}", name, numbers, None)
+        return True
+
+    def _change_limit(self, action: str, target: str, name: str, numbers: Numbers | None, who: str | None) -> None:
+        now = self._store.clock()
+
+        def change(flows: Flows) -> list[Row]:
+            if numbers is None:
+                remove_limit(flows.run, name, now)
+            else:
+                set_limit(flows.run, name, numbers, now, who=who)
+            return [(name,)]
+
+        self._do(action, target, change)
+        self._client.wake()
+
+    def _limits(self) -> dict[str, Numbers]:
+        return self._declared_limits() | stored_limits(self._store.driver.read)
+
+    def _declared_limits(self) -> dict[str, Numbers]:
+        self._store.driver.prepare()
+        return declared_limits(self._registry.limits, self._app.extensions["taskworker"].config.queue_limits)
 
     # -- queues and schedules -----------------------------------------------------------------------------------------
 

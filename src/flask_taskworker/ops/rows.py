@@ -48,6 +48,8 @@ class JobWhole(NamedTuple):
     """What each try has logged, by its claim."""
     calls: CallCount | None
     """For how many calls it stands, if it has a key: see ``store/keys.py``."""
+    lane: str | None
+    """The lane of its limit, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,40 @@ class ScheduleRun(NamedTuple):
     fire_at: int
     started_at: int | None
     finished_at: int | None
+
+
+class LimitRow(NamedTuple):
+    """A stored limit: see ``browse.limits``. Times are epoch milliseconds, but for ``tat`` (microseconds)."""
+
+    name: str
+    running: int | None
+    amount: int | None
+    per_us: int | None
+    burst: int | None
+    source: str
+    set_by: str | None
+    set_at: int
+    closings: int
+    admitted: int
+    waiting: int
+    aside: int
+    closed: int
+    opens_at: int | None
+    tat: int
+    closed_until: int
+
+
+class LaneRow(NamedTuple):
+    """A lane with a line: see ``browse.lanes``. Times as in LimitRow."""
+
+    lane: str
+    waiting: int
+    admitted: int
+    not_begun: int
+    first_admitted: int | None
+    """The oldest of the jobs that it has admitted."""
+    tat: int
+    closed_until: int
 
 
 class MailRow(NamedTuple):
@@ -264,9 +300,15 @@ def job_row(row: Row) -> JobRow:
     return JobRow(JobRecord(*row[:_RECORD]), *row[_RECORD:])
 
 
-def job_whole(row: Row, attempts: list[Attempt], lines: dict[int, list[LogLine]], calls: CallCount | None) -> JobWhole:
-    """A row of ``job_whole``, and what is known of the job's tries and calls."""
-    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines, calls))
+def job_whole(
+    row: Row,
+    attempts: list[Attempt],
+    lines: dict[int, list[LogLine]],
+    calls: CallCount | None = None,
+    lane: str | None = None,
+) -> JobWhole:
+    """A row of ``job_whole``, and what is known of the job's tries and calls, and its lane."""
+    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines, calls, lane))
 
 
 class QueueRow(NamedTuple):

@@ -78,6 +78,7 @@ def close_lane(dialect: Dialect, run: Run, job_id: int, queue: str, until: int) 
     """Start nothing of the job's lane until then; of its queue, where it has none and the queue is limited."""
     for (lane,) in run(statements.LANE_OF, {"id": job_id}) or [(f"{QUEUE}:{queue}",)]:
         run(statements.CLOSE_LANE, {"lane": lane, "until": until})
+        run(statements.COUNT_CLOSING, {"limit": limit_of(lane)})
         sql = statements.take_back(dialect, "p.lane = :lane")
         touch(dialect, run, run(sql, {"lane": lane, "number": ADMIT_BATCH}))
 

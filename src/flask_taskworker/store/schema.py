@@ -30,6 +30,9 @@ metadata = MetaData()
 # In a STRICT table of SQLite every integer is an INTEGER, and only INTEGER PRIMARY KEY is the rowid.
 Big = BigInteger().with_variant(Integer, "sqlite")
 
+# Compared by code points on both databases, so that the lanes of a limit are one range of an index.
+Lane = Text().with_variant(Text(collation="C"), "postgresql")
+
 # One comparison; SQLite would fill a table for a list of three words, once a statement. A CHECK ties it to the state.
 UNFINISHED = "finished_at IS NULL"
 FINISHED = "finished_at IS NOT NULL"
@@ -174,6 +177,7 @@ queue = Table(
 )
 
 # How much of what may run at once, and how often it may start: as code declares it, or as it was set at run time.
+# `closings`: how often a job has closed a lane of it.
 limit = Table(
     "taskworker_limit",
     metadata,
@@ -186,6 +190,7 @@ limit = Table(
     Column("set_by", Text),
     Column("set_at", Big, nullable=False),
     Column("seen_at", Big, nullable=False),
+    Column("closings", Big, nullable=False, server_default=text("0")),
     CheckConstraint("source IN ('code', 'runtime')", name="taskworker_limit_source"),
     CheckConstraint("running >= 1 AND amount >= 1 AND per_us >= 1 AND burst >= 1", name="taskworker_limit_numbers"),
     _moments("taskworker_limit", "set_at", "seen_at"),
@@ -198,7 +203,7 @@ permit = Table(
     "taskworker_permit",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
-    Column("lane", Text, nullable=False),
+    Column("lane", Lane, nullable=False),
     Column("queue", Text, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("phase", Integer, nullable=False, server_default=text("0")),
@@ -217,7 +222,7 @@ permit = Table(
 lane = Table(
     "taskworker_lane",
     metadata,
-    Column("lane", Text, primary_key=True),
+    Column("lane", Lane, primary_key=True),
     Column("tat", Big, nullable=False, server_default=text("0")),
     Column("closed_until", Big, nullable=False, server_default=text("0")),
     Column("open_at", Big),

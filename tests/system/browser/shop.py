@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from flask_taskworker import BackgroundTaskWorker, Cron, Every, Mail, Message, Retry, current_job
+from flask_taskworker import BackgroundTaskWorker, Cron, Every, Limit, Mail, Message, Rate, Retry, current_job
 from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.ops.browse import Browser
 
@@ -67,6 +68,15 @@ class Shop:
         def rest(number: int) -> None:
             pass
 
+        @task(name="shop.label", limit=Limit("carrier", running=5, rate=Rate(100, per=60)))
+        def label(order: int) -> None:
+            pass
+
+        @task(name="shop.sync", queue="slow", limit=Limit("shop", running=1, key="shop_id"))
+        async def sync(shop_id: int) -> None:
+            await asyncio.to_thread(self.hold.wait)
+
+        self.sync = sync
         self.add, self.pack, self.charge, self.fetch, self.rest = add, pack, charge, fetch, rest
 
     def seed(self) -> None:
@@ -77,6 +87,7 @@ class Shop:
             self.charge.enqueue_many([(number,) for number in range(14)])
             self.fetch.enqueue("https://example.org/<b>bold</b>")
             self.running = self.pack.enqueue(7)
+            self.sync.enqueue_many([(7,), (7,), (7,), (8,)])
             self.rest.using(delay=3600).enqueue_many([(number,) for number in range(5)])
             self.rest.using(delay=7200).enqueue(99).cancel()
             self.mail.send_later(

@@ -50,6 +50,16 @@ def test_queue_is_paused_and_resumed_by_its_button(page: Any, address: str, shop
     assert not any(queue.paused for queue in browser_of(shop).queues())
 
 
+def test_limit_is_changed_and_reset_by_its_buttons(page: Any, address: str, shop: Shop) -> None:
+    page.goto(f"{address}/limits")
+    page.get_by_label("How many jobs of carrier may run at once").fill("3")
+    page.get_by_label("How often jobs of carrier may start").fill("50/m:5")
+    page.get_by_role("button", name="Change the limit carrier").click()
+    expect(page.locator(".note")).to_contain_text("Limit carrier is running 3, rate 50/m:5.")
+    page.get_by_role("button", name="Reset the limit carrier").click()
+    expect(page.locator(".note")).to_contain_text("Limit carrier is running 5, rate 100/m again.")
+
+
 def test_schedule_runs_now_and_is_skipped_by_its_buttons(page: Any, address: str, shop: Shop) -> None:
     name = next(s.name for s in store_of(shop).schedules() if "nightly" in s.name)
     page.goto(f"{address}/schedules")

@@ -11,7 +11,7 @@ from tests.system.browser.shop import Shop
 
 pytestmark = pytest.mark.browser
 
-PAGES = ("", "jobs", "failures", "queues", "schedules", "workers", "mail", "system")
+PAGES = ("", "jobs", "failures", "queues", "limits", "schedules", "workers", "mail", "system")
 
 
 def expect(shown: Any) -> Any:
@@ -58,7 +58,7 @@ def test_page_fits_a_small_telephone(page: Any, address: str, path: str) -> None
 @pytest.mark.parametrize("theme", ["light"], indirect=True)
 def test_all_pages_are_reached_by_their_links(page: Any, address: str) -> None:
     page.goto(f"{address}/")
-    for name in ("Jobs", "Failures", "Queues", "Schedules", "Workers", "Mail", "System", "Overview"):
+    for name in ("Jobs", "Failures", "Queues", "Limits", "Schedules", "Workers", "Mail", "System", "Overview"):
         page.get_by_role("navigation").first.get_by_role("link", name=name, exact=True).click()
         expect(page).to_have_title(re.compile(name))
 

@@ -14,7 +14,7 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, JobNotFound
 from flask_taskworker.client.why import NO_SPACE, Facts, Place, look, reasons
 from flask_taskworker.core.clock import from_ms
-from flask_taskworker.core.limits import Numbers
+from flask_taskworker.core.limits import LaneFacts, Numbers
 from flask_taskworker.core.rows import JobRecord
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.store.sql import Store, WorkerRow
@@ -76,18 +76,39 @@ FREE = Facts(
             "Its workers take the jobs of queue 'urgent' first.",
         ),
         (held(), "in line", "It belongs to the limit 'shop', key '7'. A worker looks whether there is room."),
-        (held(phase=1, ahead=3), "in line", "It is 4th in line of the limit 'shop', key '7'. A worker lets it in."),
+        (held(phase=1, ahead=3), "in line", "It is 4th in line of the limit 'shop', key '7'. A worker admits it."),
         (
             held(phase=1, let_in=(12, 13), limit=Numbers(running=2)),
             "in line",
-            "It is 1st in line of the limit 'shop', key '7', of which 2 may run at once: jobs 12, 13. One of",
+            "It is 1st in line of the limit 'shop', key '7' (2 running: jobs 12, 13). One of these jobs ends.",
+        ),
+        (
+            held(phase=1, ahead=3, let_in=(12,), limit=Numbers(running=1)),
+            "in line",
+            "It is 4th in line of the limit 'shop', key '7' (1 running: job 12). That job ends.",
         ),
         (
             held(phase=1, ahead=1, tat=NOW * 1000 + 3_000_000, limit=Numbers(amount=1, per_us=5_000_000, burst=1)),
             "rate",
-            "It is 2nd in line of the limit 'shop', key '7', of which 1 start in 5 s. The next may start in 3 s: at",
+            "It is 2nd in line of the limit 'shop', key '7', which has a rate of 1/5s. The next may start in 3 s: at",
         ),
-        (held(phase=1, closed_until=NOW + 60_000), "closed", "which is closed. The next may start in 1 min: at"),
+        (held(phase=1, closed_until=NOW + 60_000), "closed", "which a job has closed. The next may start in 1 min: at"),
+        (
+            {"queue_limit": (Numbers(running=2), LaneFacts(2, 0))},
+            "queue limit",
+            "Queue 'web' has a limit of 2 running jobs, and 2 run. One of its jobs ends.",
+        ),
+        (
+            {"queue_limit": (Numbers(amount=1, per_us=5_000_000, burst=1), LaneFacts(0, 0, NOW * 1000 + 3_000_000))},
+            "rate",
+            "Queue 'web' has a rate of 1/5s. The next may start in 3 s: at 2027-01-15 08:00:03 UTC.",
+        ),
+        (
+            {"queue_limit": (Numbers(running=2), LaneFacts(0, 0, 0, NOW + 60_000))},
+            "closed",
+            "A job has closed queue 'web'. The next may start in 1 min: at",
+        ),
+        ({"queue_limit": (Numbers(running=2), LaneFacts(1, 0))}, "next", "A worker takes it next."),
         (held(phase=4) | {"paused": (NOW, "ana")}, "paused", "Queue 'web' is paused"),
         ({"is_known": False}, "unknown task", "This code does not declare the task 'add'."),
         ({"free_bytes": NO_SPACE - 1}, "disk full", "The disk of the database is full: 10.0 MB are left."),
@@ -213,4 +234,18 @@ def test_limited_job_knows_its_place_and_who_has_the_room(
         Numbers(running=1),
     )
     line = idle_worker.state().client.why(3)[-1]
-    assert line.text == "It is 3rd in line of the limit 'shop', key '7', of which 1 may run at once: job 1."
+    assert line.text == "It is 3rd in line of the limit 'shop', key '7' (1 running: job 1)."
+
+
+@pytest.mark.both_databases
+def test_ready_job_knows_the_limit_of_its_queue(idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
+    store.driver.prepare()
+    store_jobs(rows, {"id": 1, "state": "running"}, {"id": 2}, {"id": 3, "queue": "b"})
+    rows(
+        "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) "
+        "VALUES ('queue:default', 1, 'code', 1, 1) RETURNING name"
+    )
+    assert look(store, idle_worker.registry, 2).queue_limit == (Numbers(running=1), LaneFacts(1, 0))
+    rows("INSERT INTO taskworker_lane (lane, tat, closed_until) VALUES ('queue:default', 5, 6) RETURNING lane")
+    assert look(store, idle_worker.registry, 2).queue_limit == (Numbers(running=1), LaneFacts(1, 0, 5, 6))
+    assert look(store, idle_worker.registry, 3).queue_limit is None

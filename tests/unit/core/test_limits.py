@@ -128,3 +128,32 @@ def test_close_starts_may_be_late_and_are_a_little_further_apart_for_it() -> Non
     assert (TWENTY.slack_us, TWENTY.interval_us) == (10_000, 51_500)
     assert Numbers(amount=6_000, per_us=60_000_000).slack_us == 50_000
     assert Numbers(running=3).slack_us == 0
+
+
+# -- rates as text -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "written"),
+    [
+        ("100/60s", Rate(100, per=60), "100/m"),
+        ("100/m", Rate(100, per=60), "100/m"),
+        ("20/s:5", Rate(20, per=1, burst=5), "20/s:5"),
+        ("20/1", Rate(20), "20/s"),
+        ("1 / 1.5 h", Rate(1, per=5400), "1/90m"),
+        ("3/250ms", Rate(3, per=0.25), "3/0.25s"),
+        ("5/2d", Rate(5, per=172_800), "5/2d"),
+    ],
+)
+def test_rate_is_read_from_text_and_written_so_that_it_is_read_again(text: str, rate: Rate, written: str) -> None:
+    assert Rate.parse(text) == rate
+    assert Limit("a", rate=rate).numbers.rate == written
+    assert Rate.parse(written) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "100", "100/", "/60s", "100/60x", "100/s:", "-1/s", "0/s", "5/s:6", "1/s/2", "1e3/s"]
+)
+def test_what_is_not_a_rate_is_refused(text: str) -> None:
+    with pytest.raises(DeclarationError):
+        Rate.parse(text)

@@ -28,6 +28,7 @@ PAGES = (
     ),
     *("/jobs?filter=discarded:yes", "/jobs?filter=group:g7", "/jobs/999999", "/jobs/1"),
     *("/jobs/450000", "/jobs?filter=parent:450000"),
+    *("/limits", "/jobs?filter=lane:shop:7", "/jobs?filter=state:held+lane:shop:900010"),
     *("/failures", "/queues", "/schedules", "/workers", "/mail", "/system"),
 )
 _SHARES = """CASE WHEN i <= 880000 THEN 'succeeded' WHEN i <= 895000 THEN 'failed' WHEN i <= 900000 THEN 'cancelled'
@@ -85,6 +86,11 @@ def fill(lab: Lab) -> None:
         values = (f"s{i}", "app.t1", '{"every": 60}', "[[], {}]", now + i * 1000, "code", now)
         names = "name, task, trigger, args, next_at, source, seen_at"
         lab.rows(f"INSERT INTO taskworker_schedule ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
+    lab.rows("INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) VALUES ('shop', 1, 'code', 1, 1)")
+    lab.rows(
+        "INSERT INTO taskworker_permit (job_id, lane, queue, priority, phase) SELECT id, CASE WHEN id % 10 = 0 "
+        "THEN 'shop:' || id ELSE 'shop:7' END, queue, 0, 1 FROM taskworker_job WHERE id > 500000"
+    )
     lab.rows("ANALYZE")
 
 

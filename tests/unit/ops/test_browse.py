@@ -686,3 +686,24 @@ def test_a_percentile_is_exact_or_a_lower_bound() -> None:
     assert figures.run_percentile(0.95) == Percentile(300_000, at_least=True)
     assert figures.wait_percentile(0.95) == Percentile(300_000, at_least=True)
     assert rows.figures_of((0, "a", 0, 0, 0, 0, 0, 7, 0, 9, *[0] * 21)).run_percentile(1) == Percentile(7)
+
+
+def test_lane_and_limit_find_their_jobs_in_every_state(browser: Browser, rows: Rows) -> None:
+    states = ("held", "held", "ready", "succeeded", "held", "held", "held")
+    lanes = ("shop:7", "shop:8", "shop:7", "shop:7", "shop", "shopper", "shop:7:eu")
+    ids = store_jobs(rows, *({"state": state, "marks": 1} for state in states), {"marks": 0})
+    for job_id, lane, state in zip(ids, lanes, states, strict=False):
+        phase = {"held": 1, "ready": 2, "succeeded": 5}[state]
+        rows(
+            "INSERT INTO taskworker_permit (job_id, lane, queue, priority, phase) VALUES (?, ?, 'default', 0, ?) "
+            "RETURNING lane",
+            *(job_id, lane, phase),
+        )
+    one, two, three, four, keyless, _, eu, _ = ids
+    assert found(browser, "lane:shop:7") == [four, three, one]
+    assert found(browser, "lane:shop") == [eu, keyless, four, three, two, one]
+    assert found(browser, "state:held lane:shop:7") == all_ids(browser, "state:held lane:shop:7") == [one]
+    assert found(browser, "state:held lane:shop") == [eu, keyless, two, one]
+    assert browser.count_all(chosen("lane:shop")) == 6
+    assert browser.job(one).lane == "shop:7"
+    assert browser.job(ids[-1]).lane is None

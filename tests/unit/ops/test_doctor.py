@@ -16,7 +16,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
 
-from flask_taskworker import Every, Mail
+from flask_taskworker import Every, Limit, Mail
 from flask_taskworker.ops.doctor import Finding, file_system_of, findings, settings
 from tests.support.cli_shop import Shop
 
@@ -279,3 +279,51 @@ def test_app_without_a_worker_learns_what_to_do(make_app: Callable[..., Flask]) 
         result = app.test_cli_runner().invoke(args=["tasks", *words])
         assert result.exit_code == 1
         assert "This app has no TaskWorker." in result.stderr
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def limited(make_app: Callable[..., Flask]) -> Shop:
+    shop = Shop(make_app(TASKER_QUEUE_LIMITS={"web": Limit(running=2)}))
+    shop.task_worker.task(name="shop.label", limit=Limit("carrier", running=5))(lambda: None)
+    return shop
+
+
+def test_limits_as_the_code_has_them_are_well(make_app: Callable[..., Flask]) -> None:
+    assert found(limited(make_app), "2 limits hold, as the code declares.").level == "ok"
+
+
+def test_limit_of_a_queue_that_no_task_uses_is_a_warning(make_app: Callable[..., Flask]) -> None:
+    shop = Shop(make_app(TASKER_QUEUE_LIMITS={"wbe": Limit(running=2), "mail": Limit(running=1)}))
+    Mail(shop.app)
+    finding = found(shop, "TASKER_QUEUE_LIMITS")
+    assert (finding.level, finding.fix) == ("warning", "Correct its name, or remove it.")
+    assert "'wbe', and no task and no job uses it" in finding.text
+
+
+def test_limit_that_the_code_lost_is_a_warning(make_app: Callable[..., Flask]) -> None:
+    shop = limited(make_app)
+    write(shop, "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) VALUES ('old', 3, 'code', 1, 1)")
+    finding = found(shop, "The limit 'old' (running 3) still holds, and this code does not declare it.")
+    assert finding.level == "warning"
+    assert finding.fix is not None
+    assert finding.fix.endswith("flask tasks limit old --reset")
+
+
+def test_limit_that_was_changed_at_run_time_is_a_warning(make_app: Callable[..., Flask]) -> None:
+    shop = limited(make_app)
+    assert shop("limit", "carrier", "--running", "2").code == 0
+    finding = found(shop, "The limit 'carrier' is running 2: ")
+    assert finding.text.endswith(" ago. The code says running 5.")
+    assert finding.fix == "flask tasks limit carrier --reset"
+    assert shop("limit", "carrier", "--reset").code == 0
+    assert found(shop, "2 limits hold, as the code declares.").level == "ok"
+
+
+def test_job_that_runs_alone_beside_the_limit_of_its_queue_is_a_warning(make_app: Callable[..., Flask]) -> None:
+    shop = limited(make_app)
+    with shop.app.app_context():
+        shop.crawl.enqueue("x")
+    write(shop, "UPDATE taskworker_job SET solo = 1")
+    assert found(shop, "beside the limit of their queue 'web': 1.").level == "warning"

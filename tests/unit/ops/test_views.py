@@ -97,7 +97,7 @@ def test_an_error_reads_as_type_and_message_or_as_its_kind() -> None:
 
 
 def whole(attempts: list[Attempt], lines: dict[int, list[LogLine]], **values: Any) -> JobWhole:
-    return JobWhole(*job(**values), None, None, attempts, lines, None)  # type: ignore[call-arg]
+    return JobWhole(*job(**values), None, None, attempts, lines, None, None)  # type: ignore[call-arg]
 
 
 def test_a_try_took_as_long_as_it_ran() -> None:

@@ -54,6 +54,7 @@ def page(view: View, job_id: int) -> Response:
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
         "origin": origin,
         "calls": found.calls,
+        "lane": found.lane,
         "children": [job_line(view, row) for row in found.children],
         "has_more_children": found.has_more_children,
         "payload": view.may("payload"),
@@ -191,6 +192,8 @@ def _timeline(found: JobPage, origin: dict[str, Any]) -> Iterator[dict[str, Any]
             yield _step("next try" if job.failures else "due", state=job.word, at=job.run_at)
         case "running":
             yield _step(f"try {job.attempt}", state=job.word, at=job.started_at)
+        case "held":
+            yield _step("waits for its turn", state=job.word)
         case "ready":
             yield _step("waits for a worker", state=job.word, at=job.run_at)
         case state:

@@ -10,7 +10,7 @@ from ..view import Route, View
 
 PER_PAGE = 50
 MOST_PER_PAGE = 200
-_TABS = ("ready", "running", "scheduled", "retrying", "failed", "succeeded", "cancelled")
+_TABS = ("held", "ready", "running", "scheduled", "retrying", "failed", "succeeded", "cancelled")
 
 
 def page(view: View) -> Response:
@@ -28,7 +28,9 @@ def page(view: View) -> Response:
     }
     counts = view.browser.state_counts()
     tabs: list[tuple[str | None, str, str, JobFilter]] = [(None, "All", "", JobFilter())]
-    tabs += [(state, state.capitalize(), counts.words(state), JobFilter(states=(state,))) for state in _TABS]
+    # Without a limit no job is held.
+    shown = _TABS if counts.held or view.state.registry.limits else _TABS[1:]
+    tabs += [(state, state.capitalize(), counts.words(state), JobFilter(states=(state,))) for state in shown]
     tabs += [("discarded", "Discarded", "", JobFilter(discarded=True))]
     data = {
         "filter": text,

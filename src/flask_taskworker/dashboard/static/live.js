@@ -174,7 +174,7 @@
 
   // -- keys ----------------------------------------------------------------------------------------------------------
 
-  const PAGES = { o: "Overview", j: "Jobs", f: "Failures", q: "Queues", s: "Schedules", w: "Workers", m: "Mail", y: "System" };
+  const PAGES = { o: "Overview", j: "Jobs", f: "Failures", q: "Queues", l: "Limits", s: "Schedules", w: "Workers", m: "Mail", y: "System" };
   const dialog = make("dialog", { "aria-labelledby": "keys-title" });
   const help = () => {
     const on = make("input", { type: "checkbox", id: "keys-on" });

@@ -64,6 +64,9 @@ def _few(chosen: JobFilter) -> str | None:
             return " UNION ALL ".join(part.format(*kind) for kind in kinds)
         case ("scheduled",) | ("retrying",):
             return part.format("state = 'scheduled' ORDER BY run_at", "d")
+        case ("held",) if chosen.lane is not None:
+            line = f"SELECT p.job_id AS id FROM taskworker_permit AS p WHERE p.phase = 1 AND {_in_lane(chosen.lane)}"
+            return f"SELECT id FROM ({line} LIMIT :few) AS l UNION ALL {held_ids(':few')}"
         case ("held",):
             return held_ids(":few")
         case ("running",):
@@ -91,6 +94,11 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     for name, column in _EQUAL.items():
         if getattr(chosen, name) is not None:
             parts.append(f"{column} = :{name}")
+    if chosen.lane is not None:
+        parts.append(
+            "EXISTS (SELECT 1 FROM taskworker_permit AS p WHERE p.job_id = taskworker_job.id "
+            f"AND {_in_lane(chosen.lane)})"
+        )
     if chosen.unique is not None:
         # Stored with the task before it: see client.rows.unique_key.
         parts.append(r"unique_key = replace(replace(task, '\', '\\'), ':', '\:') || ':' || :unique")
@@ -103,6 +111,12 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     if chosen.before is not None:
         parts.append("created_at < :created_before")
     return " AND ".join(parts)
+
+
+def _in_lane(lane: str) -> str:
+    # Without a key it means all of them.
+    more = "" if ":" in lane else " OR (p.lane > :lane || ':' AND p.lane < :lane || ';')"
+    return f"(p.lane = :lane{more})"
 
 
 _CHILD = "substr(origin, 1, CAST(:child_length AS integer)) IN (:child, :child_and_more)"
@@ -124,6 +138,7 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
         **{name: getattr(chosen, name) for name in _EQUAL},
         "task": task,
         "glob": chosen.task_glob(),
+        "lane": chosen.lane,
         "unique": chosen.unique,
         "parent": chosen.parent,
         "child": None if chosen.parent is None else f'{{"job": {chosen.parent}}}',
@@ -186,10 +201,11 @@ TRIES = (
     "taskworker_attempt WHERE job_id = :id ORDER BY claim DESC LIMIT 100) AS a "
     "UNION ALL SELECT 'log', claim, 0, NULL, NULL, 0, '', lines FROM (SELECT * FROM taskworker_log "
     "WHERE job_id = :id ORDER BY claim DESC LIMIT :tries) AS l "
-    "UNION ALL SELECT 'calls', calls, 0, NULL, first_at, last_at, '', NULL FROM taskworker_key WHERE job_id = :id"
+    "UNION ALL SELECT 'calls', calls, 0, NULL, first_at, last_at, '', NULL FROM taskworker_key WHERE job_id = :id "
+    "UNION ALL SELECT 'lane', 0, 0, NULL, 0, 0, '', lane FROM taskworker_permit WHERE job_id = :id"
 )
-"""The last 100 tries of one job that did not succeed ("try"), the log lines of the last ``:tries`` ("log"), and for how
-many calls the job stands ("calls")."""
+"""The last 100 tries of one job that did not succeed ("try"), the log lines of the last ``:tries`` ("log"), for how
+many calls the job stands ("calls"), and its lane ("lane")."""
 
 
 def children(dialect: Dialect) -> str:
@@ -341,6 +357,102 @@ def series(by: Key | None = None) -> str:
 
 TOTALS = f"SELECT task, queue, {', '.join(ROLLUP_FIGURES)} FROM taskworker_rollup WHERE span = 0 ORDER BY task, queue"
 """The figures of all the time, by task and queue."""
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+_ADMITTED = (
+    # CROSS, so that SQLite begins with the lanes.
+    "FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+    "WHERE p.phase = 2 AND {} AND j.id = p.job_id AND j.finished_at IS NULL"
+)
+_ITS = "{0}.lane >= m.low AND {0}.lane < m.high"
+
+
+def limits() -> str:
+    """Every limit: its numbers, where they come from, what it has admitted, what waits, and its lanes.
+
+    ``admitted``, ``waiting`` (in line), ``aside`` (of queues that are paused or not served) and ``closed`` (lanes) are
+    counted up to ``:most``. ``opens_at``: when the first lane with a line opens, of the next ``:sample`` lanes that do.
+    ``tat`` and ``closed_until`` are those of the lane that is called as the limit.
+    """
+    aside = "SELECT lane FROM taskworker_permit WHERE phase = 4 LIMIT :most"
+    soon = "SELECT lane, open_at FROM taskworker_lane WHERE open_at IS NOT NULL AND open_at > :now"
+    waits = "EXISTS (SELECT 1 FROM taskworker_permit AS p WHERE p.phase = 1 AND p.lane = s.lane)"
+    columns = {
+        "admitted": f"SELECT count(*) {_ADMITTED.format(_ITS.format('p'))}",
+        "waiting": "SELECT count(*) FROM (SELECT 1 FROM taskworker_permit AS p WHERE p.phase = 1 "
+        f"AND {_ITS.format('p')} LIMIT :most) AS w",
+        "aside": f"SELECT count(*) FROM aside AS a WHERE {_ITS.format('a')}",
+        "closed": f"SELECT count(*) FROM (SELECT closed_until FROM taskworker_lane AS l WHERE {_ITS.format('l')} "
+        "AND l.open_at > :now LIMIT :most) AS c WHERE closed_until > :now",
+        "opens_at": f"SELECT min(open_at) FROM soon AS s WHERE {_ITS.format('s')} AND {waits}",
+    }
+    picked = ", ".join(f"({select}) AS {name}" for name, select in columns.items())
+    sums = ", ".join(f"CAST(sum({name}) AS bigint) AS {name}" for name in list(columns)[:-1])
+    running = "(SELECT count(*) FROM taskworker_job WHERE state = 'running' AND queue = substr(t.name, 7))"
+    ready = (
+        "(SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE state = 'ready' AND solo = 0 "
+        "AND queue = substr(t.name, 7) LIMIT :most) AS r)"
+    )
+    of_queue = "CASE WHEN substr(t.name, 1, 6) = 'queue:' THEN {} ELSE {} END"
+    return (
+        "WITH m AS (SELECT name, name AS low, name || ' ' AS high FROM taskworker_limit UNION ALL "
+        "SELECT name, name || ':', name || ';' FROM taskworker_limit), "
+        f"aside AS ({aside}), soon AS ({soon} ORDER BY open_at LIMIT :sample), n AS (SELECT name, {sums}, "
+        f"min(opens_at) AS opens_at FROM (SELECT m.name, {picked} FROM m) AS f GROUP BY name) "
+        "SELECT t.name, t.running, t.amount, t.per_us, t.burst, t.source, t.set_by, t.set_at, t.closings, "
+        f"{of_queue.format(running, 'n.admitted')}, {of_queue.format(ready, 'n.waiting')}, n.aside, n.closed, "
+        "n.opens_at, COALESCE(l.tat, 0), COALESCE(l.closed_until, 0) FROM taskworker_limit AS t "
+        "JOIN n ON n.name = t.name LEFT JOIN taskworker_lane AS l ON l.lane = t.name ORDER BY t.name"
+    )
+
+
+SUSPECTS = (
+    "SELECT queue, count(*) FROM (SELECT queue FROM taskworker_job WHERE state = 'ready' AND solo = 1 LIMIT :most) "
+    "AS s GROUP BY queue"
+)
+"""How many of the first ``:most`` ready jobs that must run alone each queue has."""
+
+
+def lanes(dialect: Dialect) -> str:
+    """The ``:shown`` lanes with the longest lines of each limit of a batch of names, and how each stands.
+
+    Looked for among the lanes of the ``:window`` newest places, and those that a walk from lane to lane finds, which
+    counts ``:sample`` jobs of each at the most, and about ``:budget`` in all.
+    """
+    sample = "SELECT count(*) FROM (SELECT 1 FROM taskworker_permit WHERE phase = 1 AND lane = {} LIMIT :sample) AS c"
+    following = (
+        "(SELECT min(p.lane) FROM taskworker_permit AS p WHERE p.phase = 1 AND p.lane < r.name || ';' "
+        "AND p.lane > CASE WHEN r.lane = r.name THEN r.name || ':' ELSE r.lane END)"
+    )
+    collated = "" if dialect.name == "sqlite" else ' COLLATE "C"'
+    names = dialect.batch({"name": "text"})
+    walk = (
+        f"r(name, lane, budget) AS (SELECT name, CAST(name AS text){collated}, CAST(:budget AS bigint) "
+        f"FROM {names} AS e UNION ALL SELECT r.name, {following}, r.budget - 1 - ({sample.format('r.lane')}) FROM r "
+        "WHERE r.lane IS NOT NULL AND r.budget > 0)"
+    )
+    newest = (
+        "g AS (SELECT lane, count(*) AS number FROM (SELECT lane, phase FROM taskworker_permit ORDER BY job_id DESC "
+        "LIMIT :window) AS p WHERE phase = 1 GROUP BY lane), "
+        "h AS (SELECT e.name, g.lane, row_number() OVER (PARTITION BY e.name ORDER BY g.number DESC) AS place "
+        f"FROM {names} AS e JOIN g ON g.lane = e.name OR (g.lane > e.name || ':' AND g.lane < e.name || ';'))"
+    )
+    found = "SELECT name, lane FROM r WHERE lane IS NOT NULL UNION SELECT name, lane FROM h WHERE place <= :shown"
+    longest = (
+        f"f AS (SELECT name, lane, row_number() OVER (PARTITION BY name ORDER BY number DESC, lane) AS place FROM "
+        f"(SELECT name, lane, ({sample.format('a.lane')}) AS number FROM ({found}) AS a) AS c WHERE number > 0)"
+    )
+    waiting = sample.format("f.lane").replace(":sample", ":most")
+    return (
+        f"WITH RECURSIVE {walk}, {newest}, {longest} SELECT f.name, f.lane, ({waiting}) AS waiting, "
+        f"(SELECT count(*) {_ADMITTED.format('p.lane = f.lane')}), "
+        f"(SELECT count(*) {_ADMITTED.format('p.lane = f.lane AND p.begun = 0')}), "
+        f"(SELECT min(p.job_id) {_ADMITTED.format('p.lane = f.lane')}), COALESCE(l.tat, 0), "
+        "COALESCE(l.closed_until, 0) FROM f LEFT JOIN taskworker_lane AS l ON l.lane = f.lane WHERE f.place <= :shown "
+        "ORDER BY f.name, waiting DESC, f.lane"
+    )
 
 
 # -- mails -------------------------------------------------------------------------------------------------------------

@@ -232,6 +232,9 @@ CLOSE_LANE = (
 )
 """Let nothing more into a lane until ``:until``."""
 
+COUNT_CLOSING = "UPDATE taskworker_limit SET closings = closings + 1 WHERE name = :limit"
+"""A job has closed a lane of that limit."""
+
 
 def take_back(dialect: Dialect, which: str) -> str:
     """Put up to ``:number`` jobs that were admitted, and have not begun, back in line. *which*: a condition on p."""

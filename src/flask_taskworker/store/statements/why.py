@@ -52,6 +52,12 @@ def why(dialect: Dialect) -> str:
         "SELECT e.parent_id, e.rule, p.state FROM taskworker_edge AS e LEFT JOIN taskworker_job AS p "
         "ON p.id = e.parent_id WHERE e.child_id = :id AND e.met IN (0, 2) ORDER BY e.parent_id LIMIT 4"
     )
+    running = f"SELECT count(*) FROM taskworker_job WHERE state = 'running' AND queue = {its('queue')}"
+    queue_limit = (
+        f"SELECT t.running, t.amount, t.per_us, t.burst, ({running}), COALESCE(l.tat, 0), COALESCE(l.closed_until, 0) "
+        "FROM taskworker_limit AS t LEFT JOIN taskworker_lane AS l ON l.lane = t.name "
+        f"WHERE t.name = 'queue:' || {its('queue')}"
+    )
     return dialect.together(
         {
             "parents": (parents, 3),
@@ -59,6 +65,7 @@ def why(dialect: Dialect) -> str:
             "let_in": (let_in, 1),
             "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {lane}", 2),
             "limits": (LIMITS, 6),
+            "queue_limit": (queue_limit, 7),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),
             "ahead": (f"SELECT ({ordinary}) + ({suspects})", 1),
             "paused": (paused, 2),
