@@ -274,7 +274,7 @@ class DrainParts(WorkerParts):
         if self.report.is_cut_short or last is None or self._clock is None:
             return True
         # What was due and did not fire cannot: its task is unknown, for example.
-        now, coming = self._clock.ms, (loop.view.next_due, loop.view.next_fire)
+        now, coming = self._clock.ms, (loop.view.next_due, loop.view.next_fire, loop.view.next_open)
         moments = [moment for moment in coming if moment is not None and now < moment <= last]
         self._clock.ms = min(moments, default=now)
         return not moments

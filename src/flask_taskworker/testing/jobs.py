@@ -20,6 +20,7 @@ from ..core.clock import require_aware, to_ms
 from ..core.codec import Codec
 from ..core.current_job import running_job
 from ..core.jobs import Job
+from ..core.limits import Limit
 from ..core.rows import JobRecord, JobState, OutcomeKind
 from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
@@ -115,6 +116,12 @@ class Jobs:
         """
         return self._after(self._since, task)
 
+    def in_line(self, limit: Limit, key: object = None) -> list[EnqueuedJob]:
+        """The jobs that wait for *limit*, of the lane of *key* where it has keys, the one that goes first first."""
+        lane = limit.name if key is None else limit.lane(key)
+        held = [job for job in self.enqueued() if job.lane == lane and job.state is JobState.HELD]
+        return sorted(held, key=lambda job: (-job.priority, job.id))
+
     @contextmanager
     def capture(self) -> Iterator[list[EnqueuedJob]]:
         """A list that holds, after the block, the jobs that were enqueued in it."""
@@ -132,6 +139,7 @@ class Jobs:
         queue: str = _ANYTHING,
         run_at: datetime | None = _ANYTHING,
         priority: int = _ANYTHING,
+        lane: str | None = _ANYTHING,
         times: int | None = None,
         where: Mapping[str, Any] | None = None,
         **kwargs: Any,
@@ -139,10 +147,12 @@ class Jobs:
         """Fail unless such a job was enqueued; *times* times, if that is given. Returns the first.
 
         What is not mentioned may be anything: arguments, too. ``run_at`` is compared to the second; None means at
-        once. ``where``: arguments whose names are taken by the other parameters, such as ``queue``.
+        once. ``lane``: that of its limit, with the key, as "shop:7". ``where``: arguments whose names are taken by the
+        other parameters, such as ``queue``.
         """
         __tracebackhide__ = True
-        wanted = self._wanted(task, args, {**kwargs, **(where or {})}, queue=queue, run_at=run_at, priority=priority)
+        given = {**kwargs, **(where or {})}
+        wanted = self._wanted(task, args, given, queue=queue, run_at=run_at, priority=priority, lane=lane)
         return self._assert(wanted, times)
 
     def assert_not_enqueued(
@@ -153,12 +163,14 @@ class Jobs:
         queue: str = _ANYTHING,
         run_at: datetime | None = _ANYTHING,
         priority: int = _ANYTHING,
+        lane: str | None = _ANYTHING,
         where: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Fail if such a job was enqueued. Parameters as for :meth:`assert_enqueued`."""
         __tracebackhide__ = True
-        wanted = self._wanted(task, args, {**kwargs, **(where or {})}, queue=queue, run_at=run_at, priority=priority)
+        given = {**kwargs, **(where or {})}
+        wanted = self._wanted(task, args, given, queue=queue, run_at=run_at, priority=priority, lane=lane)
         found = [job for job in self.enqueued() if not wanted.misses(job)]
         if found:
             raise AssertionError(f"{wanted} was enqueued.\n{listing(found)}")
@@ -198,12 +210,12 @@ class Jobs:
     def _after(self, number: int, task: Task[..., Any, Any] | str | None = None) -> list[EnqueuedJob]:
         name = task if task is None or isinstance(task, str) else _checked(task).name
         rows = self._read(job_statements.JOBS_AFTER, number=number)
-        return [self._job(JobRecord._make(row[:-2]), row[-2]) for row in rows if name in (None, row[2])]
+        return [self._job(JobRecord._make(row), args, lane) for *row, args, _, lane in rows if name in (None, row[2])]
 
-    def _job(self, record: JobRecord, args: str) -> EnqueuedJob:
+    def _job(self, record: JobRecord, args: str, lane: str | None) -> EnqueuedJob:
         task = self._registry.get(record.task)
-        arguments = _decoded(self._registry.codec, args)
-        return EnqueuedJob(record, self._bench.state.client, by_name(task and task.function, *arguments))
+        arguments = by_name(task and task.function, *_decoded(self._registry.codec, args))
+        return EnqueuedJob(record, self._bench.state.client, arguments, lane)
 
     def _newest(self) -> int:
         number: int = self._read(job_statements.NEWEST_JOB)[0][0]
@@ -225,7 +237,8 @@ class Jobs:
         """Run the jobs that are ready, and those which they enqueue, until none is left.
 
         ``until``: jobs that are due by then, too, each at its time: the clock moves along, and back at the end.
-        ``scheduled``: all jobs that wait for their time, however far it is. Retries wait for theirs, too. Schedules do
+        ``scheduled``: all jobs that wait for their time, however far it is. Retries wait for theirs, too, and limited
+        jobs for that of their rate. Schedules do
         not fire: :class:`TaskClock` does that. ``max``: more jobs than that are an error, since some job may enqueue
         itself again and again. ``raise_errors``: raise what the first job raised that has not succeeded in the end.
         Raises TaskWorkerError when the worker runs in this process already.
@@ -307,7 +320,7 @@ class Jobs:
 
         Jobs that these have enqueued in another process are cancelled too; whatever else is in the database stays.
         """
-        for *row, _, origin in self._read(job_statements.JOBS_AFTER, number=self._since):
+        for *row, _, origin, _ in self._read(job_statements.JOBS_AFTER, number=self._since):
             record = JobRecord._make(row)
             if record.id in self._own or read_origin(origin).get("job") in self._own:
                 self._own.add(record.id)
@@ -385,7 +398,7 @@ class _Inline:
         self.reports: list[Report] = []
 
     def on_enqueued(self, app: Flask, job: Job[Any]) -> None:
-        if job.state is not JobState.READY or running_job() is not None:
+        if job.state not in (JobState.READY, JobState.HELD) or running_job() is not None:
             return
         self._wanted.set()
         while self._wanted.is_set():

@@ -23,16 +23,21 @@ _TOLERANCE = timedelta(seconds=1)
 class EnqueuedJob(Job[Any]):
     """A job together with its arguments."""
 
-    __slots__ = ("arguments",)
+    __slots__ = ("arguments", "lane")
 
-    def __init__(self, record: JobRecord, client: JobClient, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, record: JobRecord, client: JobClient, arguments: Mapping[str, Any], lane: str | None = None
+    ) -> None:
         super().__init__(record, client)
         self.arguments = dict(arguments)
         """The arguments by name, defaults included, as they came out of the database."""
+        self.lane = lane
+        """The lane of its limit, with the key, as "shop:7"; None without a limit."""
 
     def __str__(self) -> str:
         notes = [self.state.value, f"queue={self.queue!r}"]
         notes += [f"priority={self.priority}"] if self.priority else []
+        notes += [f"lane={self.lane!r}"] if self.lane else []
         notes += [f"run_at={self.run_at.isoformat()}"] if self.run_at else []
         return f"job {self.id}  {self.task}({_listed(self.arguments)})  {', '.join(notes)}"
 
@@ -44,7 +49,7 @@ class Wanted:
     task: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     properties: Mapping[str, Any] = field(default_factory=dict)
-    """Of queue, priority, run_at and state."""
+    """Of queue, priority, run_at, lane and state."""
 
     def __str__(self) -> str:
         properties = "".join(f", {name}={_short(value)}" for name, value in self.properties.items())

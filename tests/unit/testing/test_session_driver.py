@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from flask_taskworker import BackgroundTaskWorker, JobState, Mail, Message, Task, TaskWorkerError
+from flask_taskworker import BackgroundTaskWorker, JobState, Limit, Mail, Message, Task, TaskWorkerError
 from flask_taskworker.testing import Jobs, LiveWorker, Outbox, TaskClock
 
 
@@ -133,3 +133,20 @@ def test_a_drain_that_cannot_begin_says_so(
         holder.rollback()
     assert jobs.drain().succeeded == 1
     engine.dispose()
+
+
+def test_limited_jobs_have_their_places_in_the_transaction_of_the_test(
+    jobs: Jobs, connection: Connection, task_worker: BackgroundTaskWorker
+) -> None:
+    shop = Limit("shop", running=1, key="shop_id")
+
+    @task_worker.task(limit=shop)
+    def sync(shop_id: int) -> None: ...
+
+    sync.enqueue_many([(7,), (7,)])
+    sync.enqueue(7)
+    assert len(jobs.in_line(shop, 7)) == 3
+    assert jobs.drain().succeeded == 3
+    assert connection.execute(text("SELECT count(*) FROM taskworker_permit")).scalar() == 3
+    connection.rollback()
+    assert connection.execute(text("SELECT count(*) FROM taskworker_permit")).scalar() == 0

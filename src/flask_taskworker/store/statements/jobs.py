@@ -208,8 +208,11 @@ JOB_ARGS = "SELECT args FROM taskworker_job WHERE id = :id"
 NEWEST_JOB = "SELECT COALESCE(max(id), 0) FROM taskworker_job"
 """The highest number that a job has, or 0."""
 
-JOBS_AFTER = f"SELECT {RECORD}, args, origin FROM taskworker_job WHERE id > :number ORDER BY id"
-"""The jobs with numbers above ``:number``, with arguments and origin, oldest first. For tests: it reads all."""
+JOBS_AFTER = (
+    f"SELECT {RECORD}, args, origin, (SELECT lane FROM taskworker_permit WHERE job_id = taskworker_job.id) "
+    "FROM taskworker_job WHERE id > :number ORDER BY id"
+)
+"""The jobs with numbers above ``:number``, with arguments, origin and lane, oldest first. For tests: it reads all."""
 
 UNFINISHED_BEFORE = (
     f"SELECT {RECORD} FROM taskworker_job WHERE {UNFINISHED} AND created_at < :moment ORDER BY id LIMIT 5"
