@@ -117,7 +117,8 @@ def show_limit(name: str, running: str | None, rate: str | None, reset: bool, in
 def _one(name: str, *, lanes: int = 0) -> LimitView:
     for limit in _known(name, lanes=lanes):
         return limit
-    tell(f"No limit is named {name!r}. List them: flask tasks limits")
+    hint = f"That of the queue is called queue:{name}." if _known(f"queue:{name}") else "List them: flask tasks limits"
+    tell(f"No limit is named {name!r}. {hint}")
     sys.exit(NOTHING)
 
 

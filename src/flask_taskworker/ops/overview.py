@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,10 @@ class Overview:
     """When the next scheduled job is due."""
     paused: frozenset[str]
     """Names of paused queues: their jobs may wait."""
+    held: Mapping[str, int]
+    """How many jobs of each queue wait for their limits; each phase of them is counted up to MOST."""
+    limited: frozenset[str]
+    """Names of queues with a limit: their jobs may wait for that."""
 
     @classmethod
     def take(cls, store: Store) -> Overview:
@@ -56,6 +60,8 @@ class Overview:
             schedules=tuple(ScheduleRow(*row) for row in found["schedules"]),
             next_due=found["next_due"][0][0],
             paused=frozenset(row[0] for row in found["paused"]),
+            held=dict(map(tuple, found["held"])),
+            limited=frozenset(row[0] for row in found["limited"]),
             now=store.clock(),
         )
 
@@ -101,12 +107,22 @@ class Overview:
         queues = [queue for queue in self.queues if queue.name not in self.paused]
         infos = [info_of(worker) for worker in self.claiming]
         ready = sum(queue.ready for queue in queues) if self.paused else self.ready
+        held = {name: number for name, number in self.held.items() if name not in self.paused}
         if infos:
             for queue in (q for q in queues if not any(takes(info, q.name) for info in infos)):
                 yield (
                     f"Queue {queue.name!r} has ready jobs ({counted(queue.ready)}) and no living worker takes them. "
                     f"Start one: flask tasks run {queue.name}"
                 )
+            for name in (name for name in held if not any(takes(info, name) for info in infos)):
+                yield (
+                    f"Queue {name!r} has held jobs ({counted(held[name])}) and no living worker takes them. "
+                    f"Start one: flask tasks run {name}"
+                )
+        elif held:
+            number = min(MOST, ready + sum(held.values()))
+            what = "1 job waits and no living worker takes it." if number == 1 else ""
+            yield f"{what or f'{counted(number)} jobs wait and no living worker takes them.'} {_START}"
         elif ready == 1:
             yield f"1 job is ready and no living worker takes it. {_START}"
         elif ready:
@@ -114,7 +130,7 @@ class Overview:
         elif self.next_due is not None and self.now - self.next_due > LATE_MS:
             yield f"Jobs have been due for {spoken(self.now - self.next_due)} and no living worker takes them. {_START}"
         for queue in queues:
-            if self.now - queue.oldest_at > LONG_WAIT_MS:
+            if self.now - queue.oldest_at > LONG_WAIT_MS and queue.name not in self.limited:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
 
     def _late(self) -> Iterator[str]:
@@ -147,6 +163,8 @@ def _statement(dialect: Dialect) -> str:
         "schedules": (job_statements.SCHEDULES, len(_SCHEDULE)),
         "next_due": (job_statements.NEXT_DUE, 1),
         "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", 1),
+        "held": (browse_statements.HELD_BY_QUEUE, 2),
+        "limited": ("SELECT substr(name, 7) FROM taskworker_limit WHERE substr(name, 1, 6) = 'queue:'", 1),
     }
     return dialect.together(parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..core.words import counted
+from ..core.words import MOST, counted
 from ..mail.queue.queue import DELIVER
 from ..store.rollups import Percentile
 from ..store.sql import Store
@@ -143,12 +143,13 @@ class _Hour:
         # The slice that has just begun says nothing yet.
         rate = round((done[-1] + done[-2]) / ((seen.now - self._starts[-2]) / _MINUTE_MS), 1)
         failed, mailed = sum(self.failed), sum(mails)
-        scheduled = f"{counted(seen.scheduled)} scheduled" if seen.scheduled else ""
+        others = {"held": min(MOST, sum(seen.held.values())), "scheduled": seen.scheduled}
+        detail = ", ".join(f"{counted(number)} {word}" for word, number in others.items() if number)
         oldest_at = min((queue.oldest_at for queue in seen.queues), default=None)
         return [
             Tile("Done a minute", rate, f"{rate:,.{0 if rate >= 10 else 1}f}", done, "Ended in 5 minutes each"),
             Tile("Failed in an hour", failed, f"{failed:,}", self.failed, "Failed in 5 minutes each", "failed"),
-            Tile("Waiting", seen.ready, counted(seen.ready), detail=scheduled),
+            Tile("Waiting", seen.ready, counted(seen.ready), detail=detail),
             Tile("Oldest wait", 0, "–", waits, "95 % waited at most this many seconds", oldest_at=oldest_at),
             Tile("Mails in an hour", mailed, f"{mailed:,}", mails, "Mails sent in 5 minutes each", "ok"),
         ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from flask_taskworker import Limit, Rate
 from flask_taskworker.ops.browse import Browser
@@ -103,3 +105,10 @@ def test_what_cannot_be_set_is_refused(shop: Shop, words: tuple[str, ...], code:
 
 def test_names_of_limits_complete(shop: Shop) -> None:
     assert completed(shop, ["limit"], "c") == ["carrier"]
+
+
+def test_name_of_a_queue_alone_is_answered_with_the_name_of_its_limit(make_app: Callable[..., Flask]) -> None:
+    shop = Shop(make_app(TASKER_QUEUE_LIMITS={"mail": Limit(running=1)}))
+    answer = shop("limit", "mail")
+    assert (answer.code, answer.err) == (3, "No limit is named 'mail'. That of the queue is called queue:mail.\n")
+    shop.state.client.close()

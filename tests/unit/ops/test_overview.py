@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_taskworker import BackgroundTaskWorker, Every, Mail
+from flask_taskworker import BackgroundTaskWorker, Every, Limit, Mail
 from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.dashboard.blueprint import ROUTES
 from flask_taskworker.ops import overview as module
@@ -17,6 +17,7 @@ from flask_taskworker.ops.operations import Operations
 from flask_taskworker.ops.overview import Overview, ended, latest_failures
 from flask_taskworker.ops.rows import QueueRow, add_up
 from flask_taskworker.store.sql import MAX_ID, Store
+from flask_taskworker.store.statements import workers as worker_statements
 from tests.support.stored import Rows, counts_of, store_jobs
 from tests.support.waiting import wait_for
 
@@ -144,3 +145,36 @@ def test_every_page_is_there_on_each_database(app: Flask, idle_worker: Backgroun
     assert client.post("/tasks/jobs/confirm", data=form, headers=own).status_code == 200
     assert client.post("/tasks/jobs/bulk", data=form, headers=own).status_code == 303
     assert job.refresh().state == "ready"
+
+
+def test_held_jobs_that_no_worker_takes_are_a_problem(idle_worker: BackgroundTaskWorker, store: Store) -> None:
+    task = idle_worker.task(name="label", queue="web", limit=Limit("carrier", running=1))(lambda: None)
+    task.enqueue_many([()] * 2)
+    assert Overview.take(store).held == {"web": 2}
+    assert Overview.take(store).problems() == [
+        "2 jobs wait and no living worker takes them. Start one: flask tasks run"
+    ]
+    add_worker(store, queues=["mail"])
+    assert Overview.take(store).problems() == [
+        "Queue 'web' has held jobs (2) and no living worker takes them. Start one: flask tasks run web"
+    ]
+    add_worker(store, queues=["web"])
+    assert Overview.take(store).problems() == []
+
+
+def test_job_that_waits_long_for_the_limit_of_its_queue_is_no_problem(store: Store, rows: Rows) -> None:
+    store.driver.prepare()
+    store_jobs(rows, {"queue": "a", "created_at": 1})
+    add_worker(store, queues=None)
+    assert Overview.take(store).problems()[0].startswith("A job in queue 'a' has been ready for ")
+    rows(
+        "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) VALUES ('queue:a', 1, 'code', 1, 1) "
+        "RETURNING name"
+    )
+    assert Overview.take(store).problems() == []
+
+
+def add_worker(store: Store, *, queues: list[str] | None) -> None:
+    info = json.dumps({"queues": queues, "concurrency": 1, "threads": 1})
+    values = {"host": "h", "pid": 7, "now": store.clock(), "server_started_at": None, "info": info}
+    store.driver.write(worker_statements.ADD_WORKER, {"id": f"w{queues}", **values})

@@ -408,6 +408,14 @@ def limits() -> str:
     )
 
 
+HELD_BY_QUEUE = (
+    "SELECT queue, count(*) FROM (SELECT queue FROM (SELECT queue FROM taskworker_permit WHERE phase = 1 LIMIT :most) "
+    "AS a UNION ALL SELECT queue FROM (SELECT queue FROM taskworker_permit WHERE phase = 4 LIMIT :most) AS b UNION ALL "
+    "SELECT queue FROM (SELECT p.queue FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j WHERE p.phase = 0 "
+    "AND j.id = p.job_id AND j.state = 'held' LIMIT :most) AS c) AS h GROUP BY queue ORDER BY queue"
+)
+"""How many jobs of each queue wait to be admitted, up to ``:most`` of each kind."""
+
 SUSPECTS = (
     "SELECT queue, count(*) FROM (SELECT queue FROM taskworker_job WHERE state = 'ready' AND solo = 1 LIMIT :most) "
     "AS s GROUP BY queue"
