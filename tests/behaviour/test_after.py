@@ -23,7 +23,7 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 
 class Graph:
-    """A task that notes when it ran, and fails or waits where it is told to."""
+    """A task that notes when it ran, and fails or waits on request."""
 
     def __init__(self, task_worker: BackgroundTaskWorker) -> None:
         self.task_worker = task_worker

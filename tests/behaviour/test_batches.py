@@ -23,7 +23,7 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 
 class Shop:
-    """Tasks that do, or fail, what they are told, and callbacks that say what they were called with."""
+    """Tasks that succeed or fail on request, and callbacks that say what they were called with."""
 
     def __init__(self, task_worker: BackgroundTaskWorker) -> None:
         self.heard: list[str] = []

@@ -74,6 +74,7 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 @tasks_command.command("retry")
 @_on_jobs("retry")
+@click.option("--following", is_flag=True, help="With ID: also the jobs that were cancelled because of it.")
 def retry(**chosen: Any) -> None:
     """Retry failed or cancelled jobs, with a new count of tries.
 
@@ -114,14 +115,22 @@ def restore(**chosen: Any) -> None:
 
 
 def _act(
-    act: str, job_ids: tuple[int, ...], text: str | None, dry_run: bool, yes: bool, group: str | None = None
+    act: str,
+    job_ids: tuple[int, ...],
+    text: str | None,
+    dry_run: bool,
+    yes: bool,
+    group: str | None = None,
+    following: bool = False,
 ) -> None:
     if sum((bool(job_ids), text is not None, group is not None)) != 1:
         groups = ", or --group" if act in ("retry", "discard") else ""
         raise click.UsageError(f"Say which jobs: give their numbers, or --filter{groups}, and only one of these.")
+    if following and not job_ids:
+        raise click.UsageError("--following is for jobs by number.")
     if job_ids:
         each = dict.fromkeys(job_ids)
-        done = sum((_look if dry_run else _do)(act, job_id) for job_id in each)
+        done = sum(_look(act, job_id) if dry_run else _do(act, job_id, following=following) for job_id in each)
         if done < len(each):
             sys.exit(FAILED if done else NOTHING)
         return
@@ -134,9 +143,9 @@ def _act(
 # -- by number ---------------------------------------------------------------------------------------------------------
 
 
-def _do(act: str, job_id: int) -> bool:
+def _do(act: str, job_id: int, *, following: bool) -> bool:
     try:
-        done = operations().act(act, job_id)
+        done = operations().act(act, job_id, following=following)
         found = browser().job(job_id)
     except (JobNotFound, NotAccepted) as error:
         tell(str(error))
@@ -172,8 +181,8 @@ def possible(act: str, chosen: JobFilter) -> JobFilter | None:
     chosen = replace(chosen, discarded=act == "restore")
     if not chosen.states:
         return replace(chosen, states=FITTING[act])
-    # "retrying" is some of "scheduled".
-    states = tuple(s for s in chosen.states if ("scheduled" if s == "retrying" else s) in FITTING[act])
+    # "retrying" and "waiting" are some of "scheduled".
+    states = tuple(s for s in chosen.states if ("scheduled" if s in ("retrying", "waiting") else s) in FITTING[act])
     return replace(chosen, states=states) if states else None
 
 

@@ -18,8 +18,9 @@ from .clock import from_ms, to_ms
 from .rows import STORED
 from .words import number_in
 
-STATES = (*(state.value for state in STORED), "retrying")
-"""What ``state:`` takes: ``retrying`` are the scheduled jobs that have failed before."""
+STATES = (*(state.value for state in STORED), "retrying", "waiting")
+"""What ``state:`` takes: ``retrying`` are the scheduled jobs that have failed before, ``waiting`` those that wait for
+others."""
 
 _RELATIVE = re.compile(r"-?(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -28,9 +29,11 @@ _LONGEST = 1_000
 _LAST = to_ms(datetime.max.replace(tzinfo=UTC))
 """The last moment that can be written."""
 HELP = (
-    "state:failed (also held, retrying), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, worker:ID, "
+    "state:failed (also held, retrying, waiting), task:mail.* (* stands for anything), queue:NAME, schedule:NAME, "
+    "worker:ID, "
     "lane:shop:7 (the limit shop, key 7; without a key, all of its keys), group:ID, unique:KEY, uid:UID, id:42, "
-    "parent:42 (enqueued inside job 42), attempts:3 (tries that failed, at least), args.NAME:VALUE, after:-1h and "
+    "parent:42 (enqueued inside job 42), batch:7, follows:42 (enqueued with after=job 42), "
+    "attempts:3 (tries that failed, at least), args.NAME:VALUE, after:-1h and "
     "before:2026-01-31T12:00 (enqueued then, UTC), discarded:yes"
 )
 
@@ -54,6 +57,9 @@ class JobFilter:
     id: int | None = None
     parent: int | None = None
     """Those that were enqueued inside this job."""
+    batch: int | None = None
+    follows: int | None = None
+    """Those that wait, or have waited, for this job."""
     attempts: int | None = None
     """At least this many attempts failed."""
     after: int | None = None
@@ -179,7 +185,7 @@ _READERS = {
     **dict.fromkeys(
         ("task", "queue", "schedule", "worker", "group", "lane", "unique", "uid"), lambda key, value, now: value
     ),
-    **dict.fromkeys(("id", "parent", "attempts"), _number),
+    **dict.fromkeys(("id", "parent", "batch", "follows", "attempts"), _number),
     **dict.fromkeys(("after", "before"), _moment),
     "discarded": _yes,
 }

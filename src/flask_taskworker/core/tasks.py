@@ -338,9 +338,8 @@ class Task(Call[P, R], Generic[P, R, Returned]):
             latest=latest,
             limit_key=limit_key,
             uid=uid,
-            batch=_checked("batch", batch, Batch),
-            after=tuple(_checked("after", one, Job, Batch) for one in _listed(after)),
             when=when,
+            **place_in_flow(batch, after),
             session=session,
         )
         if limit_key is not None and (self.options.limit is None or self.options.limit.key is None):
@@ -438,15 +437,15 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         ]
 
 
-def _listed(after: Any) -> Sequence[Any]:
-    return () if after is None else after if isinstance(after, _SEQUENCES) else (after,)
-
-
-def _checked(what: str, value: Any, *kinds: type) -> Any:
-    if (value is None and what == "batch") or isinstance(value, kinds):
-        return value
-    meant = " or ".join(f"a {kind.__name__.lower()}" for kind in kinds)
-    raise ArgumentsError(f"{what} = {value!r:.100} is not allowed. Give {meant}, as enqueue() and batch() return them.")
+def place_in_flow(batch: Any, after: Any) -> dict[str, Any]:
+    """Those options of a call, checked. Raises ArgumentsError."""
+    parents = () if after is None else after if isinstance(after, _SEQUENCES) else (after,)
+    for what, value, kinds in (("batch", batch, Batch), *(("after", one, Job | Batch) for one in parents)):
+        if not isinstance(value, kinds) and (what, value) != ("batch", None):
+            raise ArgumentsError(
+                f"{what} = {value!r:.100} is not allowed. Give what enqueue() or batch() has returned."
+            )
+    return {"batch": batch, "after": tuple(parents)}
 
 
 class Tracing(Protocol):

@@ -24,13 +24,13 @@ from ..errors import (
 from ..ops.access import Gate
 from ..state import HasState
 from .forgery import is_own
-from .pages import acts, failures, job, jobs, limits, mail, overview, queues, schedules, system, workers
+from .pages import acts, batches, failures, job, jobs, limits, mail, overview, queues, schedules, system, workers
 from .responses import ASSETS, finish
 from .view import Route, View, error_page, is_ignored
 
 log = get_logger("dashboard")
 
-PAGES = (overview, acts, jobs, job, failures, queues, limits, schedules, workers, mail, system)
+PAGES = (overview, acts, jobs, job, failures, batches, queues, limits, schedules, workers, mail, system)
 """The modules with pages."""
 ROUTES: tuple[Route, ...] = tuple(route for module in PAGES for route in module.ROUTES)
 _COMMON = {"format", "note", "sign"}

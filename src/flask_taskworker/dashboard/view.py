@@ -40,6 +40,7 @@ MENU = (
     ("overview", "Overview"),
     ("jobs", "Jobs"),
     ("failures", "Failures"),
+    ("batches", "Batches"),
     ("queues", "Queues"),
     ("limits", "Limits"),
     ("schedules", "Schedules"),

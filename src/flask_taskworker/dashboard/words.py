@@ -12,6 +12,7 @@ SHAPES = {
     "scheduled": "◷",
     "retrying": "↻",
     "held": "◌",
+    "waiting": "⋯",
     "ready": "○",
     "running": "●",
     "succeeded": "✓",

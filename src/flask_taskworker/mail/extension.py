@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -18,10 +18,12 @@ from flask import Flask, current_app, has_app_context
 from ..client.apps import as_app
 from ..client.sessions import CallerTransaction, is_async
 from ..commands import add_commands, mail_commands
+from ..core.batches import Batch, When
 from ..core.clock import as_timedelta
+from ..core.jobs import Job
 from ..core.loggers import get_logger
 from ..core.mail_config import MailConfig
-from ..core.tasks import EnqueueOptions
+from ..core.tasks import EnqueueOptions, place_in_flow
 from ..errors import AppError
 from .compose.fields import sanitize_address, sanitize_addresses
 from .compose.prepare import Prepared, not_a_message, prepare
@@ -342,23 +344,28 @@ class _MailMixin:
         session: Any = None,
         once: bool = False,
         uid: str | None = None,
+        batch: Batch | None = None,
+        after: Job[Any] | Batch | Sequence[Job[Any] | Batch] | None = None,
+        when: When | None = None,
     ) -> MailJob:
         """Store *message* as a job, which the app's worker sends; durable when it returns.
 
         The message is checked and written now, so that errors come here and every try sends the same bytes.
         ``delay``: seconds or a timedelta. ``priority``: higher goes first. ``session``: an SQLAlchemy session, whose
         commit decides. ``once``: never hand it over a second time; where it is unknown whether it arrived, hold it.
-        ``uid``: the job's own name, so that a repeat never doubles the mail.
+        ``uid``: the job's own name, so that a repeat never doubles the mail. ``batch``, ``after``, ``when``: as in
+        ``task.using(…)``.
 
         Raises what :meth:`send` raises for a message that is wrong; AppError without a TaskWorker on the app;
         MessageTooLarge, NotAccepted, or OutcomeUnknown when the commit got no answer.
         """
-        options = _queue_options(delay, queue, priority, session, once, uid)
+        flow = {"when": when, **place_in_flow(batch, after)}
+        options = _queue_options(delay, queue, priority, session, once, uid, **flow)
         return self._put([message], options)[0]
 
     async def asend_later(self, message: Any, **options: Any) -> MailJob:
         """:meth:`send_later`, without blocking the event loop. ``session`` may be an AsyncSession."""
-        session = options.get("session")
+        session = options.get("session") or getattr(options.get("batch"), "session", None)
         if session is None:
             return cast(MailJob, await asyncio.to_thread(partial(self.send_later, message, **options)))
         if is_async(session):
@@ -376,12 +383,16 @@ class _MailMixin:
         priority: int = 0,
         session: Any = None,
         once: bool = False,
+        batch: Batch | None = None,
+        after: Job[Any] | Batch | Sequence[Job[Any] | Batch] | None = None,
+        when: When | None = None,
     ) -> list[MailJob]:
         """Store many messages in one transaction: all or none. An attachment that they share is stored once.
 
         Options and errors as for :meth:`send_later`.
         """
-        return self._put(messages, _queue_options(delay, queue, priority, session, once, None))
+        flow = {"when": when, **place_in_flow(batch, after)}
+        return self._put(messages, _queue_options(delay, queue, priority, session, once, None, **flow))
 
     def get_job(self, job_id: int) -> MailJob:
         """The job of a queued mail by its number. Raises JobNotFound, also for the jobs of other tasks."""
@@ -403,10 +414,10 @@ class _MailMixin:
 
 
 def _queue_options(
-    delay: float | timedelta | None, queue: str, priority: int, session: Any, once: bool, uid: str | None
+    delay: float | timedelta | None, queue: str, priority: int, session: Any, once: bool, uid: str | None, **flow: Any
 ) -> QueueOptions:
     period = None if delay is None else as_timedelta(delay, "delay")
-    enqueue = EnqueueOptions(delay=period, queue=queue, priority=priority, session=session, uid=uid)
+    enqueue = EnqueueOptions(delay=period, queue=queue, priority=priority, session=session, uid=uid, **flow)
     return QueueOptions(enqueue=enqueue, once=bool(once))
 
 

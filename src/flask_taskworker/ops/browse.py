@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from ..core.batches import BatchRow
 from ..core.failures import place_in
 from ..core.filters import EVERYTHING, JobFilter
 from ..core.rows import read_stored
 from ..core.words import MOST
-from ..errors import JobNotFound
+from ..errors import BatchNotFound, JobNotFound
 from ..store.driver import Row
 from ..store.sql import MAX_ID, Attempt, Store
 from ..store.statements import browse as statements
+from ..store.statements import flows as flow_statements
 from ..store.statements import keys as key_statements
 from ..store.statements.jobs import batch_of
 from .rows import (
@@ -66,6 +68,18 @@ Names = Callable[[str], Sequence[str] | None]
 its jobs may not be asked for: they fit nothing then."""
 
 Failures = tuple[FailureView, dict[int, int]]
+
+
+MOST_DRAWN = 50
+"""Jobs of a graph that are drawn."""
+
+
+class Graph(NamedTuple):
+    """Jobs that wait for others."""
+
+    edges: frozenset[tuple[int, int]]
+    """Who waits: a parent, which is a batch below zero, and its child."""
+    jobs: dict[int, JobRow]
 
 
 class Browser:
@@ -162,6 +176,27 @@ class Browser:
             return False
         number: int = self._read(sql, {**statements.parameters_of(chosen), "few": FEW})[0][0]
         return number >= FEW
+
+    def batches(self, *, limit: int, before: int | None = None) -> list[BatchRow]:
+        """The newest batches, before the batch *before*."""
+        parameters = {"limit": limit, "before": MAX_ID if before is None else before}
+        return [BatchRow._make(row) for row in self._read(flow_statements.BATCHES, parameters)]
+
+    def batch(self, batch_id: int) -> BatchRow:
+        """One batch. Raises BatchNotFound."""
+        for row in self._read(flow_statements.BATCH_ROW, {"id": min(batch_id, MAX_ID)}):
+            return BatchRow._make(row)
+        raise BatchNotFound.of(batch_id)
+
+    def graph(self, job_id: int) -> Graph:
+        """What the job waits for and what waits for it, and theirs, up to :data:`MOST_DRAWN` jobs."""
+        found, edges, near = {job_id}, set[tuple[int, int]](), [job_id]
+        while near and len(found) <= MOST_DRAWN:
+            rows = self._read(flow_statements.edges_of(self._dialect), {"batch": batch_of([(i,) for i in near])})
+            edges |= {(parent, child) for parent, child in rows}
+            near = sorted({one for edge in rows for one in edge if one > 0} - found)
+            found |= set(near)
+        return Graph(edges=frozenset(edges), jobs=self.jobs_by_id(sorted(found)[: MOST_DRAWN + 1]))
 
     def job(self, job_id: int, *, tries: int = 100, most: int = MOST_TEXT) -> JobWhole:
         """One job with what is stored of it, and what its last *tries* have logged. Raises JobNotFound.

@@ -12,6 +12,7 @@ from typing import Any
 from flask import Flask
 
 from .. import signals
+from ..client.batches import retry_members
 from ..client.client import Client
 from ..core.clock import from_ms, to_ms
 from ..core.filters import JobFilter
@@ -70,13 +71,15 @@ class Operations:
 
     # -- jobs -------------------------------------------------------------------------------------------------------
 
-    def act(self, action: str, job_id: int) -> bool:
-        """Do *action* to one job; whether it was in a state for it. Raises JobNotFound, or NotAccepted for a retry
-        whose unique key another unfinished job has."""
+    def act(self, action: str, job_id: int, *, following: bool = False) -> bool:
+        """Do *action* to one job; whether it was in a state for it. *following*: retry what was cancelled by it, too.
+
+        Raises JobNotFound, or NotAccepted for a retry whose unique key another unfinished job has.
+        """
         record = self._store.record(job_id)
         act = self._begin(action, f"job {job_id} ({record.task})")
         if action == "retry":
-            changed = act.write(lambda flows: self._retry(flows, record))
+            changed = act.write(lambda flows: self._retry(flows, record, following=following))
             self._tell(action, changed)
         else:
             changed = self._batch(act, [job_id], None)
@@ -160,14 +163,18 @@ class Operations:
             flows.changed(rows)
         return rows
 
-    def _retry(self, flows: Flows, record: JobRecord) -> list[Row]:
+    def _retry(self, flows: Flows, record: JobRecord, *, following: bool = False) -> list[Row]:
         if record.task == BULK:
             # Permission to retry jobs is not permission to do what this one does.
             raise NotAccepted(f"Job {record.id} was a bulk action and cannot be retried. Start the action again.")
         config = getattr(self._app.extensions.get("mail"), "config", None)
         if record.task == DELIVER and isinstance(config, MailConfig) and record.state in _ENDED_BADLY:
             MailQueue(self._app, config).reopen_within(flows.run, record.uid)
-        return [(record.id, "ready", record.marks)] if self._store.retry_within(flows, record.id) else []
+        return (
+            [(record.id, "ready", record.marks)]
+            if self._store.retry_within(flows, record.id, following=following)
+            else []
+        )
 
     def _tell(self, action: str, rows: Sequence[Row]) -> None:
         if action in ("retry", "restore", "run"):
@@ -177,6 +184,22 @@ class Operations:
             # There may be room for others now.
             self._client.wake()
         self._client.cancelled([job_id for job_id, state, _ in rows if state == "cancelled"])
+
+    def act_on_batch(self, action: str, batch_id: int) -> int:
+        """Do *action* to a batch: "retry" (how many jobs), "cancel" or "seal" (1 if it did). Raises BatchNotFound."""
+        row = Browser(self._store).batch(batch_id)
+        act = self._begin(action, f"batch {batch_id} ({row.name})")
+
+        def body(flows: Flows) -> list[Row]:
+            if action == "retry":
+                states = (JobState.FAILED, JobState.CANCELLED) if row.stop_on_failure else (JobState.FAILED,)
+                return [(batch_id,)] * retry_members(flows, batch_id, states)
+            return [(batch_id,)] if flows.seal(batch_id, stop=action == "cancel") else []
+
+        if act.write(body):
+            act.tell()
+            self._client.wake()
+        return act.number
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
@@ -448,5 +471,7 @@ class Act:
 
 def is_possible(action: str, job: JobView) -> bool:
     """Whether the job is in a state for it; of discarded jobs only restoring is possible."""
+    if job.state == "waiting":
+        return action in ("cancel", "discard") and not job.discarded
     state = "scheduled" if job.state == "retrying" else job.state
     return state in FITTING[action] and job.discarded == (action == "restore")

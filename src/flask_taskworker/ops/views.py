@@ -12,9 +12,10 @@ from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from ..client.health import LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
+from ..core.batches import BatchRow
 from ..core.clock import from_ms
 from ..core.failures import read_cut
-from ..core.rows import Failure, Progress
+from ..core.rows import FAR_MS, WAITS, Failure, JobRecord, Progress
 from ..core.tasks import TaskRegistry
 from ..core.triggers import Cron, Trigger, describe, trigger_from_text, trigger_to_text
 from ..errors import NotDecodable
@@ -99,7 +100,7 @@ class JobView:
     kind: str
     priority: int
     state: str
-    """Where it is on its way; ``retrying`` where it is scheduled and has failed before."""
+    """Where it is on its way; ``retrying`` where it is scheduled and has failed before, ``waiting`` for other jobs."""
     discarded: bool
     attempt: int
     """The number of its current, next or last try, from 1."""
@@ -138,6 +139,12 @@ class JobView:
         return self.finished_at or started_at or self.run_at or self.created_at
 
 
+def _word_of(record: JobRecord) -> str:
+    if record.state != "scheduled":
+        return record.state
+    return "waiting" if record.marks & WAITS else "retrying" if record.failures else "scheduled"
+
+
 def job_view(row: JobRow | JobWhole) -> JobView:
     """One job of a list, or with all that is stored of it."""
     record = row.record
@@ -147,7 +154,8 @@ def job_view(row: JobRow | JobWhole) -> JobView:
     return _view(
         JobView,
         record,
-        state="retrying" if record.state == "scheduled" and record.failures else record.state,
+        state=_word_of(record),
+        run_at=0 if record.run_at >= FAR_MS else record.run_at,
         discarded=bool(row.discarded),
         attempt=record.failures + (record.state != "failed" or not record.failures),
         cancel_requested=bool(record.cancel_requested),
@@ -158,6 +166,35 @@ def job_view(row: JobRow | JobWhole) -> JobView:
         failure_group=row.failure_group,
         error=error_view(row.error, record.failure_kind),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchView:
+    """One batch."""
+
+    id: int
+    name: str
+    state: str
+    """``open`` until it is sealed, ``running``, then ``succeeded``, ``failed`` or ``cancelled``."""
+    total: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    left: int
+    round: int
+    created_at: int
+    ended_at: int | None
+    expires_at: int | None
+
+    @property
+    def percent(self) -> float:
+        """How much of it has ended."""
+        return round(100 * (self.total - self.left) / self.total, 1) if self.total else 100.0 * bool(self.ended_at)
+
+
+def batch_view(row: BatchRow) -> BatchView:
+    """One batch."""
+    return _view(BatchView, row, **row.counts._asdict(), left=row.counts.left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

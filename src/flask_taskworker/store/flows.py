@@ -51,7 +51,7 @@ class Effects:
         return bool(self.ready or self.cancelled or self.admits or self.is_more)
 
     def add(self, other: Effects) -> None:
-        """Have this tell of both."""
+        """Have this stand for both."""
         self.ready |= other.ready
         self.cancelled += other.cancelled
         self.admits |= other.admits
@@ -59,7 +59,7 @@ class Effects:
 
 
 class Flows:
-    """One transaction: every change of a job's state that *marks* may have a say in is told to it."""
+    """One transaction: every change of a job's state that *marks* may concern goes through it."""
 
     def __init__(self, dialect: Dialect, run: Run, *, now: int, keep: int, keep_failed: int) -> None:
         """*keep*, *keep_failed*: how long cancelled jobs, and batches, are kept. Milliseconds."""

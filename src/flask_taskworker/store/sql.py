@@ -112,7 +112,7 @@ class Store:
         return Flows(self.driver.dialect, run, now=self.clock(), keep=keep, keep_failed=keep_failed)
 
     def change(self, body: Callable[[Flows], T]) -> T:
-        """Run *body* in one write transaction; afterwards others are told what they have to know."""
+        """Run *body* in one write transaction; afterwards pass on what others have to know."""
         value, effects = self._changed(body)
         if effects:
             self.follow(effects)

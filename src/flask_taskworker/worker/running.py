@@ -145,7 +145,7 @@ class Standstill:
     """Whether it was said so."""
 
     def update(self, parents: int, now: float) -> None:
-        """So many jobs wait for others now."""
+        """Note how many jobs wait for others now."""
         if parents < self.size:
             self.since, self.told = None, False
         elif self.since is None:

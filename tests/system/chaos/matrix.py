@@ -6,7 +6,20 @@ import importlib
 
 from tests.system.chaos.row import ROWS
 
-PARTS = ("kills", "clocks", "power", "disks", "servers", "deploys", "mails", "backlog", "keys", "limits", "loops")
+PARTS = (
+    "kills",
+    "clocks",
+    "power",
+    "disks",
+    "servers",
+    "deploys",
+    "mails",
+    "backlog",
+    "keys",
+    "limits",
+    "loops",
+    "flows",
+)
 """The modules whose rows there are: each enters its own when it is imported."""
 
 for part in PARTS:

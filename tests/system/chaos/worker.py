@@ -19,7 +19,7 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, 
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from flask_taskworker import BlockingTaskWorker, Every, Limit, Rate, TaskWorkerError, current_job
+from flask_taskworker import BlockingTaskWorker, Every, Limit, Rate, Retry, TaskWorkerError, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.extension import TaskWorker
 from flask_taskworker.worker.timing import Timing
@@ -68,6 +68,7 @@ class Shop:
         self.session = scoped_session(sessionmaker(self.engine))
         self.app.teardown_appcontext(lambda _: self.session.remove())
         self._declare()
+        self._declare_flows()
 
     def _declare(self) -> None:
         task = self.task_worker.task
@@ -142,6 +143,29 @@ class Shop:
         self.note: Task[..., Any, Any] = note
         self.work: Task[..., Any, Any] = work
         self.add: Task[..., Any, Any] = add
+
+    def _declare_flows(self) -> None:
+        task = self.task_worker.task
+
+        @task(name="shop.part", retry=Retry(2, base=0.05, jitter=0))
+        async def part(fate: str) -> None:
+            await asyncio.sleep(0.005 * random.random())
+            if fate == "fail" or (fate == "once" and current_job.attempt == 1):
+                raise ValueError(fate)
+
+        @task(name="shop.node")
+        async def node(fate: str) -> None:
+            record(self.place.folder, "node", current_job.id)
+            await asyncio.sleep(0.02 * random.random())
+            if fate == "fail":
+                raise ValueError(fate)
+
+        @task(name="shop.told")
+        async def told(event: str) -> None: ...
+
+        self.part: Task[..., Any, Any] = part
+        self.node: Task[..., Any, Any] = node
+        self.told: Task[..., Any, Any] = told
 
     def _share_the_loop(self) -> None:
         """Do what user code should not do, on one of two occasions, where that is wanted."""

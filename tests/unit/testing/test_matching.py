@@ -22,7 +22,7 @@ def add(x: int, y: int = 2, *rest: int, **more: int) -> None: ...
 
 def a_job(job_id: int = 1, task: str = "add", arguments: dict[str, Any] | None = None, **fields: Any) -> EnqueuedJob:
     record = JobRecord._make([None] * len(JobRecord._fields))._replace(
-        id=job_id, task=task, queue="default", priority=0, state="ready", run_at=0, **fields
+        id=job_id, task=task, queue="default", priority=0, state="ready", run_at=0, marks=0, **fields
     )
     return EnqueuedJob(record, NO_CLIENT, {"x": 1, "y": 2} if arguments is None else arguments)
 

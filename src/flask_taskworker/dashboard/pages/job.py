@@ -12,10 +12,12 @@ from werkzeug.exceptions import Forbidden, NotFound
 from ...core.failures import frames_of
 from ...core.rows import Failure
 from ...core.words import spoken, stamp
+from ...ops.browse import MOST_DRAWN
 from ...ops.job_page import JobPage
 from ...ops.rows import LogLine
 from ...ops.views import ErrorView, job_view, with_more
 from .. import redact
+from ..graphs import drawing
 from ..redact import COVER, Unreadable, without_logins
 from ..rows import job_line, possible
 from ..view import Route, View
@@ -33,6 +35,7 @@ _BRIEF = 4_000
 """Characters of the message, and of the traceback, of an earlier try."""
 _FRAMES = 10
 """Frames of the application's own code that are shown."""
+_WAITING = ("scheduled", "waiting", "retrying", "held", "ready")
 _LONG = f"(more than {redact.READ:,} characters, which are not shown here)"
 
 
@@ -48,7 +51,8 @@ def page(view: View, job_id: int) -> Response:
     data = {
         **with_more(job, word=job.word, at=job.at),
         "progress": job.progress and replace(job.progress, text=without_logins(job.progress.text)),
-        "why": view.state.client.why(job_id) if job.state in ("scheduled", "retrying", "held", "ready") else [],
+        "why": view.state.client.why(job_id) if job.state in _WAITING else [],
+        **_graph(view, job_id),
         "known": view.task(job.task) is not None,
         "timeline": list(_timeline(found, origin)),
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
@@ -70,6 +74,20 @@ def page(view: View, job_id: int) -> Response:
 
 
 # -- arguments and result ----------------------------------------------------------------------------------------------
+
+
+def _graph(view: View, job_id: int) -> dict[str, Any]:
+    """What it waits for, what waits for it, and a drawing of all that hangs together, if that is not much."""
+    graph = view.browser.graph(job_id)
+    lines = {number: job_line(view, row) for number, row in graph.jobs.items()}
+    above = sorted(parent for parent, child in graph.edges if child == job_id)
+    below = sorted(child for parent, child in graph.edges if parent == job_id)
+    return {
+        "after": [lines[one] for one in above if one in lines],
+        "after_batches": [-one for one in above if one < 0],
+        "then": [lines[one] for one in below if one in lines],
+        "drawing": drawing(graph, job_id) if 1 < len(graph.jobs) <= MOST_DRAWN else None,
+    }
 
 
 def _shown(view: View, found: JobPage, name: str) -> dict[str, Any]:
@@ -188,6 +206,8 @@ def _timeline(found: JobPage, origin: dict[str, Any]) -> Iterator[dict[str, Any]
         steps[_FIRST:-_LAST] = [_step(f"{left_out} more tries")]
     yield from steps
     match job.state:
+        case "waiting":
+            yield _step("waits for other jobs", state=job.word)
         case "scheduled" | "retrying":
             yield _step("next try" if job.failures else "due", state=job.word, at=job.run_at)
         case "running":

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from ...core.filters import JobFilter
+from ...core.rows import FAR_MS, WAITS
 from ..schema import BUCKETS_MS, FINISHED, ROLLUP_FIGURES
 from .jobs import RECORD, SQLITE, Dialect, held_ids
 
@@ -58,6 +59,10 @@ def _few(chosen: JobFilter) -> str | None:
     if chosen.schedule is not None:
         # Newest first by fire time is newest first by id.
         return part.format("schedule IS NOT NULL AND schedule = :schedule ORDER BY fire_at DESC", "f")
+    if chosen.batch is not None:
+        return "SELECT job_id FROM (SELECT job_id FROM taskworker_member WHERE batch_id = :batch LIMIT :few) AS m"
+    if chosen.follows is not None:
+        return "SELECT child_id FROM (SELECT child_id FROM taskworker_edge WHERE parent_id = :follows LIMIT :few) AS c"
     match chosen.states:
         case ("ready",):
             kinds = (("state = 'ready' AND solo = 0", "r"), ("state = 'ready' AND solo = 1", "s"))
@@ -67,6 +72,8 @@ def _few(chosen: JobFilter) -> str | None:
         case ("held",) if chosen.lane is not None:
             line = f"SELECT p.job_id AS id FROM taskworker_permit AS p WHERE p.phase = 1 AND {_in_lane(chosen.lane)}"
             return f"SELECT id FROM ({line} LIMIT :few) AS l UNION ALL {held_ids(':few')}"
+        case ("waiting",):
+            return part.format(f"state = 'scheduled' AND run_at >= {FAR_MS} AND {_WAITING}", "w")
         case ("held",):
             return held_ids(":few")
         case ("running",):
@@ -85,7 +92,8 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     parts = ["discarded <> 0" if chosen.discarded else _ALIVE]
     if chosen.states:
         retrying = "(state = 'scheduled' AND failures > 0)"
-        states = [retrying if state == "retrying" else f"state = '{state}'" for state in chosen.states]
+        special = {"retrying": retrying, "waiting": f"(state = 'scheduled' AND {_WAITING})"}
+        states = [special.get(state, f"state = '{state}'") for state in chosen.states]
         parts.append(f"({' OR '.join(states)})")
     if chosen.task is not None:
         # SQLite's LIKE takes A for a.
@@ -104,6 +112,11 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
         parts.append(r"unique_key = replace(replace(task, '\', '\\'), ':', '\:') || ':' || :unique")
     if chosen.parent is not None:
         parts.append(_CHILD)
+    if chosen.batch is not None:
+        parts.append("EXISTS (SELECT 1 FROM taskworker_member WHERE job_id = taskworker_job.id AND batch_id = :batch)")
+    if chosen.follows is not None:
+        edge = "child_id = taskworker_job.id AND parent_id = :follows"
+        parts.append(f"EXISTS (SELECT 1 FROM taskworker_edge WHERE {edge})")
     if chosen.attempts is not None:
         parts.append("failures >= :attempts")
     if chosen.after is not None:
@@ -121,6 +134,7 @@ def _in_lane(lane: str) -> str:
 
 _CHILD = "substr(origin, 1, CAST(:child_length AS integer)) IN (:child, :child_and_more)"
 """The job stands first in an origin; see origin.py."""
+_WAITING = f"marks & {WAITS} <> 0"
 _EQUAL = {
     "id": "id",
     "uid": "uid",
@@ -144,6 +158,8 @@ def parameters_of(chosen: JobFilter) -> dict[str, Any]:
         "child": None if chosen.parent is None else f'{{"job": {chosen.parent}}}',
         "child_and_more": None if chosen.parent is None else f'{{"job": {chosen.parent},',
         "child_length": None if chosen.parent is None else len(f'{{"job": {chosen.parent}}}'),
+        "batch": chosen.batch,
+        "follows": chosen.follows,
         "attempts": chosen.attempts,
         "after": chosen.after,
         "created_before": chosen.before,

@@ -240,6 +240,19 @@ ADD_BATCH = (
 )
 """Store a batch."""
 
+
+def edges_of(dialect: Dialect) -> str:
+    """The edges from and to the jobs of a batch, up to 200."""
+    ids = f"(SELECT id FROM {dialect.batch(_IDS)} AS e)"
+    return (
+        f"SELECT parent_id, child_id FROM taskworker_edge WHERE parent_id IN {ids} UNION "
+        f"SELECT parent_id, child_id FROM taskworker_edge WHERE child_id IN {ids} LIMIT 200"
+    )
+
+
+BATCHES = f"SELECT {BATCH} FROM taskworker_batch WHERE id < :before ORDER BY id DESC LIMIT :limit"
+"""The newest batches before ``:before``."""
+
 BATCH_ROW = f"SELECT {BATCH} FROM taskworker_batch WHERE id = :id"
 """One batch."""
 
