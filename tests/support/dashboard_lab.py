@@ -144,7 +144,7 @@ OURS = frozenset(
         *("html", "head", "meta", "title", "link", "script", "body", "header", "nav", "main", "footer", "div", "span"),
         *("a", "p", "h1", "h2", "h3", "ul", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tr", "th"),
         *("td", "form", "input", "button", "label", "select", "option", "code", "pre", "small", "bdi", "br", "time"),
-        *("svg", "rect", "path", "figure", "details", "summary", "iframe"),
+        *("svg", "rect", "path", "text", "figure", "details", "summary", "iframe"),
         *("section", "strong", "ol", "fieldset", "legend", "progress"),
     )
 )

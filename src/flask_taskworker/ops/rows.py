@@ -82,7 +82,8 @@ class StateCounts:
 
     scheduled: int
     retrying: int
-    """Of the scheduled."""
+    waiting: int
+    """Both of the scheduled."""
     held: int
     ready: int
     running: int
@@ -275,7 +276,7 @@ def counts_of(found: Mapping[str, int], most: int) -> StateCounts:
     counts = {**found, "ready": ready, "succeeded": succeeded or 0}
     full = {state for state in STATES if counts[state] >= most}
     return StateCounts(
-        **{state: found[state] for state in ("scheduled", "retrying", "held", "running", "failed", "cancelled")},
+        **{state: found[state] for state in STATES if state not in ("ready", "succeeded")},
         ready=ready,
         succeeded=succeeded,
         # The retrying are looked for among the first *most* of the scheduled.

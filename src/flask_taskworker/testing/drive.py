@@ -23,7 +23,7 @@ from ..client.apps import as_app
 from ..client.client import Client
 from ..client.health import SILENT_MS
 from ..core.current_job import RunningJob, running_job
-from ..core.rows import Claim, JobRecord, Outcome, OutcomeKind
+from ..core.rows import FAR_MS, Claim, JobRecord, Outcome, OutcomeKind
 from ..core.tasks import TaskRegistry
 from ..errors import AppError, TaskWorkerError
 from ..store.driver import Driver
@@ -275,7 +275,7 @@ class DrainParts(WorkerParts):
             return True
         # What was due and did not fire cannot: its task is unknown, for example.
         now, coming = self._clock.ms, (loop.view.next_due, loop.view.next_fire, loop.view.next_open)
-        moments = [moment for moment in coming if moment is not None and now < moment <= last]
+        moments = [moment for moment in coming if moment is not None and now < moment <= last and moment < FAR_MS]
         self._clock.ms = min(moments, default=now)
         return not moments
 

@@ -16,6 +16,7 @@ from flask import Flask
 
 from ..client.health import name_of
 from ..client.origin import read_origin
+from ..core.batches import Batch, BatchCounts, BatchState
 from ..core.clock import require_aware, to_ms
 from ..core.codec import Codec
 from ..core.current_job import running_job
@@ -28,7 +29,7 @@ from ..signals import job_enqueued, schedule_fired
 from ..store.statements import jobs as job_statements
 from ..store.statements import workers as worker_statements
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
-from .matching import EnqueuedJob, Wanted, by_name, listing, no_match, some_by_name
+from .matching import MOST_SHOWN, EnqueuedJob, Wanted, by_name, listing, no_match, some_by_name
 from .session_driver import SessionDriver
 
 P = ParamSpec("P")
@@ -188,6 +189,15 @@ class Jobs:
         __tracebackhide__ = True
         wanted = self._wanted(task, args, {**kwargs, **(where or {})}, state=JobState.SUCCEEDED)
         self._assert(wanted, times)
+
+    def assert_batch_ended(self, batch: Batch, state: BatchState = "succeeded") -> BatchCounts:
+        """Assert that a batch has ended in that state: "succeeded", "failed" or "cancelled". Returns its counts."""
+        __tracebackhide__ = True
+        counts = batch.counts
+        if batch.state != state:
+            others = [job for job in batch.jobs() if job.state is not JobState.SUCCEEDED][:MOST_SHOWN]
+            raise AssertionError("\n  ".join([f"{batch!r} is {batch.state}, not {state}: {counts}", *map(str, others)]))
+        return counts
 
     def _assert(self, wanted: Wanted, times: int | None) -> EnqueuedJob:
         __tracebackhide__ = True

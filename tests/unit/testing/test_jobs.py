@@ -616,3 +616,24 @@ def test_what_a_test_leaves_unfinished_is_cancelled(jobs: Jobs, add: Task[..., A
     job = add.enqueue(1)
     jobs.clear()
     assert job.refresh().state is JobState.CANCELLED
+
+
+# -- batches and graphs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sqlite_only
+def test_edges_and_callbacks_are_followed(jobs: Jobs, task_worker: BackgroundTaskWorker, ran: list[Any]) -> None:
+    @task_worker.task
+    def note(word: str) -> None:
+        ran.append(word)
+
+    with task_worker.batch("words", on_end=note.bind("end")) as batch:
+        first = note.using(batch=batch, delay=60).enqueue("first")
+        note.using(batch=batch, after=first).enqueue("second")
+    with pytest.raises(AssertionError, match="is running, not succeeded"):
+        jobs.assert_batch_ended(batch)
+    jobs.drain()
+    assert ran == []
+    jobs.drain(scheduled=True)
+    assert ran == ["first", "second", "end"]
+    assert jobs.assert_batch_ended(batch).succeeded == 2

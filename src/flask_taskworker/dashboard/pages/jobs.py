@@ -10,7 +10,7 @@ from ..view import Route, View
 
 PER_PAGE = 50
 MOST_PER_PAGE = 200
-_TABS = ("held", "ready", "running", "scheduled", "retrying", "failed", "succeeded", "cancelled")
+_TABS = ("held", "ready", "running", "scheduled", "retrying", "waiting", "failed", "succeeded", "cancelled")
 
 
 def page(view: View) -> Response:

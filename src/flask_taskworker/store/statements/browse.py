@@ -110,19 +110,7 @@ def conditions(dialect: Dialect, chosen: JobFilter) -> str:
     if chosen.unique is not None:
         # Stored with the task before it: see client.rows.unique_key.
         parts.append(r"unique_key = replace(replace(task, '\', '\\'), ':', '\:') || ':' || :unique")
-    if chosen.parent is not None:
-        parts.append(_CHILD)
-    if chosen.batch is not None:
-        parts.append("EXISTS (SELECT 1 FROM taskworker_member WHERE job_id = taskworker_job.id AND batch_id = :batch)")
-    if chosen.follows is not None:
-        edge = "child_id = taskworker_job.id AND parent_id = :follows"
-        parts.append(f"EXISTS (SELECT 1 FROM taskworker_edge WHERE {edge})")
-    if chosen.attempts is not None:
-        parts.append("failures >= :attempts")
-    if chosen.after is not None:
-        parts.append("created_at >= :after")
-    if chosen.before is not None:
-        parts.append("created_at < :created_before")
+    parts += [condition for name, condition in _OTHERS.items() if getattr(chosen, name) is not None]
     return " AND ".join(parts)
 
 
@@ -134,6 +122,14 @@ def _in_lane(lane: str) -> str:
 
 _CHILD = "substr(origin, 1, CAST(:child_length AS integer)) IN (:child, :child_and_more)"
 """The job stands first in an origin; see origin.py."""
+_OTHERS = {
+    "parent": _CHILD,
+    "batch": "EXISTS (SELECT 1 FROM taskworker_member WHERE job_id = taskworker_job.id AND batch_id = :batch)",
+    "follows": "EXISTS (SELECT 1 FROM taskworker_edge WHERE child_id = taskworker_job.id AND parent_id = :follows)",
+    "attempts": "failures >= :attempts",
+    "after": "created_at >= :after",
+    "before": "created_at < :created_before",
+}
 _WAITING = f"marks & {WAITS} <> 0"
 _EQUAL = {
     "id": "id",
@@ -256,6 +252,7 @@ def count_states() -> str:
     counted = "SELECT '{}' AS what, (SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT {}) AS c)"
     kinds = {
         "scheduled": "state = 'scheduled'",
+        "waiting": f"state = 'scheduled' AND run_at >= {FAR_MS}",
         "ready": "state = 'ready' AND solo = 0",
         "suspect": "state = 'ready' AND solo = 1",
         "running": "state = 'running'",
