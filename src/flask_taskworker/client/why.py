@@ -216,8 +216,8 @@ def _queue_room(now: int, queue: str, numbers: Numbers, lane: LaneFacts) -> Reas
     if lane.closed_until > now:
         return _opens("closed", f"A job has closed queue {queue!r}.", has.opens_at or now, now)
     if numbers.running is not None and lane.open >= numbers.running:
-        text = f"Queue {queue!r} has a limit of {numbers.running} running jobs, and {lane.open} run."
-        return Reason(kind="queue limit", text=text, ends="One of its jobs ends.")
+        text = f"Queue {queue!r} has a limit: it runs {lane.open} of at most {numbers.running} at once."
+        return Reason(kind="queue limit", text=text, ends="A running job of the queue ends.")
     return _opens("rate", f"Queue {queue!r} has a rate of {numbers.rate}.", has.opens_at or now, now)
 
 

@@ -96,7 +96,7 @@ FREE = Facts(
         (
             {"queue_limit": (Numbers(running=2), LaneFacts(2, 0))},
             "queue limit",
-            "Queue 'web' has a limit of 2 running jobs, and 2 run. One of its jobs ends.",
+            "Queue 'web' has a limit: it runs 2 of at most 2 at once. A running job of the queue ends.",
         ),
         (
             {"queue_limit": (Numbers(amount=1, per_us=5_000_000, burst=1), LaneFacts(0, 0, NOW * 1000 + 3_000_000))},
