@@ -36,6 +36,14 @@ class OwnTask(asyncio.Task[T]):
         return False
 
 
+class TimedTask(asyncio.Task[T]):
+    """A task of ours that no other task cancels; ``asyncio.timeout`` works in it, and the end of any loop ends it."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Refuse what another task asks for."""
+        return asyncio.current_task(self.get_loop()) in (None, self) and super().cancel(msg)
+
+
 class _Call(NamedTuple):
     function: Callable[[], Any]
     context: contextvars.Context

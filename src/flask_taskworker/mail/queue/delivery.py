@@ -26,6 +26,7 @@ from ...core.tasks import TaskOptions, TaskRegistry
 from ...errors import SnoozeJob, StoreError
 from ...signals import email_failed
 from ...store.sql import Store, to_duration_ms
+from ...worker.thread_bridge import TimedTask
 from ..envelope import Ending, Envelope, Reply
 from ..errors import (
     AuthenticationFailed,
@@ -527,7 +528,7 @@ def join_loop() -> None:
     _deliveries[loop] = WeakKeyDictionary()
     portal.adopt(loop)
     # The name tells the worker that no job has left this task behind.
-    keeper = loop.create_task(_keep_house(), name="taskworker-mail")
+    keeper = TimedTask(_keep_house(), loop=loop, name="taskworker-mail")
     _keepers.add(keeper)
     keeper.add_done_callback(_keepers.discard)
 

@@ -17,6 +17,7 @@ from ...store.driver import Link, Run
 from ...store.sql import Store
 from ...store.statements import mails as mail_statements
 from ...store.statements.jobs import Dialect, batch_of
+from ...worker.thread_bridge import TimedTask
 from ..envelope import Ending, Envelope, Reply, replies_in, reply_to
 from ..errors import MailError
 from ..smtp.connection import Receipt
@@ -159,7 +160,7 @@ class MailStore:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         (self._to_load if what == "load" else self._to_note).append((what, subject, answer))
         if self._bridge is None or self._bridge.done():
-            self._bridge = asyncio.get_running_loop().create_task(self._work_off(), name="taskworker-mail-hop")
+            self._bridge = TimedTask(self._work_off(), loop=asyncio.get_running_loop(), name="taskworker-mail-hop")
         return await answer
 
     async def _work_off(self) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
 from ...core.loggers import get_logger
+from ...worker.thread_bridge import TimedTask
 from ..envelope import Ending, Envelope, Reply, replies_in, reply_to
-from ..errors import DeliveryUnknown, MailError, RecipientsRefused, ServerDisconnected, ServerTimeout
+from ..errors import (
+    ConnectTimeout,
+    DeliveryUnknown,
+    MailError,
+    RecipientsRefused,
+    ServerDisconnected,
+    ServerTimeout,
+)
 from .connection import BeforeDot, Receipt, SMTPConnection
 from .pool import Opener, Pool
 from .transaction import NotTried, Transaction
@@ -142,7 +150,7 @@ class SmtpSender:
         self,
         pool: Pool,
         size: int,
-        opener: Opener | None = None,
+        opener: Callable[[], Coroutine[Any, Any, SMTPConnection]] | None = None,
         *,
         on_take: Callable[[], None] = lambda: None,
         on_idle: Callable[[BaseException | None], None] = lambda error: None,
@@ -155,7 +163,7 @@ class SmtpSender:
         """How many connections are in use or being opened."""
 
         self._size = size
-        self._opener = opener
+        self._opener = opener or (lambda: SMTPConnection.open(pool.server))
         self._on_take = on_take
         self._on_idle = on_idle
         self._serving = 0
@@ -166,7 +174,7 @@ class SmtpSender:
         self.line.extend(deliveries)
         for _ in range(min(self._size - self.lanes, len(self.line))):
             self.lanes += 1
-            lane = asyncio.get_running_loop().create_task(self._lane(), name="taskworker-mail-lane")
+            lane = TimedTask(self._lane(), loop=asyncio.get_running_loop(), name="taskworker-mail-lane")
             self._tasks.add(lane)
             lane.add_done_callback(self._tasks.discard)
 
@@ -188,7 +196,7 @@ class SmtpSender:
     async def _take_turn(self) -> bool:
         """Send over one connection, until it is worn out, breaks, or is wanted elsewhere; False to close the lane."""
         try:
-            connection = await self.pool.acquire(self._opener, may_wait=lambda: not self._serving)
+            connection = await self.pool.acquire(self._open, may_wait=lambda: not self._serving)
         except MailError as error:
             if self.line:
                 delivery = self._take()
@@ -204,6 +212,18 @@ class SmtpSender:
             self._serving -= 1
             self.pool.release(connection)
         return True
+
+    async def _open(self) -> SMTPConnection:
+        """Open a connection. What that runs in tasks of its own, user code can cancel: it ends the try, no more."""
+        try:
+            return await self._opener()
+        except asyncio.CancelledError:
+            lane = asyncio.current_task()
+            if lane is None or lane.cancelling():
+                raise
+        error = ConnectTimeout(f"User code has cancelled the task that was connecting to {self.pool.server}.")
+        error.of_transport = True
+        raise error
 
     async def _use(self, connection: SMTPConnection) -> None:
         on_its_way: tuple[Delivery, Transaction] | None = None

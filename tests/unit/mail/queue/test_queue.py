@@ -821,3 +821,26 @@ def test_recipients_beyond_the_servers_limit_get_the_queued_mail_once(serve: Ser
     everyone = [f"r{i}@x.org" for i in range(130)]
     assert make_queue(server).send_later(letter(*everyone)).result(30) == {}
     assert sorted(r for sent in server.mails for r in sent.recipients) == sorted(everyone)
+
+
+def test_user_code_that_cancels_all_tasks_costs_and_doubles_no_mail(make_queue: MakeQueue, serve: Serve) -> None:
+    server = serve(script=lambda session, verb, line: Slow(0.01) if verb == "." else None)
+    mail = make_queue(server, start=False, MAIL_POOL_SIZE=2)
+    task_worker = task_worker_of(mail.app)
+
+    @task_worker.task
+    async def cancel_all() -> None:
+        for _ in range(30):
+            for task in asyncio.all_tasks():
+                # Jobs are the user's own: one that user code cancels is cancelled.
+                if not task.get_name().startswith("taskworker-job"):
+                    task.cancel()
+            await asyncio.sleep(0.01)
+
+    jobs = [*mail.send_later_many([letter(f"r{n}@x.org") for n in range(30)])]
+    jobs += [mail.send_later(letter(f"once{n}@x.org"), once=True) for n in range(5)]
+    cancelling = cancel_all.enqueue()
+    task_worker.start()
+    assert [job.result(30) for job in jobs] == [{}] * 35
+    cancelling.result(30)
+    assert len(server.mails) == len({mail.recipients[0] for mail in server.mails}) == 35
