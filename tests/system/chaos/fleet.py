@@ -61,6 +61,10 @@ class Fleet:
         self.children += made
         return made
 
+    def barrier(self, parties: int) -> Any:
+        """What so many of these processes wait at for one another."""
+        return _context.Barrier(parties)
+
     def prepare_at_once(self, number: int) -> list[str]:
         """Have *number* processes open the database for the first time at one moment; what they take it for."""
         gate = Path(self.place.folder, "gate")

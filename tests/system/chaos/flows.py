@@ -13,6 +13,7 @@ from flask_taskworker import Job
 from tests.system.chaos.fleet import until
 from tests.system.chaos.row import Result, Run, row
 from tests.system.chaos.stage import Stage, a_stage, settle
+from tests.system.chaos.worker import Place, Shop
 
 WORKERS = 4
 
@@ -99,6 +100,41 @@ def kill_under_graphs(run: Run) -> Result:
         result.figures |= Counter(state for state, _ in states.values())
         stage.stop()
     return result
+
+
+@row("42", "batch-race", "the last two jobs of a batch end at once in two processes")
+def end_at_once(run: Run) -> Result:
+    """Exactly one callback is stored, and the job that waits for both is released once."""
+    batches = run.choose(10_000, 100)
+    with a_stage(run) as stage:
+        pairs: list[tuple[int, int]] = []
+        with stage.shop.app.app_context():
+            for _ in range(batches):
+                with stage.shop.task_worker.batch("pair", on_end=stage.shop.told.bind("end")) as batch:
+                    one, two = stage.shop.node.using(batch=batch, delay=3600).enqueue_many([("ok",), ("ok",)])
+                stage.shop.told.using(after=[one, two], when="ended").enqueue("both")
+                pairs.append((one.id, two.id))
+        barrier = stage.barrier(2)
+        children = [*stage.start(1, cancel_each, barrier, [pair[0] for pair in pairs])]
+        children += stage.start(1, cancel_each, barrier, [pair[1] for pair in pairs])
+        for child in children:
+            stage.await_exit(child, time.monotonic(), 1_800)
+        result = Result(done=f"{batches} batches")
+        stored = _read(stage, "SELECT uid FROM taskworker_job WHERE task = 'shop.told' AND state = 'ready'")
+        callbacks = {uid for (uid,) in stored if uid.startswith("batch:")}
+        result.expect("one callback a batch", len(callbacks) == batches)
+        result.expect("one release a batch", len(stored) == 2 * batches)
+        counted = _read(stage, "SELECT count(*) FROM taskworker_batch WHERE ended_at IS NOT NULL AND cancelled = 2")
+        result.expect("all counted", counted == [(batches,)])
+    return result
+
+
+def cancel_each(place: Place, log: str, barrier: Any, ids: list[int]) -> None:
+    """The life of a process that cancels jobs, each at the moment at which another process does."""
+    shop = Shop(place)
+    for job_id in ids:
+        barrier.wait(60)
+        shop.store.cancel(job_id)
 
 
 def _add_graph(stage: Stage, parents: dict[int, tuple[list[int], str]], cancelled: set[int]) -> None:
