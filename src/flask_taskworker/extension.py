@@ -11,12 +11,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from flask import Flask, current_app, has_app_context, request_started
+from flask import Flask, Response, abort, current_app, has_app_context, request, request_started
 
 from .client.apps import as_app
 from .client.batches import BatchBlock
 from .client.client import Client
 from .client.limits import LimitSettings
+from .client.progress import ENDED, token_for, uid_of
 from .client.threads import end_process
 from .commands import add_commands, tasks_command
 from .core.batches import Batch, Event
@@ -281,6 +282,38 @@ class TaskWorker:
     def get_batch(self, batch_id: int) -> Batch:
         """The batch of that number, of the current app. Raises BatchNotFound, AppError."""
         return self.state().client.batches.get(batch_id)
+
+    def progress_token(self, job: Job[Any]) -> str:
+        """What a URL of :meth:`progress_view` takes: the job's uid, signed with the current app's ``SECRET_KEY``.
+
+        Raises ConfigError without a ``SECRET_KEY``.
+        """
+        app = self.state().find_app()
+        assert app is not None
+        return token_for(app, job.uid)
+
+    def progress_view(self) -> Callable[[str], Response]:
+        """A view that sends a browser's ``EventSource`` how far a job is, until it has ended.
+
+        For ``app.add_url_rule("/progress/<token>", view_func=…)``, or to be called by a view of your own; its argument
+        is a :meth:`progress_token`. Each event is JSON: ``state``, ``attempt`` and ``progress``, which is null or has
+        ``done``, ``total``, ``text`` and ``percent``. Other tokens get 404. However many browsers watch, one thread of
+        the process reads, once a second; but each of them holds a connection of the server, and one of its threads
+        where it has threads.
+        """
+
+        def progress(token: str) -> Response:
+            uid = uid_of(current_app, token)
+            if uid is None:
+                abort(404)
+            if request.headers.get("Last-Event-ID") in ENDED:
+                # A browser connects again where a stream ends, until it gets this.
+                return current_app.response_class(status=204)
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            stream = self.state().client.feed.watch(uid)
+            return current_app.response_class(stream, mimetype="text/event-stream", headers=headers)
+
+        return progress
 
     @property
     def limits(self) -> LimitSettings:

@@ -35,6 +35,7 @@ from ..store.sql import JobEnding, Store, next_fire_ms, record_of
 from . import signalling
 from .batches import Batches
 from .origin import current_origin
+from .progress import ProgressFeed
 from .rows import new_job, new_jobs
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
 from .threads import PoolClosed, ThreadPool
@@ -68,6 +69,7 @@ class Client:
         self._find_app = find_app
         self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
+        self.feed = ProgressFeed(self._jobs)
         self._threads = ThreadPool(_THREADS, "taskworker-client")
         me = weakref.ref(self)
         # A store outlives no client, and must not keep one alive.
@@ -315,6 +317,9 @@ class Client:
         """The job of that number. Raises JobNotFound, or ArgumentsError for anything but a number."""
         return Job(self.record(job_id), self)
 
+    def _jobs(self, uids: Sequence[str]) -> list[Job[Any]]:
+        return [Job(record, self) for record in self.store.records(uids)]
+
     def record(self, job_id: int) -> JobRecord:
         """The job's row. Raises JobNotFound, or ArgumentsError for anything but a number."""
         if not isinstance(job_id, int):
@@ -432,6 +437,7 @@ class Client:
         self.on_news = None
         self.worker_thread = None
         self._waiting = Waiting()
+        self.feed = ProgressFeed(self._jobs)
         self._threads = ThreadPool(_THREADS, "taskworker-client")
         self.store.driver.abandon()
 

@@ -306,6 +306,11 @@ class Progress:
     total: float | None = None
     text: str = ""
 
+    @property
+    def percent(self) -> float | None:
+        """From 0 to 100, where the total is known."""
+        return round(max(0.0, min(100.0, 100 * self.done / self.total)), 1) if self.total else None
+
     def to_text(self) -> str:
         """The stored form."""
         return json.dumps([self.done, self.total, self.text])

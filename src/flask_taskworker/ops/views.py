@@ -149,7 +149,6 @@ def job_view(row: JobRow | JobWhole) -> JobView:
     """One job of a list, or with all that is stored of it."""
     record = row.record
     progress = Progress.from_text(record.progress)
-    share = 100 * progress.done / progress.total if progress and progress.total else None
     has_ended = record.started_at is not None and record.finished_at is not None
     return _view(
         JobView,
@@ -161,7 +160,7 @@ def job_view(row: JobRow | JobWhole) -> JobView:
         cancel_requested=bool(record.cancel_requested),
         at_most_once=bool(record.at_most_once),
         progress=progress,
-        percent=None if share is None else round(max(0.0, min(100.0, share)), 1),
+        percent=progress.percent if progress else None,
         took_ms=max(0, (record.finished_at or 0) - (record.started_at or 0)) if has_ended else None,
         failure_group=row.failure_group,
         error=error_view(row.error, record.failure_kind),

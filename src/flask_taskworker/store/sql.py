@@ -270,6 +270,11 @@ class Store:
         """One job. Raises JobNotFound."""
         return JobRecord._make(self._one(job_statements.JOB_RECORD, job_id))
 
+    def records(self, uids: Sequence[str]) -> list[JobRecord]:
+        """The jobs with these uids, as far as there are any, in any order."""
+        rows = self._read(job_statements.job_records(self.driver.dialect), uids=json.dumps(uids))
+        return [JobRecord._make(row) for row in rows]
+
     def ending(self, job_id: int) -> JobEnding:
         """The state and payloads of one job. Raises JobNotFound."""
         return JobEnding._make(self._one(job_statements.JOB_ENDING, job_id))

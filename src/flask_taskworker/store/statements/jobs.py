@@ -196,6 +196,12 @@ EXISTING_JOB = (
 JOB_RECORD = f"SELECT {RECORD} FROM taskworker_job WHERE id = :id"
 """One job without its payloads."""
 
+
+def job_records(dialect: Dialect) -> str:
+    """The jobs with the uids in ``:uids``, a JSON array, without their payloads."""
+    return f"SELECT {RECORD} FROM taskworker_job WHERE uid IN {dialect.names('uids')}"
+
+
 HAS_JOB = "SELECT 1 FROM taskworker_job WHERE id = :id AND uid = :uid"
 """Whether a job is there, by its number and its uid."""
 
