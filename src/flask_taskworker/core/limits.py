@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -82,6 +82,8 @@ class Numbers:
     amount: int | None = None
     per_us: int | None = None
     burst: int | None = None
+    fair: int = field(default=0, compare=False)
+    """Whether keys are served in turn: only the code says so."""
 
     def __str__(self) -> str:
         parts = {"running": self.running, "rate": self.rate}
@@ -120,7 +122,8 @@ class Limit:
 
     ``running``: the most at once. ``rate``: a :class:`Rate`. At least one of them. ``key``: the name of a
     parameter of the task, or a function of its arguments: each value has a lane of its own. ``hold``: a job keeps its
-    place between its tries, so that no other overtakes it.
+    place between its tries, so that no other overtakes it. ``fair``: when the keys together have more jobs than the
+    workers have slots, they are served in turn; else older jobs go first.
 
     Within a lane the highest priority goes first, then the oldest job. Raises DeclarationError.
     """
@@ -130,6 +133,7 @@ class Limit:
     rate: Rate | None
     key: str | Callable[..., object] | None
     hold: bool
+    fair: bool
 
     def __init__(
         self,
@@ -139,6 +143,7 @@ class Limit:
         rate: Rate | None = None,
         key: str | Callable[..., object] | None = None,
         hold: bool = False,
+        fair: bool = False,
     ) -> None:
         what = f"The limit {name!r}"
         if not _is_word(name):
@@ -155,14 +160,17 @@ class Limit:
             raise DeclarationError(f"{what}: key is {key!r:.80}. Give the name of a parameter, or a function.")
         if hold and running is None:
             raise DeclarationError(f"{what}: hold=True keeps room between tries, so it needs running=….")
-        values = (("name", name), ("running", running), ("rate", rate), ("key", key), ("hold", hold))
-        for field, value in values:
-            object.__setattr__(self, field, value)
+        if fair and key is None:
+            raise DeclarationError(f"{what}: fair=True serves keys in turn, so it needs key=….")
+        values = (("name", name), ("running", running), ("rate", rate), ("key", key), ("hold", hold), ("fair", fair))
+        for attribute, value in values:
+            object.__setattr__(self, attribute, value)
 
     @property
     def numbers(self) -> Numbers:
         """What it comes to where jobs are admitted."""
-        return Numbers(self.running, *(self.rate.numbers if self.rate else ()))
+        numbers = Numbers(self.running, *(self.rate.numbers if self.rate else ()))
+        return replace(numbers, fair=int(self.fair))
 
     def is_same(self, other: Limit) -> bool:
         """Whether both limit the same. Functions for keys cannot be compared."""
@@ -234,6 +242,21 @@ def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
     if limit is not None and limit.running is not None:
         number = min(number, limit.running - facts.open)
     return Room(max(0, number), opens_at, tat)
+
+
+def in_turn(rooms: Mapping[str, int], free: Mapping[str, int], turns: Mapping[str, int]) -> dict[str, int]:
+    """How many jobs to admit of each lane: of those of fair limits one in turn, until what is *free* there is given.
+
+    *turns*: when each lane had its last turn.
+    """
+    shares = {lane: 0 if limit_of(lane) in free else number for lane, number in rooms.items()}
+    for name, left in free.items():
+        lanes = sorted((lane for lane in rooms if limit_of(lane) == name), key=lambda lane: (turns.get(lane, 0), lane))
+        while left > 0 and (lanes := [lane for lane in lanes if shares[lane] < rooms[lane]]):
+            for lane in lanes[:left]:
+                shares[lane] += 1
+            left -= min(left, len(lanes))
+    return shares
 
 
 def declared_limits(of_tasks: Mapping[str, Limit], of_queues: Mapping[str, Limit]) -> dict[str, Numbers]:

@@ -260,7 +260,7 @@ class Operations:
         Raises DeclarationError if no limit has this name.
         """
         declared = self._declared_limits()
-        stored = {row[0]: (Numbers(*row[1:5]), row[5]) for row in self._read(limit_statements.LIMITS, {})}
+        stored = {row[0]: (Numbers(*row[1:6]), row[6]) for row in self._read(limit_statements.LIMITS, {})}
         if name not in stored | declared:
             raise DeclarationError(f"No limit is named {name!r:.200}. List them: flask tasks limits")
         numbers, (before, source) = declared.get(name), stored.get(name, (None, "code"))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 
-from ..core.limits import QUEUE, LaneFacts, Numbers, Room, limit_of, room
+from ..core.limits import QUEUE, LaneFacts, Numbers, Room, in_turn, limit_of, room
 from ..core.rows import HOLDS, LIMITED, Claim, NewJob
 from .driver import Row, Run
 from .statements import limits as statements
@@ -96,7 +96,7 @@ def declare_limits(run: Run, declared: Mapping[str, Numbers], now: int) -> None:
     known = {name: (Numbers(*numbers), source) for name, *numbers, source in run(statements.LIMITS, {})}
     for name in sorted(declared):
         stored = known.get(name)
-        if stored is None or (stored[1] == "code" and stored[0] != declared[name]):
+        if stored is None or (stored[1] == "code" and asdict(stored[0]) != asdict(declared[name])):
             set_limit(run, name, declared[name], now)
 
 
@@ -197,6 +197,9 @@ class Admission:
         self._set_open, self._set_begun = (statements.set_phase(dialect, 2, begun=begun) for begun in (0, 1))
         self._park = statements.set_phase(dialect, 4)
         self._keep_lanes = statements.keep_lanes(dialect)
+        self._next_turns = statements.next_turns(dialect)
+        self._open_in = statements.open_in(dialect)
+        self._set_turns = statements.keep_turns(dialect)
 
     def admit(self, run: Run, now: int, wish: Wish | None = None) -> Admitted:
         """Take up what has changed, and admit what there is room for. In a write transaction at READ COMMITTED.
@@ -235,10 +238,18 @@ class Admission:
     def _admit_to(self, run: Run, now: int, lanes: Iterable[str], wish: Wish | None) -> Admitted:
         """Admit what these lanes, which are locked, have room for."""
         known = Known.of(run(self._facts, {"batch": _ones(sorted(lanes))}))
+        free = self._free_of_fair(run, known)
+        others = {name: self._whose_turn(run, name, number) for name, number in free.items()}
+        if lanes := {lane for found in others.values() for lane, is_locked in found if is_locked} - known.lanes.keys():
+            known = known.and_lanes_of(Known.of(run(self._facts, {"batch": _ones(sorted(lanes))})))
         rooms = {
             lane: room(known.limits.get(limit_of(lane)), facts, now, ADMIT_BATCH) for lane, facts in known.lanes.items()
         }
-        chosen, more = self._choose(run, {lane: r.number for lane, r in rooms.items() if r.number}, known)
+        shares = in_turn({lane: r.number for lane, r in rooms.items()}, free, known.turns)
+        chosen, more = self._choose(run, {lane: number for lane, number in shares.items() if number}, known)
+        numbers, taken = {lane: r.number for lane, r in rooms.items()}, Counter(limit_of(row[0]) for row in chosen)
+        # Where those whose turn it was have no job in line, it is that of others.
+        more |= {found[0][0] for name, found in others.items() if found and taken[name] < free[name]} & rooms.keys()
         rooms |= {lane: rooms[lane]._replace(opens_at=now) for lane in more}
         claims = self._claim(run, wish, chosen, known) if wish is not None and chosen else []
         claimed = {claim.id for claim in claims}
@@ -250,6 +261,8 @@ class Admission:
                 run(self._set_open, batch)
         rated = Counter(lane for lane, job_id, *_ in chosen if job_id in claimed and known.interval_us(lane))
         self._keep(run, {lane: r for lane, r in rooms.items() if lane not in rated}, known)
+        if free:
+            self._keep_turns(run, now, numbers, shares, chosen, known)
         moments = [charge(self._dialect, run, rated, known.limits, now) if rated else None]
         moments += [r.opens_at for lane, r in rooms.items() if lane not in rated]
         return Admitted(
@@ -259,6 +272,38 @@ class Admission:
             next_open=min((moment for moment in moments if moment is not None), default=None),
             queues=[lane.partition(":")[2] for lane in rooms if lane.startswith(f"{QUEUE}:")],
         )
+
+    def _free_of_fair(self, run: Run, known: Known) -> dict[str, int]:
+        """How many jobs may be admitted of each fair limit: one a slot, since a claim takes the oldest of them."""
+        names = {limit_of(lane) for lane in known.lanes}
+        fair = sorted(name for name in names if name in known.limits and known.limits[name].fair)
+        return {name: max(0, known.slots - run(self._open_in, {"name": name})[0][0]) for name in fair}
+
+    def _whose_turn(self, run: Run, name: str, number: int) -> list[Row]:
+        """The lanes that have waited longest for their turn in that limit, and whether each is locked."""
+        return run(self._next_turns, {"name": name, "number": min(number, ADMIT_BATCH)}) if number else []
+
+    def _keep_turns(
+        self,
+        run: Run,
+        now: int,
+        numbers: Mapping[str, int],
+        shares: Mapping[str, int],
+        chosen: Iterable[Row],
+        known: Known,
+    ) -> None:
+        """Store which lanes of fair limits have had their turn, and which wait for the next."""
+        found = Counter(row[0] for row in chosen)
+        turns: list[tuple[str, str | None, int]] = []
+        for i, lane in enumerate(sorted(numbers, key=lambda lane: (known.turns[lane], lane))):
+            limit = known.limits.get(limit_of(lane))
+            if limit is not None and limit.fair:
+                # One that was given less than it has room for, and took it all, may have more.
+                waits = numbers[lane] > shares[lane] == found[lane]
+                turns.append(
+                    (lane, limit_of(lane) if waits else None, now * 1000 + i if found[lane] else known.turns[lane])
+                )
+        run(self._set_turns, {"batch": batch_of(sorted(turns))})
 
     def _claim(self, run: Run, wish: Wish, chosen: Iterable[Row], known: Known) -> list[Claim]:
         """Claim of these jobs, which are held and locked, as many as are wished for."""
@@ -320,24 +365,45 @@ class Known:
     """The lanes that have a row."""
     limits: dict[str, Numbers]
     paused: frozenset[str]
-    workers: tuple[tuple[frozenset[str] | None, frozenset[str]], ...]
-    """Of each worker the queues that it serves, None for all, and those that it leaves to others."""
+    turns: dict[str, int]
+    """When each lane last had its turn, where its limit is fair. Microseconds."""
+    workers: tuple[tuple[frozenset[str] | None, frozenset[str], int], ...]
+    """Of each worker the queues that it serves, None for all, those that it leaves to others, and its slots."""
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Known:
         """Read what :func:`statements.facts` gives."""
         lanes: dict[str, LaneFacts] = {}
-        found: dict[str, dict[str, Row]] = {"lane": {}, "limit": {}, "paused": {}, "worker": {}}
+        found: dict[str, dict[str, Row]] = {"lane": {}, "limit": {}, "paused": {}}
+        workers: list[str] = []
         for what, name, *numbers in rows:
-            found[what][name] = tuple(numbers)
-        for lane, (is_open, not_begun, tat, closed_until) in found["lane"].items():
+            if what == "worker":
+                workers.append(name)
+            else:
+                found[what][name] = tuple(numbers)
+        for lane, (is_open, not_begun, tat, closed_until, _) in found["lane"].items():
             lanes[lane] = LaneFacts(is_open, not_begun, tat or 0, closed_until or 0)
         return cls(
             lanes=lanes,
             has_row=frozenset(lane for lane, numbers in found["lane"].items() if numbers[2] is not None),
             limits={name: Numbers(*numbers) for name, numbers in found["limit"].items()},
             paused=frozenset(found["paused"]),
-            workers=tuple(map(_served, found["worker"])),
+            turns={lane: numbers[4] or 0 for lane, numbers in found["lane"].items()},
+            workers=tuple(map(_served, workers)),
+        )
+
+    @property
+    def slots(self) -> int:
+        """Those of all workers."""
+        return sum(slots for _, _, slots in self.workers) or 1
+
+    def and_lanes_of(self, other: Known) -> Known:
+        """This, and what *other* knows about lanes."""
+        return replace(
+            self,
+            lanes=self.lanes | other.lanes,
+            has_row=self.has_row | other.has_row,
+            turns=self.turns | other.turns,
         )
 
     def interval_us(self, lane: str) -> int:
@@ -350,7 +416,7 @@ class Known:
         if queue in self.paused:
             return False
         return not self.workers or any(
-            (names is None or queue in names) and queue not in excluded for names, excluded in self.workers
+            (names is None or queue in names) and queue not in excluded for names, excluded, _ in self.workers
         )
 
 
@@ -365,10 +431,11 @@ def in_order(rows: Iterable[Row]) -> list[Claim]:
 
 
 @functools.lru_cache(maxsize=256)
-def _served(info: str) -> tuple[frozenset[str] | None, frozenset[str]]:
+def _served(info: str) -> tuple[frozenset[str] | None, frozenset[str], int]:
     try:
         said = json.loads(info)
         queues = said["queues"]
-        return None if queues is None else frozenset(queues), frozenset(said["exclude"])
+        slots = said["concurrency"] + said["threads"]
+        return None if queues is None else frozenset(queues), frozenset(said["exclude"]), slots
     except (ValueError, TypeError, LookupError):  # another version of the code may have written the row
-        return None, frozenset()
+        return None, frozenset(), 1

@@ -186,6 +186,7 @@ limit = Table(
     Column("amount", Integer),
     Column("per_us", Big),
     Column("burst", Integer),
+    Column("fair", Integer, nullable=False, server_default=text("0")),
     Column("source", Text, nullable=False),
     Column("set_by", Text),
     Column("set_at", Big, nullable=False),
@@ -218,7 +219,7 @@ permit = Table(
 
 # A lane whose rate has been used, or that is closed; the others have no row. `tat`: when its rate is used up no more
 # ("theoretical arrival time" of GCRA), in microseconds; `closed_until` and `open_at`, when to look at it again, in
-# milliseconds.
+# milliseconds. `waits_in`: the fair limit in which it waits for its turn; `turn`: when it had one, in microseconds.
 lane = Table(
     "taskworker_lane",
     metadata,
@@ -226,7 +227,10 @@ lane = Table(
     Column("tat", Big, nullable=False, server_default=text("0")),
     Column("closed_until", Big, nullable=False, server_default=text("0")),
     Column("open_at", Big),
+    Column("waits_in", Text),
+    Column("turn", Big, nullable=False, server_default=text("0")),
     _partial("taskworker_lane_open", "open_at", where="open_at IS NOT NULL"),
+    _partial("taskworker_lane_turns", "waits_in", "turn", where="waits_in IS NOT NULL"),
 )
 
 # The job that stands for the calls with a key: until it has finished or `started`, and in any case until `ends_at`;

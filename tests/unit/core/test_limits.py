@@ -157,3 +157,8 @@ def test_rate_is_read_from_text_and_written_so_that_it_is_read_again(text: str, 
 def test_what_is_not_a_rate_is_refused(text: str) -> None:
     with pytest.raises(DeclarationError):
         Rate.parse(text)
+
+
+def test_fair_limit_needs_a_key() -> None:
+    with pytest.raises(DeclarationError, match="needs key="):
+        Limit("shop", running=1, fair=True)

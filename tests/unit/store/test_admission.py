@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -349,6 +350,45 @@ def test_raised_limit_admits_more_and_lowered_one_stops_nothing(lanes: Lanes, id
     assert lanes.states(*ids) == ["ready", "ready", "ready", "held"]
     idle_worker.limits["shop"].reset()
     assert lanes.admit() == 1
+
+
+@pytest.mark.parametrize("fair", [0, 1])
+def test_keys_are_served_in_turn_where_that_is_asked_for(lanes: Lanes, fair: int) -> None:
+    lanes.limit(running=3, fair=fair)
+    slots = {"queues": None, "exclude": [], "concurrency": 2, "threads": 1}
+    lanes.rows("UPDATE taskworker_worker SET info = ?", json.dumps(slots))
+    keys = {lanes.hold(f"shop:{key}"): key for key in "abcdef" for _ in range(8)}
+
+    running: list[Claim] = []
+    ran: list[str] = []
+
+    async def run_some(work: WorkerStore) -> None:
+        for _ in range(24):
+            await work.admit()
+            running.extend(await work.claim("w", "q", "async", 3 - len(running)))
+            ran.append(keys[running[0].id])
+            await work.finish("w", [Ended(running.pop(0), SUCCESS, lanes.now, lanes.now)])
+            lanes.now += 1
+
+    lanes.do(run_some)
+    assert (
+        sorted(Counter(ran).items()) == [(key, 4) for key in "abcdef"] if fair else ran[:16] == list("aaaaaaaabbbbbbbb")
+    )
+
+
+def test_turns_leave_no_job_behind(lanes: Lanes) -> None:
+    lanes.limit(running=1, fair=1)
+    ids = [lanes.hold(f"shop:{i % 7}") for i in range(30)]
+
+    async def run_all(work: WorkerStore) -> None:
+        for _ in ids:
+            await work.admit()
+            (claim,) = await work.claim("w", "q", "async", 1)
+            await work.finish("w", [Ended(claim, SUCCESS, lanes.now, lanes.now)])
+
+    lanes.do(run_all)
+    assert set(lanes.states(*ids)) == {"succeeded"}
+    assert lanes.rows("SELECT lane FROM taskworker_lane WHERE waits_in IS NOT NULL") == []
 
 
 def test_suspect_waits_for_the_limit_of_its_queue_and_holds_up_no_other(lanes: Lanes) -> None:

@@ -73,9 +73,9 @@ def leave(dialect: Dialect) -> str:
 
 
 def facts(dialect: Dialect) -> str:
-    """What admission has to know, as rows (what, name, four numbers).
+    """What admission has to know, as rows (what, name, five numbers).
 
-    ``lane``: open, of these not begun, tat and closed_until of the lanes of a batch. ``limit``: the limits.
+    ``lane``: open, of these not begun, tat, closed_until and turn of the lanes of a batch. ``limit``: the limits.
     ``paused``: the queues that are. ``worker``: what each living worker says of itself.
     """
     batch = dialect.batch({"lane": "text"})
@@ -86,11 +86,11 @@ def facts(dialect: Dialect) -> str:
     )
     return (
         f"SELECT 'lane' AS what, e.lane AS name, ({holding}) AS a, ({holding} AND p.begun = 0) AS b, "
-        f"l.tat AS c, l.closed_until AS d FROM {batch} AS e "
+        f"l.tat AS c, l.closed_until AS d, l.turn AS f FROM {batch} AS e "
         "LEFT JOIN taskworker_lane AS l ON l.lane = e.lane "
-        "UNION ALL SELECT 'limit', name, running, amount, per_us, burst FROM taskworker_limit "
-        "UNION ALL SELECT 'paused', name, 0, 0, 0, 0 FROM taskworker_queue WHERE paused = 1 "
-        "UNION ALL SELECT 'worker', info, 0, 0, 0, 0 FROM taskworker_worker WHERE state = 'alive'"
+        "UNION ALL SELECT 'limit', name, running, amount, per_us, burst, fair FROM taskworker_limit "
+        "UNION ALL SELECT 'paused', name, 0, 0, 0, 0, 0 FROM taskworker_queue WHERE paused = 1 "
+        "UNION ALL SELECT 'worker', info, 0, 0, 0, 0, 0 FROM taskworker_worker WHERE state = 'alive'"
     )
 
 
@@ -159,6 +159,32 @@ def keep_lanes(dialect: Dialect) -> tuple[str, str]:
     )
 
 
+def next_turns(dialect: Dialect) -> str:
+    """The lanes that have waited longest for their turn in the limit ``:name``, and whether each is locked."""
+    return (
+        f"SELECT lane, {_try_lane(dialect)} FROM (SELECT lane FROM taskworker_lane WHERE waits_in = :name "
+        "ORDER BY turn LIMIT :number) AS t"
+    )
+
+
+def open_in(dialect: Dialect) -> str:
+    """How many jobs of all lanes of the limit ``:name`` have been admitted and have not ended."""
+    # By the index on SQLite; PostgreSQL's order of text is that of the database, and may not be that of bytes.
+    lanes = "lane >= :name || ':' AND lane < :name || ';'"
+    if dialect.name == "postgresql":
+        lanes = "starts_with(lane, :name || ':')"
+    return f"SELECT count(*) FROM taskworker_permit WHERE phase = 2 AND {lanes}"
+
+
+def keep_turns(dialect: Dialect) -> str:
+    """Store in which limit each lane of a batch waits for its turn, if it does, and when it last had one."""
+    batch = dialect.batch({"lane": "text", "waits_in": "text", "turn": "integer"})
+    return (
+        f"INSERT INTO taskworker_lane (lane, waits_in, turn) SELECT lane, waits_in, turn FROM {batch} AS e WHERE true "
+        "ON CONFLICT (lane) DO UPDATE SET waits_in = excluded.waits_in, turn = excluded.turn"
+    )
+
+
 def begin(dialect: Dialect) -> str:
     """Note that the jobs of a batch begin: the lane of each that had not."""
     batch = dialect.batch({"id": "integer"})
@@ -168,15 +194,17 @@ def begin(dialect: Dialect) -> str:
     )
 
 
-LIMITS = "SELECT name, running, amount, per_us, burst, source FROM taskworker_limit"
+LIMITS = "SELECT name, running, amount, per_us, burst, fair, source FROM taskworker_limit"
 """Every limit, in numbers, and where they come from."""
 
 SET_LIMIT = (
-    "INSERT INTO taskworker_limit (name, running, amount, per_us, burst, source, set_by, set_at, seen_at) "
-    "VALUES (:name, :running, :amount, :per_us, :burst, :source, :set_by, :now, :now) "
+    "INSERT INTO taskworker_limit (name, running, amount, per_us, burst, fair, source, set_by, set_at, seen_at) "
+    "VALUES (:name, :running, :amount, :per_us, :burst, :fair, :source, :set_by, :now, :now) "
     "ON CONFLICT (name) DO UPDATE SET running = excluded.running, amount = excluded.amount, per_us = excluded.per_us, "
     "burst = excluded.burst, source = excluded.source, set_by = excluded.set_by, "
-    "set_at = excluded.set_at, seen_at = excluded.seen_at"
+    "set_at = excluded.set_at, seen_at = excluded.seen_at, "
+    # Only the code says whether keys are served in turn.
+    "fair = CASE WHEN excluded.source = 'code' THEN excluded.fair ELSE taskworker_limit.fair END"
 )
 """Store a limit, or change it."""
 
@@ -251,7 +279,10 @@ def take_back(dialect: Dialect, which: str) -> str:
 LOOK_AGAIN = "UPDATE taskworker_lane SET open_at = 0 WHERE open_at IS NOT NULL AND open_at > 0"
 """The clock was set back: what was to be looked at later is looked at now."""
 
-REMOVE_LANES = "DELETE FROM taskworker_lane WHERE open_at IS NULL AND tat < :now_us AND closed_until < :now"
+REMOVE_LANES = (
+    "DELETE FROM taskworker_lane WHERE open_at IS NULL AND tat < :now_us AND closed_until < :now "
+    "AND waits_in IS NULL AND turn < :now_us - 3600000000"
+)
 """Delete the lanes that are as good as those without a row."""
 
 

@@ -64,7 +64,7 @@ def why(dialect: Dialect) -> str:
             "place": (place, 3),
             "let_in": (let_in, 1),
             "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {lane}", 2),
-            "limits": (LIMITS, 6),
+            "limits": (LIMITS, 7),
             "queue_limit": (queue_limit, 7),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),
             "ahead": (f"SELECT ({ordinary}) + ({suspects})", 1),
