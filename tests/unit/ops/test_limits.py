@@ -96,6 +96,9 @@ def test_longest_lines_come_first_with_the_job_that_has_the_room(yard: Yard) -> 
         ("7", 2, 1, jobs[0].id),
         ("8", 1, 1, jobs[3].id),
     ]
+    assert [f"{reason.text} {reason.ends}" for reason in jobs[2].why()] == [
+        f"It is 2nd in line of the limit 'shop', key '7' (1 running: job {jobs[0].id}). That job ends."
+    ]
     yard.go.set()
     assert yard.await_line("shop", 0).lanes == ()
 
@@ -119,7 +122,7 @@ def test_a_limit_knows_no_job_of_another_whose_name_begins_alike(yard: Yard, row
 
 def test_rate_says_when_the_next_may_start(yard: Yard) -> None:
     with yard.app.app_context():
-        first, *_ = yard.label.enqueue_many([(), ()])
+        first, second = yard.label.enqueue_many([(), ()])
     yard.task_worker.start()
     first.result(timeout=20)
     carrier = yard.await_line("carrier", 1)
@@ -127,6 +130,12 @@ def test_rate_says_when_the_next_may_start(yard: Yard) -> None:
     assert 590_000 < carrier.opens_at - yard.state.store.clock() <= 600_000
     assert (carrier.state, carrier.rate) == ("full", "1/10m")
     assert [(lane.key, lane.opens_at) for lane in carrier.lanes] == [("", carrier.opens_at)]
+    (reason,) = second.why()
+    assert reason.kind == "rate"
+    assert (
+        "1st in line of the limit 'carrier', which has a rate of 1/10m. The next may start in "
+        in f"{reason.text} {reason.ends}"
+    )
 
 
 def test_closed_lanes_are_counted_and_so_are_the_closings(yard: Yard) -> None:
@@ -136,6 +145,10 @@ def test_closed_lanes_are_counted_and_so_are_the_closings(yard: Yard) -> None:
     wait_for(lambda: yard.view("api").closings == 2)
     api = yard.view("api")
     assert (api.state, api.closed) == ("closed", 2)
+    with yard.app.app_context():
+        job = yard.call.enqueue("a")
+    wait_for(lambda: yard.view("api").waiting == 1)
+    assert [reason.kind for reason in job.why()] == ["closed"]
 
 
 def test_jobs_of_a_paused_queue_stand_aside(yard: Yard) -> None:
@@ -154,6 +167,7 @@ def test_limit_of_a_queue_counts_its_running_and_its_ready_jobs(yard: Yard) -> N
     yard.task_worker.start()
     mail = yard.await_line("queue:mail", 2)
     assert (mail.admitted, mail.state, mail.tasks) == (1, "full", ("send",))
+    assert [reason.kind for reason in mails[2].why()] == ["queue limit"]
     yard.go.set()
     for job in mails:
         job.result(timeout=20)
