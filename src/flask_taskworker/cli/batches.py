@@ -26,7 +26,7 @@ def list_batches(limit: int, before: int | None, in_json: bool) -> None:
     if len(batches) == limit:
         tell(f"Older batches: --before {batches[-1].id}")
     if not batches:
-        tell("There is no batch. Make one: with task_worker.batch(name) as batch: …")
+        tell("No batches yet. Make one: with task_worker.batch(name) as batch: …")
 
 
 def _cells(batch: BatchView) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ class Store:
     # -- transactions -----------------------------------------------------------------------------------------------
 
     def flows(self, run: Run) -> Flows:
-        """What is to be told of the changes of a transaction."""
+        """What follows from the changes of a transaction."""
         keep, keep_failed = to_duration_ms(self.keep_succeeded), to_duration_ms(self.keep_failed)
         return Flows(self.driver.dialect, run, now=self.clock(), keep=keep, keep_failed=keep_failed)
 

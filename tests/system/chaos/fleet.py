@@ -62,7 +62,7 @@ class Fleet:
         return made
 
     def barrier(self, parties: int) -> Any:
-        """What so many of these processes wait at for one another."""
+        """Where that many of these processes wait for one another."""
         return _context.Barrier(parties)
 
     def prepare_at_once(self, number: int) -> list[str]:

@@ -22,7 +22,7 @@ _ONE_A_KEY = (
     "CREATE UNIQUE INDEX one_unstarted_job_a_key ON taskworker_job ({}) "
     "WHERE task = 'shop.save' AND state IN ('scheduled', 'ready') AND claim = 0"
 )
-"""Whoever would store a second one at any instant is refused."""
+"""What would store a second one at any instant is refused."""
 
 
 @row("33", "debounce", "kill -9 of callers and workers")

@@ -24,7 +24,7 @@ def test_batches_are_listed_the_newest_first(shop: Shop) -> None:
 
 
 def test_store_without_batches_teaches(shop: Shop) -> None:
-    assert "There is no batch" in shop("batches").err
+    assert "No batches yet" in shop("batches").err
     assert shop("batch", "7").code == 1
 
 

@@ -129,16 +129,28 @@ def test_every_page_is_there_on_each_database(app: Flask, idle_worker: Backgroun
     app.config["MAIL_DEFAULT_SENDER"] = "us@x.org"
     Mail(app)
     app.register_blueprint(create_dashboard(idle_worker, access=lambda: True), url_prefix="/tasks")
-    job = tick.enqueue()
+    with idle_worker.batch("ticks") as batch:
+        job = tick.using(batch=batch).enqueue()
     idle_worker.start()
     wait_for(lambda: job.refresh().state.finished)
     idle_worker.stop(timeout=5)
     client = app.test_client()
     for route in ROUTES:
         if "GET" in route.methods and not route.endpoint.startswith(("mail_", "schedule")):
-            address = f"/tasks{route.rule.replace('<int:job_id>', str(job.id))}"
+            rule = route.rule.replace("<int:job_id>", str(job.id)).replace("<int:batch_id>", str(batch.id))
+            address = f"/tasks{rule}"
             assert client.get(address).status_code == 200, address
-    for text in ("state:failed", "state:ready", "task:*tick args.x:1", "after:-1h", "discarded:yes", "group:x"):
+    for text in (
+        "state:failed",
+        "state:ready",
+        "state:waiting",
+        "batch:1",
+        "follows:1",
+        "task:*tick args.x:1",
+        "after:-1h",
+        "discarded:yes",
+        "group:x",
+    ):
         assert client.get("/tasks/jobs", query_string={"filter": text}).status_code == 200
     own = {"Origin": "http://localhost"}
     form = {"action": "retry", "scope": "all", "filter": "state:failed"}
