@@ -51,6 +51,8 @@ PRUNE_BATCH = 250
 PROMOTE_BATCH = 250
 FLOOR_SECONDS = 1.0
 """On PostgreSQL a claim begins behind the last one; after this time from the beginning, where jobs come back."""
+FLOOR_SHARE, LONGEST_FLOOR = 30, 30.0
+"""But not before this many times as long as that takes: beside an old transaction it takes longer and longer."""
 KEEP_MINUTES_MS = 2 * 24 * 3600 * 1000
 KEEP_HOURS_MS = 62 * 24 * 3600 * 1000
 KEEP_NOTES_MS = 400 * 24 * 3600 * 1000
@@ -246,7 +248,8 @@ class WorkerStore:
         parameters = {"worker_id": worker_id, "queue": queue, "number": number, "now": self._store.clock()}
         rows: list[Row] = []
         floor = None if self._floors is None else self._floors.pop((queue, kind), None)
-        if floor is not None and floor.until > time.monotonic():
+        began = time.monotonic()
+        if floor is not None and floor.until > began:
             behind = {**parameters, "priority": floor.priority, "behind": floor.behind}
             rows = await self._link.write(self._claim_behind[kind], behind, durable=False)
         else:
@@ -257,7 +260,9 @@ class WorkerStore:
             )
         claims = in_order(rows)
         if self._floors is not None and len(claims) == number:
-            until = time.monotonic() + FLOOR_SECONDS if floor is None else floor.until
+            now = time.monotonic()
+            lasts = max(FLOOR_SECONDS, min(FLOOR_SHARE * (now - began), LONGEST_FLOOR))
+            until = now + lasts if floor is None else floor.until
             self._floors[queue, kind] = _Floor(until, claims[-1].priority, claims[-1].id)
         return claims
 

@@ -21,7 +21,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -33,6 +33,7 @@ from ..errors import SchemaError, StoreError
 from ..store.driver import Link, Other, Presence, Run
 from ..store.sql import Store, to_duration_ms
 from ..store.statements import workers as worker_statements
+from ..store.statements.jobs import batch_of
 from .timing import Timing
 
 log = get_logger("worker")
@@ -59,6 +60,8 @@ class News:
 
     lost: Callable[[], None]
     """This worker was declared dead."""
+    running: Callable[[], Sequence[int]]
+    """It asks: the numbers of the jobs that run."""
     cancel: Callable[[list[tuple[int, int]]], None]
     """These jobs, (id, claim), were asked to stop."""
     rescued: Callable[[list[JobRecord]], None]
@@ -200,8 +203,11 @@ class Heartbeat:
         if not link.write(worker_statements.BEAT, parameters):
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
-        if requests := [(row[0], row[1]) for row in link.read(worker_statements.CANCEL_REQUESTS, {"id": self._id})]:
-            self._news.cancel(requests)
+        if running := self._news.running():
+            sql = worker_statements.cancel_requests(self._store.driver.dialect)
+            rows = link.read(sql, {"id": self._id, "batch": batch_of([(job_id,) for job_id in running])})
+            if rows:
+                self._news.cancel([(job_id, claim) for job_id, claim in rows])
         ahead = now / 1000 - _now()
         lost, self._clock_ahead = self._clock_ahead - ahead, ahead
         if lost > CLOCK_STEP:

@@ -87,6 +87,7 @@ class Worker:
             self._in_thread,
             news=News(
                 lost=lambda: self._call(self._on_lost),
+                running=lambda: [job.claim.id for _, job in self.running_jobs()],
                 cancel=lambda jobs: self._call(self.work_loop.jobs.cancel, jobs),
                 rescued=lambda records: self._call(self.work_loop.on_rescued, records),
                 reached=self.wake,

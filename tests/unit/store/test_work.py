@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -22,7 +23,16 @@ from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements import jobs as job_statements
 from flask_taskworker.store.statements import workers as worker_statements
-from flask_taskworker.store.work import PROMOTE_BATCH, PRUNE_BATCH, DueSchedule, Ended, Firing, WorkerStore
+from flask_taskworker.store.statements.jobs import batch_of
+from flask_taskworker.store.work import (
+    LONGEST_FLOOR,
+    PROMOTE_BATCH,
+    PRUNE_BATCH,
+    DueSchedule,
+    Ended,
+    Firing,
+    WorkerStore,
+)
 from flask_taskworker.worker.liveness import Heartbeat, News
 from flask_taskworker.worker.timing import Timing
 from tests.support.postgres import connect
@@ -96,7 +106,7 @@ class Bench:
         """What a starting worker does about the dead: the jobs that it rescued."""
         rescued: list[JobRecord] = []
         news = News(
-            lost=lambda: None, cancel=lambda _: None, rescued=rescued.extend,
+            lost=lambda: None, running=lambda: (), cancel=lambda _: None, rescued=rescued.extend,
             reached=lambda: None,
         )  # fmt: skip
         presence = self.store.driver.presence(worker_id)
@@ -174,6 +184,56 @@ def test_claim_does_not_step_over_all_that_was_claimed_beside_an_old_transaction
 
         behind, from_the_start = bench.do(entries_read)
     assert behind * 2 < from_the_start
+
+
+def test_claims_from_the_start_take_a_small_share_of_the_time(
+    bench: Bench, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if app.config.get("TASKER_DRIVER") != "postgresql":
+        pytest.skip("SQLite's index loses what is claimed at once")
+    monkeypatch.setattr("flask_taskworker.store.work.FLOOR_SECONDS", 0.0)
+    monkeypatch.setattr("flask_taskworker.store.work.FLOOR_SHARE", 1e9)
+    bench.worker()
+    bench.store.add([bench.new() for _ in range(10)])
+
+    async def lasts(work: WorkerStore) -> list[float]:
+        ends = []
+        for _ in range(2):
+            await work.claim("w", "q", "async", 3)
+            assert work._floors is not None
+            (floor,) = work._floors.values()
+            ends.append(floor.until)
+        return [end - time.monotonic() for end in ends]
+
+    first, second = bench.do(lasts)
+    # It is long, but bounded; and a claim that began behind the last one does not make it longer.
+    assert first == pytest.approx(second, abs=1e-3)
+    assert LONGEST_FLOOR - 10 < first <= LONGEST_FLOOR
+
+
+def test_requests_to_cancel_are_found_without_stepping_over_what_was_held_beside_an_old_transaction(
+    bench: Bench, app: Flask
+) -> None:
+    if app.config.get("TASKER_DRIVER") != "postgresql":
+        pytest.skip("SQLite's index loses what has ended at once")
+    bench.worker()
+    bench.store.add([bench.new() for _ in range(3000)])
+    with closing(connect(app.config["TASKER_DATABASE_URI"])) as old:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM taskworker_meta").fetchone()
+
+        async def pages_read(work: WorkerStore) -> int:
+            claims = await work.claim("w", "q", "async", 3000)
+            now = bench.now
+            await work.finish("w", [Ended(claim, Outcome(OutcomeKind.SUCCEEDED), now, now) for claim in claims[1:]])
+            sql = worker_statements.cancel_requests(job_statements.POSTGRESQL)
+            values = {"id": "w", "batch": batch_of([(claims[0].id,)])}
+            rows = await work._link.read(f"EXPLAIN (ANALYZE, BUFFERS) {sql}", values)
+            (found,) = re.findall(r"shared hit=(\d+)", rows[0][0] + rows[1][0])[:1]
+            return int(found)
+
+        pages = bench.do(pages_read)
+    assert pages < 50
 
 
 def test_claim_says_who_runs_the_job_since_when_and_counts(bench: Bench) -> None:
@@ -734,7 +794,7 @@ def hot() -> dict[str, str]:
         "finish": job_statements.finish(d),
         "report_progress": job_statements.report_progress(d),
         "expired_jobs": job_statements.expired_jobs(d),
-        "cancel_requests": worker_statements.CANCEL_REQUESTS,
+        "cancel_requests": worker_statements.cancel_requests(d),
         "held_jobs": worker_statements.HELD_JOBS,
         "held_by_the_dead": worker_statements.HELD_BY_THE_DEAD,
         "sweep": worker_statements.sweep(d, "dead"),

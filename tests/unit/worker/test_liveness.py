@@ -28,6 +28,7 @@ class Watch:
         self._store = store
         self._presences: list[Any] = []
         self.heard: list[str] = []
+        self.running: list[int] = []
         self.rescued: list[JobRecord] = []
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
@@ -35,6 +36,7 @@ class Watch:
         self._presences.append(presence)
         news = News(
             lost=lambda: self.heard.append("lost"),
+            running=lambda: self.running,
             cancel=lambda jobs: self.heard.append(f"cancel {jobs}"),
             rescued=self.rescued.extend,
             reached=lambda: self.heard.append("reached"),

@@ -61,10 +61,17 @@ OTHER_WORKERS = (
 )
 """The other workers that count as living."""
 
-CANCEL_REQUESTS = (
-    "SELECT id, claim FROM taskworker_job WHERE worker_id = :id AND state = 'running' AND cancel_requested = 1"
-)
-"""The running jobs of one worker that were asked to stop."""
+
+def cancel_requests(dialect: Dialect) -> str:
+    """Those of a batch of running jobs of one worker that were asked to stop.
+
+    By their numbers: the index of what a worker holds keeps on PostgreSQL what it has held, beside an old transaction.
+    """
+    return (
+        f"SELECT j.id, j.claim FROM {dialect.batch({'id': 'integer'})} AS e JOIN taskworker_job AS j ON j.id = e.id "
+        "WHERE j.worker_id = :id AND j.state = 'running' AND j.cancel_requested = 1"
+    )
+
 
 HELD_JOBS = "SELECT id, claim, marks FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
 """The jobs that one worker holds according to the store."""
