@@ -162,8 +162,10 @@ class Client:
                 for i in new:
                     signalling.send(signals.job_enqueued, app, job=jobs[i])
         finally:
-            due = [rows[i] for i in new if rows[i].state != "scheduled"]
-            self.wake({(row.queue, "held" if row.state == "held" else row.kind) for row in due})
+            states = {(rows[i].queue, rows[i].kind, records[i].state) for i in new}
+            self.wake(
+                {(queue, "held" if state == "held" else kind) for queue, kind, state in states if state != "scheduled"}
+            )
         return jobs
 
     def follow(self, effects: Effects) -> None:

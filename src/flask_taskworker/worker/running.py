@@ -267,7 +267,9 @@ class RunningJobs:
 
     def _fill(self, kind: str) -> None:
         slots = self._slots[kind]
-        while slots.waiting and slots.free > 0 and self._may_start():
+        if not slots.waiting or not self._may_start():
+            return
+        while slots.waiting and slots.free > 0:
             claim = slots.waiting.popleft()
             job = RunningJob(claim, self.note_news, self._flows)
             job.log_level, job.on_line, job.on_wait = self._config.job_log_level, self.note_news, self.note_wait
@@ -331,6 +333,11 @@ class RunningJobs:
 
     async def _execute(self, job: RunningJob) -> None:
         started_at, started = self._clock(), self._loop.time()
+        if not self._may_start():
+            # Jobs before it have kept the loop, through a gap of a lease.
+            job.ended = True
+            self._note(Ended(job.claim, Outcome(OutcomeKind.RELEASED), started_at, started_at))
+            return
         outcome = await self._executor.execute(job)
         seconds = self._loop.time() - started
         self._slots[job.claim.kind].learn(seconds)

@@ -90,6 +90,30 @@ def test_claim_that_waits_for_a_slot_does_not_begin_after_a_gap_of_a_lease(
     with_turns(app, rows, test, parts=Freeze(), may_begin=lambda: may_begin[0])
 
 
+def test_job_that_waits_for_the_loop_does_not_begin_after_a_gap_of_a_lease(
+    app: Flask, idle_worker: BackgroundTaskWorker, rows: Rows
+) -> None:
+    may_begin = [True]
+    ran: list[int] = []
+
+    async def work(x: int) -> None:
+        # It keeps the loop, and meanwhile the machine stands still.
+        may_begin[0] = bool(ran)
+        ran.append(x)
+
+    idle_worker.task(name="work")(work).enqueue_many([(1,), (2,)])
+
+    async def test(loop: WorkLoop) -> None:
+        await turn_until(loop, lambda: states(rows) == ["succeeded", "ready"])
+        assert ran == [1]
+        may_begin[0] = True
+        loop.view.hear(())
+        await turn_until(loop, lambda: states(rows) == ["succeeded", "succeeded"])
+
+    with_turns(app, rows, test, may_begin=lambda: may_begin[0])
+    assert ran == [1, 2]
+
+
 def test_parts_decide_how_many_jobs_are_claimed(app: Flask, idle_worker: BackgroundTaskWorker, rows: Rows) -> None:
     idle_worker.task(name="work")(lambda: None).enqueue_many([()] * 3)
 

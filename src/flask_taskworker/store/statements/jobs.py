@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 from ...core.rows import FAR_MS, HOLDS, KEEPS, LIMITED, NEW_COLUMNS, PARENT, Claim, JobRecord, NewJob
@@ -97,11 +98,11 @@ def in_pieces(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]
 
 def alike_pieces(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
     """Jobs in order, in pieces of those that differ in uid and arguments only, and of no more than a few megabytes."""
-    for _, alike in itertools.groupby(jobs, key=lambda job: job[1:_ARGS] + job[_ARGS + 1 : _KEY]):
+    for _, alike in itertools.groupby(jobs, key=_COMMON_VALUES):
         yield from in_pieces(alike, lambda job: len(job.uid) + len(job.args))
 
 
-_ARGS, _KEY = (NewJob._fields.index(name) for name in ("args", "key"))
+_COMMON_VALUES = itemgetter(*(NewJob._fields.index(name) for name in NEW_COLUMNS if name not in ("uid", "args")))
 
 
 def batch_of(rows: Sequence[Sequence[Any]] | Mapping[int, int]) -> str:
