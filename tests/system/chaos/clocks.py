@@ -40,6 +40,8 @@ def freeze(run: Run) -> Result:
         until(lambda: stage.running_on(victim) >= 8, "all run")
         stage.freeze(victim)
         stage.start(2)
+        # They count its missed beats from when they first see it, and take a while to start on a busy machine.
+        until(lambda: len({*stage.alive()} - {victim.pid}) == 2, "the others have begun")
         stopped = time.monotonic()
         with stage.feeding(per_second=20):
             time.sleep(3 * lease)
