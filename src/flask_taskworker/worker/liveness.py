@@ -205,7 +205,7 @@ class Heartbeat:
             return False
         if running := self._news.running():
             sql = worker_statements.cancel_requests(self._store.driver.dialect)
-            rows = link.read(sql, {"id": self._id, "batch": batch_of([(job_id,) for job_id in running])})
+            rows = link.read(sql, {"batch": batch_of([(job_id,) for job_id in running])})
             if rows:
                 self._news.cancel([(job_id, claim) for job_id, claim in rows])
         ahead = now / 1000 - _now()

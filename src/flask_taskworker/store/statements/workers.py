@@ -63,14 +63,14 @@ OTHER_WORKERS = (
 
 
 def cancel_requests(dialect: Dialect) -> str:
-    """Those of a batch of running jobs of one worker that were asked to stop.
+    """Those of a batch of jobs that were asked to stop.
 
-    By their numbers: the index of what a worker holds keeps on PostgreSQL what it has held, beside an old transaction.
+    By their numbers alone: the index of what a worker holds keeps on PostgreSQL all that it has held beside an old
+    transaction.
     """
-    return (
-        f"SELECT j.id, j.claim FROM {dialect.batch({'id': 'integer'})} AS e JOIN taskworker_job AS j ON j.id = e.id "
-        "WHERE j.worker_id = :id AND j.state = 'running' AND j.cancel_requested = 1"
-    )
+    ids = f"SELECT id FROM {dialect.batch({'id': 'integer'})} AS e"
+    among = f"IN ({ids})" if dialect.name == "sqlite" else f"= ANY(ARRAY({ids}))"
+    return f"SELECT id, claim FROM taskworker_job WHERE id {among} AND cancel_requested = 1"
 
 
 HELD_JOBS = "SELECT id, claim, marks FROM taskworker_job WHERE worker_id = :id AND state = 'running'"
