@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from flask import Flask
 
@@ -27,7 +28,7 @@ from flask_taskworker.state import _databases
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite.driver import SqliteDriver
 from flask_taskworker.worker.timing import Timing
-from tests.support.postgres import a_schema, run_sql
+from tests.support.postgres import a_schema, connect
 
 BEHAVIOUR = Path(__file__).parents[2] / "tests/behaviour"
 
@@ -210,14 +211,24 @@ def alarms() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def rows(app: Flask) -> Callable[..., list[tuple[Any, ...]]]:
+def rows(app: Flask) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
     """Run SQL on the app's database behind the package's back; parameters are written ``?``."""
+    with ExitStack() as opened:
 
-    def run(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        url = app.extensions["taskworker"].config.database_uri
-        if url.get_backend_name() == "postgresql":
-            return run_sql(url.render_as_string(hide_password=False), sql.replace("?", "%s"), parameters)
-        with closing(sqlite3.connect(url.database, timeout=20, isolation_level=None)) as connection:
-            return connection.execute(sql, parameters).fetchall()
+        @functools.cache
+        def session() -> psycopg.Connection[Any]:
+            url = app.extensions["taskworker"].config.database_uri.render_as_string(hide_password=False)
+            found = opened.enter_context(closing(connect(url)))
+            # Tests change tables, which a prepared statement would not see.
+            found.prepare_threshold = None
+            return found
 
-    return run
+        def run(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+            url = app.extensions["taskworker"].config.database_uri
+            if url.get_backend_name() == "postgresql":
+                cursor = session().execute(sql.replace("?", "%s"), parameters)
+                return cursor.fetchall() if cursor.description else []
+            with closing(sqlite3.connect(url.database, timeout=20, isolation_level=None)) as connection:
+                return connection.execute(sql, parameters).fetchall()
+
+        yield run
