@@ -47,7 +47,7 @@ assert all(mail.send_many(letter() for _ in range(50)))
 asyncio.run(mail.asend(letter()))
 mail.connect().__enter__().send(letter())  # and never left
 """
-    ended = run(code, server, "-X", "dev", "-W", "error")
+    ended = run(code, server, "-W", "error")
     assert (ended.returncode, ended.stderr) == (0, "")
     wait_until(lambda: server.open_sessions == 0)
     assert all(session.verbs[-1] == "QUIT" for session in server.sessions)
@@ -77,7 +77,7 @@ for _ in range(3):
         pass
 gc.collect()
 """
-    ended = run(code, serve(script=script), "-X", "dev", "-W", "error")
+    ended = run(code, serve(script=script), "-W", "error")
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
