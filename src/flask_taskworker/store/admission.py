@@ -435,7 +435,7 @@ def _served(info: str) -> tuple[frozenset[str] | None, frozenset[str], int]:
     try:
         said = json.loads(info)
         queues = said["queues"]
-        slots = said["concurrency"] + said["threads"]
+        slots = said.get("concurrency", 1) + said.get("threads", 0)
         return None if queues is None else frozenset(queues), frozenset(said["exclude"]), slots
     except (ValueError, TypeError, LookupError):  # another version of the code may have written the row
         return None, frozenset(), 1
