@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..client.origin import read_origin
-from ..core.rows import Failure
+from ..core.rows import CHILD, PARENT, Failure
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
 from .rows import CallCount, JobRow, add_up
@@ -56,6 +56,8 @@ class JobPage:
     """One job. Payloads are as stored."""
 
     job: JobView
+    in_graph: bool
+    """Whether it waits for others, or others for it, or did."""
     args: str
     result: str | None
     origin: dict[str, Any]
@@ -80,6 +82,7 @@ class JobPage:
         children = browser.children(whole, limit=CHILDREN + 1)
         return cls(
             job=job,
+            in_graph=bool(whole.record.marks & (PARENT | CHILD)),
             args=whole.args,
             result=whole.result,
             origin=read_origin(whole.origin),

@@ -52,7 +52,7 @@ def page(view: View, job_id: int) -> Response:
         **with_more(job, word=job.word, at=job.at),
         "progress": job.progress and replace(job.progress, text=without_logins(job.progress.text)),
         "why": view.state.client.why(job_id) if job.state in _WAITING else [],
-        **_graph(view, job_id),
+        **(_graph(view, job_id) if found.in_graph else {}),
         "known": view.task(job.task) is not None,
         "timeline": list(_timeline(found, origin)),
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
