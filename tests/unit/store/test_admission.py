@@ -269,7 +269,7 @@ def test_job_of_a_paused_queue_has_not_the_room_of_others(lanes: Lanes) -> None:
 
 def test_job_that_no_worker_serves_has_not_the_room_of_others(lanes: Lanes) -> None:
     lanes.limit(running=1)
-    info = json.dumps({"queues": ["q"], "exclude": [], "concurrency": 1, "threads": 1})
+    info = json.dumps({"queues": ["q"], "exclude": []})
     lanes.rows("UPDATE taskworker_worker SET info = ?", info)
     unserved, other = lanes.hold(queue="elsewhere"), lanes.hold()
     assert lanes.admit() == 1
