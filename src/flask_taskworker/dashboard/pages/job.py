@@ -35,6 +35,7 @@ _BRIEF = 4_000
 """Characters of the message, and of the traceback, of an earlier try."""
 _FRAMES = 10
 """Frames of the application's own code that are shown."""
+_NO_GRAPH: dict[str, Any] = {"after": [], "after_batches": [], "then": [], "drawing": None}
 _WAITING = ("scheduled", "waiting", "retrying", "held", "ready")
 _LONG = f"(more than {redact.READ:,} characters, which are not shown here)"
 
@@ -52,7 +53,7 @@ def page(view: View, job_id: int) -> Response:
         **with_more(job, word=job.word, at=job.at),
         "progress": job.progress and replace(job.progress, text=without_logins(job.progress.text)),
         "why": view.state.client.why(job_id) if job.state in _WAITING else [],
-        **(_graph(view, job_id) if found.in_graph else {}),
+        **(_graph(view, job_id) if found.in_graph else _NO_GRAPH),
         "known": view.task(job.task) is not None,
         "timeline": list(_timeline(found, origin)),
         "parent": origin.get("job") if isinstance(origin.get("job"), int) else None,
