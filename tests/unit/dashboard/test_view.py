@@ -27,6 +27,8 @@ PAGES = [r for r in ROUTES if r.methods == ("GET",) and r.endpoint != "job_all" 
 def filled(app: Flask) -> Lab:
     lab = Lab(app)
     store_jobs(lab.rows, {}, {"state": "failed"}, {"state": "succeeded"})
+    with lab.app.app_context(), lab.task_worker.batch("import"):
+        """Batch 1."""
     return lab
 
 
@@ -48,7 +50,7 @@ def lab(make_app: Callable[..., Flask]) -> Lab:
 def addresses() -> Iterator[Any]:
     for route in PAGES:
         if route.endpoint != "schedule":
-            yield pytest.param(route.rule.replace("<int:job_id>", "1"), id=route.endpoint)
+            yield pytest.param(re.sub("<int:.*?>", "1", route.rule), id=route.endpoint)
 
 
 each_page = pytest.mark.parametrize("address", list(addresses()))
