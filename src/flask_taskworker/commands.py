@@ -22,7 +22,8 @@ INTERRUPTED = 130
 
 _ORDER = (
     *("run", "status", "doctor", "list", "call", "jobs", "job", "why", "failures"),
-    *("retry", "cancel", "discard", "restore", "pause", "resume", "limits", "limit", "purge", "schedule", "db"),
+    *("retry", "cancel", "discard", "restore", "pause", "resume", "limits", "limit", "batches"),
+    *("batch", "purge", "schedule", "db"),
 )
 
 

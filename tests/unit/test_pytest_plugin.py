@@ -30,7 +30,8 @@ def test_plugin_imports_nothing_heavy() -> None:
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert set(json.loads(answer.stdout)) == {"flask_taskworker", "flask_taskworker.pytest_plugin"}
+    expected = {"flask_taskworker", "flask_taskworker.patching", "flask_taskworker.pytest_plugin"}
+    assert set(json.loads(answer.stdout)) == expected
 
 
 def test_pytest_finds_the_plugin_and_loads_it_alone(tmp_path: Path) -> None:

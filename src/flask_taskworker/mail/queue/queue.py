@@ -190,14 +190,14 @@ class MailQueue:
         records = self._store.add_within(flows, [row.job for row in rows])
         keep = to_duration_ms(self._config.keep) + to_duration_ms(self._config.expires)
         blobs = Blobs()
-        add_mail, add_body = mail_statements.add_mail(), mail_statements.ADD_BODY
-        for row in rows:
-            layout, body = blobs.split(row.prepared)
-            added = run(add_mail, row.values(layout, keep))
-            if added:
-                run(add_body, {"id": row.job.uid, "body": body})
-            if added and layout is not None:
-                blobs.count(layout)
+        parts = [blobs.split(row.prepared) for row in rows]
+        mails = [row.values(layout, keep) for row, (layout, _) in zip(rows, parts, strict=True)]
+        added = {uid for (uid,) in run(mail_statements.add_mails(dialect), {"batch": batch_of(mails)})}
+        for row, (layout, body) in zip(rows, parts, strict=True):
+            if row.job.uid in added:
+                run(mail_statements.ADD_BODY, {"id": row.job.uid, "body": body})
+                if layout is not None:
+                    blobs.count(layout)
         blobs.store(run)
         batch = [(row.job.uid, address, i) for row in rows for i, address in enumerate(row.envelope.recipients)]
         run(mail_statements.add_recipients(dialect), {"batch": batch_of(batch)})
@@ -308,21 +308,21 @@ class NewMail:
         """Sender, recipients and bytes."""
         return self.prepared.envelope
 
-    def values(self, layout: list[int | str] | None, keep: int) -> dict[str, Any]:
-        """The parameters of ``add_mail``."""
+    def values(self, layout: list[int | str] | None, keep: int) -> tuple[str | int | None, ...]:
+        """The values of ``add_mails``."""
         envelope = self.envelope
-        return {
-            "id": self.job.uid,
-            "message_id": envelope.message_id,
-            "sender": envelope.sender,
-            "options": json.dumps([envelope.mail_options, envelope.rcpt_options]),
-            "once": int(self.once),
-            "size": len(envelope.data),
-            "layout": None if layout is None else json.dumps(layout),
-            "created_at": self.job.created_at,
-            "give_up_at": self.give_up_at,
-            "expires_at": self.give_up_at + keep,
-        }
+        return (
+            self.job.uid,
+            envelope.message_id,
+            envelope.sender,
+            json.dumps([envelope.mail_options, envelope.rcpt_options]),
+            int(self.once),
+            len(envelope.data),
+            None if layout is None else json.dumps(layout),
+            self.job.created_at,
+            self.give_up_at,
+            self.give_up_at + keep,
+        )
 
 
 class Blobs:

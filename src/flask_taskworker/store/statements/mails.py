@@ -7,16 +7,28 @@ import json
 from ..schema import UNFINISHED
 from .jobs import ColumnType, Dialect
 
-_MAIL = (
-    *("id", "message_id", "sender", "options", "once", "size", "layout"),
-    *("created_at", "give_up_at", "expires_at"),
-)
+MAIL: dict[str, ColumnType] = {
+    "id": "text",
+    "message_id": "text",
+    "sender": "text",
+    "options": "text",
+    "once": "integer",
+    "size": "integer",
+    "layout": "text",
+    "created_at": "integer",
+    "give_up_at": "integer",
+    "expires_at": "integer",
+}
+"""The columns of a mail that is stored, in the order in which a batch has them."""
 
 
-def add_mail() -> str:
-    """Store one mail, unless its id is taken: then no row comes back."""
-    values = ", ".join(f":{name}" for name in _MAIL)
-    return f"INSERT INTO taskworker_mail ({', '.join(_MAIL)}) VALUES ({values}) ON CONFLICT DO NOTHING RETURNING id"
+def add_mails(dialect: Dialect) -> str:
+    """Store a batch of mails; the ids of those that were not there already come back."""
+    names = ", ".join(MAIL)
+    return (
+        f"INSERT INTO taskworker_mail ({names}) SELECT {names} FROM {dialect.batch(MAIL)} AS e WHERE true "
+        "ON CONFLICT DO NOTHING RETURNING id"
+    )
 
 
 ADD_BODY = "INSERT INTO taskworker_mail_body (mail_id, body) VALUES (:id, :body) ON CONFLICT DO NOTHING"
