@@ -122,7 +122,7 @@ class WorkLoop:
         self._quarantine = Quarantine(timing.suspect_room)
         self._next_look = 0.0
         self._declared_version = -1
-        self._looked_at = 0
+        self._last_turn = 0
         """When it last looked, by the clock, in epoch milliseconds."""
 
     async def open(self, on_change: Callable[[], None]) -> None:
@@ -165,6 +165,8 @@ class WorkLoop:
             # app.run(debug=True) sets app.debug when the worker has long begun.
             self._loop.set_debug(True)
             show_on_terminal()
+        if self.view.limits:
+            await self._see_clock()
         if self.writer.must_reconcile:
             await self.writer.reconcile(worker_id)
         self.jobs.start_waiting()
@@ -262,17 +264,22 @@ class WorkLoop:
         return len(made_ready) + admitted
 
     async def _see_limits(self) -> None:
-        """Store the limits of the code, if tasks were added since the last time; see whether the clock went back."""
-        now, version = self._store.clock(), self._registry.version
+        """Store the limits of the code, if tasks were added since the last time."""
+        version = self._registry.version
         if version != self._declared_version:
             declared = declared_limits(self._registry.limits, self._config.queue_limits)
             if declared:
                 await self.work.declare_limits(declared)
             self.view.declared_limits = declared.keys()
             self._declared_version = version
-        if now < self._looked_at and self.view.limits:
+
+    async def _see_clock(self) -> None:
+        """Have all lanes looked at, where the clock went back: what they wait for may be hours away now."""
+        now = self._store.clock()
+        if now < self._last_turn:
+            self.view.must_look = True
             await self.work.look_again()
-        self._looked_at = now
+        self._last_turn = now
 
     async def _admit(self, worker_id: str, now: int) -> int:
         """Admit limited jobs that there is room for. Returns how many of them are to be claimed."""
