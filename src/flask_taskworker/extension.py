@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -20,6 +20,7 @@ from .client.limits import LimitSettings
 from .client.progress import ENDED, token_for, uid_of
 from .client.threads import end_process
 from .commands import add_commands, tasks_command
+from .core.around import Around, Carry
 from .core.batches import Batch, Event
 from .core.clock import as_seconds
 from .core.codec import Codec
@@ -57,6 +58,8 @@ from .worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+BeforeEnqueue = Callable[[Bound[Any]], Bound[Any]]
 log = get_logger("worker")
 
 _NOTHING: Mapping[str, Any] = {}
@@ -236,6 +239,54 @@ class TaskWorker:
     def register_type(self, *types: type) -> None:
         """Let arguments and results hold these dataclasses and enums. Those in annotations are known already."""
         self.registry.codec.register(*types)
+
+    @overload
+    def around(self, function: F, /) -> F: ...
+    @overload
+    def around(
+        self,
+        /,
+        *,
+        tasks: Collection[Task[..., Any, Any] | str] | None = None,
+        queues: Collection[str] | None = None,
+        blocking: bool | None = None,
+    ) -> Callable[[F], F]: ...
+    def around(self, function: Any = None, /, *, tasks: Any = None, queues: Any = None, blocking: Any = None) -> Any:
+        """Have a generator function run around each try of a job, as a fixture: use it as a decorator.
+
+        It is called with :data:`current_job`, inside the application context and in the thread or the asyncio task of
+        the job. At its one ``yield`` the task runs, and what that raises is raised there. What it raises itself ends
+        the try as if the task had; after the commit of an ``atomic`` task that is logged only. What is declared first
+        is outermost. A plain generator is around sync tasks, an async one around async tasks.
+
+        ``tasks``, ``queues``: only around these; by default around all. ``blocking``: False says that a plain
+        generator never waits, so that it may be around async tasks, too, on the event loop; True that it is to be
+        around sync tasks only. Raises DeclarationError, too where neither was said and there are async tasks.
+        """
+
+        def decorate(decorated: Any) -> Any:
+            self.registry.add_around(Around.of(decorated, tasks, queues, blocking))
+            return decorated
+
+        return decorate if function is None else decorate(function)
+
+    def before_enqueue(self, function: BeforeEnqueue, /) -> BeforeEnqueue:
+        """Have *function* see each call before it is enqueued: use it as a decorator.
+
+        It gets the call, with its ``task`` and ``options``, in the thread that enqueues, and returns it or
+        ``call.using(…)``; an exception refuses the call. It does not see what schedules, callbacks and mails make.
+        """
+        self.registry.surround().before.append(function)
+        return function
+
+    def carry(self, name: str, *, save: Callable[[], Any], restore: Callable[[Any], Any] | None = None) -> None:
+        """Have jobs carry a value: *save* gives it where a job is enqueued, and *restore* gets it before each try.
+
+        A value is whatever an argument may be, or None where there is nothing to carry; then *restore* is not called.
+        Both are called in the thread of the caller, or of the job, in its application context. Also in
+        ``current_job.carried``. What *save* raises, ``enqueue`` raises. Raises DeclarationError.
+        """
+        self.registry.surround().add_carried(name, Carry(save, restore))
 
     def enqueue_all(self, calls: Iterable[Bound[Any]], *, session: Any = None) -> list[Job[Any]]:
         """Store a job for each call made by ``task.bind(…)``, of any tasks, in one transaction: all or none.

@@ -48,11 +48,17 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 '''
 
 DEMO = """\
-import signal, sys
+import os, signal, sys
 from importlib.metadata import version
 
+
+def end(*_):
+    os.write(1, b"terminated\\n")  # print() must not be called again while it runs
+    sys.exit()
+
+
 if "wait" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("terminated", flush=True)))
+    signal.signal(signal.SIGTERM, end)
     print("waiting", flush=True)
     signal.pause()
 print(version("small"), sys.argv[1:])

@@ -20,7 +20,6 @@ from ..store.flows import Flows, encode_calls
 from ..store.sql import Store
 from ..store.statements import flows as statements
 from ..store.statements.jobs import RETRY
-from .origin import current_origin
 from .rows import new_job
 from .sessions import CallerTransaction, is_async, run_within
 
@@ -38,6 +37,9 @@ class BatchOwner(JobClient, Protocol):
     def shares_database(self, transaction: CallerTransaction) -> bool:
         """Whether the jobs lie in the database of the caller's session."""
 
+    def origin(self) -> str | None:
+        """The origin of a job that is enqueued here and now."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -51,7 +53,7 @@ class Batches:
     def open(self, name: str, calls: Mapping[Event, Bound[Any]], *, stop_on_failure: bool, session: Any) -> BatchBlock:
         """What makes a batch in a ``with`` block. Raises ArgumentsError where a callback is none."""
         check_name("name", name)
-        now, origin = self._store.clock(), current_origin()
+        now, origin = self._store.clock(), self._owner.origin()
         jobs = {event: self._callback(event, call, now, origin) for event, call in calls.items()}
         values = {"name": name, "stop_on_failure": int(stop_on_failure), "calls": encode_calls(jobs), "now": now}
         return BatchBlock(self, values, session)

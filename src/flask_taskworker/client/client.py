@@ -82,17 +82,23 @@ class Client:
     def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
 
+        around = self._registry.surroundings
+        if around is not None and around.before:
+            return self.enqueue_all([Bound(task, args, options) for args in calls], options.session)
+
         def enqueue() -> list[Job[Any]]:
-            rows = new_jobs(task, calls, options, self.store.clock(), current_origin())
+            rows = new_jobs(task, calls, options, self.store.clock(), self.origin())
             return self._store(rows, self.store.add, self.session_of(options))
 
         return self.traced(task.name, options.queue or task.options.queue, len(calls), enqueue)
 
     def enqueue_all(self, calls: Sequence[Bound[Any]], session: Any = None) -> list[Job[Any]]:
         """Store a job for each of these calls, which may be of different tasks, in one transaction."""
+        if (around := self._registry.surroundings) is not None:
+            calls = [around.prepared(call) for call in calls]
 
         def enqueue() -> list[Job[Any]]:
-            now, origin = self.store.clock(), current_origin()
+            now, origin = self.store.clock(), self.origin()
             sessions = [session, *(self.session_of(call.options) for call in calls)]
             rows = [new_job(call.task, call.args, call.options, now, origin) for call in calls]
             return self._store(rows, self.store.add_all, next((one for one in sessions if one is not None), None))
@@ -100,6 +106,10 @@ class Client:
         tasks = ", ".join(sorted({call.task.name for call in calls}))
         queues = ", ".join(sorted({call.options.queue or call.task.options.queue for call in calls}))
         return self.traced(tasks, queues, len(calls), enqueue)
+
+    def origin(self) -> str | None:
+        """The origin of a job that is enqueued here and now, with what it carries."""
+        return current_origin(self._registry.surroundings)
 
     def session_of(self, options: EnqueueOptions) -> Any:
         """In whose transaction to store: the caller's, or that of a batch which is just made. Raises ArgumentsError."""
@@ -130,7 +140,7 @@ class Client:
 
         def enqueue() -> list[Job[Any]]:
             now = self.store.clock()
-            row = new_job(task, call, options, now, current_origin())._replace(schedule=schedule, fire_at=now)
+            row = new_job(task, call, options, now, self.origin())._replace(schedule=schedule, fire_at=now)
 
             def body(flows: Flows) -> list[JobRecord]:
                 also(flows.run)

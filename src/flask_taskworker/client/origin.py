@@ -9,6 +9,7 @@ from typing import Any
 import click
 from flask import has_request_context, request
 
+from ..core.around import Surroundings
 from ..core.current_job import running_job
 
 MAX_WORDS = 200
@@ -18,8 +19,11 @@ carriers: list[Callable[[dict[str, Any]], None]] = []
 """Called with each origin, to add what the job carries; tracing adds itself here."""
 
 
-def current_origin() -> str | None:
-    """The origin of a job that is enqueued here and now, as JSON; None where nothing is known of it."""
+def current_origin(surroundings: Surroundings | None = None) -> str | None:
+    """The origin of a job that is enqueued here and now, as JSON; None where nothing is known of it.
+
+    With what the job carries. Raises NotEncodable, or what the application's own function raises.
+    """
     found: dict[str, Any] = {}
     job = running_job()
     if job is not None:
@@ -30,6 +34,8 @@ def current_origin() -> str | None:
         found["command"] = context.command_path[:MAX_WORDS]  # for example "flask seed"
     for add in carriers:
         add(found)
+    if surroundings is not None:
+        surroundings.save(found)
     return json.dumps(found) if found else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -60,6 +60,8 @@ class RunningJob:
     """What it has logged: epoch milliseconds, level, logger and text."""
     lines_taken: bool = False
     """Whether lines of it have been stored before its end."""
+    carried: Mapping[str, Any] | None = None
+    """The values that it carries, where this process knows of any."""
 
 
 _running: ContextVar[RunningJob | None] = ContextVar("flask_taskworker.running_job", default=None)
@@ -131,6 +133,11 @@ class CurrentJob:
     """The fire time that this job stands for (UTC), or None."""
     cancelled: Shown[bool] = Shown(lambda job: job._job().cancelled)
     """Whether someone asked this job to stop; seen within a beat (1 s)."""
+
+    @property
+    def carried(self) -> Mapping[str, Any]:
+        """The values that the job carries, by the names given to ``task_worker.carry``."""
+        return self._job().carried or {}
 
     @property
     def batch(self) -> Batch | None:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_args
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
+from .around import Around, Surroundings
 from .batches import Batch, When
 from .clock import as_timedelta, require_aware
 from .codec import Codec
@@ -468,6 +469,8 @@ class TaskRegistry:
         self.tracing: Tracing | None = None
         self.scope: Callable[[Claim], AbstractContextManager[object]] | None = None
         """Entered around each try and the log line about its end, in the context that the try runs in."""
+        self.surroundings: Surroundings | None = None
+        """What the application does around its jobs, if anything."""
         self._find_client = find_client
         self._tasks: dict[str, Task[..., Any, Any]] = {}
         self._built_in: dict[str, Task[..., Any, Any]] = {}
@@ -510,10 +513,24 @@ class TaskRegistry:
             task.check_key("unique", options.unique.key)
         if options.limit is not None:
             self._add_limit(task, options.limit)
+        for around in self.surroundings.arounds if self.surroundings is not None else ():
+            around.check(task.name, task.kind, options.queue)
         task.declared_schedules()
         self._tasks[task.name] = task
         self.version += 1
         return task
+
+    def surround(self) -> Surroundings:
+        """The surroundings, made where there are none yet."""
+        if self.surroundings is None:
+            self.surroundings = Surroundings(self.codec, self._built_in)
+        return self.surroundings
+
+    def add_around(self, around: Around) -> None:
+        """Have it around the jobs of the user's tasks. Raises DeclarationError."""
+        for task in self:
+            around.check(task.name, task.kind, task.options.queue)
+        self.surround().add_around(around)
 
     def _add_limit(self, task: Task[..., Any, Any], limit: Limit) -> None:
         task.check_key(f"The limit {limit.name!r}", limit.key)

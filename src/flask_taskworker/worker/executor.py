@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import os
 import random
@@ -152,13 +153,18 @@ class Executor:
         limit = job.claim.timeout
         scope: asyncio.Timeout | None = None
         value: Any = _NOTHING
+        around = self.registry.surroundings
         try:
             with app.app_context(), self._parent_only:
+                if around is None:
+                    running = task.function(*args, **kwargs)
+                else:
+                    running = around.arun(job, functools.partial(task.function, *args, **kwargs))
                 if limit is None:
-                    value = await task.function(*args, **kwargs)
+                    value = await running
                 else:
                     async with asyncio.timeout(limit / 1000) as scope:
-                        value = await task.function(*args, **kwargs)
+                        value = await running
             if self._encoded > MOST_ENCODED:
                 # The task has returned: to cancel it is too late.
                 with suppress(asyncio.CancelledError):
@@ -187,18 +193,29 @@ class Executor:
             with self._parent_only:
                 return task.function(*args, **kwargs)
 
+        committed: Outcome | None = None
+
+        def commit() -> Outcome:
+            nonlocal committed
+            outcome = self._run_atomically(task, job.claim, lambda: self._succeeded(task, run()))
+            committed = outcome if outcome.recorded else None
+            return outcome
+
+        around = self.registry.surroundings
+
         def call() -> Outcome:
             # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
             job.thread = threading.get_ident()
             value: Any = _NOTHING
+            body = run if task.options.atomic is None else commit
             try:
                 with app.app_context():
-                    if task.options.atomic is None:
-                        value = run()
-                    else:
-                        return self._run_atomically(task, job.claim, lambda: self._succeeded(task, run()))
-                return self._succeeded(task, value)
-            except BaseException as error:  # noqa: BLE001 - as above
+                    value = body() if around is None else around.run(job, body)
+                return value if task.options.atomic is not None else self._succeeded(task, value)
+            except BaseException as error:
+                if committed is not None:
+                    log.exception("%s has committed, then this was raised; the job succeeded", job.claim)
+                    return committed
                 if value is not _NOTHING:
                     return self._teardown_raised(task, job, value, error)
                 return self.ending_of(job, error)

@@ -9,6 +9,7 @@ from typing import Any
 from flask import Response, current_app
 from werkzeug.exceptions import Forbidden, NotFound
 
+from ...core.around import CARRIED
 from ...core.failures import frames_of
 from ...core.rows import Failure
 from ...core.words import spoken, stamp
@@ -48,6 +49,7 @@ def page(view: View, job_id: int) -> Response:
     origin = {
         key: redact.without_path_tokens(without_logins(value)) if isinstance(value, str) else value
         for key, value in found.origin.items()
+        if key != CARRIED
     }
     data = {
         **with_more(job, word=job.word, at=job.at),
