@@ -245,7 +245,7 @@ def test_run_now_leaves_jobs_alone_that_wait(graph: Graph, app: Flask) -> None:
     assert graph.order == ["first", "child"]
 
 
-@pytest.mark.timing(cleaning_interval=0.05)
+@pytest.mark.timing(cleaning_interval=0.05, prune_interval=0.1)
 def test_parents_are_kept_for_what_waits_for_them(app: Flask, make_worker: Any, rows: Rows) -> None:
     app.config["TASKER_KEEP_SUCCEEDED"] = 0
     graph = Graph(make_worker(app))

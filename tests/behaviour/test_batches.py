@@ -204,14 +204,18 @@ def test_first_failure_stops_the_others_where_that_is_wanted(shop: Shop) -> None
     assert batch.wait(timeout=60) == (699, 699, 0, 0)
 
 
-def test_retry_of_the_batch_begins_another_round(shop: Shop) -> None:
+def test_retry_of_the_batch_begins_another_round_at_once(app: Flask, shop: Shop) -> None:
     shop.broken = {3}
     with shop.open() as batch:
         shop.work.using(batch=batch).enqueue_many([(i,) for i in range(5)])
     batch.wait(timeout=20)
     shop.settled("failure", "end")
     shop.broken.clear()
+    client = app.extensions["taskworker"].client
+    on_news, woken = client.on_news, []
+    client.on_news = lambda ready: (woken.append(ready), on_news(ready))
     assert batch.retry() == 1
+    assert woken
     assert batch.wait(timeout=20) == (5, 5, 0, 0)
     assert batch.round == 2
     shop.settled("failure", "end", "success", "end")

@@ -40,6 +40,9 @@ class BatchOwner(JobClient, Protocol):
     def origin(self) -> str | None:
         """The origin of a job that is enqueued here and now."""
 
+    def wake(self) -> None:
+        """Tell all workers that there are jobs."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -177,7 +180,9 @@ class Batches:
         """Put its failed jobs back into their queues; how many. Raises BatchNotFound."""
         row = self.batch_row(batch_id)
         states = (JobState.FAILED, JobState.CANCELLED) if row.stop_on_failure else (JobState.FAILED,)
-        return self._store.change(lambda flows: retry_members(flows, batch_id, states))
+        number = self._store.change(lambda flows: retry_members(flows, batch_id, states))
+        self._owner.wake()
+        return number
 
 
 def retry_members(flows: Flows, batch_id: int, states: tuple[JobState, ...]) -> int:

@@ -34,8 +34,6 @@ LOCKED_INTERVAL = 0.5
 """An outcome whose row another session has locked is tried again after this many seconds."""
 REPORT_INTERVAL = 0.5
 """Seconds."""
-PRUNE_INTERVAL = 5.0
-"""Finished jobs whose time is over are looked for so often while jobs end. Seconds."""
 PRUNE_SPELL = 0.05
 """It goes on for this long at once. Seconds."""
 PRUNE_PAUSE = 0.02
@@ -191,7 +189,7 @@ class OutcomeWriter:
         Claims and endings wait for it, so it goes on for a moment only.
         """
         ended = self._jobs.jobs_done - self._ended_before
-        pause = PRUNE_INTERVAL if ended else self._timing.cleaning_interval
+        pause = self._timing.prune_interval if ended else self._timing.cleaning_interval
         if now - self._pruned_at < (PRUNE_PAUSE if self._has_more_to_prune else pause * self._jitter):
             return
         since = now - self._pruned_at if self._has_more_to_prune else 0.0
@@ -207,7 +205,10 @@ class OutcomeWriter:
             (REPORT_INTERVAL, self._jobs.reporting),
             (self._timing.figures, self._statistics.pending),
             (PRUNE_PAUSE, self._has_more_to_prune),
-            (PRUNE_INTERVAL * self._jitter, self._jobs.jobs_done != self._ended_before and self._pruned_at < math.inf),
+            (
+                self._timing.prune_interval * self._jitter,
+                self._jobs.jobs_done != self._ended_before and self._pruned_at < math.inf,
+            ),
         ]
         return [delay for delay, is_pending in pending if is_pending]
 

@@ -27,6 +27,8 @@ class Timing:
     """What a cancelled coroutine gets to end at shutdown. Defaults to 1."""
     cleaning_interval: float = 60.0
     """Between two deletions of what is old. Defaults to 60."""
+    prune_interval: float = 5.0
+    """Between two looks for finished jobs whose time is over, while jobs end. Defaults to 5."""
     figures: float = 2.0
     """Between two writes of figures. Defaults to 2."""
     suspect_room: float = 5.0

@@ -37,6 +37,7 @@ from flask_taskworker.mail import (
     email_queued,
 )
 from flask_taskworker.mail.queue import delivery
+from flask_taskworker.mail.smtp import pool
 from flask_taskworker.mail.queue.queue import DELIVER
 from tests.support.apps import task_worker_of
 from tests.support.postgres import run_sql
@@ -515,7 +516,7 @@ def test_rejection_before_an_outage_is_not_asked_for_again(
     once: bool, serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "_LONGEST_SPREAD_S", 0.1)
-
+    monkeypatch.setattr(pool, "_STILL_COUNTED_S", 0.1)
     server = serve(script=lambda session, verb, line: turning(server, Drop("421 4.3.2 bye\r\n"), session, verb, line))
     mail = make_queue(server)
     job = mail.send_later(letter("bad@x.org", "good@x.org"), once=once)

@@ -104,7 +104,7 @@ def test_refused_starttls_fails(serve: Serve, make_mail: MakeMail, certificates:
 
     server = serve(starttls=certificates.server(), script=script)
     with pytest.raises(MailError, match=r"454 4\.7\.0 not now"):
-        make_mail(server, MAIL_USE_TLS=True).send(message())
+        make_mail(server, MAIL_USE_TLS=True, MAIL_TIMEOUT=0.3).send(message())
     assert "MAIL" not in server.sessions[0].verbs
 
 
