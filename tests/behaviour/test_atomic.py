@@ -527,6 +527,7 @@ def test_session_in_another_database_is_refused_before_anything_runs(
     engine.dispose()
 
 
+@pytest.mark.sqlite_only
 def test_source_of_new_sessions_is_refused(
     db: SQLAlchemy, task_worker: BackgroundTaskWorker, notes: Callable[[], list[int]]
 ) -> None:
@@ -550,6 +551,7 @@ def test_source_of_new_sessions_is_refused(
         session.close()
 
 
+@pytest.mark.sqlite_only
 def test_source_that_gives_no_session_is_refused(db: SQLAlchemy, task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task(atomic=lambda: "session", name="typo")
     def typo() -> None: ...

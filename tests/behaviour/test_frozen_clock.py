@@ -28,6 +28,7 @@ def clock(request: pytest.FixtureRequest, idle_worker: BackgroundTaskWorker) -> 
         yield clock
 
 
+@pytest.mark.sqlite_only
 def test_frozen_moments_are_arguments_and_results(idle_worker: BackgroundTaskWorker, clock: Any) -> None:
     @idle_worker.task
     def an_hour_later(day: date, moment: datetime) -> datetime:
@@ -47,6 +48,7 @@ def test_waiting_for_a_result_ends_though_the_clock_stands_still(idle_worker: Ba
         job.result(timeout=0.01)
 
 
+@pytest.mark.sqlite_only
 def test_worker_stops_though_the_clock_stands_still(idle_worker: BackgroundTaskWorker, clock: Any) -> None:
     idle_worker.start()
     idle_worker.stop(timeout=2)

@@ -17,6 +17,7 @@ from flask import Flask, current_app
 
 from flask_taskworker import BackgroundTaskWorker, Job, JobFailed, JobState, Retry, signals
 from flask_taskworker.worker import job_log as job_logs
+from tests.support.apps import KINDS
 from tests.support.waiting import wait_for
 
 MakeApp = Callable[..., Flask]
@@ -52,7 +53,8 @@ def records() -> Iterator[Records]:
     root.removeHandler(handler)
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sqlite_only
 def test_records_of_a_job_carry_its_context(task_worker: BackgroundTaskWorker, records: Records, kind: str) -> None:
     def work() -> None:
         log.info("one")
@@ -76,12 +78,14 @@ def test_records_of_a_job_carry_its_context(task_worker: BackgroundTaskWorker, r
     assert records.of("app1") == [f"{job.id} work {attempt}: of the app" for attempt in (1, 2)]
 
 
+@pytest.mark.sqlite_only
 def test_records_outside_of_a_job_have_an_empty_context(task_worker: BackgroundTaskWorker, records: Records) -> None:
     task_worker.task(name="work")(lambda: None).enqueue().result(timeout=20)
     log.info("outside")
     assert records.of("the.application") == ["None None None: outside"]
 
 
+@pytest.mark.sqlite_only
 def test_jobs_at_once_keep_their_contexts_apart(task_worker: BackgroundTaskWorker, records: Records) -> None:
     barrier = threading.Barrier(3)
     arrived: list[int] = []
@@ -107,6 +111,7 @@ def test_jobs_at_once_keep_their_contexts_apart(task_worker: BackgroundTaskWorke
     )
 
 
+@pytest.mark.sqlite_only
 def test_context_is_added_to_what_others_have_made_of_records(
     app: Flask, idle_worker: BackgroundTaskWorker, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +148,7 @@ def test_context_is_added_to_what_others_have_made_of_records(
         (False, True, logging.DEBUG),
     ],
 )
+@pytest.mark.sqlite_only
 def test_each_job_is_logged_at_a_level_by_the_configuration(
     make_app: MakeApp, make_worker: MakeWorker, records: Records, configured: bool | None, app_debug: bool, level: int
 ) -> None:
@@ -156,6 +162,7 @@ def test_each_job_is_logged_at_a_level_by_the_configuration(
 
 
 @pytest.mark.parametrize(("configured", "debug"), [(None, True), (False, False)])
+@pytest.mark.sqlite_only
 def test_debug_mode_of_the_loop_follows_an_app_debug_that_is_set_late(
     make_app: MakeApp, make_worker: MakeWorker, configured: bool | None, debug: bool
 ) -> None:
@@ -174,6 +181,7 @@ def test_debug_mode_of_the_loop_follows_an_app_debug_that_is_set_late(
 
 
 @pytest.mark.parametrize("retry", [None, 5])
+@pytest.mark.sqlite_only
 def test_final_failure_is_an_error_and_a_try_that_is_repeated_a_warning(
     task_worker: BackgroundTaskWorker, records: Records, retry: int | None
 ) -> None:
@@ -192,6 +200,7 @@ def test_final_failure_is_an_error_and_a_try_that_is_repeated_a_warning(
 
 
 @pytest.mark.parametrize("words", ["a\nCRITICAL root: forged", "a\r\nb", "\x1b[31mred", "a\u2028b"])
+@pytest.mark.sqlite_only
 def test_line_cannot_be_forged_by_the_words_of_an_exception(
     task_worker: BackgroundTaskWorker, records: Records, words: str
 ) -> None:
@@ -204,7 +213,8 @@ def test_line_cannot_be_forged_by_the_words_of_an_exception(
     assert record.getMessage().isprintable()
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sqlite_only
 def test_logging_that_raises_harms_neither_job_nor_worker(
     task_worker: BackgroundTaskWorker, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +244,7 @@ def test_logging_that_raises_harms_neither_job_nor_worker(
     assert "flask_taskworker.jobs: logging" in capsys.readouterr().err
 
 
+@pytest.mark.sqlite_only
 def test_start_and_stop_of_a_worker_are_logged(app: Flask, idle_worker: BackgroundTaskWorker, records: Records) -> None:
     idle_worker.start()
     idle_worker.task(name="work")(lambda: None).enqueue().result(timeout=20)
@@ -242,6 +253,7 @@ def test_start_and_stop_of_a_worker_are_logged(app: Flask, idle_worker: Backgrou
     assert started.levelno == stopped.levelno == logging.INFO
 
 
+@pytest.mark.sqlite_only
 def test_nothing_is_logged_for_jobs_without_debug(task_worker: BackgroundTaskWorker, records: Records) -> None:
     """A line costs as much as the rest of a job."""
     task_worker.task(name="work", retry=2)(lambda: 5).enqueue().result(timeout=20)
@@ -251,6 +263,7 @@ def test_nothing_is_logged_for_jobs_without_debug(task_worker: BackgroundTaskWor
     assert not [record for record in ours if record.levelno > logging.DEBUG and "worker" not in record.getMessage()]
 
 
+@pytest.mark.sqlite_only
 def test_receivers_of_signals_log_outside_of_the_job(idle_worker: BackgroundTaskWorker, records: Records) -> None:
     def hear(sender: Flask, job: Job[Any], **_: Any) -> None:
         log.info("heard")

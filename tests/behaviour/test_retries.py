@@ -23,6 +23,7 @@ from flask_taskworker import (
 )
 from flask_taskworker.core.failures import MAX_TEXT
 from flask_taskworker.store.sql import Store
+from tests.support.apps import KINDS
 from tests.support.waiting import wait_for
 
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -30,7 +31,7 @@ SOON = {"base": 0.001, "jitter": 0}
 HOUR_MS = 3_600_000
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=KINDS)
 def declare(request: pytest.FixtureRequest, task_worker: BackgroundTaskWorker) -> Callable[..., Any]:
     """Make a task, of each kind in turn, that does what a function does."""
 
@@ -104,6 +105,7 @@ def test_job_fails_after_its_last_attempt(declare: Callable[..., Any], store: St
     assert [a.outcome for a in store.attempts(job.id)] == ["retrying", "retrying", "failed"]
 
 
+@pytest.mark.sqlite_only
 def test_number_is_a_policy(declare: Callable[..., Any]) -> None:
     assert declare(Flaky(), retry=4).enqueue().max_attempts == 4
 
@@ -117,6 +119,7 @@ def test_only_chosen_exceptions_are_tried_again(declare: Callable[..., Any]) -> 
         assert len(work.seen) == calls, error
 
 
+@pytest.mark.sqlite_only
 def test_the_first_policy_that_wants_an_exception_decides_and_attempts_are_counted_together(
     declare: Callable[..., Any],
 ) -> None:
@@ -136,6 +139,7 @@ def test_the_first_policy_that_wants_an_exception_decides_and_attempts_are_count
     assert last_attempt(KeyError()) == "failed after 1"
 
 
+@pytest.mark.sqlite_only
 def test_base_exceptions_are_tried_again_only_if_chosen(declare: Callable[..., Any]) -> None:
     for policy, calls in ((Retry(5, **SOON), 1), (Retry(5, on=BaseException, **SOON), 2)):
         work = Flaky(KeyboardInterrupt())
@@ -152,22 +156,19 @@ def test_result_that_cannot_be_stored_is_not_tried_again(declare: Callable[..., 
     assert len(work.seen) == 1
 
 
-@pytest.mark.parametrize(
-    ("policy", "seconds"),
-    [
-        (Retry(9, base=3600, jitter=0), 3600),
-        (Retry(9, "linear", base=3600, jitter=0), 3600),
-        (Retry(9, lambda attempt: 1000 + attempt, jitter=0), 1001),
-        (Retry(9, lambda attempt: timedelta(minutes=attempt), jitter=0), 60),
-        (Retry(9, base=7200, cap=5, jitter=0), 5),
-    ],
-    ids=["exponential", "linear", "callable", "callable timedelta", "cap"],
-)
-def test_delay_follows_the_policy(declare: Callable[..., Any], store: Store, policy: Retry, seconds: int) -> None:
-    job = declare(Flaky(ValueError()), retry=policy).enqueue()
-    wait_for_state(job, JobState.SCHEDULED)
-    assert store.record(job.id).run_at - store.attempts(job.id)[0].finished_at == seconds * 1000
-    assert job.attempt == 2
+@pytest.mark.sqlite_only
+def test_delay_follows_the_policy(declare: Callable[..., Any], store: Store) -> None:
+    for name, policy, seconds in (
+        ("exponential", Retry(9, base=3600, jitter=0), 3600),
+        ("linear", Retry(9, "linear", base=3600, jitter=0), 3600),
+        ("callable", Retry(9, lambda attempt: 1000 + attempt, jitter=0), 1001),
+        ("callable timedelta", Retry(9, lambda attempt: timedelta(minutes=attempt), jitter=0), 60),
+        ("cap", Retry(9, base=7200, cap=5, jitter=0), 5),
+    ):
+        job = declare(Flaky(ValueError()), name=name, retry=policy).enqueue()
+        wait_for_state(job, JobState.SCHEDULED)
+        waits = store.record(job.id).run_at - store.attempts(job.id)[0].finished_at
+        assert (waits, job.attempt) == (seconds * 1000, 2), name
 
 
 def test_waiting_job_can_be_cancelled(declare: Callable[..., Any]) -> None:
@@ -178,6 +179,7 @@ def test_waiting_job_can_be_cancelled(declare: Callable[..., Any]) -> None:
         job.result(timeout=20)
 
 
+@pytest.mark.sqlite_only
 def test_backoff_that_raises_fails_the_job_with_both_reasons(declare: Callable[..., Any]) -> None:
     def backoff(attempt: int) -> float:
         raise ZeroDivisionError("in the backoff")
@@ -202,6 +204,7 @@ def test_operator_retry_begins_again_but_claims_go_on(declare: Callable[..., Any
 # -- RetryJob ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite_only
 def test_retry_job_works_without_a_policy(declare: Callable[..., Any], store: Store) -> None:
     work = Flaky(RetryJob("not yet", delay=0), RetryJob(delay=timedelta(milliseconds=1)))
     job = declare(work).enqueue()
@@ -211,6 +214,7 @@ def test_retry_job_works_without_a_policy(declare: Callable[..., Any], store: St
     assert "not yet" in (store.attempts(job.id)[0].error or "")
 
 
+@pytest.mark.sqlite_only
 def test_retry_job_without_a_policy_ends_after_ten_attempts(declare: Callable[..., Any]) -> None:
     work = Flaky(*(RetryJob(delay=0) for _ in range(20)))
     with pytest.raises(JobFailed, match="RetryJob: The task asked for another try"):
@@ -218,6 +222,7 @@ def test_retry_job_without_a_policy_ends_after_ten_attempts(declare: Callable[..
     assert len(work.seen) == 10
 
 
+@pytest.mark.sqlite_only
 def test_retry_job_counts_as_an_attempt_of_the_policy(declare: Callable[..., Any]) -> None:
     work = Flaky(RetryJob(delay=0), ValueError(), RetryJob(delay=0))
     with pytest.raises(JobFailed, match="RetryJob"):
@@ -225,6 +230,7 @@ def test_retry_job_counts_as_an_attempt_of_the_policy(declare: Callable[..., Any
     assert work.seen == [(1, 1), (2, 2), (3, 3)]
 
 
+@pytest.mark.sqlite_only
 def test_retry_job_takes_the_delay_of_the_policy_or_its_own(declare: Callable[..., Any], store: Store) -> None:
     for error, seconds in ((RetryJob(), 3600), (RetryJob(delay=50), 50), (RetryJob(delay=timedelta(hours=2)), 7200)):
         job = declare(Flaky(error), retry=Retry(5, base=3600, jitter=0)).enqueue()
@@ -232,6 +238,7 @@ def test_retry_job_takes_the_delay_of_the_policy_or_its_own(declare: Callable[..
         assert store.record(job.id).run_at - store.attempts(job.id)[0].finished_at == seconds * 1000
 
 
+@pytest.mark.sqlite_only
 def test_retry_job_is_obeyed_whatever_the_policy_wants(declare: Callable[..., Any]) -> None:
     work = Flaky(RetryJob(delay=0))
     assert declare(work, retry=Retry(5, on=OSError)).enqueue().result(timeout=20) == 2
@@ -272,6 +279,7 @@ def test_cancel_job_ends_the_job_and_keeps_the_reason(declare: Callable[..., Any
     assert len(work.seen) == 1
 
 
+@pytest.mark.sqlite_only
 def test_cancel_job_without_a_reason_is_said_in_plain_words(declare: Callable[..., Any]) -> None:
     with pytest.raises(JobCancelled, match=r"was cancelled. The task cancelled its own job\.$"):
         declare(Flaky(CancelJob())).enqueue().result(timeout=20)
@@ -297,6 +305,7 @@ async def in_task_group(*errors: Exception) -> None:
             group.create_task(fail(error))
 
 
+@pytest.mark.sqlite_only
 def test_snooze_job_inside_a_task_group_counts_no_attempt(task_worker: BackgroundTaskWorker) -> None:
     seen = []
 
@@ -311,6 +320,7 @@ def test_snooze_job_inside_a_task_group_counts_no_attempt(task_worker: Backgroun
     assert seen == [1, 1, 1]
 
 
+@pytest.mark.sqlite_only
 def test_retry_job_inside_a_task_group_is_tried_again(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task
     async def work() -> int:
@@ -321,6 +331,7 @@ def test_retry_job_inside_a_task_group_is_tried_again(task_worker: BackgroundTas
     assert work.enqueue().result(timeout=20) == 3
 
 
+@pytest.mark.sqlite_only
 def test_cancel_job_inside_a_task_group_cancels(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task
     async def work() -> None:
@@ -339,6 +350,7 @@ def test_cancel_job_inside_a_task_group_cancels(task_worker: BackgroundTaskWorke
         (Retry(3, base=0, on=ExceptionGroup), 3),
     ],
 )
+@pytest.mark.sqlite_only
 def test_policy_looks_into_a_task_group(task_worker: BackgroundTaskWorker, policy: Retry, attempts: int) -> None:
     seen = []
 
@@ -355,10 +367,9 @@ def test_policy_looks_into_a_task_group(task_worker: BackgroundTaskWorker, polic
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("delay", [-1, "soon", float("nan"), 1e300, True])
-@pytest.mark.parametrize("control", [SnoozeJob, lambda delay: RetryJob(delay=delay)], ids=["snooze", "retry"])
-def test_bad_delay_fails_the_job_with_the_value(
-    declare: Callable[..., Any], control: Callable[[Any], Exception], delay: Any
-) -> None:
-    with pytest.raises(JobFailed, match="DeclarationError: delay is .*Give a"):
-        declare(Flaky(control(delay)), retry=5).enqueue().result(timeout=20)
+@pytest.mark.sqlite_only
+def test_bad_delay_fails_the_job_with_the_value(declare: Callable[..., Any]) -> None:
+    for delay in (-1, "soon", float("nan"), 1e300, True):
+        for control in (SnoozeJob(delay), RetryJob(delay=delay)):
+            with pytest.raises(JobFailed, match="DeclarationError: delay is .*Give a"):
+                declare(Flaky(control), name=f"{control!r} {delay}", retry=5).enqueue().result(timeout=20)

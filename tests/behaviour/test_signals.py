@@ -278,6 +278,7 @@ def test_signals_of_the_worker_are_sent_beside_the_loop_inside_a_context(
     assert places == {("taskworker-signals", "app1")}
 
 
+@pytest.mark.sqlite_only
 def test_blocked_receiver_delays_no_job(worker: BackgroundTaskWorker) -> None:
     release, blocked = threading.Event(), threading.Event()
 
@@ -294,6 +295,7 @@ def test_blocked_receiver_delays_no_job(worker: BackgroundTaskWorker) -> None:
         worker.stop()
 
 
+@pytest.mark.sqlite_only
 def test_worker_without_a_thread_for_signals_works_on(
     idle_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,6 +314,7 @@ def test_worker_without_a_thread_for_signals_works_on(
     assert "no thread for the receivers" in caplog.text
 
 
+@pytest.mark.sqlite_only
 def test_signals_cost_nothing_when_no_one_listens(idle_worker: BackgroundTaskWorker) -> None:
     # A receiver of the test before may still be at it.
     before = set(threading.enumerate())
@@ -321,6 +324,7 @@ def test_signals_cost_nothing_when_no_one_listens(idle_worker: BackgroundTaskWor
     assert "taskworker-signals" not in {thread.name for thread in begun}
 
 
+@pytest.mark.sqlite_only
 def test_receiver_may_choose_its_app(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
@@ -369,6 +373,7 @@ def misunderstand(sender: Flask) -> None: ...
 
 
 @pytest.mark.parametrize("receiver", [fail, leave, interrupt, misunderstand, fail_async, cancel_async])
+@pytest.mark.sqlite_only
 def test_receiver_that_raises_is_logged_and_harms_nothing_else(
     idle_worker: BackgroundTaskWorker, receiver: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -391,6 +396,7 @@ def test_receiver_that_raises_is_logged_and_harms_nothing_else(
     assert receiver.__name__ in caplog.text
 
 
+@pytest.mark.sqlite_only
 def test_coroutine_receivers_are_awaited(idle_worker: BackgroundTaskWorker) -> None:
     heard = []
 
@@ -405,6 +411,7 @@ def test_coroutine_receivers_are_awaited(idle_worker: BackgroundTaskWorker) -> N
     assert heard == [(job.id, "app1")]
 
 
+@pytest.mark.sqlite_only
 def test_teardown_that_raises_ends_no_signals(
     app: Flask, idle_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -425,6 +432,7 @@ def test_teardown_that_raises_ends_no_signals(
             wait_for(lambda number=number: len(heard) == number + 1)
 
 
+@pytest.mark.sqlite_only
 def test_receiver_may_enqueue_and_wait(idle_worker: BackgroundTaskWorker) -> None:
     second = idle_worker.task(name="second")(lambda: 5)
     results = []

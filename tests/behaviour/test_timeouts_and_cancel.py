@@ -23,6 +23,7 @@ from flask_taskworker import (
 )
 from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.sql import Store
+from tests.support.apps import KINDS
 from tests.support.waiting import wait, wait_for
 
 MakeApp = Callable[..., Flask]
@@ -74,6 +75,7 @@ def test_timeout_is_for_one_try(task_worker: BackgroundTaskWorker, store: Store)
     assert ["TimeoutError" in (attempt.error or "") for attempt in store.attempts(job.id)] == [True, True]
 
 
+@pytest.mark.sqlite_only
 def test_timeout_error_of_the_task_itself_is_an_exception(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task(timeout=3600)
     async def work() -> None:
@@ -85,6 +87,7 @@ def test_timeout_error_of_the_task_itself_is_an_exception(task_worker: Backgroun
     assert (caught.value.kind, caught.value.exception_type) == ("exception", "TimeoutError")
 
 
+@pytest.mark.sqlite_only
 def test_async_job_that_ends_well_in_spite_of_its_timeout_has_succeeded(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task(timeout=0.05)
     async def work() -> str:
@@ -97,6 +100,7 @@ def test_async_job_that_ends_well_in_spite_of_its_timeout_has_succeeded(task_wor
     assert work.enqueue().result(timeout=20) == "saved"
 
 
+@pytest.mark.sqlite_only
 def test_error_while_cleaning_up_after_a_timeout_is_reported(task_worker: BackgroundTaskWorker) -> None:
     @task_worker.task(timeout=0.05)
     async def work() -> None:
@@ -112,6 +116,7 @@ def test_error_while_cleaning_up_after_a_timeout_is_reported(task_worker: Backgr
 # -- timeouts of sync jobs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite_only
 def test_timed_out_sync_job_fails_while_its_thread_goes_on(
     make_app: MakeApp, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +143,7 @@ def test_timed_out_sync_job_fails_while_its_thread_goes_on(
     assert job.refresh().state is JobState.FAILED
 
 
+@pytest.mark.sqlite_only
 def test_timed_out_sync_job_keeps_its_slot_until_its_thread_returns(make_app: MakeApp, make_worker: MakeWorker) -> None:
     app = make_app(TASKER_THREADS=1, TASKER_LOOP_INTERVAL=3600)
     task_worker = make_worker(app)
@@ -160,6 +166,7 @@ def test_timed_out_sync_job_keeps_its_slot_until_its_thread_returns(make_app: Ma
     assert next_job.result(timeout=20) == "free"
 
 
+@pytest.mark.sqlite_only
 def test_timeout_of_a_job_begins_when_the_job_does(make_app: MakeApp, make_worker: MakeWorker) -> None:
     """Short jobs are claimed ahead. Those must not be given to a thread that a timed-out job still uses."""
     app = make_app(TASKER_THREADS=1, TASKER_LOOP_INTERVAL=3600)
@@ -187,6 +194,7 @@ async def forever_short() -> None:
     await asyncio.sleep(0.05)
 
 
+@pytest.mark.sqlite_only
 def test_timed_out_sync_job_is_asked_to_stop(task_worker: BackgroundTaskWorker) -> None:
     stopped = threading.Event()
 
@@ -288,7 +296,7 @@ def test_running_sync_job_sees_that_it_is_cancelled(task_worker: BackgroundTaskW
     assert job.refresh().state is JobState.CANCELLED
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_job_that_ends_well_in_spite_of_being_cancelled_has_succeeded(
     task_worker: BackgroundTaskWorker, kind: str
 ) -> None:
@@ -310,7 +318,7 @@ def test_job_that_ends_well_in_spite_of_being_cancelled_has_succeeded(
     assert job.refresh().state is JobState.SUCCEEDED
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_cancelled_job_that_raises_is_not_tried_again(task_worker: BackgroundTaskWorker, kind: str) -> None:
     calls = []
 
@@ -336,7 +344,7 @@ def test_cancelled_job_that_raises_is_not_tried_again(task_worker: BackgroundTas
     assert calls == [1]
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_job_is_cancelled_from_another_process(
     app: Flask, task_worker: BackgroundTaskWorker, store: Store, kind: str
 ) -> None:

@@ -116,6 +116,7 @@ def test_worker_whose_tasks_a_job_has_cancelled_still_hears_of_new_jobs(
     other.driver.close()
 
 
+@pytest.mark.sqlite_only
 def test_worker_starts_and_works_where_every_log_handler_raises(
     app: Flask, make_worker: Callable[..., BackgroundTaskWorker], broken_logging: None
 ) -> None:
@@ -184,6 +185,7 @@ def test_jobs_of_a_loop_that_is_blocked_for_good_are_run_by_the_next_one(
 
 
 @quick
+@pytest.mark.sqlite_only
 def test_loop_that_stands_at_a_breakpoint_is_not_given_up(
     task_worker: BackgroundTaskWorker, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,7 @@
 """Fixtures of the tests in this process: an app on a database of its own, and its worker.
 
 A test runs on SQLite; those in tests/behaviour, and those marked ``both_databases``, run on PostgreSQL as well.
-One that is about the file itself takes ``database``, or the mark ``sqlite_only``, and runs on SQLite alone.
+One that takes ``database``, or has the mark ``sqlite_only``, runs on SQLite alone. A parameter may have the mark, too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from flask_taskworker.store.sqlite.driver import SqliteDriver
 from flask_taskworker.worker.timing import Timing
 from tests.support.postgres import a_schema, connect
 
+KINDS = [pytest.param("sync", marks=pytest.mark.sqlite_only), "async"]
+"""Of tasks. One will do on PostgreSQL: where a database makes a difference, the kind makes none."""
+
 BEHAVIOUR = Path(__file__).parents[2] / "tests/behaviour"
 
 
@@ -40,6 +43,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     file_only = "database" in metafunc.fixturenames or marked("sqlite_only")
     if "driver" in metafunc.fixturenames and both and not file_only:
         metafunc.parametrize("driver", ["sqlite", "postgresql"])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what PostgreSQL need not repeat: parameters that are marked sqlite_only."""
+    repeated = [
+        item
+        for item in items
+        if item.get_closest_marker("sqlite_only")
+        and getattr(item, "callspec", None) is not None
+        and item.callspec.params.get("driver") == "postgresql"
+    ]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in set(repeated)]
 
 
 @pytest.fixture

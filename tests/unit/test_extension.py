@@ -18,6 +18,7 @@ from flask_taskworker.errors import AppError, StoreError
 from flask_taskworker.store.sql import Store
 from flask_taskworker.testing.live import LiveWorker
 from flask_taskworker.worker.worker import Worker
+from tests.support.apps import KINDS
 from tests.support.waiting import wait, wait_for, wait_for_collected
 
 pytestmark = pytest.mark.both_databases
@@ -43,6 +44,7 @@ def test_start_without_an_app_says_what_to_do() -> None:
         BlockingTaskWorker().start()
 
 
+@pytest.mark.sqlite_only
 def test_blocking_worker_starts_in_the_main_thread_only(app: Flask) -> None:
     raised: list[BaseException] = []
 
@@ -58,6 +60,7 @@ def test_blocking_worker_starts_in_the_main_thread_only(app: Flask) -> None:
     assert "must run in the main thread, where signals arrive" in str(raised[0])
 
 
+@pytest.mark.sqlite_only
 def test_starting_again_is_harmless(task_worker: BackgroundTaskWorker) -> None:
     work = task_worker.task(name="work")(lambda: 1)
     for _ in range(3):
@@ -66,6 +69,7 @@ def test_starting_again_is_harmless(task_worker: BackgroundTaskWorker) -> None:
     assert len(task_worker.state().store.workers()) == 1
 
 
+@pytest.mark.sqlite_only
 def test_stopping_what_does_not_run_is_harmless(idle_worker: BackgroundTaskWorker) -> None:
     idle_worker.stop()
     idle_worker.start()
@@ -297,7 +301,7 @@ def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> Non
 
 
 @pytest.mark.timing(beat=0.02)
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
     idle_worker: BackgroundTaskWorker, rows: Callable[..., Any], kind: str
 ) -> None:
@@ -388,6 +392,7 @@ def test_worker_that_does_not_beat_is_given_up_after_its_lease(
         ("alive", '{"name": "a\\nb"}', "worker 0f0e (a\\nb, pid 4711 on farm-7) is dead"),
     ],
 )
+@pytest.mark.sqlite_only
 def test_log_tells_where_the_worker_ran_that_is_dead(
     idle_worker: BackgroundTaskWorker,
     store: Store,
@@ -431,6 +436,7 @@ def test_worker_row_tells_about_the_worker(make_app: MakeApp, make_worker: MakeW
     task_worker.stop()
 
 
+@pytest.mark.sqlite_only
 def test_mistyped_key_is_warned_of_with_the_right_one(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     app = make_app(TASKER_THREAD=2)
     BackgroundTaskWorker(app)
@@ -452,6 +458,7 @@ TOLD = "start() does nothing under flask {}, so no job runs in it. Use: flask ta
         (BlockingTaskWorker, "work", TOLD.format("work")),
     ],
 )
+@pytest.mark.sqlite_only
 def test_start_that_does_nothing_is_reported_where_it_may_surprise(
     make_app: MakeApp,
     monkeypatch: pytest.MonkeyPatch,
@@ -480,6 +487,7 @@ def test_start_that_does_nothing_is_reported_where_it_may_surprise(
     assert {record.message for record in records} != set(), "at DEBUG each is logged"
 
 
+@pytest.mark.sqlite_only
 def test_stopping_worker_tells_what_it_waits_for(
     task_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -506,6 +514,7 @@ def test_job_of_a_worker_without_a_row_is_rescued(idle_worker: BackgroundTaskWor
     assert job.result(timeout=20) == "rescued"
 
 
+@pytest.mark.sqlite_only
 def test_jobs_that_are_due_together_begin_in_the_order_of_their_priorities(
     idle_worker: BackgroundTaskWorker, rows: Callable[..., Any]
 ) -> None:

@@ -245,6 +245,7 @@ def test_a_database_that_does_not_answer_is_reported(
     assert "the metrics could not be read" in caplog.text
 
 
+@pytest.mark.sqlite_only
 def test_without_access_nothing_is_reported(
     app: Flask, idle_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -254,6 +255,7 @@ def test_without_access_nothing_is_reported(
     assert "The metrics are closed: a request from 127.0.0.1 was refused. Open them with create_metrics(" in caplog.text
 
 
+@pytest.mark.sqlite_only
 def test_the_login_of_the_dashboard_opens_them(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
@@ -265,6 +267,7 @@ def test_the_login_of_the_dashboard_opens_them(
     assert client.get("/metrics", auth=("prometheus", "secret")).status_code == 200
 
 
+@pytest.mark.sqlite_only
 def test_the_callback_decides(app: Flask, idle_worker: BackgroundTaskWorker) -> None:
     answers: dict[str, Any] = {"/yes": lambda: True, "/no": lambda: False, "/log-in": lambda: abort(418)}
     for path, access in answers.items():
@@ -273,6 +276,7 @@ def test_the_callback_decides(app: Flask, idle_worker: BackgroundTaskWorker) -> 
     assert [client.get(f"{path}/metrics").status_code for path in answers] == [200, 403, 418]
 
 
+@pytest.mark.sqlite_only
 def test_metrics_of_what_is_not_a_task_worker_are_refused(app: Flask) -> None:
     with pytest.raises(ArgumentsError, match="is not a TaskWorker"):
         create_metrics(app)  # type: ignore[arg-type]
@@ -288,6 +292,7 @@ def port(app: Flask, idle_worker: BackgroundTaskWorker) -> Iterator[int]:
     server.server_close()
 
 
+@pytest.mark.sqlite_only
 def test_a_port_of_its_own_tells_the_same(
     app: Flask, port: int, store: Store, rows: Rows, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +306,7 @@ def test_a_port_of_its_own_tells_the_same(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.sqlite_only
 def test_a_taken_port_is_an_error(app: Flask, port: int) -> None:
     with pytest.raises(OSError, match="in use"):
         serve_metrics(app, port, "127.0.0.1")

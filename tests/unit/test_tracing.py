@@ -18,6 +18,7 @@ from flask_taskworker.client import origin
 from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.sql import Store
+from tests.support.apps import KINDS
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait_for
 
@@ -72,7 +73,7 @@ def is_linked(span: ReadableSpan, other: ReadableSpan) -> bool:
     return span.parent is None and links == [(context(other).trace_id, context(other).span_id)]
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_trace_goes_from_the_request_into_the_task(
     app: Flask, idle_worker: BackgroundTaskWorker, spans: Recorded, kind: str
 ) -> None:
@@ -126,6 +127,7 @@ def test_the_context_lies_in_the_row_as_w3c_has_it(
     assert carried == {"traceparent": f"00-{sent.trace_id:032x}-{sent.span_id:016x}-{sent.trace_flags:02x}"}
 
 
+@pytest.mark.sqlite_only
 def test_a_delayed_job_has_a_trace_of_its_own_with_a_link(idle_worker: BackgroundTaskWorker, spans: Recorded) -> None:
     task = idle_worker.task(name="work")(lambda: None)
     task.using(delay=timedelta(milliseconds=20)).enqueue()
@@ -134,6 +136,7 @@ def test_a_delayed_job_has_a_trace_of_its_own_with_a_link(idle_worker: Backgroun
     assert is_linked(process, spans.named("send default")[0])
 
 
+@pytest.mark.sqlite_only
 def test_each_try_has_a_span_and_later_ones_a_link(idle_worker: BackgroundTaskWorker, spans: Recorded) -> None:
     @idle_worker.task(name="work", retry=Retry(max_attempts=3, base=0.001))
     async def work() -> None:
@@ -158,6 +161,7 @@ def test_each_try_has_a_span_and_later_ones_a_link(idle_worker: BackgroundTaskWo
     assert "in work" in str((event.attributes or {})["exception.stacktrace"])
 
 
+@pytest.mark.sqlite_only
 def test_a_job_that_a_job_enqueues_is_in_the_same_trace(idle_worker: BackgroundTaskWorker, spans: Recorded) -> None:
     child = idle_worker.task(name="child", queue="children")(lambda: None)
 
@@ -182,6 +186,7 @@ def test_many_jobs_are_sent_in_one_span(idle_worker: BackgroundTaskWorker, spans
     assert all(is_child(process, send) for process in spans.named("process default", 3))
 
 
+@pytest.mark.sqlite_only
 def test_a_queued_mail_has_its_spans(app: Flask, idle_worker: BackgroundTaskWorker, spans: Recorded) -> None:
     app.config["MAIL_DEFAULT_SENDER"] = "from@example.com"
     mail = Mail(app)
@@ -191,6 +196,7 @@ def test_a_queued_mail_has_its_spans(app: Flask, idle_worker: BackgroundTaskWork
     assert (send.attributes or {})["messaging.message.id"] == str(job.id)
 
 
+@pytest.mark.sqlite_only
 def test_a_schedule_begins_a_trace(idle_worker: BackgroundTaskWorker, spans: Recorded) -> None:
     @idle_worker.task(name="work", schedule=Every(seconds=1))
     async def work() -> None: ...
@@ -204,6 +210,7 @@ def test_a_schedule_begins_a_trace(idle_worker: BackgroundTaskWorker, spans: Rec
 
 
 @pytest.mark.parametrize("carried", ['{"traceparent": "rubbish"}', '{"traceparent": 7, "tracestate": []}', "damaged"])
+@pytest.mark.sqlite_only
 def test_a_damaged_context_begins_a_trace(
     idle_worker: BackgroundTaskWorker, spans: Recorded, store: Store, rows: Rows, carried: str
 ) -> None:
@@ -216,6 +223,7 @@ def test_a_damaged_context_begins_a_trace(
     assert (process.attributes or {})["taskworker.outcome"] == "succeeded"
 
 
+@pytest.mark.sqlite_only
 def test_a_job_that_is_not_accepted_is_an_error_of_its_span(
     idle_worker: BackgroundTaskWorker, spans: Recorded, rows: Rows, store: Store
 ) -> None:
@@ -227,6 +235,7 @@ def test_a_job_that_is_not_accepted_is_an_error_of_its_span(
     assert send.status.status_code is StatusCode.ERROR
 
 
+@pytest.mark.sqlite_only
 def test_without_it_nothing_is_carried(idle_worker: BackgroundTaskWorker, spans: Recorded, store: Store) -> None:
     tracing.uninstrument(idle_worker)
     task = idle_worker.task(name="work")(lambda: None)
@@ -237,6 +246,7 @@ def test_without_it_nothing_is_carried(idle_worker: BackgroundTaskWorker, spans:
     assert spans._named("send default") == spans._named("process default") == []
 
 
+@pytest.mark.sqlite_only
 def test_apps_that_come_later_are_followed_too(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
@@ -252,6 +262,7 @@ def test_apps_that_come_later_are_followed_too(
     origin.carriers.remove(tracing._W3C.inject)
 
 
+@pytest.mark.sqlite_only
 def test_what_is_not_a_task_worker_is_refused(app: Flask) -> None:
     for function in (tracing.instrument, tracing.uninstrument):
         with pytest.raises(ArgumentsError, match="is not a TaskWorker"):

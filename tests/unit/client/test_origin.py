@@ -62,6 +62,7 @@ def test_a_job_of_a_request_names_it(app: Flask, idle_worker: BackgroundTaskWork
 
 
 @pytest.mark.usefixtures("command")
+@pytest.mark.sqlite_only
 def test_a_job_of_a_job_names_it(app: Flask, idle_worker: BackgroundTaskWorker, find: Find) -> None:
     child = idle_worker.task(name="child")(lambda: None)
 
@@ -83,10 +84,12 @@ def test_a_job_of_a_job_names_it(app: Flask, idle_worker: BackgroundTaskWorker, 
 
 
 @pytest.mark.usefixtures("command")
+@pytest.mark.sqlite_only
 def test_a_job_of_a_command_names_it(idle_worker: BackgroundTaskWorker, find: Find) -> None:
     assert find(idle_worker.task(name="t")(lambda: None).enqueue().id) == {"command": "flask tasks call"}
 
 
+@pytest.mark.sqlite_only
 def test_a_job_of_a_flask_command_names_it(app: Flask, idle_worker: BackgroundTaskWorker, find: Find) -> None:
     task = idle_worker.task(name="t")(lambda: None)
     found: list[int] = []
@@ -108,6 +111,7 @@ def test_a_queued_mail_has_an_origin_too(app: Flask, idle_worker: BackgroundTask
     assert find(job.id) == {"command": "flask tasks call"}
 
 
+@pytest.mark.sqlite_only
 def test_a_carrier_adds_what_the_job_carries(
     idle_worker: BackgroundTaskWorker, find: Find, carriers: list[Callable[[dict[str, Any]], None]]
 ) -> None:

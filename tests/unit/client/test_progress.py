@@ -110,6 +110,7 @@ def test_browser_that_comes_back_after_the_end_is_told_to_stop(
         assert again.status == 204
 
 
+@pytest.mark.sqlite_only
 def test_token_of_another_signs_nothing(
     app: Flask, task_worker: BackgroundTaskWorker, port: int, job: Job[Any]
 ) -> None:
@@ -137,6 +138,7 @@ def test_any_number_of_browsers_have_one_reader_that_ends_with_the_last(
     assert readers() == 0
 
 
+@pytest.mark.sqlite_only
 def test_token_needs_a_secret_key(task_worker: BackgroundTaskWorker, job: Job[Any]) -> None:
     with pytest.raises(ConfigError, match="SECRET_KEY"):
         task_worker.progress_token(job)

@@ -416,10 +416,10 @@ def test_children_are_those_that_were_enqueued_inside(
     assert browser.count_all(chosen("parent:7")) == 4
 
 
-@pytest.mark.parametrize("job_id", [0, -1, 1, MAX_ID, MAX_ID + 1, 10**30])
-def test_a_job_that_is_not_there_is_named(browser: Browser, job_id: int) -> None:
-    with pytest.raises(JobNotFound, match=f"Job {job_id} never existed, or it was pruned"):
-        browser.job(job_id)
+def test_a_job_that_is_not_there_is_named(browser: Browser) -> None:
+    for job_id in [0, -1, 1, MAX_ID, MAX_ID + 1, 10**30]:
+        with pytest.raises(JobNotFound, match=f"Job {job_id} never existed, or it was pruned"):
+            browser.job(job_id)
 
 
 def test_jobs_by_id_leaves_out_those_that_are_gone(browser: Browser, rows: Rows) -> None:

@@ -238,9 +238,9 @@ def test_plain_unique_task_uses_the_index(idle_worker: BackgroundTaskWorker, sto
     assert rows("SELECT count(*) FROM taskworker_key") == [(0,)]
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
+@pytest.mark.sqlite_only
+def test_what_contradicts_itself_is_refused(save: Task[..., Any, Any]) -> None:
+    for options, error, words in [
         ({"until": "started"}, ArgumentsError, "are about a key. Give unique=…"),
         ({"unique": "k", "until": "never"}, DeclarationError, "until = 'never' is not allowed"),
         ({"unique": "k", "latest": True}, DeclarationError, "latest=True needs until='started'"),
@@ -251,15 +251,12 @@ def test_plain_unique_task_uses_the_index(idle_worker: BackgroundTaskWorker, sto
         ({"unique": "k", "debounce": 5, "delay": 5}, ArgumentsError, "Leave delay and run_at out"),
         ({"unique": 1.5}, DeclarationError, "unique = 1.5 is not allowed"),
         ({"unique": ("a", ["b"])}, DeclarationError, "Allowed: a string, a whole number, a UUID, or a tuple"),
-    ],
-)
-def test_what_contradicts_itself_is_refused(
-    save: Task[..., Any, Any], options: dict[str, Any], error: type[Exception], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        save.using(**options)
+    ]:
+        with pytest.raises(error, match=words):
+            save.using(**options)
 
 
+@pytest.mark.sqlite_only
 def test_key_that_is_no_parameter_is_refused_at_the_declaration(idle_worker: BackgroundTaskWorker) -> None:
     with pytest.raises(
         DeclarationError, match=r"from the parameter 'pages', which the task does not have \(it has: x\)"

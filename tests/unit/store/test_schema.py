@@ -27,9 +27,8 @@ def job(app: Flask, idle_worker: object, store: Store, rows: Rows) -> None:
          "u", "t", "q", "sync", "ready", "[[],{}]", 1)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
+def test_tables_refuse_what_no_job_can_have(job: None, rows: Rows) -> None:
+    for column, value in [
         ("priority", "'high'"),
         ("failures", "'many'"),
         ("timeout", "'soon'"),
@@ -44,11 +43,9 @@ def job(app: Flask, idle_worker: object, store: Store, rows: Rows) -> None:
         ("worker_id", "'w'"),
         ("finished_at", "5"),
         ("task", "NULL"),
-    ],
-)
-def test_tables_refuse_what_no_job_can_have(job: None, rows: Rows, column: str, value: str) -> None:
-    with pytest.raises(REFUSED):
-        rows(f"UPDATE taskworker_job SET {column} = {value}")
+    ]:
+        with pytest.raises(REFUSED):
+            rows(f"UPDATE taskworker_job SET {column} = {value}")
 
 
 def test_refusal_of_a_table_is_distinguished_from_other_errors(job: None, store: Store) -> None:

@@ -62,11 +62,11 @@ def test_a_finished_job_cannot_be_cancelled_and_a_waiting_one_not_retried(store:
     assert store.record(one.id).state == "ready"
 
 
-@pytest.mark.parametrize("job_id", [0, -1, 77, MAX_ID, 10**30])
-def test_a_job_that_does_not_exist_is_named(store: Store, job_id: int) -> None:
-    for look in (store.record, store.args, store.ending, store.cancel, store.retry):
-        with pytest.raises(JobNotFound, match=str(job_id)):
-            look(job_id)
+def test_a_job_that_does_not_exist_is_named(store: Store) -> None:
+    for job_id in [0, -1, 77, MAX_ID, 10**30]:
+        for look in (store.record, store.args, store.ending, store.cancel, store.retry):
+            with pytest.raises(JobNotFound, match=str(job_id)):
+                look(job_id)
 
 
 def test_a_database_keeps_its_name(store: Store) -> None:

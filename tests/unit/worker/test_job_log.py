@@ -22,6 +22,7 @@ from flask_taskworker.ops.rows import LogLine
 from flask_taskworker.store import work
 from flask_taskworker.store.sql import Store
 from flask_taskworker.worker.job_log import LONGEST_PAUSE, MAX_LINES, MAX_TEXT, LoggingJobs, keep_line, lines_of
+from tests.support.apps import KINDS
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait, wait_for
 
@@ -50,6 +51,7 @@ def texts(store: Store, job: Job[Any], claim: int = 1) -> list[str]:
     return [line.text for line in lines(store, job).get(claim, [])]
 
 
+@pytest.mark.sqlite_only
 def test_a_line_is_kept_with_its_moment_level_and_logger(
     task_worker: BackgroundTaskWorker, store: Store, log: logging.Logger
 ) -> None:
@@ -99,7 +101,7 @@ def test_each_try_has_its_lines_however_it_ended(
     assert texts(store, jobs[1]) == ["about to fail"]
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_lines_can_be_followed_while_the_job_runs(
     task_worker: BackgroundTaskWorker, store: Store, log: logging.Logger, kind: str
 ) -> None:
@@ -130,6 +132,7 @@ def test_lines_can_be_followed_while_the_job_runs(
     wait_for(lambda: texts(store, job) == ["one", "two", "three"])
 
 
+@pytest.mark.sqlite_only
 def test_lines_of_jobs_that_run_at_once_are_not_mixed(
     task_worker: BackgroundTaskWorker, store: Store, log: logging.Logger
 ) -> None:
@@ -168,6 +171,7 @@ def test_the_last_lines_are_kept_each_of_bounded_size(
     assert found[-1] == "x" * 1_999 + "…"
 
 
+@pytest.mark.sqlite_only
 def test_an_exception_is_kept_by_its_end(task_worker: BackgroundTaskWorker, store: Store, log: logging.Logger) -> None:
     @task_worker.task
     def careful() -> None:
@@ -191,6 +195,7 @@ class Spiteful:
         raise RuntimeError("I have no words")
 
 
+@pytest.mark.sqlite_only
 def test_no_line_harms_its_job(task_worker: BackgroundTaskWorker, store: Store, log: logging.Logger) -> None:
     @task_worker.task
     def spite() -> None:
@@ -210,6 +215,7 @@ def test_no_line_harms_its_job(task_worker: BackgroundTaskWorker, store: Store, 
 
 
 @pytest.mark.parametrize(("level", "kept"), [("WARNING", ["three"]), (15, ["two", "three"]), ("off", [])])
+@pytest.mark.sqlite_only
 def test_the_level_says_which_lines_are_kept(
     make_app: MakeApp, make_worker: MakeWorker, log: logging.Logger, level: str | int, kept: list[str]
 ) -> None:
@@ -362,6 +368,7 @@ def test_lines_are_deleted_with_their_job(idle_worker: BackgroundTaskWorker, sto
     wait_for(lambda: [row[0] for row in rows("SELECT job_id FROM taskworker_log")] == [kept])
 
 
+@pytest.mark.sqlite_only
 def test_logging_is_left_as_the_application_has_it(task_worker: BackgroundTaskWorker) -> None:
     task_worker.task(name="t")(lambda: None).enqueue().result(timeout=20)
     ours = [h for h in logging.getLogger().handlers if type(h).__module__.startswith("flask_taskworker")]

@@ -16,6 +16,7 @@ from flask import Flask, current_app
 from flask_taskworker import BackgroundTaskWorker, Every, JobState, Retry, current_job
 from flask_taskworker.core.tasks import Task
 from flask_taskworker.store.sql import Store
+from tests.support.apps import KINDS
 from tests.support.twins import twin_of
 from tests.support.waiting import Clock, wait, wait_for
 
@@ -136,7 +137,7 @@ def test_no_queue_starves_without_a_configured_order(make_app: MakeApp, make_wor
 # -- the two kinds -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("full", ["sync", "async"])
+@pytest.mark.parametrize("full", KINDS)
 def test_backlog_of_one_kind_does_not_starve_the_other(make_app: MakeApp, make_worker: MakeWorker, full: str) -> None:
     app = make_app(TASKER_THREADS=2, TASKER_CONCURRENCY=2)
     task_worker = make_worker(app)
@@ -161,7 +162,7 @@ def test_backlog_of_one_kind_does_not_starve_the_other(make_app: MakeApp, make_w
         job.result(timeout=20)
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_more_jobs_run_at_once_than_configured(make_app: MakeApp, make_worker: MakeWorker, kind: str) -> None:
     app = make_app(TASKER_THREADS=3, TASKER_CONCURRENCY=3)
     task_worker = make_worker(app)

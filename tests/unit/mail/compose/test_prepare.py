@@ -84,11 +84,11 @@ def test_there_are_enough_payloads() -> None:
     assert len(FIELDS) * len(PAYLOADS) >= 340
 
 
-@pytest.mark.parametrize("line_break", BREAKS, ids=repr)
 @pytest.mark.parametrize("field", [name for name in FIELDS if name != "subject"])
-def test_raw_break_is_refused(field: str, line_break: str, make_message: Make) -> None:
-    with pytest.raises(BadHeaderError):
-        prepare(make_message(**FIELDS[field](f"x{line_break}{EVIL}")), now=0.0)
+def test_raw_break_is_refused(field: str, make_message: Make) -> None:
+    for line_break in BREAKS:
+        with pytest.raises(BadHeaderError):
+            prepare(make_message(**FIELDS[field](f"x{line_break}{EVIL}")), now=0.0)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)

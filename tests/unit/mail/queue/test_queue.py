@@ -37,8 +37,8 @@ from flask_taskworker.mail import (
     email_queued,
 )
 from flask_taskworker.mail.queue import delivery
-from flask_taskworker.mail.smtp import pool
 from flask_taskworker.mail.queue.queue import DELIVER
+from flask_taskworker.mail.smtp import pool
 from tests.support.apps import task_worker_of
 from tests.support.postgres import run_sql
 from tests.support.smtp_server import Drop, Session, Silence, Slow, SMTPServer, wait_until
@@ -145,6 +145,7 @@ def test_delay_priority_and_queue_are_the_jobs(make_queue: MakeQueue) -> None:
     assert job.run_at is not None
 
 
+@pytest.mark.sqlite_only
 def test_without_task_worker_the_error_says_what_to_do(make_app: Callable[..., Flask]) -> None:
     app = make_app(MAIL_DEFAULT_SENDER="a@x.org")
     mail = Mail(app)
@@ -152,6 +153,7 @@ def test_without_task_worker_the_error_says_what_to_do(make_app: Callable[..., F
         mail.send_later(letter())
 
 
+@pytest.mark.sqlite_only
 def test_wrong_message_is_refused_at_the_call_and_nothing_is_stored(make_queue: MakeQueue) -> None:
     mail = make_queue(start=False, MAIL_MAX_SIZE=2000)
     with pytest.raises(BadHeaderError):
@@ -189,6 +191,7 @@ def test_many_are_stored_in_one_transaction_and_their_attachment_once(serve: Ser
     assert len(digest) == hashlib.sha256().digest_size * 2
 
 
+@pytest.mark.sqlite_only
 def test_nothing_to_queue_is_fine(make_queue: MakeQueue) -> None:
     assert make_queue(start=False).send_later_many([]) == []
 
@@ -225,6 +228,7 @@ def test_session_decides(
         assert list(job.recipients) == ["within@x.org"]
 
 
+@pytest.mark.sqlite_only
 def test_async_call_stores_too(make_queue: MakeQueue) -> None:
     mail = make_queue(start=False)
     job = asyncio.run(mail.asend_later(letter(), delay=5))
@@ -472,6 +476,7 @@ def test_outage_parks_the_transport_and_counts_against_no_mail(
     assert "none is lost" in alarms[0].message
 
 
+@pytest.mark.sqlite_only
 def test_wrong_password_makes_one_login_and_one_alarm(
     serve: Serve, make_queue: MakeQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -486,6 +491,7 @@ def test_wrong_password_makes_one_login_and_one_alarm(
     assert all(job.run_at is not None and job.run_at.timestamp() > begun + 50 for job in jobs)
 
 
+@pytest.mark.sqlite_only
 def test_server_that_says_nothing_holds_up_no_other_job(
     serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +532,7 @@ def test_rejection_before_an_outage_is_not_asked_for_again(
     assert times_asked(server, "bad@") == 1
 
 
+@pytest.mark.sqlite_only
 def test_rejection_before_the_server_falls_silent_is_not_asked_for_again(
     serve: Serve, make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -572,6 +579,7 @@ class ConnectionRefusedForTest(delivery.MailError):
     """The server is away."""
 
 
+@pytest.mark.sqlite_only
 def test_worker_uses_connections_of_its_own_loop_for_tasks_too(serve: Serve, make_queue: MakeQueue) -> None:
     server = serve()
     mail = make_queue(server, start=False, MAIL_POOL_SIZE=1)
@@ -593,6 +601,7 @@ def test_worker_uses_connections_of_its_own_loop_for_tasks_too(serve: Serve, mak
 # ---------------------------------------------------------------- signals, backends, upkeep
 
 
+@pytest.mark.sqlite_only
 def test_dispatched_is_sent_where_the_mail_is_sent(serve: Serve, make_queue: MakeQueue) -> None:
     heard: list[Message] = []
 
@@ -613,6 +622,7 @@ def test_dispatched_is_sent_where_the_mail_is_sent(serve: Serve, make_queue: Mak
     assert (told.msgId, told.as_bytes(), told.recipients) == (message.msgId, message.as_bytes(), ["a@x.org"])
 
 
+@pytest.mark.sqlite_only
 def test_other_backends_take_queued_mail(make_queue: MakeQueue) -> None:
     mail = make_queue(MAIL_BACKEND="memory")
     assert mail.send_later(letter("a@x.org")).result(30) == {}
@@ -620,6 +630,7 @@ def test_other_backends_take_queued_mail(make_queue: MakeQueue) -> None:
     assert email.message_from_bytes(mail.outbox[0].data)["Subject"] == "hello"
 
 
+@pytest.mark.sqlite_only
 def test_app_without_mail_keeps_the_mail(make_queue: MakeQueue, caplog: pytest.LogCaptureFixture) -> None:
     mail = make_queue(start=False)
     job = mail.send_later(letter())
@@ -751,6 +762,7 @@ def quickly_parked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quickly_parked")
+@pytest.mark.sqlite_only
 def test_server_that_wants_a_login_first_parks_the_queue_and_rejects_no_mail(
     serve: Serve, make_queue: MakeQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -777,6 +789,7 @@ BROKEN = {
 @pytest.mark.usefixtures("quickly_parked")
 @pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize("setting", BROKEN)
+@pytest.mark.sqlite_only
 def test_setting_that_was_broken_later_parks_the_queue_with_one_alarm(
     setting: str, once: bool, serve: Serve, make_queue: MakeQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -800,6 +813,7 @@ def test_reply_that_is_not_utf8_is_recorded(serve: Serve, make_queue: MakeQueue)
     assert len(server.mails) == 1
 
 
+@pytest.mark.sqlite_only
 def test_mail_that_cannot_be_shown_to_receivers_has_been_sent_and_recorded(serve: Serve, make_queue: MakeQueue) -> None:
     class Odd(Message):
         def as_bytes(self) -> bytes:
@@ -824,6 +838,7 @@ def test_recipients_beyond_the_servers_limit_get_the_queued_mail_once(serve: Ser
     assert sorted(r for sent in server.mails for r in sent.recipients) == sorted(everyone)
 
 
+@pytest.mark.sqlite_only
 def test_user_code_that_cancels_all_tasks_costs_and_doubles_no_mail(make_queue: MakeQueue, serve: Serve) -> None:
     server = serve(script=lambda session, verb, line: Slow(0.01) if verb == "." else None)
     mail = make_queue(server, start=False, MAIL_POOL_SIZE=2)
