@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -26,17 +27,22 @@ from .core.clock import as_seconds
 from .core.codec import Codec
 from .core.config import TaskWorkerConfig
 from .core.current_job import running_job
+from .core.filters import JobFilter
 from .core.habits import WORKER_METHODS, no_attribute
 from .core.jobs import Job
 from .core.limits import Limit, declared_limits
 from .core.loggers import get_logger
 from .core.retry import Retry
+from .core.rows import JobState
 from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
 from .core.triggers import Trigger
 from .core.unique import Unique
 from .errors import AppError, ArgumentsError, ConnectionLost, NotReachable, TaskWorkerError
 from .mail.queue.delivery import register_mail
+from .ops.browse import Browser
 from .ops.bulk import register_bulk
+from .ops.controls import QueueControls, ScheduleControls
+from .ops.status import Status
 from .state import KEY, AppState, close_state, replace_predecessor
 from .store.drivers import make_driver
 from .store.sql import Store
@@ -303,9 +309,61 @@ class TaskWorker:
         bound = _checked_calls(calls, client)
         return await client.aenqueue_all(bound, session) if bound else []
 
-    def get_job(self, job_id: int) -> Job[Any]:
-        """The job of that number, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
-        return self.state().client.job(job_id)
+    def get_job(self, job_id: int | None = None, *, uid: str | None = None) -> Job[Any]:
+        """The job of that number, or of that uid, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
+        client = self.state().client
+        if (job_id is None) == (uid is None):
+            raise ArgumentsError("Give a job's number, or its uid: get_job(42) or get_job(uid='order 7').")
+        return client.job(job_id) if job_id is not None else client.job_of(str(uid))
+
+    def jobs(
+        self,
+        words: str = "",
+        /,
+        *,
+        state: JobState | str | Sequence[JobState | str] = (),
+        task: Task[..., Any, Any] | str | None = None,
+        queue: str | None = None,
+        args: Mapping[str, object] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job[Any]]:
+        """The jobs that fit, newest first, read page by page. Without arguments all but the discarded ones.
+
+        ``words``: a filter as ``flask tasks jobs`` takes it, such as ``"state:failed after:-1h"``. ``task``: a task, or
+        a name in which ``*`` stands for anything. ``args``: how the values of arguments begin, as text, by the names
+        of the parameters. ``limit``: how many at most. Raises ArgumentsError at the call, StoreError, AppError.
+        """
+        store, registry = self.state().client.store, self.registry
+        states = [state] if isinstance(state, str) else state
+        parts = [words, *(f"state:{JobState(one).value if one in set(JobState) else one}" for one in states)]
+        chosen = JobFilter.parse(" ".join(parts), store.clock())
+        chosen = replace(
+            chosen,
+            task=(task.name if isinstance(task, Task) else task) or chosen.task,
+            queue=queue or chosen.queue,
+            args=chosen.args + tuple((name, str(value)) for name, value in (args or {}).items()),
+        )
+        pages = Browser(store).records(chosen, names=registry.parameters_of)
+        return (Job(record, self.state().client) for record in itertools.islice(pages, limit))
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any, Any]]:
+        """The tasks by name, to enqueue by name: ``task_worker.tasks["shop.greet"].enqueue("Ana")``."""
+        return {task.name: task for task in self.registry}
+
+    @property
+    def queues(self) -> QueueControls:
+        """The queues of the current app, to look at, pause and resume: ``queues["mail"].pause()``."""
+        return QueueControls(self.state())
+
+    @property
+    def schedules(self) -> ScheduleControls:
+        """The schedules of the current app, to look at, run, change, pause, resume and remove: ``schedules[name]``."""
+        return ScheduleControls(self.state())
+
+    def status(self) -> Status:
+        """How the current app stands: problems, workers, queues, jobs and schedules. Raises AppError, StoreError."""
+        return Status.take(self.state().client.store)
 
     def batch(
         self,

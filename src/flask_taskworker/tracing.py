@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from .client.origin import carriers, read_origin
-from .core.rows import Claim, Outcome, OutcomeKind
+from .client.origin import carriers
+from .core.rows import Claim, Outcome, OutcomeKind, read_origin
 from .core.tasks import HasRegistry, registry_of
 
 try:

@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode, Tracer
 
 from flask_taskworker import BackgroundTaskWorker, Every, Job, Mail, Message, Retry, tracing
 from flask_taskworker.client import origin
+from flask_taskworker.core.rows import read_origin
 from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.sql import Store
@@ -122,7 +123,7 @@ def test_the_context_lies_in_the_row_as_w3c_has_it(
     task = idle_worker.task(name="work")(lambda: None)
     job = task.enqueue()
     (send,) = spans.named("send default")
-    carried = origin.read_origin(Browser(store).job(job.id).origin)
+    carried = read_origin(Browser(store).job(job.id).origin)
     sent = context(send)
     assert carried == {"traceparent": f"00-{sent.trace_id:032x}-{sent.span_id:016x}-{sent.trace_flags:02x}"}
 

@@ -11,14 +11,14 @@ from ..commands import tasks_command
 from ..core.clock import from_ms
 from ..core.triggers import upcoming
 from ..core.words import spoken
-from ..ops.views import ScheduleView, declared_schedules, schedule_view, trigger_of
+from ..ops.controls import schedule_rows
+from ..ops.status import LAST_RUNS
+from ..ops.views import ScheduleView, schedule_view, trigger_of
 from ..state import AppState
 from ..store.sql import ScheduleRow
 from .group import AS_JSON, NOTHING, TasksCommand, app_state, browser, complete_schedule, operations, print_list, tell
 from .text import moment, table, to_json
 
-LAST_RUNS = 3
-"""Jobs of each schedule that say how it stands: one that waits or runs, and the one that ended last."""
 _MOST = 10_000
 
 
@@ -53,20 +53,13 @@ def list_schedules(in_json: bool) -> None:
     Schedules declared in code are stored when a worker first starts with it.
     """
     state = app_state()
-    now, schedules = state.store.clock(), _schedules(state)
+    now, schedules = state.store.clock(), schedule_rows(state)
     runs = browser().schedule_runs([schedule.name for schedule in schedules], LAST_RUNS)
     found = [schedule_view(schedule, now, runs.get(schedule.name, ())) for schedule in schedules]
     headers = ("schedule", "task", "when", "meaning", "last", "next", "state")
     print_list(found, headers, lambda schedule: _cells(schedule, now), in_json=in_json)
     if not found and not in_json:
         tell("No schedules yet. Declare one: @task_worker.task(schedule=Cron('0 3 * * *'))")
-
-
-def _schedules(state: AppState) -> list[ScheduleRow]:
-    """Those that are stored, and those that the code declares and no worker has stored yet."""
-    stored = state.store.schedules()
-    names = {schedule.name for schedule in stored}
-    return [*stored, *declared_schedules(state.registry, names, state.store.clock(), state.config.timezone)]
 
 
 def _cells(schedule: ScheduleView, now: int) -> tuple[str, ...]:
@@ -134,7 +127,7 @@ def show_next(name: str, number: int, in_json: bool) -> None:
 
 
 def _find(state: AppState, name: str) -> ScheduleRow:
-    for schedule in _schedules(state):
+    for schedule in schedule_rows(state):
         if schedule.name == name:
             return schedule
     tell(f"No schedule is named {name!r}. List them: flask tasks schedule list")

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 
 import click
 
 from ..commands import tasks_command
 from ..core.filters import STATES
 from ..core.words import MOST, counted, spoken
-from ..ops.browse import Browser
-from ..ops.overview import Overview
-from ..ops.rows import StateCounts
-from ..ops.views import QueueSummary, ScheduleView, WorkerView, as_json, queue_summary, schedule_view, worker_view
-from ..state import AppState
+from ..ops.status import Status
+from ..ops.views import as_json
 from .group import UNHEALTHY, Period, app_state
-from .schedules import LAST_RUNS, next_words
+from .schedules import next_words
 from .text import moment, safe, table, to_json
 
 _NEXT_SCHEDULES = 10
@@ -43,46 +39,17 @@ def status(in_json: bool, watch: float | None) -> None:
     threads, a schedule is late by more than a minute, or a job has been ready for more than 5 minutes. Jobs of paused
     queues may wait.
     """
-    state = app_state()
+    store = app_state().store
     if watch is None:
-        status = Status.take(state)
+        status = Status.take(store)
         click.echo(_as_json(status) if in_json else _as_text(status))
         sys.exit(UNHEALTHY if status.problems else 0)
     while True:
-        status = Status.take(state)
+        status = Status.take(store)
         screen = _CLEAR if sys.stdout.isatty() and not in_json else ""
         click.echo(screen + (_as_json(status) if in_json else f"{_as_text(status)}\n"))
         sys.stdout.flush()
         time.sleep(watch)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """What the command shows."""
-
-    at: int
-    problems: list[str]
-    workers: tuple[WorkerView, ...]
-    queues: tuple[QueueSummary, ...]
-    counts: StateCounts
-    next_due_at: int | None
-    schedules: tuple[ScheduleView, ...]
-
-    @classmethod
-    def take(cls, state: AppState) -> Status:
-        """Look now."""
-        overview, browser = Overview.take(state.store), Browser(state.store)
-        now = overview.now
-        runs = browser.schedule_runs([schedule.name for schedule in overview.schedules], LAST_RUNS)
-        return cls(
-            at=now,
-            problems=overview.problems(),
-            workers=tuple(worker_view(worker, now) for worker in overview.workers),
-            queues=tuple(queue_summary(queue, overview.workers, now) for queue in browser.queues()),
-            counts=browser.state_counts(),
-            next_due_at=overview.next_due,
-            schedules=tuple(schedule_view(s, now, runs.get(s.name, ())) for s in overview.schedules),
-        )
 
 
 def _as_json(status: Status) -> str:

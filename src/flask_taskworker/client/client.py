@@ -12,12 +12,13 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from blinker import Signal
-from flask import Flask
+from flask import Flask, has_app_context, url_for
 from sqlalchemy import Engine
 
 from .. import signals
@@ -28,7 +29,7 @@ from ..core.loggers import get_logger
 from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
 from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import describe
-from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobTimeout, LeaseLost
+from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobNotFound, JobTimeout, LeaseLost
 from ..store.driver import Run
 from ..store.flows import Effects, Flows
 from ..store.sql import JobEnding, Store, next_fire_ms, record_of
@@ -329,6 +330,12 @@ class Client:
         """The job of that number. Raises JobNotFound, or ArgumentsError for anything but a number."""
         return Job(self.record(job_id), self)
 
+    def job_of(self, uid: str) -> Job[Any]:
+        """The job of that uid. Raises JobNotFound."""
+        for job in self._jobs([uid]):
+            return job
+        raise JobNotFound(f"No job has the uid {uid!r:.200}. It may have been pruned, or was never committed.")
+
     def _jobs(self, uids: Sequence[str]) -> list[Job[Any]]:
         return [Job(record, self) for record in self.store.records(uids)]
 
@@ -373,6 +380,26 @@ class Client:
                     report_at = math.inf
                     await self._aside(self._report_wait, job_id)
         return self._value(job_id, ending)
+
+    def arguments(self, job_id: int, task: str) -> Mapping[str, Any]:
+        """The arguments by the names of the parameters. Raises JobNotFound, NotDecodable."""
+        args, kwargs = self._codec.decode_call(self.store.args(job_id))
+        known = self._registry.get(task)
+        return {"args": args, **kwargs} if known is None else known.named(args, kwargs)
+
+    def error(self, job_id: int) -> Failure | None:
+        """Why it ended as it did. Raises JobNotFound."""
+        ending = self.store.ending(job_id)
+        has_error = ending.error is not None or ending.failure_kind is not None
+        return Failure.from_text(ending.error, ending.failure_kind) if has_error else None
+
+    def url(self, job_id: int) -> str | None:
+        """The address of its page on the dashboard; None without one. Raises RuntimeError without a host."""
+        app, page = self._find_app(), self._registry.job_page
+        if app is None or page not in app.view_functions:
+            return None
+        with nullcontext() if has_app_context() else app.app_context():
+            return url_for(page, job_id=job_id)
 
     def _report_at(self, timeout: float | None) -> float:
         return time.monotonic() + self.report_after if timeout is None else math.inf

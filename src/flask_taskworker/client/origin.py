@@ -37,12 +37,3 @@ def current_origin(surroundings: Surroundings | None = None) -> str | None:
     if surroundings is not None:
         surroundings.save(found)
     return json.dumps(found) if found else None
-
-
-def read_origin(text: str | None) -> dict[str, Any]:
-    """A stored origin; empty where there is none, or a damaged one."""
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from ..errors import ArgumentsError, DeclarationError, NotEncodable
 from .codec import Codec
 from .current_job import CurrentJob, RunningJob, current_job
-from .rows import Kind
+from .rows import Kind, read_origin
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ class Surroundings:
         origin = job.claim.origin
         if not self._carried or origin is None or f'"{CARRIED}"' not in origin or job.claim.task in self._built_in:
             return
-        job.carried = self._codec.decode(json.dumps(json.loads(origin)[CARRIED]))
+        job.carried = self._codec.decode(json.dumps(read_origin(origin)[CARRIED]))
         for name, carry in self._carried.items():
             if carry.restore is not None and name in job.carried:
                 carry.restore(job.carried[name])

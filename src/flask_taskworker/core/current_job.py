@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from ..errors import ArgumentsError, JobCancelled, LeaseLost
 from .batches import Batch
+from .clock import from_ms
 from .jobs import Job, Shown, moment
-from .rows import Claim, Failure, Progress
+from .rows import Claim, Failure, Progress, read_origin
 
 MAX_PROGRESS_TEXT = 500
 """Characters."""
@@ -122,6 +123,14 @@ class CurrentJob:
     """The queue's name."""
     attempt: Shown[int] = Shown(lambda job: job._job().claim.attempt)
     """The number of this try, from 1."""
+    max_attempts: Shown[int] = Shown(lambda job: job._job().claim.max_attempts)
+    """How many tries the task's policy allows."""
+    is_last_attempt: Shown[bool] = Shown(lambda job: job.attempt >= job.max_attempts)
+    """Whether the job fails for good when this try fails."""
+    created_at: Shown[datetime] = Shown(lambda job: from_ms(job._job().claim.created_at))
+    """When the job was enqueued (UTC)."""
+    parent: Shown[int | None] = Shown(lambda job: read_origin(job._job().claim.origin).get("job"))
+    """The number of the job inside which this one was enqueued, or None."""
     claim: Shown[int] = Shown(lambda job: job._job().claim.claim)
     """The number of this claim: grows with every execution, whatever the reason for it.
 

@@ -6,15 +6,16 @@ Pure: nothing here reads a clock or touches a database. A :class:`Job` is a hand
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 
-from ..errors import JobNotFound
+from ..errors import JobCancelled, JobFailed, JobNotFound
 from .clock import from_ms
 from .habits import JOB_METHODS, no_attribute
-from .rows import WAITS, JobRecord, JobState, Progress, shown
+from .rows import WAITS, Failure, JobRecord, JobState, Progress, shown
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -31,6 +32,15 @@ class JobClient(Protocol):
 
     async def await_result(self, job_id: int, timeout: float | None) -> Any:
         """As :meth:`wait`, without blocking the event loop."""
+
+    def arguments(self, job_id: int, task: str) -> Mapping[str, Any]:
+        """The arguments by the names of the parameters. Raises JobNotFound, NotDecodable."""
+
+    def error(self, job_id: int) -> Failure | None:
+        """Why it ended as it did. Raises JobNotFound."""
+
+    def url(self, job_id: int) -> str | None:
+        """The address of its page on the dashboard."""
 
     def cancel(self, job_id: int) -> bool:
         """Cancel, or ask the running job to stop."""
@@ -188,6 +198,37 @@ class Job(Generic[R]):
         """As :meth:`result`, for coroutines on any event loop."""
         value: R = await self._client.await_result(self._stored_id(), timeout)
         return value
+
+    def wait(self, timeout: float | None = None) -> Job[R]:
+        """Wait for the end, whatever it is, and return this job, as it is then. Errors as in :meth:`result`."""
+        with suppress(JobFailed, JobCancelled):
+            self.result(timeout)
+        return self.refresh()
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the task is called with, by the names of its parameters, defaults included. Read from the database.
+
+        Where this process does not know the task: the positional ones under "args", the others by their names.
+        Raises JobNotFound.
+        """
+        return self._client.arguments(self._stored_id(), self.task)
+
+    @property
+    def error(self) -> Failure | None:
+        """Why the job has failed or was cancelled, or why its last try failed; None without an error. Read each time.
+
+        It has ``kind``, ``type``, ``message`` and ``traceback``. Raises JobNotFound.
+        """
+        return self._client.error(self._stored_id())
+
+    @property
+    def url(self) -> str | None:
+        """The address of the job's page on the dashboard, from the host on; None where the app has no dashboard.
+
+        Needs a request, or ``SERVER_NAME``.
+        """
+        return self._client.url(self._stored_id())
 
     def cancel(self) -> bool:
         """Cancel the job; True unless it had already finished.

@@ -324,3 +324,12 @@ class Progress:
             return None
         numbers = isinstance(done, int | float) and isinstance(total, int | float | None)
         return cls(done, total, str(words)) if numbers else None
+
+
+def read_origin(text: str | None) -> dict[str, Any]:
+    """A stored origin; empty where there is none, or a damaged one."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -395,9 +395,13 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         args, kwargs = self._codec.decode_call(encoded)
         if callable(key):
             return key(*args, **kwargs)
+        return self.named(args, kwargs)[key]
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by the names of the parameters, defaults included."""
         bound = self._called.bind(*args, **kwargs)
         bound.apply_defaults()
-        return bound.arguments[key]
+        return bound.arguments
 
     def lane(self, encoded: str, key: object = None) -> tuple[int, str | None]:
         """The marks of an encoded call, and the lane in which it waits: that of *key*, or of its arguments."""
@@ -471,6 +475,8 @@ class TaskRegistry:
         """Entered around each try and the log line about its end, in the context that the try runs in."""
         self.surroundings: Surroundings | None = None
         """What the application does around its jobs, if anything."""
+        self.job_page = ""
+        """The endpoint of a job's page on the dashboard, once there is one."""
         self._find_client = find_client
         self._tasks: dict[str, Task[..., Any, Any]] = {}
         self._built_in: dict[str, Task[..., Any, Any]] = {}

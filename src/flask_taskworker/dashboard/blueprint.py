@@ -103,6 +103,7 @@ def create_dashboard(
         )
     blueprint.after_request(finish)
     blueprint.record(_exempt_from_csrf_tokens)
+    blueprint.record(lambda setup: setattr(registry_of(task_worker), "job_page", f"{_full_name(setup)}.job"))
     return blueprint
 
 
@@ -167,6 +168,11 @@ _ASSET = Route("/assets/<digest>/<name>", "asset", asset)
 _NOWHERE = Route("/<path:rest>", "nowhere", nowhere, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
 
 
+def _full_name(setup: BlueprintSetupState) -> str:
+    """Of the blueprint, which may lie in another."""
+    return ".".join(part for part in (setup.name_prefix, setup.name) if part)
+
+
 def _exempt_from_csrf_tokens(setup: BlueprintSetupState) -> None:
     """Beside Flask-WTF's CSRFProtect: its token needs a session, and our own rule is at work here."""
 
@@ -175,7 +181,6 @@ def _exempt_from_csrf_tokens(setup: BlueprintSetupState) -> None:
         if protection is not None and request.endpoint in own:
             protection.exempt(setup.blueprint)
 
-    prefix = ".".join(part for part in (setup.name_prefix, setup.name) if part)
-    own = {f"{prefix}.{endpoint}" for endpoint in (route.endpoint for route in (*ROUTES, _NOWHERE))}
+    own = {f"{_full_name(setup)}.{endpoint}" for endpoint in (route.endpoint for route in (*ROUTES, _NOWHERE))}
     # First of all, since CSRFProtect may have been set up before, and may be set up later.
     setup.app.before_request_funcs.setdefault(None, []).insert(0, exempt)

@@ -231,11 +231,13 @@ class _MailMixin:
 
     @contextmanager
     def record_messages(self) -> Iterator[list[Any]]:
-        """Record the messages that are sent, or would be, in the whole process::
+        """Record the messages that are sent, or would be, in the whole process.
 
-        with mail.record_messages() as outbox:
-            mail.send(message)
-        assert outbox[0].subject == "testing"
+        For example::
+
+            with mail.record_messages() as outbox:
+                mail.send(message)
+            assert outbox[0].subject == "testing"
         """
         outbox: list[Any] = []
 

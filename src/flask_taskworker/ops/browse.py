@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from ..core.batches import BatchRow
 from ..core.failures import place_in
 from ..core.filters import EVERYTHING, JobFilter
-from ..core.rows import read_stored
+from ..core.rows import JobRecord, read_stored
 from ..core.words import MOST
 from ..errors import BatchNotFound, JobNotFound
 from ..store.driver import Row
@@ -169,6 +169,12 @@ class Browser:
             before = page.older
             if not before:
                 return
+
+    def records(self, chosen: JobFilter, *, names: Names) -> Iterator[JobRecord]:
+        """All jobs that fit, newest first, read page by page."""
+        self._store.driver.prepare()
+        for ids in self.ids(chosen, names=names):
+            yield from (row.record for row in self.jobs_by_id(ids).values())
 
     def _has_more_than_few(self, chosen: JobFilter) -> bool:
         sql = statements.few_ids(chosen)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..client.origin import read_origin
-from ..core.rows import CHILD, PARENT, Failure
+from ..core.rows import CHILD, PARENT, Failure, read_origin
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
 from .rows import CallCount, JobRow, add_up

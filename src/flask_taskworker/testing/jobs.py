@@ -15,14 +15,13 @@ from typing import Any, ParamSpec, Self, TypeVar, get_args
 from flask import Flask
 
 from ..client.health import name_of
-from ..client.origin import read_origin
 from ..core.batches import Batch, BatchCounts, BatchState
 from ..core.clock import require_aware, to_ms
 from ..core.codec import Codec
 from ..core.current_job import running_job
 from ..core.jobs import Job
 from ..core.limits import Limit
-from ..core.rows import JobRecord, JobState, OutcomeKind
+from ..core.rows import JobRecord, JobState, OutcomeKind, read_origin
 from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
 from ..signals import job_enqueued, schedule_fired

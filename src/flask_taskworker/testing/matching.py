@@ -23,16 +23,20 @@ _TOLERANCE = timedelta(seconds=1)
 class EnqueuedJob(Job[Any]):
     """A job together with its arguments."""
 
-    __slots__ = ("arguments", "lane")
+    __slots__ = ("_arguments", "lane")
 
     def __init__(
         self, record: JobRecord, client: JobClient, arguments: Mapping[str, Any], lane: str | None = None
     ) -> None:
         super().__init__(record, client)
-        self.arguments = dict(arguments)
-        """The arguments by name, defaults included, as they came out of the database."""
+        self._arguments = dict(arguments)
         self.lane = lane
         """The lane of its limit, with the key, as "shop:7"; None without a limit."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments by name, defaults included, as they came out of the database."""
+        return self._arguments
 
     def __str__(self) -> str:
         notes = [self.state.value, f"queue={self.queue!r}"]

@@ -11,7 +11,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Mail, Message, current_job
 from flask_taskworker.client import origin
-from flask_taskworker.client.origin import read_origin
+from flask_taskworker.core.rows import read_origin
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.sql import Store
 

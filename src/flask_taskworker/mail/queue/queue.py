@@ -24,7 +24,7 @@ from ...client.sessions import CallerTransaction
 from ...core.clock import from_ms
 from ...core.jobs import Job, JobClient, Reason
 from ...core.mail_config import MailConfig
-from ...core.rows import JobRecord, JobState, NewJob
+from ...core.rows import Failure, JobRecord, JobState, NewJob
 from ...core.tasks import EnqueueOptions, Task
 from ...errors import (
     AppError,
@@ -275,6 +275,18 @@ class MailQueue:
         """What a waiting job waits for."""
         return self._client.why(job_id)
 
+    def arguments(self, job_id: int, task: str) -> Mapping[str, Any]:
+        """The id of the mail."""
+        return self._client.arguments(job_id, task)
+
+    def error(self, job_id: int) -> Failure | None:
+        """Why it was given up."""
+        return self._client.error(job_id)
+
+    def url(self, job_id: int) -> str | None:
+        """The address of its page on the dashboard."""
+        return self._client.url(job_id)
+
     def retry(self, job_id: int, *, following: bool = False) -> bool:
         """Open the mail again and put its job back into the queue."""
         record = self._client.record(job_id)
@@ -450,6 +462,16 @@ class SuppressedMails:
     def why(self, job_id: int) -> list[Reason]:
         """It does not wait."""
         return []
+
+    def arguments(self, job_id: int, task: str) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    def error(self, job_id: int) -> None:
+        """It has succeeded."""
+
+    def url(self, job_id: int) -> None:
+        """It is in no store."""
 
     def retry(self, job_id: int, *, following: bool = False) -> bool:
         """It has not failed."""

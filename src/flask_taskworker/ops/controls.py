@@ -1,0 +1,185 @@
+"""Queues and schedules in Python: what the commands and the dashboard show of them and can do to them.
+
+``task_worker.queues["mail"].pause()``, ``task_worker.schedules["digest"].run()``. Safe from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from ..core.jobs import Job, moment
+from ..core.tasks import DeclaredSchedule, Task
+from ..core.triggers import Trigger, trigger_from_text
+from ..errors import DeclarationError
+from ..state import AppState
+from ..store.sql import ScheduleRow
+from .browse import Browser
+from .operations import Operations
+from .status import LAST_RUNS
+from .views import QueueSummary, ScheduleView, declared_schedules, queue_summary, schedule_view
+
+WHO = "code"
+"""Who has done it, in the audit log."""
+
+
+class QueueControl:
+    """One queue. Safe from any thread; what is changed holds for all processes, and stays when they restart."""
+
+    def __init__(self, state: AppState, name: str) -> None:
+        self._state = state
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name}>"
+
+    @property
+    def summary(self) -> QueueSummary:
+        """How it stands now, as ``flask tasks queues --json`` says it: state, ready, running, slots and so on."""
+        store = self._state.store
+        store.driver.prepare()
+        (queue,) = [one for one in Browser(store).queues(also=(self.name,)) if one.name == self.name]
+        return queue_summary(queue, store.workers(), store.clock())
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused now."""
+        return self.summary.paused_at is not None
+
+    def pause(self, *, who: str = WHO) -> None:
+        """Start no more of its jobs; running ones go on. *who* stands in the audit log."""
+        operations(self._state, who).pause_queue(self.name)
+
+    def resume(self, *, who: str = WHO) -> bool:
+        """Start its jobs again; False if it was not paused."""
+        return operations(self._state, who).resume_queue(self.name)
+
+
+class QueueControls(Mapping[str, QueueControl]):
+    """The queues that have jobs, tasks or a pause, by name. Any other name gives a queue without jobs."""
+
+    def __init__(self, state: AppState) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> QueueControl:
+        return QueueControl(self._state, name)
+
+    def __iter__(self) -> Iterator[str]:
+        declared = {task.options.queue for task in self._state.registry}
+        self._state.store.driver.prepare()
+        return iter(sorted(queue.name for queue in Browser(self._state.store).queues(also=sorted(declared))))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+class ScheduleControl:
+    """One schedule. Safe from any thread; what is changed holds for all processes, and stays when they restart.
+
+    What asks the database raises DeclarationError where no schedule has this name.
+    """
+
+    def __init__(self, state: AppState, name: str) -> None:
+        self._state = state
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Schedule {self.name}>"
+
+    @property
+    def summary(self) -> ScheduleView:
+        """How it stands now, as ``flask tasks schedule list --json`` says it."""
+        now = self._state.store.clock()
+        runs = Browser(self._state.store).schedule_runs([self.name], LAST_RUNS)
+        return schedule_view(self._row(), now, runs.get(self.name, ()))
+
+    @property
+    def trigger(self) -> Trigger:
+        """When it fires: a Cron, an Every or an At."""
+        return trigger_from_text(self._row().trigger)
+
+    @property
+    def next_at(self) -> datetime | None:
+        """When it fires next (UTC), or None."""
+        return moment(self._row().next_at)
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused now."""
+        return bool(self._row().paused)
+
+    def pause(self, *, who: str = WHO) -> bool:
+        """Fire no more; False if it was paused. *who* stands in the audit log."""
+        return operations(self._state, who).pause_schedule(self.name)
+
+    def resume(self, *, who: str = WHO) -> bool:
+        """Fire again from the next time on; False if it was not paused. Times that have passed are not made up for."""
+        return operations(self._state, who).resume_schedule(self.name)
+
+    def run(self, *, who: str = WHO) -> Job[Any]:
+        """Enqueue its job now, besides its times. Raises DeclarationError where an unfinished job forbids that."""
+        return operations(self._state, who).run_schedule(self.name)
+
+    def change(self, trigger: Trigger | None = None, *, args: tuple[Any, ...] | None = None, **kwargs: Any) -> None:
+        """Give it another trigger, or other arguments; what is not given stays.
+
+        Raises DeclarationError for a schedule in code, ArgumentsError for arguments that do not fit the task.
+        """
+        row = self._row()
+        encoded = row.args
+        if args is not None or kwargs:
+            encoded = self._task(row).encode(args or (), kwargs)
+        given = trigger or trigger_from_text(row.trigger)
+        self._state.client.put_schedule(DeclaredSchedule(name=self.name, task=row.task, trigger=given, args=encoded))
+
+    def remove(self) -> bool:
+        """End it; False if there was none. Raises DeclarationError for a schedule in code."""
+        removed = self._state.store.remove_schedule(self.name)
+        self._state.client.wake()
+        return removed
+
+    def _task(self, row: ScheduleRow) -> Task[..., Any, Any]:
+        return self._state.registry.find(row.task)
+
+    def _row(self) -> ScheduleRow:
+        for row in schedule_rows(self._state):
+            if row.name == self.name:
+                return row
+        raise DeclarationError(f"No schedule is named {self.name!r:.200}. There are: {', '.join(_names(self._state))}.")
+
+
+class ScheduleControls(Mapping[str, ScheduleControl]):
+    """The schedules by name: those in code, and those made at run time."""
+
+    def __init__(self, state: AppState) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> ScheduleControl:
+        if name not in _names(self._state):
+            raise KeyError(name)
+        return ScheduleControl(self._state, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_names(self._state))
+
+    def __len__(self) -> int:
+        return len(_names(self._state))
+
+
+def schedule_rows(state: AppState) -> list[ScheduleRow]:
+    """Those that are stored, and those that the code declares and no worker has stored yet."""
+    stored = state.store.schedules()
+    names = {schedule.name for schedule in stored}
+    return [*stored, *declared_schedules(state.registry, names, state.store.clock(), state.config.timezone)]
+
+
+def operations(state: AppState, who: str) -> Operations:
+    """What can be done, in that name. Raises AppError where the app is gone."""
+    app = state.find_app()
+    assert app is not None
+    return Operations(app, state.client, state.registry, who=who)
+
+
+def _names(state: AppState) -> list[str]:
+    return sorted(row.name for row in schedule_rows(state))
