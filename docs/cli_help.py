@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -28,6 +29,15 @@ def helps() -> dict[str, str]:
     flask_taskworker.Mail(app)
     groups = app.cli.commands.values()
     return dict(pair for g in groups for pair in _helps_of(g, click.Context(g, info_name=f"flask {g.name}")))
+
+
+def options() -> list[tuple[str, str]]:
+    """Each option of more than one command: how it is spelled, and the commands that have it."""
+    found: dict[str, list[str]] = {}
+    for command, text in helps().items():
+        for spelling in re.findall(r"^  ((?:-\w, )?--[\w-]+(?: \[?[A-Z]+\]?)?)", text, re.MULTILINE):
+            found.setdefault(spelling, []).append(command.removeprefix("flask "))
+    return sorted((spelling, ", ".join(names)) for spelling, names in found.items() if 1 < len(names) < len(helps()))
 
 
 def shown(words: str) -> dict[str, str]:

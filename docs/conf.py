@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cli_help import shown
+from cli_help import options, shown
 
 PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
@@ -48,6 +48,15 @@ class CliHelp(SphinxDirective):
         return [nodes.literal_block(text, text, language="text") for text in texts.values()]
 
 
+class CliOptions(SphinxDirective):
+    """``{cli-options}``: a table of the options that several commands have."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = [f"| `{spelling}` | {commands} |" for spelling, commands in options()]
+        return self.parse_text_to_nodes("\n".join(["| Option | Commands |", "|---|---|", *rows]))
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_directive("cli-help", CliHelp)
+    app.add_directive("cli-options", CliOptions)

@@ -21,8 +21,8 @@ INTERRUPTED = 130
 """The exit code after Ctrl+C."""
 
 _ORDER = (
-    *("run", "status", "doctor", "list", "call", "jobs", "job", "why", "failures"),
-    *("retry", "cancel", "discard", "restore", "pause", "resume", "limits", "limit", "batches"),
+    *("run", "status", "workers", "queues", "doctor", "list", "call", "jobs", "job", "why", "failures"),
+    *("retry", "cancel", "discard", "restore", "run-now", "pause", "resume", "limits", "limit", "batches"),
     *("batch", "purge", "schedule", "db"),
 )
 

@@ -41,7 +41,7 @@ from .errors import AppError, ArgumentsError, ConnectionLost, NotReachable, Task
 from .mail.queue.delivery import register_mail
 from .ops.browse import Browser
 from .ops.bulk import register_bulk
-from .ops.controls import QueueControls, ScheduleControls
+from .ops.controls import QueueControls, ScheduleControl, ScheduleControls
 from .ops.status import Status
 from .state import KEY, AppState, close_state, replace_predecessor
 from .store.drivers import make_driver
@@ -432,10 +432,7 @@ class TaskWorker:
 
     def unschedule(self, name: str) -> bool:
         """End a schedule made by ``task.schedule``; False if there is none. Raises DeclarationError for one in code."""
-        client = self.state().client
-        removed = client.store.remove_schedule(name)
-        client.wake()
-        return removed
+        return ScheduleControl(self.state(), name).remove()
 
     # -- starting and stopping --------------------------------------------------------------------------------------
 

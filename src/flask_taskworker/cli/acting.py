@@ -22,7 +22,7 @@ _FOREVER = math.inf
 @tasks_command.command("call", cls=CreatingCommand)
 @click.argument("name", metavar="TASK", shell_complete=complete_task)
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--json", "keywords", metavar="OBJECT", help="Keyword arguments as a JSON object.")
+@click.option("--kwargs", "keywords", metavar="OBJECT", help="Keyword arguments as a JSON object.")
 @click.option("--args", "positional", metavar="ARRAY", help="Positional arguments as a JSON array.")
 @click.option("--in", "delay", type=Period(), metavar="PERIOD", help="Run it after this delay: 30s, 5m, 2h, 1d.")
 @click.option("--at", "run_at", type=Moment(), metavar="MOMENT", help="Run it at this time: 2026-05-01T12:00:00Z.")
@@ -47,7 +47,7 @@ def call(
     state = app_state()
     task = state.registry.find(name)
     args = _parsed("--args", positional, list, "an array, such as '[1, \"a\"]'")
-    kwargs = _parsed("--json", keywords, dict, "an object, such as '{\"x\": 1}'")
+    kwargs = _parsed("--kwargs", keywords, dict, "an object, such as '{\"x\": 1}'")
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:

@@ -79,7 +79,7 @@ class TasksCommand(click.Command):
         for option in self.params:
             if isinstance(option, click.Option):
                 word = next(word for word in option.opts if word.startswith("--"))
-                option.envvar = f"{ENVIRONMENT}{self.below}{name}_{word[2:].replace('-', '_')}".upper()
+                option.envvar = f"{ENVIRONMENT}{self.below}{name}_{word[2:]}".replace("-", "_").upper()
                 option.show_envvar = True
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -116,6 +116,7 @@ tasks_command.command_class = TasksCommand
 
 AS_JSON = click.option("--json", "in_json", is_flag=True, help="Print one JSON object per line.")
 LIMIT = click.option(
+    "-n",
     "--limit",
     type=click.IntRange(1, 10_000),
     default=50,
@@ -123,6 +124,7 @@ LIMIT = click.option(
     metavar="N",
     help="Maximum number of rows.",
 )
+YES = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def print_list(

@@ -19,6 +19,7 @@ from .group import (
     FAILED,
     NOTHING,
     QUEUE,
+    YES,
     Period,
     app_state,
     browser,
@@ -36,6 +37,7 @@ _REFUSALS = {
     "cancel": "it has already finished",
     "discard": "a job that runs or is discarded already cannot be discarded",
     "restore": "it was not discarded",
+    "run": "only a job that is scheduled, for later or for its next try, can be run now",
 }
 
 
@@ -57,7 +59,7 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             help="All jobs that match, in the language of flask tasks jobs.",
         ),
         click.option("--dry-run", is_flag=True, help="Print the numbers of the jobs and change nothing."),
-        click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+        YES,
     ]
     if act in ("retry", "discard"):
         parameters.insert(
@@ -112,6 +114,16 @@ def restore(**chosen: Any) -> None:
     Prints the numbers of the restored jobs; with --filter how many there were.
     """
     _act("restore", **chosen)
+
+
+@tasks_command.command("run-now")
+@_on_jobs("run")
+def run_now(**chosen: Any) -> None:
+    """Have scheduled jobs run now: those that are delayed, and those that wait for their next try.
+
+    Prints the numbers of these jobs; with --filter how many there were.
+    """
+    _act("run", **chosen)
 
 
 def _act(
@@ -264,7 +276,7 @@ def resume(queues: tuple[str, ...]) -> None:
     help="Jobs that ended longer ago than this: 12h, 7d.",
 )
 @click.option("--dry-run", is_flag=True, help="Print how many there are and change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@YES
 def purge(age: float, dry_run: bool, yes: bool) -> None:
     """Delete finished jobs for good and print how many there were.
 

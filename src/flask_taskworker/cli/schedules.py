@@ -39,7 +39,7 @@ _NAME = click.argument("name", shell_complete=complete_schedule)
 
 @tasks_command.group("schedule", cls=_ScheduleGroup)
 def schedule_command() -> None:
-    """List, run, pause and resume schedules."""
+    """List, run, pause, resume, skip and remove schedules."""
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -94,10 +94,10 @@ def next_in(schedule: ScheduleView, now: int) -> str:
 @schedule_command.command("next")
 @_NAME
 @click.option(
-    "-n", "--number", type=click.IntRange(1, _MOST), default=10, show_default=True, metavar="N", help="How many times."
+    "-n", "--limit", type=click.IntRange(1, _MOST), default=10, show_default=True, metavar="N", help="How many times."
 )
 @AS_JSON
-def show_next(name: str, number: int, in_json: bool) -> None:
+def show_next(name: str, limit: int, in_json: bool) -> None:
     """Show the next times at which a schedule fires, in UTC and in its own zone.
 
     With a note where the clock changes.
@@ -110,7 +110,7 @@ def show_next(name: str, number: int, in_json: bool) -> None:
     now = state.store.clock()
     # What was skipped is not shown.
     after = now if schedule.next_at is None else max(now, schedule.next_at - 1)
-    found = upcoming(trigger, from_ms(after), number)
+    found = upcoming(trigger, from_ms(after), limit)
     if in_json:
         for fire in found:
             click.echo(to_json({"at": fire.at, "local": fire.local, "notes": fire.notes}))
@@ -122,7 +122,7 @@ def show_next(name: str, number: int, in_json: bool) -> None:
         click.echo("\n".join(table(("UTC", view.zone, "note"), rows)))
     if view.paused:
         tell("It is paused: it fires at none of them until you resume it.")
-    if len(found) < number:
+    if len(found) < limit:
         tell("Then never again." if found else "It never fires again.")
 
 
@@ -181,6 +181,15 @@ def skip_schedule(name: str) -> None:
         sys.exit(NOTHING)
     operations().skip_next(name)
     _tell_next(name)
+
+
+@schedule_command.command("remove")
+@_NAME
+def remove_schedule(name: str) -> None:
+    """Remove a schedule that was made at run time. One that the code declares ends when it is removed there."""
+    _require_stored(name)
+    operations().remove_schedule(name)
+    tell(f"The schedule {name!r} is removed. Its jobs stay.")
 
 
 def _require_stored(name: str) -> ScheduleRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 
 import click
 
@@ -12,7 +13,8 @@ from ..core.filters import STATES
 from ..core.words import MOST, counted, spoken
 from ..ops.status import Status
 from ..ops.views import as_json
-from .group import UNHEALTHY, Period, app_state
+from ..store.sql import Store
+from .group import AS_JSON, UNHEALTHY, Period, app_state
 from .schedules import next_words
 from .text import moment, safe, table, to_json
 
@@ -21,9 +23,7 @@ _WATCH = 2.0
 _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 
 
-@tasks_command.command("status")
-@click.option("--json", "in_json", is_flag=True, help="Print one JSON object.")
-@click.option(
+WATCH = click.option(
     "--watch",
     type=Period(least=0.1),
     is_flag=False,
@@ -31,6 +31,11 @@ _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
     metavar="[SECONDS]",
     help="Repeat until Ctrl+C, every 2 seconds by default.",
 )
+
+
+@tasks_command.command("status")
+@click.option("--json", "in_json", is_flag=True, help="Print one JSON object.")
+@WATCH
 def status(in_json: bool, watch: float | None) -> None:
     """Show whether everything is healthy.
 
@@ -40,14 +45,38 @@ def status(in_json: bool, watch: float | None) -> None:
     queues may wait.
     """
     store = app_state().store
-    if watch is None:
-        status = Status.take(store)
-        click.echo(_as_json(status) if in_json else _as_text(status))
-        sys.exit(UNHEALTHY if status.problems else 0)
+    for seen in _looks(store, watch, in_json=in_json):
+        click.echo(_as_json(seen) if in_json else _as_text(seen))
+    sys.exit(UNHEALTHY if seen.problems else 0)
+
+
+@tasks_command.command("workers")
+@AS_JSON
+@WATCH
+def workers(in_json: bool, watch: float | None) -> None:
+    """List the workers: what they run, what they take, and how they are."""
+    for seen in _looks(app_state().store, watch, in_json=in_json):
+        click.echo("\n".join(to_json(as_json(one)) for one in seen.workers) if in_json else "\n".join(_workers(seen)))
+
+
+@tasks_command.command("queues")
+@AS_JSON
+@WATCH
+def queues(in_json: bool, watch: float | None) -> None:
+    """List the queues: what waits and runs in them, whether they are paused, and for how long the oldest job waits."""
+    for seen in _looks(app_state().store, watch, in_json=in_json):
+        click.echo("\n".join(to_json(as_json(one)) for one in seen.queues) if in_json else "\n".join(_queues(seen)))
+
+
+def _looks(store: Store, watch: float | None, *, in_json: bool) -> Iterator[Status]:
+    """One look, or one after the other on a screen that is cleared, where it is one."""
     while True:
-        status = Status.take(store)
-        screen = _CLEAR if sys.stdout.isatty() and not in_json else ""
-        click.echo(screen + (_as_json(status) if in_json else f"{_as_text(status)}\n"))
+        found = Status.take(store)
+        if watch is not None and sys.stdout.isatty() and not in_json:
+            click.echo(_CLEAR, nl=False)
+        yield found
+        if watch is None:
+            return
         sys.stdout.flush()
         time.sleep(watch)
 

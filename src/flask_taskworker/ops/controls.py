@@ -133,11 +133,9 @@ class ScheduleControl:
         given = trigger or trigger_from_text(row.trigger)
         self._state.client.put_schedule(DeclaredSchedule(name=self.name, task=row.task, trigger=given, args=encoded))
 
-    def remove(self) -> bool:
+    def remove(self, *, who: str = WHO) -> bool:
         """End it; False if there was none. Raises DeclarationError for a schedule in code."""
-        removed = self._state.store.remove_schedule(self.name)
-        self._state.client.wake()
-        return removed
+        return operations(self._state, who).remove_schedule(self.name)
 
     def _task(self, row: ScheduleRow) -> Task[..., Any, Any]:
         return self._state.registry.find(row.task)

@@ -31,7 +31,7 @@ from ..store.sql import ScheduleRow, Store, to_duration_ms
 from ..store.statements import browse as browse_statements
 from ..store.statements import limits as limit_statements
 from ..store.statements import operations as statements
-from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, batch_of
+from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, REMOVE_SCHEDULE, SCHEDULE_SOURCE, batch_of
 from ..store.work import PRUNE_BATCH, remove_parts
 from .browse import Browser, Names
 from .views import JobView
@@ -341,6 +341,15 @@ class Operations:
             # It has fired just now.
             return self._schedule(name).next_at
         return next_at
+
+    def remove_schedule(self, name: str) -> bool:
+        """Delete a schedule made at run time; False if there is none. Raises DeclarationError for one in code."""
+        if self._do("remove", f"schedule {name}", lambda flows: flows.run(REMOVE_SCHEDULE, {"name": name})):
+            self._client.wake()
+            return True
+        if self._read(SCHEDULE_SOURCE, {"name": name}):
+            raise DeclarationError(f"The schedule {name!r} is declared in code: remove schedule=… there to end it.")
+        return False
 
     def run_schedule(self, name: str) -> Job[Any]:
         """Enqueue a job of a schedule now, besides its times: with now as its fire time, and by its overlap rule.

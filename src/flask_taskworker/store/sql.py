@@ -384,14 +384,6 @@ class Store:
                 "Take another name."
             )
 
-    def remove_schedule(self, name: str) -> bool:
-        """Delete a schedule made at run time; False if there is none. Raises DeclarationError for one in code."""
-        if self._write(job_statements.REMOVE_SCHEDULE, name=name):
-            return True
-        if self._read(job_statements.SCHEDULE_SOURCE, name=name):
-            raise DeclarationError(f"The schedule {name!r} is declared in code: remove schedule=… there to end it.")
-        return False
-
     def _write(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         self.driver.prepare()
         return self.driver.write(sql, parameters)

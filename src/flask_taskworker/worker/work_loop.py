@@ -123,7 +123,7 @@ class WorkLoop:
         self._next_look = 0.0
         self._declared_version = -1
         self._last_turn = 0
-        """When it last looked, by the clock, in epoch milliseconds."""
+        """When the last turn began, by the clock, in epoch milliseconds."""
 
     async def open(self, on_change: Callable[[], None]) -> None:
         """Connect; *on_change* is called on the loop when something has ended. Raises StoreError."""

@@ -248,3 +248,14 @@ def test_job_that_is_put_back_while_others_are_purged_stays(shop: Shop) -> None:
 def test_purge_needs_a_period(shop: Shop) -> None:
     assert shop("purge", "--yes").code == 2
     assert shop("purge", "--yes", "--done-before", "long").code == 2
+
+
+def test_scheduled_job_runs_now(shop: Shop) -> None:
+    later, ready = shop.add.using(delay=3600).enqueue(1), shop.add.enqueue(2)
+    answer = shop("run-now", str(later.id), str(ready.id))
+    assert (answer.code, answer.out) == (1, f"{later.id}\n")
+    assert f"Job {ready.id} is ready: only a job that is scheduled" in answer.err
+    shop.work()
+    assert sorted(shop.ran) == [(1, 2), (2, 2)]
+    shop.add.using(delay=3600).enqueue_many([(3,), (4,)])
+    assert shop("run-now", "--filter", "task:shop.add", "-y").out == "2\n"

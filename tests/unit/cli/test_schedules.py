@@ -128,3 +128,17 @@ def test_schedule_of_another_version_is_still_shown(shop: Shop) -> None:
     answer = shop("doctor", "--no-smtp")
     assert answer.code == 4
     assert "ERROR    The schedule 'often' cannot be read by this version, so it never fires." in answer.out
+
+
+def test_remove_ends_a_schedule_that_was_made_at_run_time_and_no_other(shop: Shop) -> None:
+    shop.add.schedule(Every(hours=3), name="rarely", args=(1,))
+    answer = shop("schedule", "remove", "rarely")
+    assert (answer.code, answer.out) == (0, "")
+    assert "is removed" in answer.err
+    assert "rarely" not in shop("schedule", "list").out
+    assert shop("schedule", "remove", "rarely").code == 3
+    shop.add.enqueue(1)
+    shop.work()
+    answer = shop("schedule", "remove", "shop.nightly")
+    assert answer.code == 1
+    assert "declared in code" in answer.err

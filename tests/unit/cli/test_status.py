@@ -160,3 +160,17 @@ def test_status_shows_paused_queues_and_lets_their_jobs_wait(shop: Shop) -> None
     }
     shop("resume", "web")
     assert shop("status").code == 4
+
+
+def test_workers_and_queues_are_lists_of_their_own_with_the_facts_of_the_status(shop: Shop) -> None:
+    assert shop("workers").out.strip() == "No worker runs. Start one: flask tasks run"
+    assert (shop("queues").out.strip(), shop("queues", "--json").out.strip()) == ("No queue has jobs.", "")
+    shop.register_worker(["web"])
+    shop.crawl.enqueue("x")
+    status = shop("status", "--json").json
+    assert "web1:4312" in shop("workers").out
+    assert "web" in shop("queues").out
+    workers, queues = shop("workers", "--json").json, shop("queues", "--json").json
+    assert {**workers, "beat_at": 0} == {**status["workers"][0], "beat_at": 0}
+    assert {name: queues[name] for name in ("name", "state", "ready")} == {"name": "web", "state": "ok", "ready": 1}
+    assert queues.keys() == status["queues"][0].keys()
