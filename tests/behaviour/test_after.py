@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from flask_taskworker import BackgroundTaskWorker, Job, JobCancelled, JobState, Limit, current_job, signals
 from flask_taskworker.errors import ArgumentsError, NotAccepted
 from flask_taskworker.ops.operations import Operations
+from flask_taskworker.store import flows
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.both_databases
@@ -127,10 +128,11 @@ def test_failure_cancels_what_waits_and_theirs_in_turn(graph: Graph) -> None:
     wait_for(lambda: sorted(told) == [child.id, grandchild.id])
 
 
-def test_cancelled_parent_cancels_what_waits_for_it(graph: Graph) -> None:
+def test_cancelled_parent_cancels_what_waits_for_it(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "PIECE", 20)
     first = graph.node.using(delay=3600).enqueue("first")
     chain = [graph.node.using(after=first).enqueue("child")]
-    for _ in range(600):
+    for _ in range(48):
         chain.append(graph.node.using(after=chain[-1]).enqueue("child"))
     alarm = graph.node.using(after=first, when="failed").enqueue("alarm")
     first.cancel()

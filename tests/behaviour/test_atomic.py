@@ -397,6 +397,7 @@ def test_job_that_has_timed_out_leaves_nothing_when_its_thread_ends(
     assert job.refresh().state is JobState.FAILED
 
 
+@pytest.mark.timing(beat=0.02)
 def test_job_that_was_asked_to_stop_but_ends_well_counts(
     db: SQLAlchemy, task_worker: BackgroundTaskWorker, notes: Callable[[], list[int]]
 ) -> None:
@@ -416,6 +417,7 @@ def test_job_that_was_asked_to_stop_but_ends_well_counts(
     assert notes() == [1]
 
 
+@pytest.mark.timing(beat=0.02)
 def test_cancelled_job_leaves_nothing(
     db: SQLAlchemy, task_worker: BackgroundTaskWorker, notes: Callable[[], list[int]]
 ) -> None:

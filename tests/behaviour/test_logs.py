@@ -275,7 +275,9 @@ def test_receivers_of_signals_log_outside_of_the_job(idle_worker: BackgroundTask
     assert records.of("the.application") == ["None None None: heard"]
 
 
-@pytest.mark.parametrize("set_up", ["", "logging.basicConfig(level=logging.INFO)"])
+@pytest.mark.parametrize(
+    "set_up", ["", pytest.param("logging.basicConfig(level=logging.INFO)", marks=pytest.mark.slow)]
+)
 def test_debug_mode_shows_what_the_worker_does_once_on_a_terminal_without_logging(tmp_path: Path, set_up: str) -> None:
     script = f"""
 import logging, sys

@@ -12,6 +12,7 @@ It must still be Python. Blocks for reading only are marked otherwise, for examp
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -160,6 +161,7 @@ def config_keys(source: str) -> set[str]:
     return {value for value in constants if isinstance(value, str) and KEY.fullmatch(value)}
 
 
+@functools.cache
 def all_keys() -> set[str]:
     """The keys that code names, and those of the fields that read themselves."""
     named = {key for path in SOURCE.rglob("*.py") for key in config_keys(path.read_text())}

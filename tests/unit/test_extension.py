@@ -507,6 +507,7 @@ def test_stopping_worker_tells_what_it_waits_for(
     assert "waits for" not in caplog.text
 
 
+@pytest.mark.timing(beat=0.02)
 def test_job_of_a_worker_without_a_row_is_rescued(idle_worker: BackgroundTaskWorker, rows: Callable[..., Any]) -> None:
     job = idle_worker.task(name="work")(lambda: "rescued").enqueue()
     rows("UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = '0f0e'")

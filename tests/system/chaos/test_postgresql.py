@@ -43,6 +43,7 @@ def own_url(own_server: PostgresServer) -> Iterator[str]:
 # -- many processes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eight_processes_that_start_at_once_make_one_schema(url: str, make_fleet: MakeFleet) -> None:
     ids = make_fleet(url).prepare_at_once(8)
     assert len(ids) == 8

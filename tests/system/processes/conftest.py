@@ -12,10 +12,7 @@ from tests.system.processes.parent import Lab
 QUICK = {
     "test_living_worker_rescues_the_jobs_of_a_killed_one",
     "test_cancel_from_another_process_reaches_a_running_job",
-    "test_two_apps_each_run_their_own_jobs_and_a_later_one_joins",
-    "test_stop_lets_running_jobs_end_and_returns",
     "test_process_ends_soon_after_its_main_thread",
-    "test_jobs_that_run_when_the_main_thread_ends_may_end_too",
 }
 """What stands for the others in ``dev.py test``; `tox -e slow` runs the rest."""
 

@@ -174,7 +174,7 @@ def test_terminal_is_asked(reply: bytes, goes_on: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("text", ["state:ready", "shop.add", "queue:default args.x:1"])
 def test_act_on_many_is_confirmed_with_the_exact_number(shop: Shop, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     for bound in ("WINDOW", "FEW", "ARGS_WINDOW", "MOST"):
-        monkeypatch.setattr(browse, bound, 2)
+        monkeypatch.setattr(browse, bound, 100)
     shop.add.enqueue_many([(1,)] * 1_203)
     asked = shop("cancel", "--filter", text)
     assert asked.code == 2
@@ -220,16 +220,16 @@ def test_pause_of_a_queue_that_no_task_names_says_so(shop: Shop) -> None:
 
 
 def test_purge_deletes_what_ended_before_and_nothing_else(shop: Shop) -> None:
-    old = fail(shop, *range(300))
+    old = fail(shop, *range(30))
     shop.jump(2 * HOUR)
     new = fail(shop, 7)
     waiting = shop.add.enqueue(1)
     answer = shop("purge", "--done-before", "1h", "--dry-run")
-    assert answer == Answer(0, "300\n", "Nothing was changed.\n")
+    assert answer == Answer(0, "30\n", "Nothing was changed.\n")
     answer = shop("purge", "--done-before", "1h")
     assert answer.code == 2
     assert "Pass --yes" in answer.err
-    assert shop("purge", "--done-before", "1h", "--yes") == Answer(0, "300\n", "")
+    assert shop("purge", "--done-before", "1h", "--yes") == Answer(0, "30\n", "")
     assert [row["id"] for row in rows_of(shop("jobs", "task:shop.add", "--json"))] == [waiting.id, new[0].id]
     assert shop.state.store.attempts(old[0].id) == []
     assert shop("purge", "--done-before", "1h", "--yes").code == 3

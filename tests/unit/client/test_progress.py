@@ -14,18 +14,20 @@ from flask import Flask
 from werkzeug.serving import make_server
 
 from flask_taskworker import BackgroundTaskWorker, Job, current_job
+from flask_taskworker.client import progress
 from flask_taskworker.errors import ConfigError
 
 pytestmark = pytest.mark.both_databases
 
 
 @pytest.fixture
-def port(app: Flask, task_worker: BackgroundTaskWorker) -> Iterator[int]:
+def port(app: Flask, task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Of a server whose ``/progress/<token>`` is the view."""
+    monkeypatch.setattr(progress, "PAUSE", 0.05)
     app.secret_key = "secret"
     app.add_url_rule("/progress/<token>", view_func=task_worker.progress_view())
     server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server.server_port
     server.shutdown()

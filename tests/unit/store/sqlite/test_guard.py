@@ -230,9 +230,10 @@ def test_emptied_file_is_a_replaced_database(app: Flask, idle_worker: Background
 
 
 def test_running_worker_says_that_its_file_is_damaged_and_lives_on(
-    app: Flask, task_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+    app: Flask, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = make_task(task_worker)
+    app.config["TASKER_LOOP_INTERVAL"] = 0.1
+    task = make_task(make_worker(app))
     jobs = task.enqueue_many([("x" * 400,)] * 100)
     jobs[-1].result(timeout=20)
     write_through(path_of(app))
