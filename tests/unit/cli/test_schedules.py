@@ -140,5 +140,5 @@ def test_remove_ends_a_schedule_that_was_made_at_run_time_and_no_other(shop: Sho
     shop.add.enqueue(1)
     shop.work()
     answer = shop("schedule", "remove", "shop.nightly")
-    assert answer.code == 1
+    assert answer.code == 2
     assert "declared in code" in answer.err
