@@ -121,7 +121,7 @@ def test_job_that_fails_for_good_is_one_event_with_its_task_its_id_and_the_frame
     found = failures(events)
     assert len(found) == 2
     for name, job_id in zip(["sync_work", "async_work"], ids, strict=True):
-        event = next(event for transaction, event in found.items() if transaction.endswith(name))
+        event = next(event for transaction, event in found.items() if transaction.endswith(f".{name}"))
         assert event["contexts"]["job"]["id"] == job_id
         assert event["contexts"]["job"]["attempt"] == 2
         assert event["tags"]["taskworker.task"] == event["transaction"]
@@ -134,7 +134,7 @@ def test_job_that_fails_for_good_is_one_event_with_its_task_its_id_and_the_frame
 def test_tags_and_breadcrumbs_of_one_job_are_not_in_the_event_of_another(instrumented: Reported) -> None:
     events, _ = instrumented
     found = failures(events)
-    event = next(event for transaction, event in found.items() if transaction.endswith("sync_work"))
+    event = next(event for transaction, event in found.items() if transaction.endswith(".sync_work"))
     assert event["tags"]["number"] == 0
     crumbs = [crumb["message"] for crumb in event["breadcrumbs"]["values"]]
     assert [crumb for crumb in crumbs if crumb.startswith("sync ")] == ["sync 0"]
