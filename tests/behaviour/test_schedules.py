@@ -109,7 +109,7 @@ def test_cron_fires_once_by_two_workers(app: Flask, make_worker: MakeWorker, row
     assert from_ms(schedule.next_at or 0) == DAILY.next_after(datetime.now(UTC))
 
 
-@pytest.mark.timing(schedule_pause=0.2)
+@pytest.mark.timing(schedule_pause=0.1)
 def test_schedule_that_cannot_be_read_is_tried_now_and_then(
     task_worker: BackgroundTaskWorker, store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,9 +125,9 @@ def test_schedule_that_cannot_be_read_is_tried_now_and_then(
     monkeypatch.setattr(WorkerStore, "due_schedules", noted)
     rows("UPDATE taskworker_schedule SET trigger = ?, next_at = 1", '{"type": "of_tomorrow"}')
     task_worker.workers()[0].wake()
-    wait_for(lambda: len(tries) >= 4)
-    # The first may be that of a turn which had begun.
-    assert tries[3] - tries[1] >= 0.35, "not as fast as the loop can turn"
+    wait_for(lambda: len(tries) >= 8)
+    # Some may be those of turns that another reason began.
+    assert tries[7] - tries[1] >= 0.3, "not as fast as the loop can turn"
     assert not seen
 
 
