@@ -58,7 +58,7 @@ def test_bad_name_is_refused(make_app: Callable[..., Flask], name: Any) -> None:
 
 def test_commands_come_in_the_order_of_their_use() -> None:
     found = tasks_command.list_commands(click.Context(tasks_command))
-    assert found[:5] == ["run", "status", "doctor", "list", "call"]
+    assert found[:5] == ["run", "status", "workers", "queues", "doctor"]
     assert found[-2:] == ["schedule", "db"]
     assert set(mail_commands.list_commands(click.Context(mail_commands))) == {"list", "send-test", "show"}
 
