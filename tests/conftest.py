@@ -70,6 +70,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Nor at what those have left behind that have run."""
+    yield
+    if nextitem is not None and item.path != nextitem.path:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server: the one that TASKER_TEST_POSTGRES_URL names, else one of our own."""
