@@ -289,8 +289,9 @@ class TaskWorker:
         """Have jobs carry a value: *save* gives it where a job is enqueued, and *restore* gets it before each try.
 
         A value is whatever an argument may be, or None where there is nothing to carry; then *restore* is not called.
-        Both are called in the thread of the caller, or of the job, in its application context. Also in
-        ``current_job.carried``. What *save* raises, ``enqueue`` raises. Raises DeclarationError.
+        Both are called in the thread of the caller, or of the job, in its application context; without one nothing is
+        carried. The values are in ``current_job.carried``, too. What *save* raises, ``enqueue`` raises. Raises
+        DeclarationError.
         """
         self.registry.surround().add_carried(name, Carry(save, restore))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from flask import has_request_context, request
+from flask import has_app_context, has_request_context, request
 
 from ..core.around import Surroundings
 from ..core.current_job import running_job
@@ -34,6 +34,6 @@ def current_origin(surroundings: Surroundings | None = None) -> str | None:
         found["command"] = context.command_path[:MAX_WORDS]  # for example "flask seed"
     for add in carriers:
         add(found)
-    if surroundings is not None:
+    if surroundings is not None and has_app_context():
         surroundings.save(found)
     return json.dumps(found) if found else None

@@ -130,8 +130,9 @@ def flood(run: Run) -> Result:
     result = Result(done=f"{number:,} in line of one key, {lanes:,} closed lanes, {probes} jobs of other keys")
     p99 = percentile(took, 0.99)
     result.figures |= {"picked up p99": f"{p99 * 1000:.1f} ms", "of the flood meanwhile": flowed}
-    most = {"sqlite": 0.01, "postgresql": 0.02}[run.database]
-    result.expect(f"picked up p99 <= {most * 1000:.0f} ms", p99 <= run.within(most))
+    # The short form runs beside other tests.
+    most = run.choose({"sqlite": 0.01, "postgresql": 0.02}[run.database], 2.0)
+    result.expect(f"picked up p99 <= {most * 1000:.0f} ms", p99 <= most)
     result.expect("the flood flows", flowed > 0)
     return result
 
