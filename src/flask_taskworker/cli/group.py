@@ -37,6 +37,7 @@ from ..ops.operations import Operations
 from ..ops.views import as_json
 from ..state import AppState
 from ..store.sql import Store
+from ..store.sqlite.guard import refuse_open_to_all
 from .text import safe, shortened, table, to_json
 
 V = TypeVar("V")
@@ -148,11 +149,8 @@ def app_state() -> AppState:
     database."""
     state = require_worker()
     path = Path(state.config.database_uri.database or "")
-    if state.config.driver == "sqlite" and os.name != "nt" and path.is_file():
-        mode = path.stat().st_mode & 0o7777
-        if mode & 0o002:
-            # Who may write into the file decides what the workers run.
-            raise StoreError(f"Every user on this machine may write to {path} (mode {mode:#o}). Run: chmod 600 {path}")
+    if state.config.driver == "sqlite" and path.is_file():
+        refuse_open_to_all(path, path.stat().st_mode)
     return state
 
 

@@ -27,10 +27,17 @@ _DAMAGED = (
 _LOCKED_OUT = (
     "The database file {} is no longer readable and writable for this user: its mode is {:#o}. Make it 0600 again."
 )
+_OPEN_TO_ALL = "Every user on this machine may write to {0} (mode {1:#o}). Run: chmod 600 {0}"
 _REMNANTS = (
     "The database file {} is {}, but {}. An empty queue is not made in its place. Put the file back; or, if its jobs "
     "may be lost, stop all processes and remove {}."
 )
+
+
+def refuse_open_to_all(path: Path, mode: int) -> None:
+    """Raise StoreError where every user may write to *path*: its rows decide what the workers run."""
+    if mode & 0o002 and os.name != "nt":
+        raise StoreError(_OPEN_TO_ALL.format(path, mode & 0o7777))
 
 
 def _identity(path: str) -> tuple[int, int, int]:
@@ -51,15 +58,18 @@ class FileGuard:
         self._replaced = False
 
     def remember(self, store_id: str | None) -> None:
-        """The file that is at the path now is the one. Raises OSError."""
-        self._seen = _identity(self._name)
+        """The file that is at the path now is the one. Raises OSError, StoreError where every user may write to it."""
+        seen = _identity(self._name)
+        refuse_open_to_all(self.path, seen[2])
+        self._seen = seen
         self._store_id = store_id
         _opened[self._name] = self
 
     def check(self) -> None:
         """Refuse a file that is not the one, or not whole. Costs one ``stat``.
 
-        Raises DatabaseReplaced, SchemaError for a missing file, StoreError for a damaged or unreadable one.
+        Raises DatabaseReplaced, SchemaError for a missing file, StoreError for a damaged or unreadable one, and for
+        one to which every user may write.
         """
         if self._damage is not None:
             raise StoreError(_DAMAGED.format(self.path, self._damage))
@@ -77,6 +87,7 @@ class FileGuard:
             raise DatabaseReplaced(_GONE.format(self.path))
         if not os.access(self.path, os.R_OK | os.W_OK):
             raise StoreError(_LOCKED_OUT.format(self.path, now[2] & 0o7777))
+        refuse_open_to_all(self.path, now[2])
         self._seen = now
 
     def note(self, error: BaseException | None) -> None:

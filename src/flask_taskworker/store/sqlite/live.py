@@ -64,6 +64,7 @@ class LiveDirectory:
     """The directory as the processes of one machine share it. Safe from any thread."""
 
     def __init__(self, database: Path) -> None:
+        self._database = database
         self.path = Path(f"{database}-live")
         self._name = str(self.path)
         self._descriptor: int | None = None
@@ -76,8 +77,15 @@ class LiveDirectory:
         """The ids of this process's workers: they are woken by a call, not by a datagram."""
 
     def make(self) -> None:
-        """Create the directory, for its owner alone."""
+        """Create the directory, for its owner alone. Raises NotSupported where others could take the locks away."""
         self.path.mkdir(mode=0o700, exist_ok=True)
+        status = self.path.lstat()
+        if status.st_uid not in (os.getuid(), self._database.stat().st_uid) or status.st_mode & 0o022:
+            raise NotSupported(
+                f"Other users on this machine may write to {self.path} (user {status.st_uid}, "
+                f"mode {status.st_mode & 0o7777:#o}): they could have jobs run twice. Stop the workers, remove it, and "
+                "start them again."
+            )
 
     def has_living(self) -> bool:
         """Whether a worker, of this process or another, holds its lock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, JobState, Task
-from flask_taskworker.errors import DatabaseReplaced, SchemaError, StoreError
+from flask_taskworker.errors import DatabaseReplaced, NotAccepted, SchemaError, StoreError
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.sqlite.driver import SqliteDriver
 from tests.support.waiting import Clock, wait_for
@@ -262,3 +263,32 @@ def test_worker_claims_nothing_from_a_damaged_file(
     assert "The file is damaged: stop all processes and restore it from a backup" in caplog.text
     assert "Next try in" in caplog.text
     assert jobs[0].refresh().state is JobState.READY
+
+
+# -- a database to which every user may write --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_nothing_is_enqueued_or_claimed_while_every_user_may_write_to_the_database(
+    make_app: MakeApp, make_worker: MakeWorker
+) -> None:
+    app = make_app()
+    task_worker = make_worker(app)
+    task = make_task(task_worker)
+    assert task.enqueue().result(timeout=20) == 1
+    path = path_of(app)
+    path.chmod(0o666)
+    with pytest.raises(NotAccepted, match=r"Every user on this machine may write to .*Run: chmod 600"):
+        task.enqueue()
+    path.chmod(0o600)
+    assert task.enqueue().result(timeout=20) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_database_to_which_every_user_may_write_is_not_opened(make_app: MakeApp, make_worker: MakeWorker) -> None:
+    app = make_app()
+    make_task(make_worker(app, start=False)).enqueue()
+    path_of(app).chmod(0o602)
+    other = SqliteDriver(path_of(app), durability="full", lock_timeout=1)
+    with pytest.raises(StoreError, match="Every user on this machine may write to"):
+        other.prepare()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from flask_taskworker.errors import NotSupported
 from flask_taskworker.store.sqlite.live import LONGEST_WORDS, LiveDirectory, LivePresence
 
 Heard = list[Collection[tuple[str, str]]]
@@ -15,7 +17,9 @@ Heard = list[Collection[tuple[str, str]]]
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
+    path = tmp_path / "jobs.db"
+    path.touch(0o600)
+    return path
 
 
 def hear(database: Path, *told: Collection[tuple[str, str]]) -> Heard:
@@ -69,3 +73,45 @@ def test_bytes_that_overflow_the_socket_are_not_believed(database: Path) -> None
 def test_words_that_are_not_ours_say_to_look(database: Path) -> None:
     assert hear(database, {("", "sync")}) == [()]
     assert hear(database, {("q", "wood")}) == [()]
+
+
+# -- whose it is -------------------------------------------------------------------------------------------------------
+
+requires_modes = pytest.mark.skipif(os.name == "nt", reason="no such modes")
+as_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
+
+
+def refuse(database: Path) -> None:
+    with pytest.raises(NotSupported, match=r"Other users on this machine may write to .*jobs\.db-live"):
+        LivePresence(LiveDirectory(database), "abc123")
+
+
+@requires_modes
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_worker_refuses_a_directory_in_which_others_may_take_its_lock_away(database: Path, mode: int) -> None:
+    live = Path(f"{database}-live")
+    live.mkdir()
+    live.chmod(mode)
+    refuse(database)
+    live.rmdir()
+    LivePresence(LiveDirectory(database), "abc123").close()
+
+
+@as_root
+def test_worker_refuses_a_directory_that_another_user_has_made_beforehand(database: Path) -> None:
+    live = Path(f"{database}-live")
+    live.mkdir(0o700)
+    os.chown(live, 4_242, -1)
+    refuse(database)
+    # Who owns the database decides what runs in any case.
+    os.chown(database, 4_242, -1)
+    LivePresence(LiveDirectory(database), "abc123").close()
+
+
+@as_root
+def test_worker_refuses_a_link_that_another_user_could_point_elsewhere(database: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(0o700)
+    live = Path(f"{database}-live")
+    live.symlink_to(tmp_path / "real")
+    os.lchown(live, 4_242, -1)
+    refuse(database)
