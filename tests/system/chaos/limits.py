@@ -19,6 +19,9 @@ from tests.system.chaos.verifier import percentile
 from tests.system.chaos.worker import LANE_ROOM, RATE, Line
 
 WORKERS = 4
+FRESH = 1_000
+"""The first of the keys that are in use while nothing is killed."""
+CALM_LANES = 20
 
 
 @row("36", "limits-kill", "kill -9 of one of four workers while all lanes are full")
@@ -46,9 +49,17 @@ def kill_under_limits(run: Run) -> Result:
         left = _read(stage, "SELECT count(*) FROM taskworker_permit WHERE phase IN (1, 2, 4)")[0][0]
         wrong = _read(stage, statements.heal(stage.shop.store.driver.dialect), after=0, number=jobs + 1)
         settle(stage, WORKERS)
+        # Nothing is killed any more, and the four workers have a slot for each place in these lanes.
+        number = run.choose(100, 6)
+        busy = [(FRESH + turn % CALM_LANES, 0.1 + 0.1 * stage.chance.random()) for turn in range(number * CALM_LANES)]
+        stage.enqueue("ship", busy)
+        until(lambda: sum(line.x >= FRESH for line in stage.evidence("ship-")) == len(busy), "the calm ones end", 600)
+        share = busy_share(stage.evidence("ship+"), stage.evidence("ship-"))
         stage.stop()
     result.figures["of one key at once"] = f"{most} at most"
     result.expect(f"of one key at once <= {LANE_ROOM}", most <= LANE_ROOM)
+    result.figures["busy while calm"] = f"{share:.1%}"
+    result.expect("busy while calm >= 95 %", share >= run.choose(0.95, 0.3))
     result.expect("places that are left 0", left == 0)
     result.expect("places that contradict their jobs 0", all(fits for _, fits in wrong))
     return result
@@ -179,3 +190,16 @@ def most_at_once(began: list[Line], ended: list[Line], died: dict[int, float]) -
             now = Counter({place: number for place, number in now.items() if place[1] != pid})
         most = max(most, sum(number for place, number in now.items() if place[0] == key))
     return most
+
+
+def busy_share(began: list[Line], ended: list[Line]) -> float:
+    """How much of the room of the lanes from :data:`FRESH` on is in use, while each has jobs in line."""
+    used = room = 0.0
+    for key in {line.x for line in began if line.x >= FRESH}:
+        starts = sorted(line.at for line in began if line.x == key)
+        first, last = starts[0], starts[-1]
+        # From the last start on nothing is in line.
+        ends = (min(line.at, last) for line in ended if line.x == key)
+        used += sum(ends) - sum(starts)
+        room += LANE_ROOM * (last - first)
+    return used / room
