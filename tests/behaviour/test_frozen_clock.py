@@ -14,6 +14,8 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, JobTimeout, Retry, current_job
 from flask_taskworker.testing import Jobs
 
+pytestmark = pytest.mark.both_databases(slow="postgresql")
+
 NOON = datetime(2030, 5, 1, 12, tzinfo=UTC)
 LIBRARIES: dict[str, Callable[[], Any]] = {
     "freezegun": lambda: freezegun.freeze_time(NOON),

@@ -26,6 +26,8 @@ from flask_taskworker.store.sql import Store
 from tests.support.apps import KINDS
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.both_databases(slow="postgresql")
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 SOON = {"base": 0.001, "jitter": 0}
 HOUR_MS = 3_600_000

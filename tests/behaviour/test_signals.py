@@ -18,6 +18,8 @@ from flask_taskworker.core.rows import OutcomeKind
 from flask_taskworker.store.sql import Store
 from tests.support.waiting import wait, wait_for
 
+pytestmark = pytest.mark.both_databases(slow="postgresql")
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 ALL = {

@@ -31,7 +31,7 @@ MakeWorker = Callable[..., BackgroundTaskWorker]
 
 
 # Who asks a running job to stop is heard within a beat.
-pytestmark = pytest.mark.timing(beat=0.02)
+pytestmark = [pytest.mark.timing(beat=0.02), pytest.mark.both_databases(slow="postgresql")]
 
 
 async def forever() -> None:

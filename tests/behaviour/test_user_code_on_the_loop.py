@@ -17,6 +17,8 @@ from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.sql import Store
 from tests.support.waiting import wait, wait_for
 
+pytestmark = pytest.mark.both_databases(slow="postgresql")
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 DAY = timedelta(days=1)
 

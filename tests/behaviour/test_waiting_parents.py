@@ -14,7 +14,7 @@ from flask_taskworker import BackgroundTaskWorker, Job, current_job
 from flask_taskworker.ops.overview import Overview
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 Maker = Callable[..., BackgroundTaskWorker]
 

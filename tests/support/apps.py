@@ -39,10 +39,11 @@ BEHAVIOUR = Path(__file__).parents[2] / "tests/behaviour"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test each database in turn: those in tests/behaviour, and those marked both_databases."""
     marked = metafunc.definition.get_closest_marker
-    both = BEHAVIOUR in metafunc.definition.path.parents or marked("both_databases")
+    both = marked("both_databases")
     file_only = "database" in metafunc.fixturenames or marked("sqlite_only")
-    if "driver" in metafunc.fixturenames and both and not file_only:
-        metafunc.parametrize("driver", ["sqlite", "postgresql"])
+    if "driver" in metafunc.fixturenames and (both or BEHAVIOUR in metafunc.definition.path.parents) and not file_only:
+        later = [pytest.mark.slow] if both and both.kwargs.get("slow") == "postgresql" else []
+        metafunc.parametrize("driver", ["sqlite", pytest.param("postgresql", marks=later)])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ from flask_taskworker.worker.worker import Worker
 from tests.support.apps import KINDS
 from tests.support.waiting import wait, wait_for, wait_for_collected
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]

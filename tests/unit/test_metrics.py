@@ -25,7 +25,7 @@ from tests.support.stored import Rows, store_jobs
 from tests.support.twins import twin_of
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

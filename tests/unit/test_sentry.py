@@ -147,6 +147,7 @@ def test_what_a_task_reports_itself_has_the_job_and_no_fingerprint(instrumented:
     assert "fingerprint" not in event
 
 
+@pytest.mark.slow
 def test_sentry_with_its_defaults_sees_each_final_failure_once(tmp_path: Path) -> None:
     events, _ = run(tmp_path, "plain")
     assert sum("exception" in event for event in events) == 2

@@ -23,7 +23,7 @@ from tests.support.apps import KINDS
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 
 class Recorded:

@@ -221,6 +221,7 @@ def test_lost_reply_to_an_enqueue_leaves_one_job(proxy: Proxy, postgres_url: str
     assert len({one.refresh().id for one in [job, *jobs]}) == 3
 
 
+@pytest.mark.slow
 def test_lost_reply_and_no_server_afterwards_leave_the_outcome_open(
     proxy: Proxy, postgres_url: str, make_fleet: MakeFleet
 ) -> None:
@@ -322,6 +323,7 @@ def test_without_notifications_a_worker_looks_by_itself(postgres_url: str, make_
     fleet.stop()
 
 
+@pytest.mark.slow
 def test_with_notifications_a_worker_need_not_look(postgres_url: str, make_fleet: MakeFleet) -> None:
     fleet = make_fleet(postgres_url, TASKER_LOOP_INTERVAL=300)
     fleet.start(2)

@@ -36,6 +36,7 @@ def run(code: str, server: SMTPServer, *options: str, timeout: float = 45) -> su
     )
 
 
+@pytest.mark.slow
 def test_process_ends_at_once_and_says_goodbye(serve: Serve) -> None:
     server = serve()
     code = """

@@ -68,6 +68,7 @@ def test_the_health_is_that_of_the_workers_files(tmp_path: Path) -> None:
     assert health.not_ready() == "it stops"
 
 
+@pytest.mark.slow
 def test_a_child_ends_when_its_parent_is_gone() -> None:
     read_end, write_end = os.pipe()
     code = (

@@ -30,7 +30,7 @@ LONG = 300
 """Seconds between two looks of a worker: a job that runs sooner was a wake-up's."""
 
 
-@pytest.fixture(params=["same", "other"])
+@pytest.fixture(params=["same", pytest.param("other", marks=pytest.mark.sqlite_only)])
 def place(request: pytest.FixtureRequest) -> str:
     """Whether the jobs lie in the database of the session."""
     found: str = request.param

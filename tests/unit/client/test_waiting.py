@@ -23,7 +23,7 @@ from flask_taskworker.store.drivers import make_driver
 from flask_taskworker.store.sql import Store
 from tests.support.waiting import wait, wait_for
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 

@@ -288,6 +288,7 @@ def test_name_is_importable_whoever_has_loaded_the_module(tmp_path: Path, file: 
     assert importable_name(module, {"__file__": str(tmp_path / file), "__spec__": None}) == name
 
 
+@pytest.mark.slow
 def test_child_that_multiprocessing_spawned_has_the_names_of_its_parent(tmp_path: Path) -> None:
     (tmp_path / "market").mkdir()
     (tmp_path / "market" / "__init__.py").write_text("")

@@ -579,6 +579,7 @@ def test_message_that_smuggles_a_header_into_its_own_bytes_is_refused(mail: Mail
         mail.send(Evil("x", ["to@example.com"], "x"))
 
 
+@pytest.mark.slow
 def test_code_that_imports_flask_mail_runs_when_asked(serve: Serve) -> None:
     server = serve()
     code = f"""

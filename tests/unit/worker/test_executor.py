@@ -30,7 +30,7 @@ from tests.support.apps import KINDS
 from tests.support.stored import counts_of
 from tests.support.waiting import wait, wait_for
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 

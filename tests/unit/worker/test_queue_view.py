@@ -20,7 +20,7 @@ from tests.support.apps import KINDS
 from tests.support.twins import twin_of
 from tests.support.waiting import Clock, wait, wait_for
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 MakeApp = Callable[..., Flask]
 MakeWorker = Callable[..., BackgroundTaskWorker]

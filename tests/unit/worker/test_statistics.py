@@ -15,7 +15,7 @@ from flask_taskworker.store.sql import MAX_ID, Store
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.both_databases, pytest.mark.timing(figures=0.02)]
+pytestmark = [pytest.mark.both_databases(slow="postgresql"), pytest.mark.timing(figures=0.02)]
 
 
 def counts(store: Store, *, span: int = 60) -> dict[str, tuple[int, int, int, int]]:

@@ -13,7 +13,7 @@ from flask_taskworker.worker.bounds import Bounds
 from flask_taskworker.worker.work_loop import WorkerParts, WorkLoop
 from tests.support.turns import WORKER, turn_until, with_turns
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 

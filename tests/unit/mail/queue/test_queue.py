@@ -43,7 +43,7 @@ from tests.support.apps import task_worker_of
 from tests.support.postgres import run_sql
 from tests.support.smtp_server import Drop, Session, Silence, Slow, SMTPServer, wait_until
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.both_databases(slow="postgresql")
 
 Serve = Callable[..., SMTPServer]
 MakeQueue = Callable[..., Mail]
