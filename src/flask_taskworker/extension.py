@@ -39,6 +39,7 @@ from .core.triggers import Trigger
 from .core.unique import Unique
 from .errors import AppError, ArgumentsError, ConnectionLost, NotReachable, TaskWorkerError
 from .mail.queue.delivery import register_mail
+from .mail.queue.queue import reopening
 from .ops.browse import Browser
 from .ops.bulk import register_bulk
 from .ops.controls import QueueControls, ScheduleControl, ScheduleControls
@@ -120,6 +121,7 @@ class TaskWorker:
             keep_failed=config.keep_failed,
             timezone=config.timezone,
         )
+        store.on_retry = reopening(find_app, store)
         state = AppState(
             config=config,
             client=Client(store, self.registry, find_app),

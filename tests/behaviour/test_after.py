@@ -16,6 +16,7 @@ from flask_taskworker import BackgroundTaskWorker, Job, JobCancelled, JobState, 
 from flask_taskworker.errors import ArgumentsError, NotAccepted
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.store import flows
+from tests.support.postgres import connect
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.both_databases
@@ -164,6 +165,31 @@ def test_job_cancelled_while_it_waited_waits_again_when_it_is_retried(graph: Gra
     gate.set()
     child.result(timeout=20)
     assert graph.order == ["first", "child"]
+
+
+def test_retry_of_a_job_waits_for_no_ending_of_a_parent_that_waits_for_it(
+    app: Flask, graph: Graph, rows: Rows, driver: str
+) -> None:
+    if driver == "sqlite":
+        return  # one writer at a time
+    gate = graph.gate("first")
+    first = graph.node.enqueue("first")
+    child = graph.node.using(after=first).enqueue("child")
+    assert child.cancel()
+    url = app.extensions["taskworker"].config.database_uri.render_as_string(hide_password=False)
+    with connect(url) as ending, ending.transaction():
+        # As an ending does it: the parent's row first, then the child's.
+        ending.execute("SET LOCAL lock_timeout = '10s'")
+        ending.execute("SELECT 1 FROM taskworker_job WHERE id = %s FOR UPDATE", (first.id,))
+        retry = threading.Thread(target=child.retry)
+        retry.start()
+        wait_for(
+            lambda: rows("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%SHARE%%'")
+        )
+        ending.execute("UPDATE taskworker_job SET priority = priority WHERE id = %s", (child.id,))
+    retry.join()
+    gate.set()
+    assert child.result(timeout=20) == "child"
 
 
 def test_a_person_overrules_how_a_parent_has_ended(graph: Graph) -> None:

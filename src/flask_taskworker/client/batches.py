@@ -19,7 +19,6 @@ from ..errors import ArgumentsError, BatchNotFound, JobTimeout, StoreError
 from ..store.flows import Flows, encode_calls
 from ..store.sql import Store
 from ..store.statements import flows as statements
-from ..store.statements.jobs import RETRY
 from .rows import new_job
 from .sessions import CallerTransaction, is_async, run_within
 
@@ -189,9 +188,7 @@ def retry_members(flows: Flows, batch_id: int, states: tuple[JobState, ...]) -> 
     """Put the jobs of a batch that ended in these states back into their queues; how many."""
     # All in one transaction: between two of them the batch could end, and begin another round.
     ids = [row[0] for state in states for row in _members(flows, batch_id, state)]
-    rows = [row for job_id in sorted(ids) for row in flows.run(RETRY, {"id": job_id, "now": flows.now})]
-    flows.back(rows)
-    return len(rows)
+    return len(flows.retry(sorted(ids)))
 
 
 def _members(flows: Flows, batch_id: int, state: JobState) -> Iterator[tuple[Any, ...]]:

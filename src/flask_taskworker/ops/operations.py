@@ -18,12 +18,11 @@ from ..core.clock import from_ms, to_ms
 from ..core.filters import JobFilter
 from ..core.jobs import Job
 from ..core.limits import Numbers, declared_limits
-from ..core.mail_config import MailConfig
 from ..core.rows import JobRecord, JobState
 from ..core.tasks import TaskRegistry
 from ..core.triggers import trigger_from_text
 from ..errors import DeclarationError, JobNotFound, NotAccepted, StoreError
-from ..mail.queue.queue import DELIVER, MailQueue
+from ..mail.queue.queue import DELIVER
 from ..store.admission import pause_queue, remove_limit, resume_queue, set_limit, stored_limits
 from ..store.driver import Row, Run
 from ..store.flows import Flows
@@ -167,9 +166,6 @@ class Operations:
         if record.task == BULK:
             # Permission to retry jobs is not permission to do what this one does.
             raise NotAccepted(f"Job {record.id} was a bulk action and cannot be retried. Start the action again.")
-        config = getattr(self._app.extensions.get("mail"), "config", None)
-        if record.task == DELIVER and isinstance(config, MailConfig) and record.state in _ENDED_BADLY:
-            MailQueue(self._app, config).reopen_within(flows.run, record.uid)
         return (
             [(record.id, "ready", record.marks)]
             if self._store.retry_within(flows, record.id, following=following)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,14 +61,27 @@ class Effects:
 class Flows:
     """One transaction: every change of a job's state that *marks* may concern goes through it."""
 
-    def __init__(self, dialect: Dialect, run: Run, *, now: int, keep: int, keep_failed: int) -> None:
-        """*keep*, *keep_failed*: how long cancelled jobs, and batches, are kept. Milliseconds."""
+    def __init__(
+        self,
+        dialect: Dialect,
+        run: Run,
+        *,
+        now: int,
+        keep: int,
+        keep_failed: int,
+        on_retry: Callable[[Run, Sequence[Row]], None] = lambda run, rows: None,
+    ) -> None:
+        """*keep*, *keep_failed*: how long cancelled jobs, and batches, are kept. Milliseconds.
+
+        *on_retry*: called with the jobs that are put back into their queues: rows of (id, state, marks, task, uid).
+        """
         self.run = run
         self.now = now
         self.effects = Effects()
         self._dialect = dialect
         self._keep = keep
         self._keep_failed = keep_failed
+        self._on_retry = on_retry
         self._room = PIECE
 
     # -- adding -----------------------------------------------------------------------------------------------------
@@ -269,6 +282,16 @@ class Flows:
         return changed[0] if changed else None
 
     # -- coming back ------------------------------------------------------------------------------------------------
+
+    def retry(self, ids: Sequence[int]) -> list[int]:
+        """Put these jobs back into their queues, those that have failed or were cancelled; which these are."""
+        if self._dialect.name == "postgresql":
+            # An ending goes from the parents to their children, and may be under way.
+            self.run(statements.lock_parents(self._dialect), _ids(ids))
+        rows = [row for job_id in ids for row in self.run(job_statements.RETRY, {"id": job_id, "now": self.now})]
+        self._on_retry(self.run, rows)
+        self.back(rows)
+        return [row[0] for row in rows]
 
     def back(self, rows: Sequence[Row], *, by_rule: bool = False) -> None:
         """These jobs had ended, and have not any more: rows of (id, state, marks, …).

@@ -14,7 +14,7 @@ from ..core.tasks import DeclaredSchedule
 from ..core.triggers import fires_alike, trigger_to_text
 from ..core.words import MOST
 from ..errors import ConnectionLost, DeclarationError, JobNotFound, NotAccepted, OutcomeUnknown, SchemaError, StoreError
-from .driver import Added, Driver, Run
+from .driver import Added, Driver, Row, Run
 from .flows import Effects, Flows
 from .keys import add_under_key
 from .statements import jobs as job_statements
@@ -101,6 +101,8 @@ class Store:
         """The zone of cron expressions that name none."""
         self.follow: Callable[[Effects], None] = lambda effects: None
         """Called after a commit that concerns others."""
+        self.on_retry: Callable[[Run, Sequence[Row]], None] = lambda run, rows: None
+        """Called with jobs that are put back into their queues, in that transaction: see :meth:`Flows.retry`."""
         self._add_job = job_statements.ADD_JOB
         self._add_jobs = job_statements.add_jobs(driver.dialect)
 
@@ -109,7 +111,9 @@ class Store:
     def flows(self, run: Run) -> Flows:
         """What follows from the changes of a transaction."""
         keep, keep_failed = to_duration_ms(self.keep_succeeded), to_duration_ms(self.keep_failed)
-        return Flows(self.driver.dialect, run, now=self.clock(), keep=keep, keep_failed=keep_failed)
+        return Flows(
+            self.driver.dialect, run, now=self.clock(), keep=keep, keep_failed=keep_failed, on_retry=self.on_retry
+        )
 
     def change(self, body: Callable[[Flows], T]) -> T:
         """Run *body* in one write transaction; afterwards pass on what others have to know."""
@@ -355,14 +359,12 @@ class Store:
     def retry_within(self, flows: Flows, job_id: int, *, following: bool = False) -> bool:
         """As :meth:`retry`, inside a transaction of the caller's."""
         _check_id(job_id)
-        rows = flows.run(job_statements.RETRY, {"id": job_id, "now": flows.now})
-        if not rows:
+        if not flows.retry([job_id]):
             self._refuse_taken_key(self.record(job_id))
             return False
         tail = [job_id] if following else []
         while tail := flows.cancelled_with(tail) if tail else []:
-            rows += [row for child in tail for row in flows.run(job_statements.RETRY, {"id": child, "now": flows.now})]
-        flows.back(rows)
+            flows.retry(tail)
         return True
 
     def _refuse_taken_key(self, job: JobRecord) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
@@ -38,7 +38,7 @@ from ...errors import (
     StoreError,
 )
 from ...signals import email_queued, job_enqueued
-from ...store.driver import Run
+from ...store.driver import Row, Run
 from ...store.flows import Flows
 from ...store.sql import Store, record_of, to_duration_ms
 from ...store.statements import mails as mail_statements
@@ -289,17 +289,7 @@ class MailQueue:
 
     def retry(self, job_id: int, *, following: bool = False) -> bool:
         """Open the mail again and put its job back into the queue."""
-        record = self._client.record(job_id)
-        if record.state in (JobState.FAILED.value, JobState.CANCELLED.value):
-            self._store.driver.transaction(lambda run: self.reopen_within(run, record.uid))
         return self._client.retry(job_id, following=following)
-
-    def reopen_within(self, run: Run, uid: str) -> None:
-        """Have the mail of that job go to all who were not accepted, inside a transaction of the caller's."""
-        give_up_at = self._store.clock() + to_duration_ms(self._config.expires)
-        expires_at = give_up_at + to_duration_ms(self._config.keep)
-        run(mail_statements.REOPEN_MAIL, {"id": uid, "give_up_at": give_up_at, "expires_at": expires_at})
-        run(mail_statements.REOPEN_RECIPIENTS, {"id": uid})
 
 
 # ---------------------------------------------------------------- rows
@@ -421,6 +411,27 @@ def _recipient_state(
 
 
 # ---------------------------------------------------------------- suppressed
+
+
+def reopening(find_app: Callable[[], Flask | None], store: Store) -> Callable[[Run, Sequence[Row]], None]:
+    """What *store* is to call with jobs that are put back into their queues: see :attr:`Store.on_retry`.
+
+    Of the mails among them those who were not accepted wait again.
+    """
+
+    def reopen(run: Run, rows: Sequence[Row]) -> None:
+        uids = [uid for _, _, _, task, uid in rows if task == DELIVER]
+        app = find_app() if uids else None
+        config = getattr(app.extensions.get("mail"), "config", None) if app is not None else None
+        if not isinstance(config, MailConfig):
+            return
+        give_up_at = store.clock() + to_duration_ms(config.expires)
+        expires_at = give_up_at + to_duration_ms(config.keep)
+        for uid in uids:
+            run(mail_statements.REOPEN_MAIL, {"id": uid, "give_up_at": give_up_at, "expires_at": expires_at})
+            run(mail_statements.REOPEN_RECIPIENTS, {"id": uid})
+
+    return reopen
 
 
 class SuppressedMails:

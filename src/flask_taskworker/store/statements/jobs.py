@@ -287,7 +287,7 @@ RETRY = (
     "discarded = 0, started_at = NULL, finished_at = NULL, expires_at = NULL "
     "WHERE id = :id AND state IN ('failed', 'cancelled') AND NOT EXISTS "
     "(SELECT 1 FROM taskworker_job AS other WHERE other.unique_key = taskworker_job.unique_key "
-    f"AND other.{UNFINISHED}) RETURNING id, state, marks"
+    f"AND other.{UNFINISHED}) RETURNING id, state, marks, task, uid"
 )
 """Put a failed or cancelled job back into its queue. Its claim number goes on, so that old outcomes stay fenced.
 

@@ -412,6 +412,50 @@ def test_failed_mail_that_is_put_back_is_sent_again(serve: Serve, make_queue: Ma
     assert job.result(30) == {}
 
 
+def test_batch_counts_its_mails_and_sends_those_again_that_failed(serve: Serve, make_queue: MakeQueue) -> None:
+    broken = ["absent@"]
+
+    def script(session: Session, verb: str, line: str) -> Any:
+        if any(word in line for word in broken):
+            return "550 5.1.1 no such user"
+        return None
+
+    server = serve(script=script)
+    mail = make_queue(server)
+    task_worker = task_worker_of(mail.app)
+    with task_worker.batch("newsletter") as batch:
+        for address in ("a@x.org", "absent@x.org", "b@x.org"):
+            mail.send_later(letter(address), batch=batch)
+    assert batch.wait(timeout=30) == (3, 2, 1, 0)
+    broken.clear()
+    assert batch.retry() == 1
+    assert batch.wait(timeout=30) == (3, 3, 0, 0)
+    assert sorted(address for sent in server.mails for address in sent.recipients) == [
+        "a@x.org",
+        "absent@x.org",
+        "b@x.org",
+    ]
+
+
+def test_mail_of_unknown_delivery_that_a_batch_retries_is_sent_again(serve: Serve, make_queue: MakeQueue) -> None:
+    left = [1]
+
+    def script(session: Session, verb: str, line: str) -> Any:
+        if verb == "." and left[0]:
+            left[0] -= 1
+            return Drop("2")
+        return None
+
+    server = serve(script=script)
+    mail = make_queue(server)
+    with task_worker_of(mail.app).batch("once") as batch:
+        mail.send_later(letter(), once=True, batch=batch)
+    assert batch.wait(timeout=30) == (1, 0, 1, 0)
+    assert batch.retry() == 1
+    assert batch.wait(timeout=30) == (1, 1, 0, 0)
+    assert len(server.mails) == 2
+
+
 def test_finished_mail_whose_job_runs_again_is_not_sent_again(serve: Serve, make_queue: MakeQueue) -> None:
     server = serve()
     mail = make_queue(server)
