@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.clock import from_ms
 from ..core.jobs import Reason
@@ -175,7 +174,9 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
     if facts.alone.issuperset(worker.id for worker in serving):
         text = f"A job runs alone in worker {name_of(serving[0])}, which takes its queue."
         return Reason(kind="alone", text=text, ends="That job ends.")
-    if job.kind == "sync" and all(0 < (info.get("threads") or 0) <= _parents(info) for info in infos):
+    # How many sync jobs of each worker wait for others.
+    parents = [(info.get("parents") or {}).get("sync", 0) for info in infos]
+    if job.kind == "sync" and all(0 < (i.get("threads") or 0) <= n for i, n in zip(infos, parents, strict=True)):
         text = f"The jobs in all sync slots of the workers that take its queue wait for the results of others.{first}"
         ends = "Start another worker: flask tasks run. Let jobs that wait for others be async, or use after=…."
         return Reason(kind="waiting parents", text=text, ends=ends)
@@ -183,17 +184,13 @@ def _busy(facts: Facts, serving: Sequence[WorkerRow]) -> Reason | None:
     if sum((info.get("running") or {}).get(job.kind, 0) for info in infos) >= slots:
         text = f"All {slots} {job.kind} slots of the workers that take its queue are in use.{first}"
         return Reason(kind="slots", text=text, ends="A running job ends, or you start another worker: flask tasks run")
-    earlier = [_earlier(info.get("queues") or (job.queue,), job.queue, facts.ready) for info in infos]
+    # For each worker a queue with ready jobs that it prefers to the job's own.
+    lists = [info.get("queues") or (job.queue,) for info in infos]
+    earlier = [next((q for q in queues[: queues.index(job.queue)] if q in facts.ready), None) for queues in lists]
     if all(earlier):
         text = f"Its workers take the jobs of queue {earlier[0]!r} first.{first}"
         return Reason(kind="queue order", text=text, ends="That queue is empty, or a worker with a free slot starts.")
     return Reason(kind="in line", text=first[1:], ends="Those have begun.") if facts.ahead else None
-
-
-def _parents(info: Mapping[str, Any]) -> int:
-    """How many sync jobs of a worker wait for others."""
-    number: int = (info.get("parents") or {}).get("sync", 0)
-    return number
 
 
 def _after(facts: Facts) -> Reason:
@@ -252,11 +249,6 @@ def _ordinal(number: int) -> str:
         return f"later than {MOST:,}th"
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number:,}{ending}"
-
-
-def _earlier(queues: Sequence[str], own: str, ready: Container[str]) -> str | None:
-    """A queue with ready jobs that a worker prefers to the job's own."""
-    return next((name for name in queues[: queues.index(own)] if name in ready), None)
 
 
 def _stamp(moment: int) -> str:

@@ -89,7 +89,11 @@ def limit_views(
     now = browser.now()
     declared = declared_limits(registry.limits, config.queue_limits)
     stored = {row.name: row for row in browser.limits()}
-    missing = {limit: _unstored(limit, numbers) for limit, numbers in declared.items() if limit not in stored}
+    missing = {
+        limit: LimitRow(limit, n.running, n.amount, n.per_us, n.burst, "", None, 0, 0, 0, 0, 0, 0, None, 0, 0)
+        for limit, n in declared.items()
+        if limit not in stored
+    }
     rows = [row for row in (stored | missing).values() if name in (None, row.name)]
     lines = browser.lanes([row.name for row in rows if row.waiting], shown=lanes) if lanes else {}
     return [
@@ -104,11 +108,6 @@ def limit_view(browser: Browser, registry: TaskRegistry, config: TaskWorkerConfi
     if not found:
         raise DeclarationError(f"No limit is named {name!r:.200}. List them: flask tasks limits")
     return found[0]
-
-
-def _unstored(name: str, numbers: Numbers) -> LimitRow:
-    figures = (numbers.running, numbers.amount, numbers.per_us, numbers.burst)
-    return LimitRow(name, *figures, "", None, 0, 0, 0, 0, 0, 0, None, 0, 0)
 
 
 def _limit_view(

@@ -226,12 +226,9 @@ class Store:
             for i, job in enumerate(jobs)
         ]
         flows.added(jobs, new)
-        return self._as_they_are(flows, jobs, records)
-
-    def _as_they_are(self, flows: Flows, jobs: Sequence[NewJob], records: list[JobRecord]) -> list[JobRecord]:
-        """Some wait for jobs that have ended, so they do not wait, or were cancelled."""
         if not flows.effects:
             return records
+        # Some wait for jobs that have ended, so they do not wait, or were cancelled.
         waiting = [record.id for record, job in zip(records, jobs, strict=True) if job.after is not None]
         now = {record.id: record for record in flows.records(waiting)} if waiting else {}
         return [now.get(record.id, record) for record in records]

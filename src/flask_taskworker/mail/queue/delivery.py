@@ -21,7 +21,6 @@ from flask import Flask, current_app
 from ...client import signalling
 from ...core.current_job import running_job
 from ...core.loggers import get_logger
-from ...core.mail_config import MailConfig
 from ...core.tasks import TaskOptions, TaskRegistry
 from ...errors import SnoozeJob, StoreError
 from ...signals import email_failed
@@ -39,7 +38,7 @@ from ..errors import (
 from ..message import Message
 from ..signals import dispatched, email_dispatched
 from ..smtp.connection import Receipt, SMTPConnection
-from ..smtp.hosts import MailHost, local_host, server_of
+from ..smtp.hosts import local_host, server_of
 from ..smtp.pool import Pool, close_pools, is_turned_away, pool_for
 from ..smtp.portal import portal
 from ..smtp.sender import Delivery, SmtpSender
@@ -296,7 +295,9 @@ class MailDelivery:
         """Record what a try came to; until the database takes it: what was sent would be sent again."""
         now = self._store.clock()
         config = app.extensions["mail"].config
-        mail = mail.after(news, now, lambda: _again_at(config, mail.tries, now))
+        delay = min(config.retry_base * 2 ** min(mail.tries, 30), config.retry_cap)
+        again_at = now + int(delay * random.uniform(1 - _SPREAD, 1 + _SPREAD) * 1000)
+        mail = mail.after(news, now, again_at)
         pause = 0.1
         while True:
             try:
@@ -310,8 +311,12 @@ class MailDelivery:
     async def _load(self, app: Flask, mail_id: str) -> StoredMail:
         try:
             mail = await self.mails.load(mail_id)
-            if not _is_asked_for_again(mail):
+            job = running_job()
+            has_failed = mail.finished_at is not None and not mail.once and not mail.is_accepted_by_anybody
+            if not has_failed or job is None or job.claim.crashes or job.claim.failures:
                 return mail
+            # A person, not a crash, has put the job of a mail that reached no recipient back into its queue. For a mail
+            # that must not go out twice only MailJob.retry() says so clearly enough.
             now, config = self._store.clock(), app.extensions["mail"].config
             give_up_at = now + to_duration_ms(config.expires)
             await self.mails.reopen(mail_id, give_up_at, give_up_at + to_duration_ms(config.keep))
@@ -329,7 +334,11 @@ class MailDelivery:
         if mail.phase == "dot":
             return verdicts(envelope, DeliveryUnknown(f"{DeliveryUnknown.__doc__} The process then ended."))
         if (host := local_host(state, app)) is not None:
-            return verdicts(envelope, await _give_to(host, envelope))
+            try:
+                outcome: Receipt | MailError = await host.asend(envelope)
+            except MailError as error:
+                outcome = error
+            return verdicts(envelope, outcome)
         # Since this mail was admitted, the server may have fallen silent.
         self._transport.check()
         return verdicts(envelope, self._tried(await self._send(state, mail, envelope, place)))
@@ -415,22 +424,6 @@ def _left(mail: StoredMail) -> Envelope:
     return mail.envelope if left == mail.envelope.recipients else replace(mail.envelope, recipients=left)
 
 
-def _again_at(config: MailConfig, tries: int, now: int) -> int:
-    """When the mail is tried again, in epoch milliseconds."""
-    delay = min(config.retry_base * 2 ** min(tries, 30), config.retry_cap) * random.uniform(1 - _SPREAD, 1 + _SPREAD)
-    return now + int(delay * 1000)
-
-
-def _is_asked_for_again(mail: StoredMail) -> bool:
-    """Whether the job of a mail that reached no recipient was put back into its queue by a person, not by a crash.
-
-    Never for a mail that must not go out twice: there only MailJob.retry() says so clearly enough.
-    """
-    job = running_job()
-    has_failed = mail.finished_at is not None and not mail.once and not mail.is_accepted_by_anybody
-    return has_failed and job is not None and not job.claim.crashes and not job.claim.failures
-
-
 def _ended(mail: StoredMail) -> dict[str, str] | None:
     """The result of the job of a mail that is decided. Raises MailHeld or RecipientsRefused."""
     if all(state.ending is Ending.ACCEPTED for state in mail.recipients):
@@ -440,13 +433,6 @@ def _ended(mail: StoredMail) -> dict[str, str] | None:
     if not mail.is_accepted_by_anybody:
         raise RecipientsRefused({state.address: (state.code or -1, state.text) for state in mail.recipients})
     return mail.refused
-
-
-async def _give_to(host: MailHost, envelope: Envelope) -> Receipt | MailError:
-    try:
-        return await host.asend(envelope)
-    except MailError as error:
-        return error
 
 
 # ---------------------------------------------------------------- signals

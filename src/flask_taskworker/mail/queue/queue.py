@@ -344,19 +344,16 @@ class Blobs:
         own: list[bytes] = []
         for position, segment in enumerate(written.segments):
             if position in written.shared:
-                layout.append(self._digest(segment))
+                # An attachment of a thousand messages is the same object in each of them.
+                digest = self._digests.get(id(segment))
+                if digest is None:
+                    digest = self._digests[id(segment)] = hashlib.sha256(segment).hexdigest()
+                    self._bytes[digest] = segment
+                layout.append(digest)
             else:
                 layout.append(len(segment))
                 own.append(segment)
         return layout, b"".join(own)
-
-    def _digest(self, segment: bytes) -> str:
-        # An attachment of a thousand messages is the same object in each of them.
-        digest = self._digests.get(id(segment))
-        if digest is None:
-            digest = self._digests[id(segment)] = hashlib.sha256(segment).hexdigest()
-            self._bytes[digest] = segment
-        return digest
 
     def count(self, layout: list[int | str]) -> None:
         """One more mail uses the blobs of *layout*."""

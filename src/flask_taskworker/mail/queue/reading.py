@@ -226,8 +226,9 @@ def _enclosed(part: _Part) -> Enclosed:
 
 
 def _with_pictures(html: str, parts: Sequence[_Part]) -> str:
+    named = [(str(part.get("content-id", "")).strip(" <>"), part) for part in parts]
     # The longest first: "logo" is the beginning of "logo2".
-    for cid, part in sorted(((_cid(part), part) for part in parts), key=lambda named: -len(named[0])):
+    for cid, part in sorted(named, key=lambda pair: -len(pair[0])):
         kind = part.get_content_type()
         picture = _octets(part) if cid and kind in _PICTURES else b""
         url = f"data:{kind};base64,{base64.b64encode(picture).decode()}"
@@ -235,7 +236,3 @@ def _with_pictures(html: str, parts: Sequence[_Part]) -> str:
         if picture and len(html) + html.count(f"cid:{cid}") * len(url) <= MAX_HTML:
             html = html.replace(f"cid:{cid}", url)
     return html
-
-
-def _cid(part: _Part) -> str:
-    return str(part.get("content-id", "")).strip(" <>")

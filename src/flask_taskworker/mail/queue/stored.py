@@ -74,12 +74,12 @@ class StoredMail:
         """Whether at least one recipient was accepted."""
         return any(state.ending is Ending.ACCEPTED for state in self.recipients)
 
-    def after(self, news: Mapping[str, Reply], now: int, again_at: Callable[[], int]) -> StoredMail:
+    def after(self, news: Mapping[str, Reply], now: int, again_at: int) -> StoredMail:
         """The mail after a try that came to *news*: open recipients are tried again, or given up if it is late."""
         is_late = now >= self.give_up_at
         states = [self._with_reply(state, news.get(state.address)) for state in self.recipients]
         is_open = any(map(self._is_open, states))
-        next_try = min(again_at(), self.give_up_at) if is_open else 0
+        next_try = min(again_at, self.give_up_at) if is_open else 0
         if is_open:
             states = [self._left_open(state, next_try, is_late) for state in states]
         return StoredMail(
@@ -203,7 +203,11 @@ class MailStore:
         # Not durable by itself: the end of the job, committed next, makes it so. Recipients first: if the process
         # dies in between, a mail all of whose recipients are decided is not sent again.
         write, dialect = self._link().write, self._store.driver.dialect
-        recipients = [_recipient_row(s.mail_id, state) for s in settlements for state in s.recipients]
+        recipients = [
+            (s.mail_id, r.address, str(r.ending), r.code, r.text[:2000], r.next_try and to_ms(r.next_try))
+            for s in settlements
+            for r in s.recipients
+        ]
         mails = [(s.mail_id, s.phase, s.finished_at, s.expires_at) for s in settlements]
         write(mail_statements.settle_recipients(dialect), {"batch": batch_of(recipients)})
         write(mail_statements.settle_mails(dialect), {"batch": batch_of(mails)})
@@ -269,11 +273,6 @@ def _stored(row: Sequence[Any], shared: Mapping[str, bytes], recipients: Sequenc
         finished_at=finished_at,
         recipients=tuple(recipients),
     )
-
-
-def _recipient_row(mail_id: str, state: RecipientState) -> tuple[object, ...]:
-    next_try = None if state.next_try is None else to_ms(state.next_try)
-    return mail_id, state.address, str(state.ending), state.code, state.text[:2000], next_try
 
 
 async def _in(threads: ThreadPool, call: Callable[[], T]) -> T:

@@ -45,34 +45,34 @@ def test_error_is_the_verdict_of_everyone_without_a_reply_of_their_own() -> None
 
 
 def test_only_the_deferred_are_tried_again() -> None:
-    mail = stored().after({"b": OK, "c": BUSY}, 100, lambda: 200)
+    mail = stored().after({"b": OK, "c": BUSY}, 100, 200)
     assert (endings(mail), mail.open) == ([Ending.ACCEPTED, Ending.DEFERRED], ("c",))
     assert (mail.finished_at, mail.next_try_ms, mail.tries, mail.is_accepted_by_anybody) == (None, 200, 1, True)
 
 
 def test_mail_ends_with_its_last_recipient() -> None:
-    mail = stored().after({"b": OK, "c": NO}, 100, lambda: 200)
+    mail = stored().after({"b": OK, "c": NO}, 100, 200)
     assert (mail.finished_at, mail.open, mail.next_try_ms) == (100, (), 0)
     assert mail.refused == {"c": 'rejected 550 "no such user"'}
 
 
 def test_unknown_delivery_is_tried_again_unless_the_mail_may_go_only_once() -> None:
-    assert stored().after({"b": OK, "c": LOST}, 100, lambda: 200).open == ("c",)
-    once = stored(once=True).after({"b": OK, "c": LOST}, 100, lambda: 200)
+    assert stored().after({"b": OK, "c": LOST}, 100, 200).open == ("c",)
+    once = stored(once=True).after({"b": OK, "c": LOST}, 100, 200)
     assert (once.open, once.finished_at) == ((), 100)
 
 
 def test_mail_is_given_up_when_it_is_late_and_what_is_unknown_stays_so() -> None:
-    assert stored().after({"b": OK, "c": BUSY}, 999, lambda: 5_000).next_try_ms == 1_000
-    late = stored().after({"b": BUSY, "c": LOST}, 1_000, lambda: 2_000)
+    assert stored().after({"b": OK, "c": BUSY}, 999, 5_000).next_try_ms == 1_000
+    late = stored().after({"b": BUSY, "c": LOST}, 1_000, 2_000)
     assert (endings(late), late.finished_at) == ([Ending.REJECTED, Ending.UNKNOWN], 1_000)
     assert "given up after MAIL_EXPIRES; the last reply was: later" in late.refused["b"]
 
 
 def test_store_learns_what_has_changed_and_how_long_to_keep_the_mail() -> None:
     news = {"c": NO}
-    mail = replace(stored(), recipients=stored().after({"b": OK}, 50, lambda: 60).recipients).after(news, 100, int)
+    mail = replace(stored(), recipients=stored().after({"b": OK}, 50, 60).recipients).after(news, 100, 0)
     settlement = mail.settlement(news, 7)
     assert ([state.address for state in settlement.recipients], settlement.finished_at) == (["c"], 100)
     assert settlement.expires_at == 107
-    assert stored().after({"b": BUSY}, 100, lambda: 200).settlement({"b": BUSY}, 7).expires_at is None
+    assert stored().after({"b": BUSY}, 100, 200).settlement({"b": BUSY}, 7).expires_at is None
