@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LeaseLost,
         RetryJob,
         SnoozeJob,
+        StepError,
         TaskWorkerError,
     )
     from .extension import BackgroundTaskWorker, BlockingTaskWorker
@@ -63,6 +64,7 @@ __all__ = [
     "Retry",
     "RetryJob",
     "SnoozeJob",
+    "StepError",
     "Task",
     "TaskWorkerError",
     "Unique",
@@ -72,7 +74,7 @@ __all__ = [
 
 _ERRORS = (
     *("BatchNotFound", "CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout", "LeaseLost", "RetryJob"),
-    "SnoozeJob",
+    *("SnoozeJob", "StepError"),
 )
 _HOMES = {
     **dict.fromkeys((*_ERRORS, "TaskWorkerError"), ".errors"),

@@ -12,6 +12,7 @@
     ├── ArgumentsError (TypeError)           the arguments do not fit the task's signature
     ├── NotEncodable (TypeError)             a value that JSON and the codec cannot hold
     ├── NotDecodable (ValueError)            stored text that is not what the codec writes
+    ├── StepError (RuntimeError)             a step of a job is used wrongly; no policy retries it
     ├── StoreError                           the database said no
     │   ├── NotAccepted                      the job was not stored; enqueue again
     │   ├── OutcomeUnknown                   the commit got no answer; repeat with the same uid
@@ -87,6 +88,10 @@ class NotEncodable(TaskWorkerError, TypeError):
 
 class NotDecodable(TaskWorkerError, ValueError):
     """A stored value is not what this version of the code can read."""
+
+
+class StepError(TaskWorkerError, RuntimeError):
+    """A step of a job is used wrongly. No retry policy repeats the job for that."""
 
 
 class StoreError(TaskWorkerError):

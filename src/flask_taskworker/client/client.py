@@ -39,6 +39,7 @@ from .origin import current_origin
 from .progress import ProgressFeed
 from .rows import new_job, new_jobs
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
+from .steps import Steps
 from .threads import PoolClosed, ThreadPool
 from .waiting import Waiting
 from .why import look, reasons
@@ -215,6 +216,11 @@ class Client:
     def batches(self) -> Batches:
         """The batches of this app."""
         return Batches(self.store, self, self._aside)
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of this app's jobs."""
+        return Steps(self.store, self._registry, self.shares_database, self._aside)
 
     # -- in the caller's own transaction ----------------------------------------------------------------------------
 
@@ -458,9 +464,9 @@ class Client:
         if signal.receivers and (app := self._find_app()) is not None:
             signalling.send(signal, app, **values)
 
-    def retry(self, job_id: int, *, following: bool = False) -> bool:
+    def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """Put a finished job back into its queue."""
-        done = self.store.retry(job_id, following=following)
+        done = self.store.retry(job_id, following=following, fresh=fresh)
         self.wake()
         return done
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from ..errors import ArgumentsError, JobCancelled, LeaseLost
+from ..errors import ArgumentsError, JobCancelled, LeaseLost, StepError
 from .batches import Batch
 from .clock import from_ms
 from .jobs import Job, Shown, moment
 from .rows import Claim, Failure, Progress, read_origin
+from .steps import Cursor, HandedOver, StepsOfTry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 MAX_PROGRESS_TEXT = 500
 """Characters."""
@@ -31,6 +36,26 @@ class JobFlows(Protocol):
         """The jobs that a job has waited for."""
 
 
+class JobSteps(Protocol):
+    """Where the steps of jobs are stored."""
+
+    def step(self, job: RunningJob, name: str, function: Callable[..., Any], call: Callable[[], Any]) -> Any:
+        """The result of a step, which *call* does unless it is stored; *function* has its type hints."""
+
+    async def astep(
+        self, job: RunningJob, name: str, function: Callable[..., Any], call: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> Any:
+        """As :meth:`step`."""
+
+    def step_in(
+        self, job: RunningJob, session: Any, name: str, function: Callable[..., Any], call: Callable[[], Any]
+    ) -> Any:
+        """As :meth:`step`; it is stored and committed with the session."""
+
+    def cursor(self, job: RunningJob, name: str, start: Any) -> Cursor[Any]:
+        """The cursor of that name."""
+
+
 @dataclass(slots=True, eq=False)
 class RunningJob:
     """One execution as the task sees it through :data:`current_job`."""
@@ -39,10 +64,16 @@ class RunningJob:
     report: Callable[[RunningJob, Progress], None]
     flows: JobFlows | None = None
     """Where it learns of its batch and its parents."""
+    steps: JobSteps | None = None
+    """Where its steps are stored."""
+    tried: StepsOfTry | None = None
+    """What this execution has to do with them."""
     on_wait: Callable[[RunningJob, int], None] | None = None
     """Told 1 when it begins to wait for the end of other jobs, and -1 when that is over; in any thread."""
     cancelled: bool = False
     lost: bool = False
+    stopping: bool = False
+    """The worker was asked to stop."""
     releasing: bool = False
     """The worker shuts down: a cancelled await means hand back, not cancel."""
     ended: bool = False
@@ -143,6 +174,9 @@ class CurrentJob:
     cancelled: Shown[bool] = Shown(lambda job: job._job().cancelled)
     """Whether someone asked this job to stop; seen within a beat (1 s)."""
 
+    stopping: Shown[bool] = Shown(lambda job: job._job().stopping)
+    """Whether the worker of this job was asked to stop: a long job goes on elsewhere after its next step."""
+
     @property
     def carried(self) -> Mapping[str, Any]:
         """The values that the job carries, by the names given to ``task_worker.carry``."""
@@ -171,12 +205,71 @@ class CurrentJob:
         job.report(job, Progress(_number("done", done), total, _plain(text)))
 
     def check(self) -> None:
-        """Raise JobCancelled if the job was asked to stop, LeaseLost if another worker owns it now."""
-        job = self._job()
-        if job.lost:
-            raise LeaseLost
-        if job.cancelled:
-            raise JobCancelled
+        """Raise JobCancelled if the job was asked to stop, LeaseLost if another worker owns it now.
+
+        A worker that was asked to stop hands the job over here: it leaves the function, and runs again in another
+        worker, with no attempt counted.
+        """
+        check_in(self._job())
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call *function* and store what it returns under *name*; when the job runs again, return that instead.
+
+        A name is used once in an execution. Raises StepError for one that is used twice, for a result that cannot be
+        stored, outside of a job and in an ``atomic`` task; LeaseLost; JobCancelled.
+        """
+        steps, job = self._steps()
+        value: R = steps.step(job, name, function, lambda: function(*args, **kwargs))
+        return value
+
+    async def astep(
+        self, name: str, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As :meth:`step`, for a coroutine function."""
+        steps, job = self._steps()
+        value: R = await steps.astep(job, name, function, lambda: function(*args, **kwargs))
+        return value
+
+    def step_in(self, session: Any, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """As :meth:`step`, and commit the step together with what *function* writes in *session*: exactly once.
+
+        The session must be in the database of the jobs. Rolls it back where *function* raises. Raises ArgumentsError
+        for another database, and what :meth:`step` raises.
+        """
+        steps, job = self._steps()
+        value: R = steps.step_in(job, session, name, function, lambda: function(*args, **kwargs))
+        return value
+
+    def cursor(self, name: str, start: T) -> Cursor[T]:
+        """How far a loop of the job is, stored under *name*: *start*, or where an earlier execution has moved it.
+
+        Raises as :meth:`step` does.
+        """
+        steps, job = self._steps()
+        return steps.cursor(job, name, start)
+
+    def _steps(self) -> tuple[JobSteps, RunningJob]:
+        job = _running.get()
+        if job is None or job.steps is None:
+            raise StepError(
+                "No job runs here: steps work only inside a task that a worker runs. A test runs "
+                "the task with jobs.perform(task, …)."
+            )
+        return job.steps, job
+
+
+def check_in(job: RunningJob) -> None:
+    """Leave the function where the job is not to go on here: see :meth:`CurrentJob.check`."""
+    if job.lost:
+        raise LeaseLost
+    if job.cancelled:
+        raise JobCancelled
+    # A job that may run only once has begun, and must not begin again.
+    if job.stopping and not job.claim.at_most_once:
+        job.releasing = True
+        raise HandedOver
 
 
 def _number(what: str, value: Any) -> float:

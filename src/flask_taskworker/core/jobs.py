@@ -45,8 +45,11 @@ class JobClient(Protocol):
     def cancel(self, job_id: int) -> bool:
         """Cancel, or ask the running job to stop."""
 
-    def retry(self, job_id: int, *, following: bool = False) -> bool:
-        """Put a finished job back into its queue; with *following* also those that were cancelled because of it."""
+    def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
+        """Put a finished job back into its queue; with *following* also those that were cancelled because of it.
+
+        *fresh*: its steps are forgotten.
+        """
 
     def why(self, job_id: int) -> list[Reason]:
         """What a waiting job waits for. Raises JobNotFound."""
@@ -238,13 +241,14 @@ class Job(Generic[R]):
         """
         return self._client.cancel(self._stored_id())
 
-    def retry(self, *, following: bool = False) -> bool:
+    def retry(self, *, following: bool = False, fresh: bool = False) -> bool:
         """Put a failed or cancelled job back into its queue with its counters at zero; False if it is neither.
 
         ``following=True`` also brings back the jobs that were cancelled because of it, and theirs: they wait again.
+        ``fresh=True`` forgets its steps, so that it begins from its beginning.
         Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
         """
-        return self._client.retry(self._stored_id(), following=following)
+        return self._client.retry(self._stored_id(), following=following, fresh=fresh)
 
     def why(self) -> list[Reason]:
         """What the job waits for, each with what would end it; empty for one that runs or has ended.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, cast
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, StepError
 from .clock import MAX_PERIOD, as_timedelta
 
 Backoff = Literal["exponential", "linear"] | Callable[[int], float | timedelta]
@@ -106,7 +106,7 @@ class Retry:
         """
         groups = tuple(kind for kind in self.on if issubclass(kind, BaseExceptionGroup))
         leaves = leaves_of(exception)
-        return not any(isinstance(one, self.never) for one in (exception, *leaves)) and (
+        return not any(isinstance(one, (*self.never, StepError)) for one in (exception, *leaves)) and (
             isinstance(exception, groups) or all(isinstance(leaf, self.on) for leaf in leaves)
         )
 

@@ -323,6 +323,21 @@ wait = Table(
     _moments("taskworker_wait", "run_at"),
 )
 
+# What a job need not do again: what a step has returned, or how far a cursor is, as JSON. `claim`: the execution that
+# stored it; `number`: how many names that had used by then.
+step = Table(
+    "taskworker_step",
+    metadata,
+    Column("job_id", Big, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("claim", Big, nullable=False),
+    Column("began_at", Big, nullable=False),
+    Column("ended_at", Big, nullable=False),
+    Column("result", Text),
+    _moments("taskworker_step", "began_at", "ended_at"),
+)
+
 attempt = Table(
     "taskworker_attempt",
     metadata,

@@ -20,6 +20,7 @@ from .keys import add_under_key
 from .statements import jobs as job_statements
 from .statements import workers as worker_statements
 from .statements.jobs import batch_of, in_pieces
+from .statements.steps import FORGET_STEPS
 from .statements.why import why
 
 T = TypeVar("T")
@@ -346,19 +347,22 @@ class Store:
 
         return self.change(cancel)
 
-    def retry(self, job_id: int, *, following: bool = False) -> bool:
+    def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """Put a failed or cancelled job back into its queue; with *following* also those that were cancelled by that.
 
-        Raises JobNotFound, or NotAccepted while another unfinished job has its unique key.
+        *fresh*: its steps are forgotten. Raises JobNotFound, or NotAccepted while another unfinished job has its unique
+        key.
         """
-        return self.change(lambda flows: self.retry_within(flows, job_id, following=following))
+        return self.change(lambda flows: self.retry_within(flows, job_id, following=following, fresh=fresh))
 
-    def retry_within(self, flows: Flows, job_id: int, *, following: bool = False) -> bool:
+    def retry_within(self, flows: Flows, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """As :meth:`retry`, inside a transaction of the caller's."""
         _check_id(job_id)
         if not flows.retry([job_id]):
             self._refuse_taken_key(self.record(job_id))
             return False
+        if fresh:
+            flows.run(FORGET_STEPS, {"id": job_id})
         tail = [job_id] if following else []
         while tail := flows.cancelled_with(tail) if tail else []:
             flows.retry(tail)

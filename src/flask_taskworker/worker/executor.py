@@ -28,6 +28,7 @@ from ..core.failures import deciding, failure_of, message_of
 from ..core.loggers import get_logger
 from ..core.retry import Retry
 from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Failure, Outcome, OutcomeKind
+from ..core.steps import HandedOver
 from ..core.tasks import Task, TaskRegistry, Tracing
 from ..errors import (
     CancelJob,
@@ -291,7 +292,7 @@ class Executor:
                     return _cancelled(task, message_of(cancel))
                 case JobCancelled() | asyncio.CancelledError() if job.cancelled:
                     return _cancelled(task, "Stopped on request.")
-                case asyncio.CancelledError() if job.releasing or job.lost:
+                case asyncio.CancelledError() | HandedOver() if job.releasing or job.lost:
                     return _interrupted(claim)
                 case RuntimeError() if "shutdown" in message_of(error) and not threading.main_thread().is_alive():
                     # Python refuses new threads once the main thread has ended, which says nothing about the job.

@@ -18,7 +18,7 @@ from flask import Flask
 
 from .. import signals
 from ..core.config import TaskWorkerConfig
-from ..core.current_job import JobFlows, RunningJob, set_running
+from ..core.current_job import JobFlows, JobSteps, RunningJob, set_running
 from ..core.loggers import get_logger
 from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Progress
 from ..store.work import Ended
@@ -171,8 +171,10 @@ class RunningJobs:
         may_start: Callable[[], bool],
         timing: Timing,
         flows: JobFlows,
+        steps: JobSteps,
     ) -> None:
         self._flows = flows
+        self._steps = steps
         self._executor = executor
         executor.on_overdue = self.note_overdue
         self._config = config
@@ -271,7 +273,7 @@ class RunningJobs:
             return
         while slots.waiting and slots.free > 0:
             claim = slots.waiting.popleft()
-            job = RunningJob(claim, self.note_news, self._flows)
+            job = RunningJob(claim, self.note_news, self._flows, self._steps)
             job.log_level, job.on_line, job.on_wait = self._config.job_log_level, self.note_news, self.note_wait
             slots.running += 1
             slots.moved_at = self._loop.time()
@@ -436,6 +438,11 @@ class RunningJobs:
                 job.cancelled = True
                 if job.claim.kind == "async":
                     task.cancel()
+
+    def stop(self) -> None:
+        """The worker was asked to stop: jobs hand themselves over where they can."""
+        for job in self._tasks.values():
+            job.stopping = True
 
     def lose(self) -> None:
         """The worker was declared dead: other workers own what runs here."""

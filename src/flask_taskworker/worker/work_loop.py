@@ -144,6 +144,7 @@ class WorkLoop:
             on_start=self.signals.started,
             may_start=self._may_begin,
             flows=self._client.batches,
+            steps=self._client.steps,
             timing=self._timing,
         )
         self.work = await WorkerStore.open(self._store)

@@ -359,6 +359,7 @@ class Worker:
                 await self.work_loop.work.start_draining(self.id)
             except StoreError as error:
                 log.warning("worker %s: %s", self.id, error)
+            jobs.stop()
         jobs.give_back_waiting()
         await writer.flush_all(self.id)
         left = self._deadline - self._loop.time()

@@ -103,13 +103,13 @@ class MailJob(Job[dict[str, str]]):
         """Where each recipient stands now. Raises JobNotFound when the mail was pruned, or never committed."""
         return cast(MailClient, self._client).recipients(self.uid)
 
-    def retry(self, *, following: bool = False) -> bool:
+    def retry(self, *, following: bool = False, fresh: bool = False) -> bool:
         """Send the mail again to all who were not accepted, after it was given up, held or cancelled; else False.
 
         For a mail that was queued with ``once=True`` and is held as unknown this is a person's decision: it may then
         arrive twice.
         """
-        return super().retry(following=following)
+        return super().retry(following=following, fresh=fresh)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,9 +287,9 @@ class MailQueue:
         """The address of its page on the dashboard."""
         return self._client.url(job_id)
 
-    def retry(self, job_id: int, *, following: bool = False) -> bool:
+    def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """Open the mail again and put its job back into the queue."""
-        return self._client.retry(job_id, following=following)
+        return self._client.retry(job_id, following=following, fresh=fresh)
 
 
 # ---------------------------------------------------------------- rows
@@ -481,6 +481,6 @@ class SuppressedMails:
     def url(self, job_id: int) -> None:
         """It is in no store."""
 
-    def retry(self, job_id: int, *, following: bool = False) -> bool:
+    def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """It has not failed."""
         return False
