@@ -8,9 +8,10 @@ import time
 import click
 
 from ..commands import tasks_command
+from ..core.words import spoken
 from ..ops.views import BatchView, as_json, batch_view
 from .follow import PAUSE
-from .group import AS_JSON, FAILED, LIMIT, NOTHING, browser, operations, print_list, tell
+from .group import AS_JSON, FAILED, LIMIT, NOTHING, app_state, browser, operations, print_list, tell
 from .text import moment, pairs, safe, to_json
 
 
@@ -20,7 +21,8 @@ from .text import moment, pairs, safe, to_json
 @AS_JSON
 def list_batches(limit: int, before: int | None, in_json: bool) -> None:
     """List batches, newest first."""
-    batches = [batch_view(row) for row in browser().batches(limit=limit, before=before)]
+    now = app_state().store.clock()
+    batches = [batch_view(row, now) for row in browser().batches(limit=limit, before=before)]
     headers = ("batch", "name", "state", "jobs", "succeeded", "failed", "cancelled", "left", "created")
     print_list(batches, headers, _cells, in_json=in_json, right=set(headers[3:8]) | {"batch"})
     if len(batches) == limit:
@@ -55,7 +57,8 @@ def batch(batch_id: int, act: str | None, in_json: bool) -> None:
             sys.exit(NOTHING)
         click.echo(done if act == "retry" else batch_id)
         return
-    found, last = batch_view(browser().batch(batch_id)), ""
+    clock = app_state().store.clock
+    found, last = batch_view(browser().batch(batch_id), clock()), ""
     while act == "follow":
         words = _counts(found)
         if words != last:
@@ -67,13 +70,15 @@ def batch(batch_id: int, act: str | None, in_json: bool) -> None:
                 sys.exit(FAILED)
             return
         time.sleep(PAUSE)
-        found = batch_view(browser().batch(batch_id))
+        found = batch_view(browser().batch(batch_id), clock())
     if in_json:
         click.echo(to_json(as_json(found)))
         return
     facts = [
         ("state", found.state),
         ("jobs", _counts(found)),
+        ("pace", f"{found.per_minute:g} a minute" if found.per_minute else None),
+        ("done", f"in about {spoken(found.done_at - clock())}" if found.done_at else None),
         ("round", str(found.round)),
         ("created", moment(found.created_at)),
         ("ended", moment(found.ended_at)),

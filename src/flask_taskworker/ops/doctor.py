@@ -51,6 +51,7 @@ LONG_LOG = 64_000_000
 SKEW_MS = 2_000
 LATE_BEAT_MS = 5_000
 LATE_PRUNING_MS = 3_600_000
+LONG_OPEN_MS = 3_600_000
 
 _NETWORK = frozenset(
     (
@@ -63,6 +64,8 @@ _MASKED = "•••"
 _KEYS = {"suppress": "suppress_send"}
 """Fields that are not called as their keys."""
 _SHOWN = 5
+_BATCHES = 1_000
+"""Batches that are looked at: the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +369,18 @@ def schedules(state: AppState) -> Iterator[Finding]:
         yield _ok(f"{len(stored)} {'schedule is' if len(stored) == 1 else 'schedules are'} stored.")
 
 
+def batches(state: AppState) -> Iterator[Finding]:
+    """Which of the newest batches were left open: the process that made them has died, perhaps."""
+    now = state.store.clock()
+    for row in Browser(state.store).batches(limit=_BATCHES):
+        if row.state == "open" and now - row.created_at > LONG_OPEN_MS:
+            yield _warning(
+                f"Batch {row.id} ({row.name!r}) has been open for {spoken(now - row.created_at)}. It ends only when "
+                "it is sealed.",
+                f"If no process adds jobs to it any more: flask tasks batch {row.id} --seal",
+            )
+
+
 def pruning(state: AppState) -> Iterator[Finding]:
     """Whether finished jobs are deleted in time."""
     late = Browser(state.store).overdue_for_pruning(state.store.clock() - LATE_PRUNING_MS)
@@ -421,7 +436,7 @@ def keys(state: AppState) -> Iterator[Finding]:
         yield _ok("Each key that lets a job stand for several calls belongs to a job.")
 
 
-STORE_CHECKS = (workers, tasks, queues, limits, schedules, pruning, keys)
+STORE_CHECKS = (workers, tasks, queues, limits, schedules, batches, pruning, keys)
 
 
 # -- mail --------------------------------------------------------------------------------------------------------------

@@ -184,6 +184,10 @@ class BatchView:
     created_at: int
     ended_at: int | None
     expires_at: int | None
+    per_minute: float | None
+    """How many of its jobs have ended a minute, since it was made; None where it has ended, or runs another round."""
+    done_at: int | None
+    """When the last would end at that pace."""
 
     @property
     def percent(self) -> float:
@@ -191,9 +195,19 @@ class BatchView:
         return round(100 * (self.total - self.left) / self.total, 1) if self.total else 100.0 * bool(self.ended_at)
 
 
-def batch_view(row: BatchRow) -> BatchView:
+def batch_view(row: BatchRow, now: int) -> BatchView:
     """One batch."""
-    return _view(BatchView, row, **row.counts._asdict(), left=row.counts.left)
+    counts, took = row.counts, now - row.created_at
+    ended = counts.total - counts.left
+    is_paced = row.ended_at is None and row.round == 1 and ended > 0 and took > 0
+    return _view(
+        BatchView,
+        row,
+        **counts._asdict(),
+        left=counts.left,
+        per_minute=round(60_000 * ended / took, 1) if is_paced else None,
+        done_at=now + took * counts.left // ended if is_paced and counts.left else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

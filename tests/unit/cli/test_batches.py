@@ -70,3 +70,18 @@ def test_retry_brings_the_tail_back_on_request(shop: Shop) -> None:
         assert shop("retry", "--following", str(first.id)).code == 0
         assert child.refresh().waits
     assert shop("retry", "--following", "--filter", "state:failed").code == 2
+
+
+def test_running_batch_says_its_pace_and_when_it_will_be_done(shop: Shop) -> None:
+    with shop.app.app_context():
+        with shop.task_worker.batch("import 7") as batch:
+            shop.add.using(batch=batch).enqueue_many([(1,), (2,), (3,)])
+            shop.add.using(batch=batch, delay=3600).enqueue(4)
+        assert "minute" not in shop("batch", str(batch.id)).out
+        shop.work()
+        shop.jump(3 * 60_000)
+        shown = shop("batch", str(batch.id), "--json").json
+        assert shown["per_minute"] == 1.0
+        assert "in about 1 min" in shop("batch", str(batch.id)).out
+        batch.cancel()
+        assert shop("batch", str(batch.id), "--json").json["per_minute"] is None

@@ -327,3 +327,18 @@ def test_job_that_runs_alone_beside_the_limit_of_its_queue_is_a_warning(make_app
         shop.crawl.enqueue("x")
     write(shop, "UPDATE taskworker_job SET solo = 1")
     assert found(shop, "beside the limit of their queue 'web': 1.").level == "warning"
+
+
+def test_batch_that_was_left_open_is_a_warning(shop: Shop) -> None:
+    block = shop.task_worker.batch("import")
+    batch = block.__enter__()
+    shop.add.using(batch=batch).enqueue(1)
+    assert not [finding for finding in findings(shop.app) if "import" in finding.text]
+    shop.jump(2 * 3_600_000)
+    (found,) = [finding for finding in findings(shop.app) if "import" in finding.text]
+    assert (found.level, found.fix) == (
+        "warning",
+        f"If no process adds jobs to it any more: flask tasks batch {batch.id} --seal",
+    )
+    batch.seal()
+    assert not [finding for finding in findings(shop.app) if "import" in finding.text]

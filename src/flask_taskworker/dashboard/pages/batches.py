@@ -19,7 +19,9 @@ SHOWN = 20
 
 def page(view: View) -> Response:
     """The newest batches."""
-    batches = [batch_view(row) for row in view.browser.batches(limit=PER_PAGE + 1, before=view.number("before"))]
+    batches = [
+        batch_view(row, view.now) for row in view.browser.batches(limit=PER_PAGE + 1, before=view.number("before"))
+    ]
     older = batches[PER_PAGE - 1].id if len(batches) > PER_PAGE else None
     return view.page("batches.html", {"batches": batches[:PER_PAGE], "older": older}, title="Batches")
 
@@ -27,7 +29,7 @@ def page(view: View) -> Response:
 def one(view: View, batch_id: int) -> Response:
     """One batch, and its newest jobs."""
     try:
-        batch = batch_view(view.browser.batch(batch_id))
+        batch = batch_view(view.browser.batch(batch_id), view.now)
     except BatchNotFound as error:
         raise NotFound(str(error)) from error
     chosen = JobFilter(batch=batch_id)
