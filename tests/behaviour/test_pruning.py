@@ -27,7 +27,7 @@ def test_a_backlog_of_finished_jobs_is_gone_in_seconds(
     wait_for(lambda: rows("SELECT count(*) FROM taskworker_job") == [(10,)], deadline=15)
 
 
-@pytest.mark.timing(prune_interval=0.1)
+@pytest.mark.timing(prune_interval=0.1, cleaning_interval=0.5)
 def test_what_ends_is_deleted_soon_by_a_worker_that_had_nothing_to_do_before(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
@@ -46,7 +46,7 @@ def test_what_ends_is_deleted_soon_by_a_worker_that_had_nothing_to_do_before(
         wait_for(lambda: store.driver.read("SELECT count(*) FROM taskworker_job", {}) == [(0,)], deadline=20)
 
 
-@pytest.mark.timing(prune_interval=0.1)
+@pytest.mark.timing(prune_interval=0.1, cleaning_interval=0.5)
 def test_what_ends_is_deleted_while_the_worker_works(
     make_app: Callable[..., Flask], make_worker: Callable[..., BackgroundTaskWorker]
 ) -> None:
