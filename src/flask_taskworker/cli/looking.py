@@ -174,6 +174,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
             "traceback": page.traceback or None,
             "origin": page.origin or None,
             "tries": as_json(page.tries),
+            "steps": [one._asdict() for one in page.steps],
             "calls": as_json(page.calls),
             "lane": page.lane,
             "children": [row.record.id for row in page.children],
@@ -197,6 +198,9 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     ]
     click.echo(click.style(f"Job {job.id} {safe(job.task)}", bold=True))
     click.echo("\n".join(_facts(job, payload, now)))
+    for step in reversed(page.steps):
+        took = f"execution {step.claim}, {spoken(step.ended_at - step.began_at)}"
+        click.echo(safe(f"step {step.name} ({took}): {step.result or 'null'}"))
     for one in page.tries:
         click.echo("\n".join(_try_lines(one)))
 

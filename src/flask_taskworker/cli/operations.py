@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +77,7 @@ def _on_jobs(act: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @tasks_command.command("retry")
 @_on_jobs("retry")
 @click.option("--following", is_flag=True, help="With ID: also the jobs that were cancelled because of it.")
+@click.option("--fresh", is_flag=True, help="With ID: forget its steps, so that it begins from its beginning.")
 def retry(**chosen: Any) -> None:
     """Retry failed or cancelled jobs, with a new count of tries.
 
@@ -134,15 +135,17 @@ def _act(
     yes: bool,
     group: str | None = None,
     following: bool = False,
+    fresh: bool = False,
 ) -> None:
     if sum((bool(job_ids), text is not None, group is not None)) != 1:
         groups = ", or --group" if act in ("retry", "discard") else ""
         raise click.UsageError(f"Say which jobs: give their numbers, or --filter{groups}, and only one of these.")
-    if following and not job_ids:
-        raise click.UsageError("--following is for jobs by number.")
+    options = {name: True for name, given in (("following", following), ("fresh", fresh)) if given}
+    if options and not job_ids:
+        raise click.UsageError(f"--{next(iter(options))} is for jobs by number.")
     if job_ids:
         each = dict.fromkeys(job_ids)
-        done = sum(_look(act, job_id) if dry_run else _do(act, job_id, following=following) for job_id in each)
+        done = sum(_look(act, job_id) if dry_run else _do(act, job_id, options) for job_id in each)
         if done < len(each):
             sys.exit(FAILED if done else NOTHING)
         return
@@ -155,9 +158,9 @@ def _act(
 # -- by number ---------------------------------------------------------------------------------------------------------
 
 
-def _do(act: str, job_id: int, *, following: bool) -> bool:
+def _do(act: str, job_id: int, options: Mapping[str, bool]) -> bool:
     try:
-        done = operations().act(act, job_id, following=following)
+        done = operations().act(act, job_id, **options)
         found = browser().job(job_id)
     except (JobNotFound, NotAccepted) as error:
         tell(str(error))

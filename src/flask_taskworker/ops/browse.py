@@ -23,6 +23,7 @@ from ..store.statements import browse as statements
 from ..store.statements import flows as flow_statements
 from ..store.statements import keys as key_statements
 from ..store.statements.jobs import batch_of
+from ..store.statements.steps import LAST_STEPS
 from .rows import (
     AuditRow,
     CallCount,
@@ -39,6 +40,7 @@ from .rows import (
     RecipientRow,
     ScheduleRun,
     StateCounts,
+    StepRow,
     counts_of,
     figures_of,
     job_row,
@@ -220,6 +222,11 @@ class Browser:
         calls = next((CallCount(row[1], row[4], row[5]) for row in parts if row[0] == "calls"), None)
         lane = next((text for what, *_, text in parts if what == "lane"), None)
         return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines, calls, lane)
+
+    def steps(self, job_id: int, *, limit: int, most: int = MOST_TEXT) -> list[StepRow]:
+        """The last steps of a job, newest first, with at most *most* + 1 characters of what each has returned."""
+        parameters = {"id": job_id, "most": most + 1, "number": limit}
+        return [StepRow(*row) for row in self._read(LAST_STEPS, parameters)]
 
     def keys_of_gone_jobs(self) -> int:
         """How many keys belong to jobs that are gone, counted up to :data:`MOST`."""

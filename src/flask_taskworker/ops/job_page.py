@@ -8,12 +8,13 @@ from typing import Any
 from ..core.rows import CHILD, PARENT, Failure, read_origin
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
-from .rows import CallCount, JobRow, add_up
+from .rows import CallCount, JobRow, StepRow, add_up
 from .views import JobView, TryView, job_view, try_views
 
 STEP_MS = 2 * HOUR_MS
 _SLICES = 12
 CHILDREN = 20
+STEPS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ class JobPage:
     traceback: str
     tries: tuple[TryView, ...]
     """The tries that anything is known of, oldest first."""
+    steps: tuple[StepRow, ...]
+    """The last steps that were stored, newest first."""
     calls: CallCount | None
     """The calls that it stands for, where it has a key for that."""
     lane: str | None
@@ -87,6 +90,7 @@ class JobPage:
             origin=read_origin(whole.origin),
             traceback=Failure.from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
+            steps=tuple(browser.steps(job_id, limit=STEPS, most=most)) if job.claim else (),
             calls=whole.calls,
             lane=whole.lane,
             children=tuple(children[:CHILDREN]),

@@ -70,15 +70,17 @@ class Operations:
 
     # -- jobs -------------------------------------------------------------------------------------------------------
 
-    def act(self, action: str, job_id: int, *, following: bool = False) -> bool:
+    def act(self, action: str, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """Do *action* to one job; whether it was in a state for it. *following*: retry what was cancelled by it, too.
+
+        *fresh*: retry it without what its steps have stored.
 
         Raises JobNotFound, or NotAccepted for a retry whose unique key another unfinished job has.
         """
         record = self._store.record(job_id)
         act = self._begin(action, f"job {job_id} ({record.task})")
         if action == "retry":
-            changed = act.write(lambda flows: self._retry(flows, record, following=following))
+            changed = act.write(lambda flows: self._retry(flows, record, following=following, fresh=fresh))
             self._tell(action, changed)
         else:
             changed = self._batch(act, [job_id], None)
@@ -162,13 +164,13 @@ class Operations:
             flows.changed(rows)
         return rows
 
-    def _retry(self, flows: Flows, record: JobRecord, *, following: bool = False) -> list[Row]:
+    def _retry(self, flows: Flows, record: JobRecord, *, following: bool = False, fresh: bool = False) -> list[Row]:
         if record.task == BULK:
             # Permission to retry jobs is not permission to do what this one does.
             raise NotAccepted(f"Job {record.id} was a bulk action and cannot be retried. Start the action again.")
         return (
             [(record.id, "ready", record.marks)]
-            if self._store.retry_within(flows, record.id, following=following)
+            if self._store.retry_within(flows, record.id, following=following, fresh=fresh)
             else []
         )
 

@@ -52,6 +52,17 @@ class JobWhole(NamedTuple):
     """The lane of its limit, if it has one."""
 
 
+class StepRow(NamedTuple):
+    """A step of a job, or one of its cursors. Times are epoch milliseconds."""
+
+    name: str
+    claim: int
+    began_at: int
+    ended_at: int
+    result: str | None
+    """As stored, and cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine:
     """One line that a try has logged."""

@@ -15,7 +15,7 @@ from ...core.rows import Failure
 from ...core.words import spoken, stamp
 from ...ops.browse import MOST_DRAWN
 from ...ops.job_page import JobPage
-from ...ops.rows import LogLine
+from ...ops.rows import LogLine, StepRow
 from ...ops.views import ErrorView, job_view, with_more
 from .. import redact
 from ..graphs import drawing
@@ -69,6 +69,7 @@ def page(view: View, job_id: int) -> Response:
         **_shown(view, found, "result"),
         "error": job.error and _error(job.error, found.traceback, MAX_TRACEBACK),
         **_tries(view, found),
+        "steps": [_stored_step(view, job.task, one) for one in found.steps],
         "tries_before": max(0, job.claim - _TRIES),
         "earlier": found.earlier,
         "actions": possible(view, job),
@@ -107,6 +108,18 @@ def _shown(view: View, found: JobPage, name: str) -> dict[str, Any]:
         except Unreadable:
             text = _UNREADABLE
     return {name: value, f"{name}_text": text, f"{name}_cut": is_cut}
+
+
+def _stored_step(view: View, task: str, step: StepRow) -> dict[str, Any]:
+    """A step with what it has returned, covered as the result of the job; without the permission not even that."""
+    text = None
+    if view.may("payload"):
+        try:
+            is_long = len(step.result or "") > redact.READ
+            text = _LONG if is_long else redact.pretty(_covered(view, task, "result", step.result))[:_BRIEF]
+        except Unreadable:
+            text = _UNREADABLE
+    return {**step._asdict(), "took_ms": step.ended_at - step.began_at, "result": text}
 
 
 def _covered(view: View, name: str, what: str, stored: str | None) -> Any:

@@ -28,8 +28,11 @@ RESULTS = "SELECT name, result FROM taskworker_step WHERE job_id = :id"
 RESULT = "SELECT result FROM taskworker_step WHERE job_id = :id AND name = :name"
 """What one step has returned."""
 
-STEPS = "SELECT name, result, claim, began_at, ended_at FROM taskworker_step WHERE job_id = :id ORDER BY claim, number"
-"""The steps of a job, in the order in which they ended."""
+LAST_STEPS = (
+    "SELECT name, claim, began_at, ended_at, substr(result, 1, CAST(:most AS integer)) AS result FROM taskworker_step "
+    "WHERE job_id = :id ORDER BY ended_at DESC, claim DESC, number DESC LIMIT :number"
+)
+"""The last steps of a job, the newest first, with ``:most`` characters of what each has returned."""
 
 FORGET_STEPS = "DELETE FROM taskworker_step WHERE job_id = :id"
 """Have a job begin from its beginning."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
+from flask_taskworker import current_job
 from tests.support.dashboard_lab import Lab
 
 
@@ -35,7 +36,7 @@ def test_it_says_what_the_command_says(lab: Lab) -> None:
     page = lab.data(f"/jobs/{job_id}")
     words = lab.app.test_cli_runner().invoke(args=["tasks", "job", str(job_id), "--json"]).stdout
     command = json.loads(words)
-    same = set(page) & set(command) - {"args", "kwargs", "result", "error", "origin", "tries"}
+    same = set(page) & set(command) - {"args", "kwargs", "result", "error", "origin", "tries", "steps"}
     assert same >= {"id", "task", "state", "attempt", "max_attempts", "created_at", "finished_at", "took_ms"}
     assert {name: page[name] for name in same} == {name: command[name] for name in same}
     assert (page["state"], page["error"]["type"]) == ("failed", "ValueError")
@@ -53,6 +54,44 @@ def test_arguments_and_results_need_a_permission(lab: Lab) -> None:
     assert "123456" in lab.page(f"/jobs/{job_id}")
     lab.permissions = {"view"}
     assert "123456" not in lab.page(f"/jobs/{job_id}")
+
+
+def test_steps_are_listed_and_their_results_need_a_permission(lab: Lab) -> None:
+    @lab.task_worker.task(name="onboard", sensitive=["token"])
+    def onboard() -> None:
+        current_job.step("account", lambda: {"user": 987_654, "token": "abc"})
+        raise ValueError("not yet")
+
+    with lab.app.app_context():
+        job_id = onboard.enqueue().id
+    lab.drain()
+    html = lab.page(f"/jobs/{job_id}")
+    assert "account" in html
+    assert "987654" in html
+    assert "abc" not in html
+    words = lab.app.test_cli_runner().invoke(args=["tasks", "job", str(job_id)]).stdout
+    assert "step account (execution 1" in words
+    lab.permissions = {"view"}
+    html = lab.page(f"/jobs/{job_id}")
+    assert "account" in html
+    assert "987654" not in html
+
+
+def test_fresh_retry_forgets_the_steps(lab: Lab) -> None:
+    done: list[int] = []
+
+    @lab.task_worker.task(name="onboard")
+    def onboard() -> None:
+        current_job.step("account", done.append, 1)
+        raise ValueError("not yet")
+
+    with lab.app.app_context():
+        job_id = onboard.enqueue().id
+    lab.drain()
+    for number, options in ((1, ()), (2, ("--fresh",))):
+        assert lab.app.test_cli_runner().invoke(args=["tasks", "retry", *options, str(job_id)]).exit_code == 0
+        lab.drain()
+        assert len(done) == number
 
 
 def test_a_job_that_does_not_exist_is_not_found(lab: Lab) -> None:
