@@ -21,6 +21,7 @@ from flask import Flask, current_app
 from ...client import signalling
 from ...core.current_job import running_job
 from ...core.loggers import get_logger
+from ...core.mail_config import MailConfig
 from ...core.tasks import TaskOptions, TaskRegistry
 from ...errors import SnoozeJob, StoreError
 from ...signals import email_failed
@@ -295,9 +296,7 @@ class MailDelivery:
         """Record what a try came to; until the database takes it: what was sent would be sent again."""
         now = self._store.clock()
         config = app.extensions["mail"].config
-        delay = min(config.retry_base * 2 ** min(mail.tries, 30), config.retry_cap)
-        again_at = now + int(delay * random.uniform(1 - _SPREAD, 1 + _SPREAD) * 1000)
-        mail = mail.after(news, now, again_at)
+        mail = mail.after(news, now, _again_at(config, mail.tries, now))
         pause = 0.1
         while True:
             try:
@@ -422,6 +421,12 @@ def _left(mail: StoredMail) -> Envelope:
     """What is still to be sent of *mail*."""
     left = mail.open
     return mail.envelope if left == mail.envelope.recipients else replace(mail.envelope, recipients=left)
+
+
+def _again_at(config: MailConfig, tries: int, now: int) -> int:
+    """When the mail is tried again, in epoch milliseconds."""
+    delay = min(config.retry_base * 2 ** min(tries, 30), config.retry_cap) * random.uniform(1 - _SPREAD, 1 + _SPREAD)
+    return now + int(delay * 1000)
 
 
 def _ended(mail: StoredMail) -> dict[str, str] | None:
