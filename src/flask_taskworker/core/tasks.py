@@ -316,15 +316,14 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         ``debounce``, ``at_most`` and ``latest`` say when, as :class:`Unique` does.
         ``limit_key``: the key under the task's limit, instead of the one that its arguments give.
         ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
-        ``batch``: the batch that the job belongs to. ``after``: a job, a batch, or a list of them, that the job waits
-        for; ``when``: until they have "succeeded" (the default), "ended" in any way, or "failed". Where one ends
-        otherwise, the job is cancelled.
+        ``batch``: the batch that it belongs to. ``after``: a job, a batch, or a list of them, that it waits for until
+        they have "succeeded", or as ``when`` says, "ended" or "failed". Where one ends otherwise, it is cancelled.
         ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
         exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
         """
         if unknown:
-            known = ", ".join(name for name in Using.__annotations__)
-            hint = hint_for_call(self.name.rpartition(".")[2], (), unknown, {}) or f" It takes {known}."
+            hint = hint_for_call(self.name.rpartition(".")[2], (), unknown, {})
+            hint = hint or f" It takes {', '.join(Using.__annotations__)}."
             raise ArgumentsError(f"using() takes no {', '.join(unknown)}.{hint}")
         options = EnqueueOptions(
             delay=None if delay is None else as_timedelta(delay, "delay"),

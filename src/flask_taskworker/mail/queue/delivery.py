@@ -208,14 +208,14 @@ def _loop_time() -> float:
 # ---------------------------------------------------------------- one app's mails
 
 
-class Place:
+class SentPlace:
     """A mail's place among those that were sent and are not recorded yet. It is given up at the end of the block."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
         self._places = places
         self._is_taken = self._is_over = False
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> SentPlace:
         return self
 
     async def take(self) -> None:
@@ -280,7 +280,7 @@ class MailDelivery:
         while go_on:
             before = mail
             try:
-                with Place(self._unrecorded) as place:
+                with SentPlace(self._unrecorded) as place:
                     news = await self._try(app, mail, place)
                     mail = await self._note(app, mail, news)
             except Withdrawn as withdrawn:
@@ -324,7 +324,7 @@ class MailDelivery:
             log.warning("a queued mail waits: %s", error)
             raise SnoozeJob(_AGAIN_AFTER_STORE_ERROR_S) from error
 
-    async def _try(self, app: Flask, mail: StoredMail, place: Place) -> dict[str, Reply]:
+    async def _try(self, app: Flask, mail: StoredMail, place: SentPlace) -> dict[str, Reply]:
         """What became of one try, which is to be recorded before *place* is given up."""
         envelope = _left(mail)
         state = app.extensions["mail"]
@@ -362,7 +362,7 @@ class MailDelivery:
             self._transport.note_success()
         return outcome
 
-    async def _send(self, state: Any, mail: StoredMail, envelope: Envelope, place: Place) -> Receipt | Exception:
+    async def _send(self, state: Any, mail: StoredMail, envelope: Envelope, place: SentPlace) -> Receipt | Exception:
         """One transaction, and how it went."""
 
         async def before_dot() -> None:

@@ -7,6 +7,27 @@ from .jobs import RECORD, Dialect
 from .limits import LIMITS
 from .workers import WORKERS
 
+_LANE = "(SELECT lane FROM taskworker_permit WHERE job_id = :id)"
+_IN_LINE = (
+    f"SELECT priority, job_id FROM taskworker_permit WHERE phase = 1 AND lane = {_LANE} "
+    "ORDER BY priority DESC, job_id LIMIT :most"
+)
+_PLACE = (
+    f"SELECT p.lane, p.phase, (SELECT count(*) FROM ({_IN_LINE}) AS o WHERE o.priority > p.priority "
+    "OR (o.priority = p.priority AND o.job_id < p.job_id)) FROM taskworker_permit AS p WHERE p.job_id = :id"
+)
+_LET_IN = (
+    # CROSS, so that SQLite begins with the lane.
+    "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
+    f"WHERE p.phase = 2 AND p.lane = {_LANE} AND j.id = p.job_id AND j.finished_at IS NULL LIMIT :most"
+)
+_IN_LANE = {
+    "place": (_PLACE, 3),
+    "let_in": (_LET_IN, 1),
+    "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {_LANE}", 2),
+}
+"""What bears on a limited job: its place in line, the jobs of its lane that have room, and how the lane stands."""
+
 
 def why(dialect: Dialect) -> str:
     """What bears on the waiting of the job ``:id``, in the parts that :meth:`Dialect.together` makes.
@@ -34,20 +55,6 @@ def why(dialect: Dialect) -> str:
         "WHERE r.name IS NOT NULL) SELECT name FROM r WHERE name IS NOT NULL"
     )
     paused = f"SELECT paused_at, paused_by FROM taskworker_queue WHERE name = {its('queue')} AND paused = 1"
-    lane = "(SELECT lane FROM taskworker_permit WHERE job_id = :id)"
-    in_line = (
-        f"SELECT priority, job_id FROM taskworker_permit WHERE phase = 1 AND lane = {lane} "
-        "ORDER BY priority DESC, job_id LIMIT :most"
-    )
-    place = (
-        f"SELECT p.lane, p.phase, (SELECT count(*) FROM ({in_line}) AS o WHERE o.priority > p.priority "
-        "OR (o.priority = p.priority AND o.job_id < p.job_id)) FROM taskworker_permit AS p WHERE p.job_id = :id"
-    )
-    let_in = (
-        # CROSS, so that SQLite begins with the lane.
-        "SELECT p.job_id FROM taskworker_permit AS p CROSS JOIN taskworker_job AS j "
-        f"WHERE p.phase = 2 AND p.lane = {lane} AND j.id = p.job_id AND j.finished_at IS NULL LIMIT :most"
-    )
     parents = (
         "SELECT e.parent_id, e.rule, p.state FROM taskworker_edge AS e LEFT JOIN taskworker_job AS p "
         "ON p.id = e.parent_id WHERE e.child_id = :id AND e.met IN (0, 2) ORDER BY e.parent_id LIMIT 4"
@@ -61,9 +68,7 @@ def why(dialect: Dialect) -> str:
     return dialect.together(
         {
             "parents": (parents, 3),
-            "place": (place, 3),
-            "let_in": (let_in, 1),
-            "lane": (f"SELECT tat, closed_until FROM taskworker_lane WHERE lane = {lane}", 2),
+            **_IN_LANE,
             "limits": (LIMITS, 7),
             "queue_limit": (queue_limit, 7),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),
