@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CancelJob,
         JobCancelled,
         JobFailed,
+        JobFinished,
         JobNotFound,
         JobTimeout,
         LeaseLost,
@@ -52,6 +53,7 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobFailed",
+    "JobFinished",
     "JobNotFound",
     "JobState",
     "JobTimeout",
@@ -74,7 +76,7 @@ __all__ = [
 
 _ERRORS = (
     *("BatchNotFound", "CancelJob", "JobCancelled", "JobFailed", "JobNotFound", "JobTimeout", "LeaseLost", "RetryJob"),
-    *("SnoozeJob", "StepError"),
+    *("JobFinished", "SnoozeJob", "StepError"),
 )
 _HOMES = {
     **dict.fromkeys((*_ERRORS, "TaskWorkerError"), ".errors"),

@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 _ORDER = (
     *("run", "status", "workers", "queues", "doctor", "list", "call", "jobs", "job", "why", "failures"),
-    *("retry", "cancel", "discard", "restore", "run-now", "pause", "resume", "limits", "limit", "batches"),
+    *("retry", "cancel", "discard", "restore", "run-now", "tell", "pause", "resume", "limits", "limit", "batches"),
     *("batch", "purge", "schedule", "db"),
 )
 

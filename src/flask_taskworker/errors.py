@@ -24,6 +24,7 @@
     │   ├── JobFailed                        the job ended with an exception
     │   ├── JobCancelled                     the job was cancelled
     │   ├── JobNotFound (LookupError)        never existed, or pruned
+    │   ├── JobFinished                      it has ended, so it takes no notice
     │   ├── BatchNotFound (LookupError)      a batch that never existed, or was pruned
     │   ├── JobTimeout (TimeoutError)        no result within the caller's timeout
     │   └── LeaseLost                        another worker owns the job now
@@ -175,6 +176,10 @@ class JobNotFound(JobError, LookupError):
     def of(cls, job_id: int) -> JobNotFound:
         """Name the job."""
         return cls(f"Job {job_id} never existed, or it was pruned after its time in TASKER_KEEP_*.")
+
+
+class JobFinished(JobError):
+    """The job has ended, so it takes no notice any more."""
 
 
 class BatchNotFound(JobError, LookupError):

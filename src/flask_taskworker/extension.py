@@ -312,6 +312,10 @@ class TaskWorker:
         bound = _checked_calls(calls, client)
         return await client.aenqueue_all(bound, session) if bound else []
 
+    def tell(self, uid: str, name: str, value: Any = None, *, session: Any = None) -> None:
+        """As ``job.tell``, for the job of that uid."""
+        self.state().client.tell(uid, name, value, session)
+
     def get_job(self, job_id: int | None = None, *, uid: str | None = None) -> Job[Any]:
         """The job of that number, or of that uid, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
         client = self.state().client

@@ -12,6 +12,7 @@ import click
 from ..commands import tasks_command
 from ..core.clock import from_ms
 from ..core.retry import Retry
+from ..core.rows import FAR_MS
 from ..core.tasks import Task
 from ..core.words import spoken
 from ..errors import NotDecodable
@@ -199,8 +200,12 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     click.echo(click.style(f"Job {job.id} {safe(job.task)}", bold=True))
     click.echo("\n".join(_facts(job, payload, now)))
     for step in reversed(page.steps):
-        took = f"execution {step.claim}, {spoken(step.ended_at - step.began_at)}"
-        click.echo(safe(f"step {step.name} ({took}): {step.result or 'null'}"))
+        if step.ended_at is None:
+            until = "" if step.due_at is None or step.due_at >= FAR_MS else f" until {moment(step.due_at)}"
+            click.echo(safe(f"{step.kind} {step.name} (execution {step.claim}){until}"))
+        else:
+            took = f"execution {step.claim}, {spoken(step.ended_at - step.began_at)}"
+            click.echo(safe(f"{step.kind} {step.name} ({took}): {step.result or 'null'}"))
     for one in page.tries:
         click.echo("\n".join(_try_lines(one)))
 

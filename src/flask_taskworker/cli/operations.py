@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import click
 from ..commands import tasks_command
 from ..core.filters import JobFilter
 from ..core.words import stamp
-from ..errors import JobNotFound, NotAccepted
+from ..errors import JobFinished, JobNotFound, NotAccepted, StepError
 from ..ops.operations import FITTING, is_possible
 from ..ops.views import job_view
 from .group import (
@@ -153,6 +154,29 @@ def _act(
     if not chosen:
         raise click.UsageError("The filter is empty. If you mean every job, say so: --filter 'task:*'")
     _act_on_all(act, possible(act, chosen), dry_run=dry_run, yes=yes)
+
+
+@tasks_command.command("tell")
+@click.argument("job_id", metavar="ID", type=int, shell_complete=complete_job_in("scheduled", "running"))
+@click.argument("name")
+@click.argument("value", metavar="[JSON]", default="null")
+def tell_job(job_id: int, name: str, value: str) -> None:
+    """Tell a job that waits for a notice, or will.
+
+    NAME is what the job waits for, JSON the value that it gets: null without one. Exits with 3 if the job has ended.
+    """
+    try:
+        told = json.loads(value)
+    except ValueError as error:
+        raise click.UsageError(f"{value!r} is not JSON: {error}. Text needs quotes: '\"yes\"'") from None
+    try:
+        operations().tell(job_id, name, told)
+    except (JobNotFound, JobFinished) as error:
+        tell(str(error))
+        sys.exit(NOTHING)
+    except StepError as error:
+        raise click.UsageError(str(error)) from None
+    tell(f"Job {job_id} has the notice {name!r}.")
 
 
 # -- by number ---------------------------------------------------------------------------------------------------------

@@ -438,6 +438,10 @@ class Client:
         """Told by the worker of this process after the commit: end the waiting for these jobs."""
         self._waiting.end(job_ids)
 
+    def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
+        """Tell a job something. Raises JobFinished, JobNotFound or StepError."""
+        self.steps.tell(uid, name, value, session)
+
     # -- cancelling and retrying ---------------------------------------------------------------------------------------
 
     def cancel(self, job_id: int) -> bool:

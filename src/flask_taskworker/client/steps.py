@@ -6,15 +6,19 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn
 from weakref import WeakSet
 
-from ..core.current_job import RunningJob, check_in
+from ..core.clock import as_timedelta
+from ..core.current_job import RunningJob, check_in, refuse_swallowed
 from ..core.loggers import get_logger
-from ..core.steps import Cursor, StepsOfTry
+from ..core.rows import FAR_MS
+from ..core.steps import Cursor, StepsOfTry, Suspended
 from ..core.tasks import MAX_NAME, TaskRegistry
-from ..errors import ArgumentsError, LeaseLost, NotDecodable, NotEncodable, StepError
-from ..store.sql import Store
+from ..errors import ArgumentsError, JobFinished, JobNotFound, LeaseLost, NotDecodable, NotEncodable, StepError
+from ..store.flows import Flows
+from ..store.sql import Store, to_duration_ms
 from ..store.statements import steps as statements
 from .sessions import CallerTransaction, is_async
 
@@ -107,12 +111,126 @@ class Steps:
         cursor: Cursor[Any] = Cursor(position, move, lambda: job.stopping)
         return cursor
 
+    # -- sleeping and waiting ---------------------------------------------------------------------------------------
+
+    def sleep(self, job: RunningJob, name: str, delay: float | timedelta) -> None:
+        """Leave the function until the time is over."""
+        self._leave(job, self._sleep(job, self._begin_pause(job, name), delay))
+
+    async def asleep(self, job: RunningJob, name: str, delay: float | timedelta) -> None:
+        """As :meth:`sleep`."""
+        self._leave(job, await self._aside(self._sleep, job, self._begin_pause(job, name), delay))
+
+    def wait_for(self, job: RunningJob, name: str, timeout: float | timedelta | None, default: Any) -> Any:
+        """The value of the next notice of that name, for which the function is left."""
+        until, value = self._wait(job, self._begin_pause(job, name), timeout, default)
+        self._leave(job, until)
+        return value
+
+    async def await_for(self, job: RunningJob, name: str, timeout: float | timedelta | None, default: Any) -> Any:
+        """As :meth:`wait_for`."""
+        until, value = await self._aside(self._wait, job, self._begin_pause(job, name), timeout, default)
+        self._leave(job, until)
+        return value
+
+    def _begin_pause(self, job: RunningJob, name: str) -> str:
+        if job.claim.at_most_once:
+            raise StepError("A job that may run only once cannot sleep or wait for a notice: it would begin again.")
+        self._begin(job, name, None)
+        return name
+
+    def _leave(self, job: RunningJob, until: int | None) -> None:
+        if until is not None and job.tried is not None:
+            job.tried.is_suspended = True
+            raise Suspended(until)
+
+    def _sleep(self, job: RunningJob, name: str, delay: float | timedelta) -> int | None:
+        """When it ends; None if that is over."""
+        now = self._store.clock()
+        due_at: int = now + to_duration_ms(as_timedelta(delay, "delay"))
+        values = {**self._place(job, name), "began_at": now, "due_at": due_at}
+        if not self._write(statements.BEGIN_SLEEP, values):
+            rows = self._store.driver.read(statements.DUE_AT, {"id": job.claim.id, "name": name})
+            if not rows or rows[0][0] is None:
+                self._refuse(job, name, is_there=bool(rows))
+            due_at = rows[0][0]
+        return due_at if due_at > now else None
+
+    def _wait(
+        self, job: RunningJob, name: str, timeout: float | timedelta | None, default: Any
+    ) -> tuple[int | None, Any]:
+        """Until when to leave the function, or None and the value."""
+        stored_default = self._encoded(name, default)
+        longest = None if timeout is None else to_duration_ms(as_timedelta(timeout, "timeout"))
+        place = self._place(job, name)
+
+        def body(flows: Flows) -> tuple[int | None, str | None]:
+            run, values = flows.run, {**place, "now": flows.now}
+            # First, so that no notice comes between the look and the wait.
+            if not run(statements.LOCK_JOB, values):
+                self._refuse(job, name, is_there=False)
+            due_at = FAR_MS if longest is None else flows.now + longest
+            run(statements.BEGIN_WAIT, {**values, "began_at": flows.now, "due_at": due_at})
+            due_at, ended_at, result = run(statements.WAIT, values)[0]
+            if due_at is None:
+                self._refuse(job, name, is_there=True)
+            if ended_at is not None:
+                return None, result
+            for notice, value in run(statements.OLDEST_NOTICE, values):
+                run(statements.TAKE_NOTICE, {"notice": notice})
+                run(statements.END_WAIT, {**values, "result": value})
+                return None, value
+            if flows.now >= due_at:
+                run(statements.END_WAIT, {**values, "result": stored_default})
+                return None, stored_default
+            run(statements.MARK_WAITING, values)
+            return due_at, None
+
+        until, result = self._store.change(body)
+        return until, None if until is not None else self._decoded(job, name, result)
+
+    def _refuse(self, job: RunningJob, name: str, *, is_there: bool) -> NoReturn:
+        if is_there:
+            raise StepError(f"{name!r} is the name of a step that this job has done. Take another name for the pause.")
+        job.lost = True
+        raise LeaseLost
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
+        """Tell the job of that uid something; in the transaction of a session if there is one."""
+        if session is None:
+            self._store.change(lambda flows: self.tell_within(flows, uid, name, value))
+            return
+        transaction = CallerTransaction(session)
+        if not self._shares_database(transaction):
+            raise ArgumentsError(
+                "The session of tell is in another database than the jobs. Tell the job after the commit, without "
+                "session=…."
+            )
+        transaction.refuse_autocommit()
+        flows = self._store.flows(transaction.run)
+        self.tell_within(flows, uid, name, value)
+        transaction.after_commit(lambda: self._store.follow(flows.effects))
+
+    def tell_within(self, flows: Flows, uid: str, name: str, value: Any) -> int:
+        """As :meth:`tell`, inside a transaction; the number of the job."""
+        values = {"uid": uid, "name": _checked_name(name), "value": self._encoded(name, value)}
+        for job_id, finished_at, state in flows.run(statements.LOCK_TOLD, values):
+            if finished_at is not None:
+                raise JobFinished(f"Job {job_id} has {state}, so it takes no notice any more.")
+            flows.run(statements.ADD_NOTICE, {**values, "id": job_id, "now": flows.now})
+            flows.wake([job_id])
+            number: int = job_id
+            return number
+        raise JobNotFound(f"No job has the uid {uid!r:.200}. It was pruned, or has not committed.")
+
     # -- how a step begins ------------------------------------------------------------------------------------------
 
     def _begin(self, job: RunningJob, name: str, function: Callable[..., Any] | None) -> StepsOfTry:
+        refuse_swallowed(job)
         check_in(job)
-        if not (0 < len(name) <= MAX_NAME and name.isprintable()):
-            raise StepError(f"The name of a step is a text of 1 to {MAX_NAME} printable characters, not {name!r:.100}.")
+        _checked_name(name)
         task = self._registry.get(job.claim.task)
         if task is not None and task.options.atomic is not None:
             raise StepError(
@@ -150,20 +268,18 @@ class Steps:
         if inspect.iscoroutine(value):
             value.close()
             raise StepError(f"The step {name!r} returned a coroutine. Write await current_job.astep(…).")
-        try:
-            result = None if value is None else self._registry.codec.encode(value)
-        except NotEncodable as error:
-            raise StepError(f"What the step {name!r} returned cannot be stored: {error}") from error
+        result = self._encoded(name, value)
+        return {**self._place(job, name), "result": result, "began_at": began_at, "ended_at": self._store.clock()}
+
+    def _place(self, job: RunningJob, name: str) -> dict[str, Any]:
         assert job.tried is not None
-        return {
-            "id": job.claim.id,
-            "claim": job.claim.claim,
-            "name": name,
-            "result": result,
-            "number": len(job.tried.names),
-            "began_at": began_at,
-            "ended_at": self._store.clock(),
-        }
+        return {"id": job.claim.id, "claim": job.claim.claim, "name": name, "number": len(job.tried.names)}
+
+    def _encoded(self, name: str, value: Any) -> str | None:
+        try:
+            return None if value is None else self._registry.codec.encode(value)
+        except NotEncodable as error:
+            raise StepError(f"The value of {name!r} cannot be stored: {error}") from error
 
     def _added(self, job: RunningJob, name: str, value: Any, values: dict[str, Any]) -> Any:
         return value if self._write(statements.ADD_STEP, values) else self._others(job, name)
@@ -183,3 +299,9 @@ class Steps:
             return None if result is None else self._registry.codec.decode(result)
         except NotDecodable as error:
             raise StepError(f"The stored result of the step {name!r} of {job.claim} cannot be read: {error}") from error
+
+
+def _checked_name(name: str) -> str:
+    if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+        raise StepError(f"The name of a step is a text of 1 to {MAX_NAME} printable characters, not {name!r:.100}.")
+    return name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..core.clock import from_ms
 from ..core.jobs import Reason
 from ..core.limits import LaneFacts, Numbers, limit_of, room
-from ..core.rows import WAITS, JobRecord, JobState
+from ..core.rows import FAR_MS, WAITS, JobRecord, JobState
 from ..core.tasks import TaskRegistry
 from ..core.words import MOST, counted, spoken
 from ..store.sql import Store, WorkerRow
@@ -59,6 +59,8 @@ class Facts:
     """Where it stands in line, if it belongs to a limit."""
     parents: tuple[tuple[int, str, str | None], ...] = ()
     """What it waits for: a job, or a batch below zero, how it is to end, and the state of the job."""
+    pause: tuple[str, str, int] | None = None
+    """Its last sleep, or the notice that it waits for: which of the two, the name, and when it is over."""
     queue_limit: tuple[Numbers, LaneFacts] | None = None
     """The limit of its queue, and how many of the queue's jobs run."""
     is_known: bool
@@ -99,6 +101,7 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
         alone=frozenset(worker for (worker,) in found["alone"]),
         place=place,
         parents=tuple((parent, rule, state) for parent, rule, state in found["parents"]),
+        pause=next((tuple(row) for row in found["pause"]), None),
         queue_limit=queue_limit,
         is_known=registry.get(job.task) is not None,
         free_bytes=store.driver.free_bytes(),
@@ -112,6 +115,8 @@ def reasons(facts: Facts) -> list[Reason]:
     match facts.job.state:
         case JobState.SCHEDULED if facts.job.marks & WAITS:
             return [_after(facts)]
+        case JobState.SCHEDULED if facts.pause is not None and facts.pause[2] == facts.job.run_at:
+            return [_pause(facts.job, *facts.pause)]
         case JobState.SCHEDULED:
             return [_due(facts), *_queue(facts, claiming, serving)]
         case JobState.HELD:
@@ -133,6 +138,17 @@ def _due(facts: Facts) -> Reason:
         kind, text = "due", "It is not due yet."
     left = f"in {spoken(job.run_at - facts.now)}" if job.run_at > facts.now else "now"
     return Reason(kind=kind, text=text, ends=f"It is due {left}: at {_stamp(job.run_at)}.", at=from_ms(job.run_at))
+
+
+def _pause(job: JobRecord, kind: str, name: str, due_at: int) -> Reason:
+    """What a job waits for that has left its function."""
+    if kind == "sleep":
+        return Reason(kind="sleeps", text=f"It sleeps: {name!r}.", ends=f"At {_stamp(due_at)}.", at=from_ms(due_at))
+    ends, is_bounded = f"Tell it: flask tasks tell {job.id} {shlex.quote(name)}", due_at < FAR_MS
+    if is_bounded:
+        ends += f". Its timeout is over at {_stamp(due_at)}"
+    at = from_ms(due_at) if is_bounded else None
+    return Reason(kind="notice", text=f"It waits for the notice {name!r}.", ends=ends, at=at)
 
 
 def _queue(facts: Facts, claiming: Sequence[WorkerRow], serving: Sequence[WorkerRow]) -> Iterator[Reason]:

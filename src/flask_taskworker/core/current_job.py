@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from ..errors import ArgumentsError, JobCancelled, LeaseLost, StepError
@@ -54,6 +54,18 @@ class JobSteps(Protocol):
 
     def cursor(self, job: RunningJob, name: str, start: Any) -> Cursor[Any]:
         """The cursor of that name."""
+
+    def sleep(self, job: RunningJob, name: str, delay: float | timedelta) -> None:
+        """Leave the function until the time is over."""
+
+    async def asleep(self, job: RunningJob, name: str, delay: float | timedelta) -> None:
+        """As :meth:`sleep`."""
+
+    def wait_for(self, job: RunningJob, name: str, timeout: float | timedelta | None, default: Any) -> Any:
+        """The value of the next notice of that name, for which the function is left."""
+
+    async def await_for(self, job: RunningJob, name: str, timeout: float | timedelta | None, default: Any) -> Any:
+        """As :meth:`wait_for`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -250,6 +262,33 @@ class CurrentJob:
         steps, job = self._steps()
         return steps.cursor(job, name, start)
 
+    def sleep(self, name: str, delay: float | timedelta) -> None:
+        """Leave the function, and go on when *delay* (seconds or timedelta) is over: the job runs again then.
+
+        No slot is used meanwhile, and no attempt counted. The end is stored once under *name*, as a step. ``finally``
+        and ``with`` blocks run. Raises as :meth:`step` does, and StepError in an ``at_most_once`` task.
+        """
+        steps, job = self._steps()
+        steps.sleep(job, name, delay)
+
+    async def asleep(self, name: str, delay: float | timedelta) -> None:
+        """As :meth:`sleep`, in a coroutine."""
+        steps, job = self._steps()
+        await steps.asleep(job, name, delay)
+
+    def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = None) -> Any:
+        """The value of the next notice of that name: see ``job.tell``. *default* when *timeout* is over.
+
+        The oldest notice that is there already is taken at once. Else the function is left, as in :meth:`sleep`.
+        """
+        steps, job = self._steps()
+        return steps.wait_for(job, name, timeout, default)
+
+    async def await_for(self, name: str, timeout: float | timedelta | None = None, default: Any = None) -> Any:
+        """As :meth:`wait_for`, in a coroutine."""
+        steps, job = self._steps()
+        return await steps.await_for(job, name, timeout, default)
+
     def _steps(self) -> tuple[JobSteps, RunningJob]:
         job = _running.get()
         if job is None or job.steps is None:
@@ -258,6 +297,15 @@ class CurrentJob:
                 "the task with jobs.perform(task, …)."
             )
         return job.steps, job
+
+
+def refuse_swallowed(job: RunningJob) -> None:
+    """Raise StepError where the task has gone on although its function was to be left."""
+    if job.tried is not None and job.tried.is_suspended:
+        raise StepError(
+            "The task has caught what leaves it when it sleeps or waits for a notice. Catch Exception, not "
+            "BaseException, and let no bare except: or return in finally: stand around these calls."
+        )
 
 
 def check_in(job: RunningJob) -> None:

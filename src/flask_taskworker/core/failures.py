@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ..errors import CancelJob, JobCancelled, LeaseLost, RetryJob, SnoozeJob, TaskWorkerError
 from .retry import leaves_of
 from .rows import Failure
+from .steps import HandedOver, Suspended
 
 MAX_TEXT = 64 * 1024
 """Characters of a message, and of a traceback."""
@@ -73,7 +74,7 @@ def deciding(error: BaseException) -> BaseException:
     controls = [
         leaf for wanted in (CancelJob, RetryJob, SnoozeJob) for leaf in leaves if issubclass(type(leaf), wanted)
     ]
-    stops = [leaf for leaf in leaves if issubclass(type(leaf), JobCancelled | LeaseLost)]
+    stops = [leaf for leaf in leaves if issubclass(type(leaf), JobCancelled | LeaseLost | HandedOver | Suspended)]
     if len(controls) + len(stops) == len(leaves):
         return (stops + controls)[0]
     return next((leaf for leaf in controls if issubclass(type(leaf), RetryJob)), error)

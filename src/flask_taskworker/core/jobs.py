@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cas
 from ..errors import JobCancelled, JobFailed, JobNotFound
 from .clock import from_ms
 from .habits import JOB_METHODS, no_attribute
-from .rows import WAITS, Failure, JobRecord, JobState, Progress, shown
+from .rows import NOTICE, WAITS, Failure, JobRecord, JobState, Progress, shown
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -50,6 +50,9 @@ class JobClient(Protocol):
 
         *fresh*: its steps are forgotten.
         """
+
+    def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
+        """Tell a job something: see :meth:`Job.tell`."""
 
     def why(self, job_id: int) -> list[Reason]:
         """What a waiting job waits for. Raises JobNotFound."""
@@ -136,8 +139,10 @@ class Job(Generic[R]):
     """How many tries the task's policy allows."""
     run_at: Shown[datetime | None] = Shown(lambda job: None if job.waits else moment(job._record.run_at))
     """When the job is due (UTC); None where it was due at once, or waits for others."""
-    waits: Shown[bool] = Shown(lambda job: bool(job._record.marks & WAITS) and not job.state.finished)
-    """Whether the job waits for others, as ``using(after=…)`` says."""
+    waits: Shown[bool] = Shown(
+        lambda job: job.state is JobState.SCHEDULED and bool(job._record.marks & (WAITS | NOTICE))
+    )
+    """Whether the job waits for others, as ``using(after=…)`` says, or for a notice."""
     created_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.created_at))
     """When it was enqueued (UTC)."""
     started_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.started_at))
@@ -249,6 +254,14 @@ class Job(Generic[R]):
         Raises NotAccepted while another unfinished job has its unique key, JobNotFound.
         """
         return self._client.retry(self._stored_id(), following=following, fresh=fresh)
+
+    def tell(self, name: str, value: Any = None, *, session: Any = None) -> None:
+        """Give the job the value for which it waits with ``current_job.wait_for(name)``, now or later.
+
+        ``session``: an SQLAlchemy session in the database of the jobs; the job gets it when that commits. Raises
+        JobFinished, JobNotFound, or StepError for a value that cannot be stored.
+        """
+        self._client.tell(self.uid, name, value, session)
 
     def why(self) -> list[Reason]:
         """What the job waits for, each with what would end it; empty for one that runs or has ended.

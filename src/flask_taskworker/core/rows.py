@@ -21,6 +21,8 @@ PARENT = 4
 """A mark: other jobs wait, or have waited, for this one."""
 WAITS = 8
 """A mark: the job waits for others; on a job that has ended: it was cancelled while it did."""
+NOTICE = 16
+"""A mark: the job waits for a notice, or is about to."""
 KEEPS = 64
 """A mark: the limit is ``hold=True``, so the job keeps its room between its tries."""
 CHILD = 256
@@ -250,6 +252,8 @@ class Outcome:
     """The store knows already: an atomic job committed its ending together with its own writes."""
     keep: timedelta | None = None
     """How long the finished job is kept; None takes the configuration's."""
+    until: int | None = None
+    """Snoozed: when it goes on, in epoch milliseconds, where that must be exact."""
     closes: bool = False
     """Snoozed: nothing else of its lane starts before it."""
 

@@ -17,6 +17,15 @@ class HandedOver(BaseException):
     """The worker stops, and the job goes on in another one. Never an error: ``except Exception`` lets it pass."""
 
 
+class Suspended(BaseException):
+    """The job sleeps, or waits for a notice, and leaves its function: ``except Exception`` lets it pass."""
+
+    def __init__(self, until: int) -> None:
+        super().__init__("The job sleeps, or waits for a notice.")
+        self.until = until
+        """When it goes on at the latest, in epoch milliseconds."""
+
+
 @dataclass(slots=True)
 class StepsOfTry:
     """What one execution has to do with steps."""
@@ -25,6 +34,8 @@ class StepsOfTry:
     """Those that it has used."""
     stored: dict[str, str | None] | None = None
     """The results of earlier executions, as stored; None until they are read."""
+    is_suspended: bool = False
+    """Whether the function was to be left."""
 
 
 class Cursor(Generic[T]):

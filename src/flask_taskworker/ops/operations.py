@@ -183,6 +183,12 @@ class Operations:
             self._client.wake()
         self._client.cancelled([job_id for job_id, state, _ in rows if state == "cancelled"])
 
+    def tell(self, job_id: int, name: str, value: Any) -> None:
+        """Give a job the value for which it waits. Raises JobNotFound, JobFinished or StepError."""
+        record, steps = self._store.record(job_id), self._client.steps
+        target = f"job {job_id} ({record.task}): {name}"
+        self._do("tell", target, lambda flows: [(steps.tell_within(flows, record.uid, name, value),)])
+
     def act_on_batch(self, action: str, batch_id: int) -> int:
         """Do *action* to a batch: "retry" (how many jobs), "cancel" or "seal" (1 if it did). Raises BatchNotFound."""
         row = Browser(self._store).batch(batch_id)

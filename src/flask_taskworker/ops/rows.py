@@ -58,7 +58,11 @@ class StepRow(NamedTuple):
     name: str
     claim: int
     began_at: int
-    ended_at: int
+    ended_at: int | None
+    kind: str
+    """``step``, ``sleep`` or ``wait``."""
+    due_at: int | None
+    """When a sleep ends, or a wait at the latest."""
     result: str | None
     """As stored, and cut."""
 

@@ -15,7 +15,7 @@ from ..client.health import LONG_WAIT_MS, info_of, is_late, is_silent, name_of, 
 from ..core.batches import BatchRow
 from ..core.clock import from_ms
 from ..core.failures import read_cut
-from ..core.rows import FAR_MS, WAITS, Failure, JobRecord, Progress
+from ..core.rows import FAR_MS, NOTICE, WAITS, Failure, JobRecord, Progress
 from ..core.tasks import TaskRegistry
 from ..core.triggers import Cron, Trigger, describe, trigger_from_text, trigger_to_text
 from ..errors import NotDecodable
@@ -142,7 +142,7 @@ class JobView:
 def _word_of(record: JobRecord) -> str:
     if record.state != "scheduled":
         return record.state
-    return "waiting" if record.marks & WAITS else "retrying" if record.failures else "scheduled"
+    return "waiting" if record.marks & (WAITS | NOTICE) else "retrying" if record.failures else "scheduled"
 
 
 def job_view(row: JobRow | JobWhole) -> JobView:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.batches import BatchRow, Event, code_of
-from ..core.rows import MEMBER, PARENT, WAITS, Failure, JobRecord, NewJob
+from ..core.rows import MEMBER, NOTICE, PARENT, WAITS, Failure, JobRecord, NewJob
 from ..errors import NotAccepted
 from .admission import add_permits, touch
 from .driver import Row, Run
 from .statements import flows as statements
 from .statements import jobs as job_statements
 from .statements import operations as operation_statements
+from .statements import steps as step_statements
 from .statements.jobs import Dialect, batch_of
 
 PIECE = 250
@@ -169,9 +170,17 @@ class Flows:
             return
         if touches:
             self.effects.admits |= touch(self._dialect, self.run, marked)
+        if waiting := [row[0] for row in marked if row[2] & NOTICE and row[1] == "scheduled"]:
+            self.wake(waiting)
         ended = [row for row in marked if row[2] & (MEMBER | PARENT) and row[1] in _FINAL]
         if ended:
             self._follow(ended)
+
+    def wake(self, ids: Iterable[int]) -> None:
+        """Have those of these jobs run that wait for a notice which is there."""
+        rows = self.run(step_statements.wake(self._dialect), _ids(ids))
+        self.effects.admits |= touch(self._dialect, self.run, rows)
+        self.effects.ready |= {(queue, kind) for _, state, _, queue, kind in rows if state == "ready"}
 
     def _follow(self, ended: list[Row]) -> None:
         parents = [(row[0], row[1]) for row in ended if row[2] & PARENT]

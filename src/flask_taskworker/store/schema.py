@@ -324,7 +324,8 @@ wait = Table(
 )
 
 # What a job need not do again: what a step has returned, or how far a cursor is, as JSON. `claim`: the execution that
-# stored it; `number`: how many names that had used by then.
+# stored it; `number`: how many names that had used by then. `due_at`: when a sleep ends, or a wait for a notice at the
+# latest. A wait that has not ended has no `ended_at`; a sleep never has.
 step = Table(
     "taskworker_step",
     metadata,
@@ -333,9 +334,26 @@ step = Table(
     Column("number", Integer, nullable=False),
     Column("claim", Big, nullable=False),
     Column("began_at", Big, nullable=False),
-    Column("ended_at", Big, nullable=False),
+    Column("ended_at", Big),
+    Column("due_at", Big),
+    Column("kind", Text, nullable=False, server_default=text("'step'")),
     Column("result", Text),
-    _moments("taskworker_step", "began_at", "ended_at"),
+    CheckConstraint("kind IN ('step', 'sleep', 'wait')", name="taskworker_step_kind"),
+    _moments("taskworker_step", "began_at", "ended_at", "due_at"),
+)
+
+# Notices for jobs that have not taken them yet.
+notice = Table(
+    "taskworker_notice",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("job_id", Big, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_at", Big, nullable=False),
+    Column("value", Text),
+    _moments("taskworker_notice", "created_at"),
+    Index("taskworker_notice_job", "job_id", "name", "id"),
+    sqlite_autoincrement=True,
 )
 
 attempt = Table(

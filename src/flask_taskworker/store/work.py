@@ -583,6 +583,7 @@ class WorkerStore:
         keep = usual if outcome.keep is None else to_duration_ms(outcome.keep)
         # 0 means "at once"; a moment is only for jobs that wait.
         run_at = ended.ended_at + to_duration_ms(outcome.delay) if outcome.delay else 0
+        run_at = outcome.until if outcome.until is not None else run_at
         state = "ready" if again and not run_at else outcome.ending.state.value
         return (
             claim.id,

@@ -23,12 +23,12 @@ from flask import Flask
 from ..client.threads import PoolClosed, end_process
 from ..core.clock import as_timedelta
 from ..core.codec import UnknownType
-from ..core.current_job import RunningJob, set_running
+from ..core.current_job import RunningJob, refuse_swallowed, set_running
 from ..core.failures import deciding, failure_of, message_of
 from ..core.loggers import get_logger
 from ..core.retry import Retry
 from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Failure, Outcome, OutcomeKind
-from ..core.steps import HandedOver
+from ..core.steps import HandedOver, Suspended
 from ..core.tasks import Task, TaskRegistry, Tracing
 from ..errors import (
     CancelJob,
@@ -166,6 +166,9 @@ class Executor:
                 else:
                     async with asyncio.timeout(limit / 1000) as scope:
                         value = await running
+                if job.tried is not None and job.tried.is_suspended:
+                    value = _NOTHING
+                    refuse_swallowed(job)
             if self._encoded > MOST_ENCODED:
                 # The task has returned: to cancel it is too late.
                 with suppress(asyncio.CancelledError):
@@ -192,7 +195,9 @@ class Executor:
     ) -> Outcome:
         def run() -> Any:
             with self._parent_only:
-                return task.function(*args, **kwargs)
+                value = task.function(*args, **kwargs)
+                refuse_swallowed(job)
+                return value
 
         committed: Outcome | None = None
 
@@ -286,8 +291,8 @@ class Executor:
         policies, asked = task.options.retries if task else (), None
         try:
             match deciding(error):
-                case SnoozeJob() as snooze:
-                    return Outcome(OutcomeKind.SNOOZED, delay=as_timedelta(snooze.delay, "delay"), closes=snooze.limit)
+                case SnoozeJob() | Suspended() as pause:
+                    return self._put_off(pause)
                 case CancelJob() as cancel:
                     return _cancelled(task, message_of(cancel))
                 case JobCancelled() | asyncio.CancelledError() if job.cancelled:
@@ -315,6 +320,12 @@ class Executor:
             # The error's class is foreign code.
             log.exception("the error of %s cannot be examined", claim)
         return _failed(task, error, kind)
+
+    def _put_off(self, pause: SnoozeJob | Suspended) -> Outcome:
+        if isinstance(pause, SnoozeJob):
+            return Outcome(OutcomeKind.SNOOZED, delay=as_timedelta(pause.delay, "delay"), closes=pause.limit)
+        delay = timedelta(milliseconds=max(0, pause.until - self._clock()))
+        return Outcome(OutcomeKind.SNOOZED, delay=delay, until=pause.until)
 
     def _released_unknown(self, claim: Claim, reason: str) -> Outcome:
         """Back to the queue: another version of the code may know the task, or the types of its arguments.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from flask import Response, current_app
-from werkzeug.exceptions import Forbidden, NotFound
+from werkzeug.exceptions import BadRequest, Forbidden, NotFound
 
 from ...core.around import CARRIED
 from ...core.failures import frames_of
-from ...core.rows import Failure
+from ...core.rows import FAR_MS, Failure
 from ...core.words import spoken, stamp
+from ...errors import JobFinished, StepError
 from ...ops.browse import MOST_DRAWN
 from ...ops.job_page import JobPage
 from ...ops.rows import LogLine, StepRow
@@ -69,6 +71,9 @@ def page(view: View, job_id: int) -> Response:
         **_shown(view, found, "result"),
         "error": job.error and _error(job.error, found.traceback, MAX_TRACEBACK),
         **_tries(view, found),
+        "waits_for": next((s.name for s in found.steps if s.kind == "wait" and s.ended_at is None), None)
+        if job.finished_at is None and view.may("tell")
+        else None,
         "steps": [_stored_step(view, job.task, one) for one in found.steps],
         "tries_before": max(0, job.claim - _TRIES),
         "earlier": found.earlier,
@@ -119,7 +124,9 @@ def _stored_step(view: View, task: str, step: StepRow) -> dict[str, Any]:
             text = _LONG if is_long else redact.pretty(_covered(view, task, "result", step.result))[:_BRIEF]
         except Unreadable:
             text = _UNREADABLE
-    return {**step._asdict(), "took_ms": step.ended_at - step.began_at, "result": text}
+    took_ms = None if step.ended_at is None else step.ended_at - step.began_at
+    due_at = None if step.due_at is None or step.due_at >= FAR_MS else step.due_at
+    return {**step._asdict(), "due_at": due_at, "took_ms": took_ms, "result": text}
 
 
 def _covered(view: View, name: str, what: str, stored: str | None) -> Any:
@@ -151,6 +158,18 @@ def all_of(view: View, job_id: int) -> Response:
     response = current_app.response_class(text.encode("utf-8", "replace"), content_type="text/plain; charset=utf-8")
     response.headers["Content-Disposition"] = f'attachment; filename="job-{job_id}-{what}.txt"'
     return response
+
+
+def tell(view: View, job_id: int) -> Response:
+    """Give the job what it waits for, as JSON."""
+    name, text = view.form("name"), view.form("value")
+    try:
+        view.operations("tell").tell(job_id, name, json.loads(text or "null"))
+    except (ValueError, StepError) as error:
+        raise BadRequest(f'The value must be JSON, such as true, 7 or "text": {error}') from error
+    except JobFinished as error:
+        return view.redirect("job", job_id=job_id, message=str(error))
+    return view.redirect("job", job_id=job_id, message=f"Job {job_id} has the notice {name!r}.")
 
 
 # -- errors and tries --------------------------------------------------------------------------------------------------
@@ -243,5 +262,6 @@ def _step(what: str, *, state: str | None = None, at: int | None = None, detail:
 
 ROUTES = (
     Route("/jobs/<int:job_id>", "job", page),
+    Route("/jobs/<int:job_id>/tell", "tell", tell, methods=("POST",), permission="tell"),
     Route("/jobs/<int:job_id>/all", "job_all", all_of, arguments=("what",)),
 )

@@ -287,6 +287,10 @@ class MailQueue:
         """The address of its page on the dashboard."""
         return self._client.url(job_id)
 
+    def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
+        """It waits for no notice."""
+        self._client.tell(uid, name, value, session)
+
     def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """Open the mail again and put its job back into the queue."""
         return self._client.retry(job_id, following=following, fresh=fresh)
@@ -480,6 +484,9 @@ class SuppressedMails:
 
     def url(self, job_id: int) -> None:
         """It is in no store."""
+
+    def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
+        """It waits for no notice."""
 
     def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """It has not failed."""

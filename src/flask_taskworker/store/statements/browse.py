@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from ...core.filters import JobFilter
-from ...core.rows import FAR_MS, WAITS
+from ...core.rows import FAR_MS, NOTICE, WAITS
 from ..schema import BUCKETS_MS, FINISHED, ROLLUP_FIGURES
 from .jobs import RECORD, SQLITE, Dialect, held_ids
 
@@ -130,7 +130,7 @@ _OTHERS = {
     "after": "created_at >= :after",
     "before": "created_at < :created_before",
 }
-_WAITING = f"marks & {WAITS} <> 0"
+_WAITING = f"marks & {WAITS | NOTICE} <> 0"
 _EQUAL = {
     "id": "id",
     "uid": "uid",

@@ -546,7 +546,7 @@ def expired_jobs(dialect: Dialect) -> str:
     return f"DELETE FROM taskworker_job WHERE {dialect.among('id', chosen)} RETURNING id, marks"
 
 
-PARTS = tuple((f"taskworker_{name}", "job_id") for name in ("attempt", "log", "permit", "key", "step"))
+PARTS = tuple((f"taskworker_{name}", "job_id") for name in ("attempt", "log", "permit", "key", "step", "notice"))
 MARKED_PARTS = (("taskworker_member", "job_id"), ("taskworker_wait", "job_id"), ("taskworker_edge", "child_id"))
 """The tables that have more of a job, and of a marked job, and the column that says of which."""
 

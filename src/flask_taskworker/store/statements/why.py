@@ -59,6 +59,10 @@ def why(dialect: Dialect) -> str:
         "SELECT e.parent_id, e.rule, p.state FROM taskworker_edge AS e LEFT JOIN taskworker_job AS p "
         "ON p.id = e.parent_id WHERE e.child_id = :id AND e.met IN (0, 2) ORDER BY e.parent_id LIMIT 4"
     )
+    pause = (
+        "SELECT kind, name, due_at FROM taskworker_step WHERE job_id = :id AND ended_at IS NULL AND due_at IS NOT NULL "
+        "ORDER BY began_at DESC, number DESC LIMIT 1"
+    )
     running = f"SELECT count(*) FROM taskworker_job WHERE state = 'running' AND queue = {its('queue')}"
     queue_limit = (
         f"SELECT t.running, t.amount, t.per_us, t.burst, ({running}), COALESCE(l.tat, 0), COALESCE(l.closed_until, 0) "
@@ -69,6 +73,7 @@ def why(dialect: Dialect) -> str:
         {
             "parents": (parents, 3),
             **_IN_LANE,
+            "pause": (pause, 3),
             "limits": (LIMITS, 7),
             "queue_limit": (queue_limit, 7),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),

@@ -77,6 +77,35 @@ def test_steps_are_listed_and_their_results_need_a_permission(lab: Lab) -> None:
     assert "987654" not in html
 
 
+def test_job_that_waits_is_told_with_a_permission_and_a_note(lab: Lab) -> None:
+    @lab.task_worker.task(name="onboard")
+    def onboard() -> None:
+        current_job.wait_for("approval")
+        current_job.wait_for("payment")
+
+    with lab.app.app_context():
+        job = onboard.enqueue()
+    lab.drain()
+    assert "Tell…" in lab.page(f"/jobs/{job.id}")
+    lab.permissions = {"view"}
+    assert "Tell…" not in lab.page(f"/jobs/{job.id}")
+    assert lab.post(f"/jobs/{job.id}/tell", name="approval", value="true").status_code == 403
+    lab.permissions = {"view", "tell"}
+    assert lab.post(f"/jobs/{job.id}/tell", name="approval", value="maybe").status_code == 400
+    assert lab.post(f"/jobs/{job.id}/tell", name="approval", value="true").status_code in (302, 303)
+    lab.drain()
+    run = lab.app.test_cli_runner().invoke
+    assert run(args=["tasks", "tell", str(job.id), "payment", "7"]).exit_code == 0
+    lab.drain()
+    assert job.refresh().state == "succeeded"
+    assert run(args=["tasks", "tell", str(job.id), "payment"]).exit_code == 3
+    assert run(args=["tasks", "tell", str(job.id), "payment", "{"]).exit_code == 2
+    with lab.app.app_context():
+        notes = lab.app.extensions["taskworker"].store.driver.read("SELECT action, target FROM taskworker_audit", {})
+    assert [note[0] for note in notes] == ["tell", "tell"]
+    assert notes[0][1].endswith("(onboard): approval")
+
+
 def test_fresh_retry_forgets_the_steps(lab: Lab) -> None:
     done: list[int] = []
 
