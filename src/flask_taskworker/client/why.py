@@ -74,10 +74,17 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
     found = store.why(job_id)
     *record, solo = found["job"][0]
     job = JobRecord._make(record)
+    is_limited = bool(found["place"] or found["queue_limit"])
+    skew = store.lane_now() - store.clock() if is_limited else 0
+
+    def here(tat: int, closed_until: int) -> tuple[int, int]:
+        """What is stored of a lane, by this machine's clock. A zero says that there is no such moment."""
+        return tat and tat - skew * 1000, closed_until and closed_until - skew
+
     place = None
     for lane, phase, ahead in found["place"]:
         limits = {name: Numbers(*numbers) for name, *numbers, _ in found["limits"]}
-        tat, closed_until = found["lane"][0] if found["lane"] else (0, 0)
+        tat, closed_until = here(*found["lane"][0]) if found["lane"] else (0, 0)
         place = Place(
             lane=lane,
             phase=phase,
@@ -89,7 +96,7 @@ def look(store: Store, registry: TaskRegistry, job_id: int) -> Facts:
         )
     queue_limit = None
     for *figures, running, tat, closed_until in found["queue_limit"]:
-        queue_limit = Numbers(*figures), LaneFacts(running, 0, tat, closed_until)
+        queue_limit = Numbers(*figures), LaneFacts(running, 0, *here(tat, closed_until))
     return Facts(
         now=store.clock(),
         job=job,

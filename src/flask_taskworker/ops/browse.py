@@ -351,7 +351,7 @@ class Browser:
 
     def limits(self) -> list[LimitRow]:
         """Every limit that is stored, by name."""
-        parameters = {"now": self.now(), "most": MOST, "sample": SAMPLE}
+        parameters = {"now": self.lane_now(), "most": MOST, "sample": SAMPLE}
         return [LimitRow(*row) for row in self._read(statements.limits(), parameters)]
 
     def suspects(self) -> dict[str, int]:
@@ -444,6 +444,10 @@ class Browser:
     def now(self) -> int:
         """What time it is, in epoch milliseconds."""
         return self._store.clock()
+
+    def lane_now(self) -> int:
+        """What time it is for lanes: see :meth:`Store.lane_now`."""
+        return self._store.lane_now()
 
     def _read(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         self._store.driver.prepare()

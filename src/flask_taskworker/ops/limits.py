@@ -72,7 +72,7 @@ class LimitView:
     closings: int
     """How often a job has closed a lane."""
     opens_at: int | None
-    """When the first lane that waits for that opens."""
+    """When the first lane that waits for that opens, by this machine's clock."""
     lanes: tuple[LaneView, ...] = ()
     """Those with the longest lines."""
 
@@ -86,7 +86,8 @@ def limit_views(
     browser: Browser, registry: TaskRegistry, config: TaskWorkerConfig, *, name: str | None = None, lanes: int = LANES
 ) -> list[LimitView]:
     """Every limit that is stored or declared, or the one called *name*, with its *lanes* with the longest lines."""
-    now = browser.now()
+    now = browser.lane_now()
+    ahead = now - browser.now()
     declared = declared_limits(registry.limits, config.queue_limits)
     stored = {row.name: row for row in browser.limits()}
     missing = {
@@ -97,7 +98,7 @@ def limit_views(
     rows = [row for row in (stored | missing).values() if name in (None, row.name)]
     lines = browser.lanes([row.name for row in rows if row.waiting], shown=lanes) if lanes else {}
     return [
-        _limit_view(row, registry, declared, lines.get(row.name, ()), now)
+        _limit_view(row, registry, declared, lines.get(row.name, ()), now, ahead)
         for row in sorted(rows, key=lambda row: row.name)
     ]
 
@@ -111,8 +112,14 @@ def limit_view(browser: Browser, registry: TaskRegistry, config: TaskWorkerConfi
 
 
 def _limit_view(
-    row: LimitRow, registry: TaskRegistry, declared: Mapping[str, Numbers], lines: Iterable[LaneRow], now: int
+    row: LimitRow,
+    registry: TaskRegistry,
+    declared: Mapping[str, Numbers],
+    lines: Iterable[LaneRow],
+    now: int,
+    ahead: int,
 ) -> LimitView:
+    """*now* by the clock of lanes, which is *ahead* of this machine's."""
     queue = row.name.removeprefix(f"{QUEUE}:") if row.name.startswith(f"{QUEUE}:") else None
     limit = registry.limits.get(row.name)
     numbers = Numbers(row.running, row.amount, row.per_us, row.burst)
@@ -143,12 +150,12 @@ def _limit_view(
         aside=row.aside,
         closed=row.closed,
         closings=row.closings,
-        opens_at=min((at for at in (own.opens_at, row.opens_at) if at), default=None) if row.waiting else None,
-        lanes=tuple(_lane_view(lane, row.name, numbers, now) for lane in lines),
+        opens_at=min((at - ahead for at in (own.opens_at, row.opens_at) if at), default=None) if row.waiting else None,
+        lanes=tuple(_lane_view(lane, row.name, numbers, now, ahead) for lane in lines),
     )
 
 
-def _lane_view(row: LaneRow, limit: str, numbers: Numbers, now: int) -> LaneView:
+def _lane_view(row: LaneRow, limit: str, numbers: Numbers, now: int, ahead: int) -> LaneView:
     facts = LaneFacts(row.admitted, row.not_begun, row.tat, row.closed_until)
     opens_at = room(numbers, facts, now, 1).opens_at
     return LaneView(
@@ -157,5 +164,5 @@ def _lane_view(row: LaneRow, limit: str, numbers: Numbers, now: int) -> LaneView
         running=row.admitted,
         waiting=row.waiting,
         job=row.first_admitted,
-        opens_at=opens_at if opens_at and opens_at > now else None,
+        opens_at=opens_at - ahead if opens_at and opens_at > now else None,
     )

@@ -314,6 +314,12 @@ class Store:
         """Every schedule."""
         return [ScheduleRow(*row) for row in self._read(job_statements.SCHEDULES)]
 
+    def lane_now(self) -> int:
+        """Now, as lanes have it: on PostgreSQL by the server's clock."""
+        if self.driver.dialect.name == "sqlite" or self.clock is not epoch_ms:
+            return self.clock()
+        return int(self._read(job_statements.SERVER_CLOCK)[0][0])
+
     def store_id(self, *, patience: float | None = None) -> str:
         """The random name that this database was given when its tables were made.
 

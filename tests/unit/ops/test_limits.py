@@ -15,6 +15,7 @@ from flask_taskworker.errors import DeclarationError
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.limits import LimitView, limit_view, limit_views
 from flask_taskworker.ops.operations import Operations
+from flask_taskworker.store import sql
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.both_databases
@@ -136,6 +137,23 @@ def test_rate_says_when_the_next_may_start(yard: Yard) -> None:
         "1st in line of the limit 'carrier', which has a rate of 1/10m. The next may start in "
         in f"{reason.text} {reason.ends}"
     )
+
+
+def test_openings_are_right_by_a_clock_that_is_not_the_servers(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    with yard.app.app_context():
+        first, second = yard.label.enqueue_many([(), ()])
+    yard.task_worker.start()
+    first.result(timeout=20)
+    yard.await_line("carrier", 1)
+    yard.task_worker.stop()
+    right = sql.epoch_ms
+    monkeypatch.setattr(sql, "epoch_ms", lambda: right() + 3_600_000)
+    monkeypatch.setattr(yard.state.store, "clock", sql.epoch_ms)
+    has_server = yard.state.store.driver.dialect.name == "postgresql"
+    opens_at = yard.view("carrier").opens_at
+    left = 0 if opens_at is None else opens_at - yard.state.store.clock()
+    assert (500_000 < left <= 600_000) == has_server
+    assert ("rate" in [reason.kind for reason in second.why()]) == has_server, second.why()
 
 
 def test_closed_lanes_are_counted_and_so_are_the_closings(yard: Yard) -> None:

@@ -113,6 +113,9 @@ def batch_of(rows: Sequence[Sequence[Any]] | Mapping[int, int]) -> str:
 SQLITE = Dialect("sqlite")
 POSTGRESQL = Dialect("postgresql")
 
+SERVER_CLOCK = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+"""What time it is on the server, in epoch milliseconds. PostgreSQL only."""
+
 RECORD = ", ".join(JobRecord._fields)
 CLAIM = ", ".join(Claim._fields)
 
@@ -315,7 +318,7 @@ def peek(dialect: Dialect) -> str:
     has = f"EXISTS ({some} AND j.kind = '{{}}')"
     clock = ""
     if dialect.name == "postgresql":
-        clock = "UNION ALL SELECT 'clock', NULL, (extract(epoch FROM clock_timestamp()) * 1000)::bigint "
+        clock = f"UNION ALL SELECT 'clock', NULL, ({SERVER_CLOCK}) "
     return (
         f"WITH RECURSIVE q(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > q.name) FROM q "
         "WHERE q.name IS NOT NULL) "
