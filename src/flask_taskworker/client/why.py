@@ -142,9 +142,11 @@ def _due(facts: Facts) -> Reason:
     elif job.claim:
         kind, text = "put off", "It was put off: it snoozed, or a worker did not know its task or its arguments."
     else:
-        kind, text = "due", "It is not due yet."
-    left = f"in {spoken(job.run_at - facts.now)}" if job.run_at > facts.now else "now"
-    return Reason(kind=kind, text=text, ends=f"It is due {left}: at {_stamp(job.run_at)}.", at=from_ms(job.run_at))
+        kind, text = "due", "It is not due yet." if job.run_at > facts.now else "It is due."
+    ends = f"It is due in {spoken(job.run_at - facts.now)}: at {_stamp(job.run_at)}."
+    if job.run_at <= facts.now:
+        ends = f"A worker makes it ready; it was due at {_stamp(job.run_at)}."
+    return Reason(kind=kind, text=text, ends=ends, at=from_ms(job.run_at))
 
 
 def _pause(job: JobRecord, kind: str, name: str, due_at: int) -> Reason:

@@ -112,6 +112,11 @@ FREE = Facts(
         (held(phase=4) | {"paused": (NOW, "ana")}, "paused", "Queue 'web' is paused"),
         ({"is_known": False}, "unknown task", "This code does not declare the task 'add'."),
         ({"free_bytes": NO_SPACE - 1}, "disk full", "The disk of the database is full: 10.0 MB are left."),
+        (
+            {"job": job("scheduled", run_at=NOW - 1)},
+            "due",
+            "It is due. A worker makes it ready; it was due at 2027-01-15",
+        ),
         ({"job": job("scheduled", run_at=NOW + 90_000)}, "due", "It is not due yet. It is due in 1 min: at 2027-01-15"),
         ({"job": job("scheduled", run_at=NOW - 5, failures=2)}, "retry", "Try 2 of 5 failed, and it waits for the"),
         ({"job": job("scheduled", run_at=NOW + 5, claim=1)}, "put off", "It was put off: it snoozed, or a worker"),
