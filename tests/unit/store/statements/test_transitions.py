@@ -12,7 +12,7 @@ ENQUEUE = {"jobs.ADD_JOB", "jobs.add_alike", "jobs.add_jobs", "jobs.add_schedule
 """Followed by Flows.added."""
 TOUCHED = {
     *("jobs.CANCEL", "jobs.RETRY", "jobs.FINISH_ONE", "jobs.promote", "jobs.finish", "workers.sweep", "keys.merge"),
-    *("flows.release", "flows.cancel_children", "flows.wait_again", "jobs.finish_succeeded"),
+    *("flows.release", "flows.cancel_children", "flows.wait_again", "steps.wake", "jobs.finish_succeeded"),
     *("operations.retry", "operations.cancel", "operations.discard", "operations._RESTORE", "operations.run"),
     *("limits.let_in", "limits.take_back"),
 }
