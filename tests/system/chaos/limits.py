@@ -159,6 +159,9 @@ FLOOD = (
     "THEN 'shipper:0' ELSE 'shipper:' || uid END, 'default', 0, 1 FROM taskworker_job",
     "INSERT INTO taskworker_lane (lane, closed_until, open_at) SELECT 'shipper:' || uid, 9000000000000, 9000000000000 "
     "FROM taskworker_job WHERE uid LIKE 'closed-%'",
+    # As the code declares it: a worker that stores it first looks at all lanes, which takes seconds.
+    "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) "
+    f"VALUES ('shipper', {LANE_ROOM}, 'code', 1, 9000000000000)",
     "ANALYZE",
 )
 
