@@ -104,16 +104,16 @@ class Numbers:
         """How late a start may be, in microseconds, without all those behind it being late by as much."""
         if not self.per_us or not self.amount or self.per_us >= LONG_INTERVAL_US * self.amount:
             return 0
-        return min(self.per_us // 100, MOST_SLACK_US)
+        return min(self.per_us // 50, MOST_SLACK_US)
 
     @property
     def interval_us(self) -> int:
         """Microseconds between two starts, or 0 without a rate.
 
-        Longer than the rate asks for by what starts may be late, and by twice that for what passes between deciding and
+        Longer than the rate asks for by what starts may be late, and by as much for what passes between deciding and
         starting: so no period has more starts than it may have, although late ones are made up for.
         """
-        return -(-(self.per_us + 3 * self.slack_us) // self.amount) if self.per_us and self.amount else 0
+        return -(-(self.per_us + 2 * self.slack_us) // self.amount) if self.per_us and self.amount else 0
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from operator import attrgetter
@@ -78,7 +78,7 @@ class Peek:
     changed: bool = False
     """Whether limited jobs have changed, so that others may be admitted."""
     next_open: int | None = None
-    """When to look at the next lane again."""
+    """When to look at the next lane again, by the clock of the lanes: see :meth:`WorkerStore.lane_now`."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """The names of the limits, and whether they have a rate."""
 
@@ -239,7 +239,7 @@ class WorkerStore:
             queues=queues,
             suspects=suspects,
             changed=bool(moments["changed"]),
-            next_open=self._local(moments["open"]),
+            next_open=moments["open"],
             limits=limits,
         )
 
@@ -273,7 +273,7 @@ class WorkerStore:
 
         Counting and claiming are one transaction, in which no other worker claims from the queue.
         """
-        now = self._now()
+        now = self.lane_now()
         parameters = {"worker_id": worker_id, "queue": queue, "now": self._store.clock()}
 
         def body(run: Run) -> tuple[list[Row], int | None]:
@@ -283,7 +283,7 @@ class WorkerStore:
             return rows, opens_at
 
         rows, opens_at = await self._link.transaction(body, durable=False)
-        return in_order(rows), self._local(opens_at)
+        return in_order(rows), opens_at
 
     def _queue_room(
         self, run: Run, queues: Iterable[str], now: int, most: int
@@ -303,20 +303,15 @@ class WorkerStore:
 
     async def begin(self, claims: Iterable[Claim]) -> int | None:
         """These limited jobs begin now: charge it to the rates of their lanes. When to look at the next of those."""
-        ids, now = [claim.id for claim in claims], self._now()
-        opens = await self._link.transaction(lambda run: begin(self._dialect, run, ids, now), durable=False)
-        return self._local(opens)
+        ids, now = [claim.id for claim in claims], self.lane_now()
+        return await self._link.transaction(lambda run: begin(self._dialect, run, ids, now), durable=False)
 
-    def _now(self) -> int:
-        """Now, as lanes have it: on PostgreSQL by the server's clock, whatever becomes of this machine's."""
+    def lane_now(self) -> int:
+        """Now in epoch milliseconds, as lanes have it: by PostgreSQL's clock, whatever becomes of this machine's."""
         if self._server_clock is None:
             return self._store.clock()
         ms, at = self._server_clock
         return ms + int((time.monotonic() - at) * 1000)
-
-    def _local(self, moment: int | None) -> int | None:
-        """A moment of a lane, by this machine's clock."""
-        return None if moment is None else moment - self._now() + self._store.clock()
 
     async def declare_limits(self, declared: Mapping[str, Numbers]) -> None:
         """Store the limits of the code."""
@@ -373,7 +368,7 @@ class WorkerStore:
             names = None if queues is None else json.dumps(queues)
             rows = await self._link.write(self._claim_suspect, {**parameters, "queues": names}, durable=False)
             return in_order(rows)
-        now = self._now()
+        now = self.lane_now()
 
         def body(run: Run) -> list[Row]:
             limits, has = self._queue_room(run, sorted(limited), now, 1)
@@ -403,7 +398,7 @@ class WorkerStore:
 
     async def admit(self, wish: Wish | None = None) -> Admitted:
         """Admit a batch of the limited jobs that there is room for, and claim of them what is wished for."""
-        now = self._now()
+        now = self.lane_now()
         admitted = await self._link.transaction(lambda run: self._admission.admit(run, now, wish), durable=False)
         return self._seen(admitted)
 
@@ -412,7 +407,7 @@ class WorkerStore:
             # They may be older than what was claimed.
             for place in admitted.ready:
                 self._floors.pop(place, None)
-        return replace(admitted, next_open=self._local(admitted.next_open))
+        return admitted
 
     # -- finishing --------------------------------------------------------------------------------------------------
 
@@ -509,7 +504,7 @@ class WorkerStore:
                 if also is not None:
                     also(run, _states(rows))
                 flows.changed(rows, touches=False)
-                admitted = self._admission.pass_on(run, rows, self._now(), wish)
+                admitted = self._admission.pass_on(run, rows, self.lane_now(), wish)
                 return _states(rows), flows.effects, admitted
 
             try:
@@ -538,7 +533,7 @@ class WorkerStore:
         for e in ended:
             if e.outcome.closes and states.get(e.claim.id) == "scheduled":
                 until = e.ended_at + to_duration_ms(e.outcome.delay or timedelta(0))
-                skew = self._now() - self._store.clock()
+                skew = self.lane_now() - self._store.clock()
                 close_lane(self._dialect, run, e.claim.id, e.claim.queue, until + skew)
 
     async def _record_alone(self, worker_id: str, pair: tuple[Ended, tuple[object, ...]], book: Recorded) -> None:

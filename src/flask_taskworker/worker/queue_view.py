@@ -35,7 +35,7 @@ class QueueView:
         self.must_admit = False
         """Whether limited jobs have changed, so that others may be admitted."""
         self.next_open: int | None = None
-        """When to look at the next lane again, in epoch milliseconds."""
+        """When to look at the next lane again, by the clock of the lanes: see :meth:`WorkerStore.lane_now`."""
         self.limits: Mapping[str, int] = {}
         """The names of the limits, and whether they have a rate."""
         self.declared_limits: Collection[str] = ()

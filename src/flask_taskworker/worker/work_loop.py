@@ -193,8 +193,9 @@ class WorkLoop:
             return 0.0
         delays = [min(self._next_look, self._watch.idle_until) - self._loop.time(), *self._chores()]
         now = self._store.clock()
-        moments = (view.next_due, view.next_fire, view.next_open)
-        delays += [(moment - now) / 1000 for moment in moments if moment is not None]
+        delays += [(moment - now) / 1000 for moment in (view.next_due, view.next_fire) if moment is not None]
+        if view.next_open is not None:
+            delays.append((view.next_open - self.work.lane_now()) / 1000)
         return min(delays)
 
     def _chores(self) -> Iterator[float]:
@@ -234,8 +235,9 @@ class WorkLoop:
         elif view.has_news:
             view.take_hints()
         now = self._store.clock()
-        moments = (view.next_fire, view.next_due, view.next_open)
-        fires, promotes, opens = (moment is not None and moment <= now for moment in moments)
+        fires, promotes = (moment is not None and moment <= now for moment in (view.next_fire, view.next_due))
+        lane_now = self.work.lane_now()
+        opens = view.next_open is not None and view.next_open <= lane_now
         made_ready: list[tuple[str, str]] = []
         admitted = 0
         if fires:
@@ -261,7 +263,7 @@ class WorkLoop:
             view.hear(made_ready)
             view.take_hints()
         if view.must_admit or opens:
-            admitted = await self._admit(worker_id, now)
+            admitted = await self._admit(worker_id, lane_now)
         return len(made_ready) + admitted
 
     async def _see_limits(self) -> None:

@@ -233,7 +233,8 @@ def test_requests_to_cancel_are_found_without_stepping_over_what_was_held_beside
             return max(map(int, re.findall(r"shared hit=(\d+)", execution)))
 
         pages = bench.do(pages_read)
-    assert pages < 20
+    # Stepping over them reads a page for each.
+    assert pages < 200
 
 
 def test_claim_says_who_runs_the_job_since_when_and_counts(bench: Bench) -> None:
