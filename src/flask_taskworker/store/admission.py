@@ -201,13 +201,14 @@ class Admission:
         self._open_in = statements.open_in(dialect)
         self._set_turns = statements.keep_turns(dialect)
 
-    def admit(self, run: Run, now: int, wish: Wish | None = None) -> Admitted:
+    def admit(self, run: Run, clock: Callable[[], int], wish: Wish | None = None) -> Admitted:
         """Take up what has changed, and admit what there is room for. In a write transaction at READ COMMITTED.
 
         A row that another session has locked is left alone: who has it changes it, or lets go of it, and the next look
-        finds it.
+        finds it. *clock* is that of the lanes: a start is charged when it is decided, however long what is before that
+        takes.
         """
-        changed = run(self._changed, {"number": ADMIT_BATCH, "now": now})
+        changed = run(self._changed, {"number": ADMIT_BATCH, "now": clock()})
         if not changed:
             return Admitted()
         is_more = len(changed) >= ADMIT_BATCH
@@ -219,10 +220,10 @@ class Admission:
                 run(self._lock_lanes, {"batch": _ones(sorted({row[1] for row in changed}))})
         if ids := [row[0] for row in changed if row[0]]:
             run(self._place, {"batch": _ones(ids)})
-        admitted = self._admit_to(run, now, {row[1] for row in changed}, wish)
+        admitted = self._admit_to(run, clock(), {row[1] for row in changed}, wish)
         return replace(admitted, is_more=admitted.is_more or is_more)
 
-    def pass_on(self, run: Run, rows: Iterable[Row], now: int, wish: Wish | None) -> Admitted | None:
+    def pass_on(self, run: Run, rows: Iterable[Row], clock: Callable[[], int], wish: Wish | None) -> Admitted | None:
         """As :func:`touch`, and give the room of these jobs to the next in line. None where none has had any."""
         ids = [row[0] for row in rows if row[2] & LIMITED and not _keeps_room(row[1], row[2])]
         if not ids:
@@ -232,7 +233,7 @@ class Admission:
             # Another worker looks at these lanes, and may not see this ending.
             run(self._touch, {"batch": _ones(others)})
         lanes = {lane for _, lane, is_locked in left if is_locked}
-        admitted = self._admit_to(run, now, lanes, wish) if lanes else Admitted()
+        admitted = self._admit_to(run, clock(), lanes, wish) if lanes else Admitted()
         return replace(admitted, is_more=admitted.is_more or bool(others))
 
     def _admit_to(self, run: Run, now: int, lanes: Iterable[str], wish: Wish | None) -> Admitted:

@@ -273,10 +273,10 @@ class WorkerStore:
 
         Counting and claiming are one transaction, in which no other worker claims from the queue.
         """
-        now = self.lane_now()
         parameters = {"worker_id": worker_id, "queue": queue, "now": self._store.clock()}
 
         def body(run: Run) -> tuple[list[Row], int | None]:
+            now = self.lane_now()
             limits, has = self._queue_room(run, [queue], now, number)
             rows = run(self._claim[kind], {**parameters, "number": has[queue].number}) if has[queue].number else []
             opens_at = charge(self._dialect, run, _lanes_of(rows), limits, now) if rows else has[queue].opens_at
@@ -303,8 +303,8 @@ class WorkerStore:
 
     async def begin(self, claims: Iterable[Claim]) -> int | None:
         """These limited jobs begin now: charge it to the rates of their lanes. When to look at the next of those."""
-        ids, now = [claim.id for claim in claims], self.lane_now()
-        return await self._link.transaction(lambda run: begin(self._dialect, run, ids, now), durable=False)
+        ids = [claim.id for claim in claims]
+        return await self._link.transaction(lambda run: begin(self._dialect, run, ids, self.lane_now()), durable=False)
 
     def lane_now(self) -> int:
         """Now in epoch milliseconds, as lanes have it: by PostgreSQL's clock, whatever becomes of this machine's."""
@@ -368,9 +368,9 @@ class WorkerStore:
             names = None if queues is None else json.dumps(queues)
             rows = await self._link.write(self._claim_suspect, {**parameters, "queues": names}, durable=False)
             return in_order(rows)
-        now = self.lane_now()
 
         def body(run: Run) -> list[Row]:
+            now = self.lane_now()
             limits, has = self._queue_room(run, sorted(limited), now, 1)
             open_queues = [queue for queue in queues or () if queue not in has or has[queue].number]
             rows = run(self._claim_suspect, {**parameters, "queues": json.dumps(open_queues)})
@@ -398,8 +398,8 @@ class WorkerStore:
 
     async def admit(self, wish: Wish | None = None) -> Admitted:
         """Admit a batch of the limited jobs that there is room for, and claim of them what is wished for."""
-        now = self.lane_now()
-        admitted = await self._link.transaction(lambda run: self._admission.admit(run, now, wish), durable=False)
+        admit = self._admission.admit
+        admitted = await self._link.transaction(lambda run: admit(run, self.lane_now, wish), durable=False)
         return self._seen(admitted)
 
     def _seen(self, admitted: Admitted) -> Admitted:
@@ -504,7 +504,7 @@ class WorkerStore:
                 if also is not None:
                     also(run, _states(rows))
                 flows.changed(rows, touches=False)
-                admitted = self._admission.pass_on(run, rows, self.lane_now(), wish)
+                admitted = self._admission.pass_on(run, rows, self.lane_now, wish)
                 return _states(rows), flows.effects, admitted
 
             try:
