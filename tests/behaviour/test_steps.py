@@ -294,13 +294,16 @@ def test_step_in_a_session_of_another_database_is_refused(app: Flask, db: SQLAlc
     from sqlalchemy import create_engine
     from sqlalchemy.orm import Session
 
+    engine = create_engine(f"sqlite:///{tmp_path}/other.db")
+
     @task_worker_of(app).task
     def pay() -> None:
-        with Session(create_engine(f"sqlite:///{tmp_path}/other.db")) as session:
+        with Session(engine) as session:
             current_job.step_in(session, "invoice", len, "abc")
 
     with pytest.raises(JobFailed, match="another database"):
         pay.enqueue().result(timeout=20)
+    engine.dispose()
 
 
 def test_step_in_an_atomic_task_is_refused_at_once(app: Flask, db: SQLAlchemy) -> None:

@@ -221,7 +221,8 @@ class Browser:
         lines = {claim: [LogLine(*line) for line in log] for claim, log in logs.items()}
         calls = next((CallCount(row[1], row[4], row[5]) for row in parts if row[0] == "calls"), None)
         lane = next((text for what, *_, text in parts if what == "lane"), None)
-        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines, calls, lane)
+        has_steps = any(what == "steps" for what, *_ in parts)
+        return job_whole(rows[0], sorted(attempts, key=lambda one: one.claim), lines, calls, lane, has_steps=has_steps)
 
     def steps(self, job_id: int, *, limit: int, most: int = MOST_TEXT) -> list[StepRow]:
         """The last steps of a job, newest first, with at most *most* + 1 characters of what each has returned."""

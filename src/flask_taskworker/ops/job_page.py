@@ -90,7 +90,7 @@ class JobPage:
             origin=read_origin(whole.origin),
             traceback=Failure.from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
-            steps=tuple(browser.steps(job_id, limit=STEPS, most=most)) if job.claim else (),
+            steps=tuple(browser.steps(job_id, limit=STEPS, most=most)) if whole.has_steps else (),
             calls=whole.calls,
             lane=whole.lane,
             children=tuple(children[:CHILDREN]),

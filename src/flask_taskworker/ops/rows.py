@@ -50,6 +50,7 @@ class JobWhole(NamedTuple):
     """For how many calls it stands, if it has a key: see ``store/keys.py``."""
     lane: str | None
     """The lane of its limit, if it has one."""
+    has_steps: bool = False
 
 
 class StepRow(NamedTuple):
@@ -322,9 +323,11 @@ def job_whole(
     lines: dict[int, list[LogLine]],
     calls: CallCount | None = None,
     lane: str | None = None,
+    *,
+    has_steps: bool = False,
 ) -> JobWhole:
-    """A row of ``job_whole``, and what is known of the job's tries and calls, and its lane."""
-    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines, calls, lane))
+    """A row of ``job_whole``, and what is known of the job's tries, calls, lane and steps."""
+    return JobWhole._make((JobRecord(*row[:_RECORD]), *row[_RECORD:], attempts, lines, calls, lane, has_steps))
 
 
 class QueueRow(NamedTuple):

@@ -214,10 +214,12 @@ TRIES = (
     "UNION ALL SELECT 'log', claim, 0, NULL, NULL, 0, '', lines FROM (SELECT * FROM taskworker_log "
     "WHERE job_id = :id ORDER BY claim DESC LIMIT :tries) AS l "
     "UNION ALL SELECT 'calls', calls, 0, NULL, first_at, last_at, '', NULL FROM taskworker_key WHERE job_id = :id "
-    "UNION ALL SELECT 'lane', 0, 0, NULL, 0, 0, '', lane FROM taskworker_permit WHERE job_id = :id"
+    "UNION ALL SELECT 'lane', 0, 0, NULL, 0, 0, '', lane FROM taskworker_permit WHERE job_id = :id "
+    "UNION ALL SELECT 'steps', 0, 0, NULL, 0, 0, '', NULL WHERE EXISTS "
+    "(SELECT 1 FROM taskworker_step WHERE job_id = :id)"
 )
 """The last 100 tries of one job that did not succeed ("try"), the log lines of the last ``:tries`` ("log"), for how
-many calls the job stands ("calls"), and its lane ("lane")."""
+many calls the job stands ("calls"), its lane ("lane"), and whether it has steps ("steps")."""
 
 
 def children(dialect: Dialect) -> str:
