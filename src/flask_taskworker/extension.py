@@ -283,8 +283,9 @@ class TaskWorker:
 
         It gets the call, with its ``task`` and ``options``, in the thread that enqueues, and returns it or
         ``call.using(…)``; an exception refuses the call. It does not see what schedules, callbacks and mails make.
+        Raises DeclarationError for anything but a plain function.
         """
-        self.registry.surround().before.append(function)
+        self.registry.surround().add_before(function)
         return function
 
     def carry(self, name: str, *, save: Callable[[], Any], restore: Callable[[Any], Any] | None = None) -> None:
@@ -342,8 +343,7 @@ class TaskWorker:
         """
         store, registry = self.state().client.store, self.registry
         states = [state] if isinstance(state, str) else state
-        parts = [words, *(f"state:{JobState(one).value if one in set(JobState) else one}" for one in states)]
-        chosen = JobFilter.parse(" ".join(parts), store.clock())
+        chosen = JobFilter.parse(" ".join([words, *(f"state:{one}" for one in states)]), store.clock())
         chosen = replace(
             chosen,
             task=(task.name if isinstance(task, Task) else task) or chosen.task,

@@ -32,7 +32,7 @@ from flask_taskworker.errors import DeclarationError
 from flask_taskworker.signals import job_succeeded
 from flask_taskworker.store.sql import Store
 from tests.support.apps import task_worker_of
-from tests.support.doors import begin_immediately, engine_of, with_psycopg
+from tests.support.doors import begin_immediately, beside_the_jobs, engine_of
 from tests.support.waiting import wait, wait_for
 
 PATIENCE = 20.0
@@ -42,22 +42,13 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 @pytest.fixture
 def db(app: Flask, make_worker: Callable[..., BackgroundTaskWorker], request: Any) -> Iterator[SQLAlchemy]:
     """Flask-SQLAlchemy in the jobs' own database; *task_worker* runs there."""
-    Path(app.instance_path).mkdir(exist_ok=True)
-    worker = make_worker(app, start=False)
-    app.extensions["taskworker"].store.driver.prepare()
-    url = app.extensions["taskworker"].config.database_uri
-    engine_of(url).dispose()
-    options = {"connect_args": {"timeout": 20}} if url.get_backend_name() == "sqlite" else {}
-    app.config.update(SQLALCHEMY_DATABASE_URI=with_psycopg(url), SQLALCHEMY_ENGINE_OPTIONS=options)
-    db = SQLAlchemy(app)
-    with app.app_context():
-        if request.node.get_closest_marker("recipe") and url.get_backend_name() == "sqlite":
+
+    def prepare(db: SQLAlchemy) -> None:
+        if request.node.get_closest_marker("recipe") and db.engine.dialect.name == "sqlite":
             begin_immediately(db.engine)
-        worker.start()
+
+    with beside_the_jobs(app, make_worker, prepare) as db:
         yield db
-        worker.stop(timeout=2)
-        db.session.remove()
-        db.engine.dispose()
 
 
 @pytest.fixture

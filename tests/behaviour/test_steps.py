@@ -16,7 +16,7 @@ from sqlalchemy import text
 from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, Retry, StepError, current_job
 from flask_taskworker.store.sql import Store
 from tests.support.apps import task_worker_of
-from tests.support.doors import engine_of, with_psycopg
+from tests.support.doors import beside_the_jobs
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.both_databases
@@ -228,22 +228,13 @@ def test_misused_step_fails_the_job_at_once(
 @pytest.fixture
 def db(app: Flask, make_worker: Callable[..., BackgroundTaskWorker]) -> Iterator[SQLAlchemy]:
     """Flask-SQLAlchemy in the jobs' own database, with a table."""
-    Path(app.instance_path).mkdir(exist_ok=True)
-    worker = make_worker(app, start=False)
-    app.extensions["taskworker"].store.driver.prepare()
-    url = app.extensions["taskworker"].config.database_uri
-    engine_of(url).dispose()
-    options = {"connect_args": {"timeout": 20}} if url.get_backend_name() == "sqlite" else {}
-    app.config.update(SQLALCHEMY_DATABASE_URI=with_psycopg(url), SQLALCHEMY_ENGINE_OPTIONS=options)
-    db = SQLAlchemy(app)
-    with app.app_context():
+
+    def prepare(db: SQLAlchemy) -> None:
         db.session.execute(text("CREATE TABLE invoice (x INTEGER)"))
         db.session.commit()
-        worker.start()
+
+    with beside_the_jobs(app, make_worker, prepare) as db:
         yield db
-        worker.stop(timeout=2)
-        db.session.remove()
-        db.engine.dispose()
 
 
 def test_step_and_the_rows_of_the_application_commit_together(app: Flask, db: SQLAlchemy, rows: Rows) -> None:

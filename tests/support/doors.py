@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -13,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from flask_taskworker import Job
+from flask_taskworker import BackgroundTaskWorker, Job
 
 metadata = MetaData()
 note = Table("note", metadata, Column("x", Integer, nullable=False))
@@ -47,6 +50,30 @@ def begin_immediately(engine: Engine) -> None:
         reads = statement.lstrip().upper().startswith(("SELECT", "PRAGMA"))
         if not reads and not connection.connection.driver_connection.in_transaction:
             connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def beside_the_jobs(
+    app: Flask,
+    make_worker: Callable[..., BackgroundTaskWorker],
+    prepare: Callable[[SQLAlchemy], object] = lambda db: None,
+) -> Iterator[SQLAlchemy]:
+    """Flask-SQLAlchemy in the jobs' own database, in a context of *app*; its worker starts after *prepare*."""
+    Path(app.instance_path).mkdir(exist_ok=True)
+    worker = make_worker(app, start=False)
+    app.extensions["taskworker"].store.driver.prepare()
+    url = app.extensions["taskworker"].config.database_uri
+    engine_of(url).dispose()
+    options = {"connect_args": _patience(url)}
+    app.config.update(SQLALCHEMY_DATABASE_URI=with_psycopg(url), SQLALCHEMY_ENGINE_OPTIONS=options)
+    db = SQLAlchemy(app)
+    with app.app_context():
+        prepare(db)
+        worker.start()
+        yield db
+        worker.stop(timeout=2)
+        db.session.remove()
+        db.engine.dispose()
 
 
 class Door(ABC):

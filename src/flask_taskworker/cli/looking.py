@@ -12,11 +12,11 @@ import click
 from ..commands import tasks_command
 from ..core.clock import from_ms
 from ..core.retry import Retry
-from ..core.rows import FAR_MS
 from ..core.tasks import Task
 from ..core.words import spoken
 from ..errors import NotDecodable
 from ..ops.job_page import JobPage
+from ..ops.rows import StepRow
 from ..ops.views import (
     JobView,
     ScheduleView,
@@ -175,7 +175,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
             "traceback": page.traceback or None,
             "origin": page.origin or None,
             "tries": as_json(page.tries),
-            "steps": [one._asdict() for one in page.steps],
+            "steps": as_json([one._asdict() for one in page.steps]),
             "calls": as_json(page.calls),
             "lane": page.lane,
             "children": [row.record.id for row in page.children],
@@ -200,14 +200,17 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
     click.echo(click.style(f"Job {job.id} {safe(job.task)}", bold=True))
     click.echo("\n".join(_facts(job, payload, now)))
     for step in reversed(page.steps):
-        if step.ended_at is None:
-            until = "" if step.due_at is None or step.due_at >= FAR_MS else f" until {moment(step.due_at)}"
-            click.echo(safe(f"{step.kind} {step.name} (execution {step.claim}){until}"))
-        else:
-            took = f"execution {step.claim}, {spoken(step.ended_at - step.began_at)}"
-            click.echo(safe(f"{step.kind} {step.name} ({took}): {step.result or 'null'}"))
+        click.echo(safe(_step_line(step)))
     for one in page.tries:
         click.echo("\n".join(_try_lines(one)))
+
+
+def _step_line(step: StepRow) -> str:
+    if step.ended_at is None:
+        until = "" if step.due_at is None else f" until {moment(step.due_at)}"
+        return f"{step.kind} {step.name} (execution {step.claim}){until}"
+    took = spoken(step.ended_at - step.began_at)
+    return f"{step.kind} {step.name} (execution {step.claim}, {took}): {step.result or 'null'}"
 
 
 @tasks_command.command("why")

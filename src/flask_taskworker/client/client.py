@@ -83,9 +83,8 @@ class Client:
 
     def enqueue(self, task: Task[..., Any, Any], calls: Sequence[str], options: EnqueueOptions) -> list[Job[Any]]:
         """Store one job for each encoded call, in one transaction; then send job_enqueued and wake the workers."""
-
         around = self._registry.surroundings
-        if around is not None and around.before:
+        if around is not None and around.sees_calls:
             return self.enqueue_all([Bound(task, args, options) for args in calls], options.session)
 
         def enqueue() -> list[Job[Any]]:

@@ -57,9 +57,18 @@ class Around:
         for what, given in (("tasks", tasks), ("queues", queues)):
             if given is not None and (isinstance(given, str) or not isinstance(given, Collection)):
                 raise DeclarationError(f"{what} = {given!r:.100} is not allowed. Allowed: a list of {what}, or None.")
-        names = None if tasks is None else frozenset(str(getattr(task, "name", task)) for task in tasks)
+        names: Any = None if tasks is None else frozenset(getattr(task, "name", task) for task in tasks)
+        if wrong := [name for name in names or () if not isinstance(name, str)]:
+            raise DeclarationError(f"{wrong[0]!r:.100} is not a task. Give tasks, or their names.")
         scope = (asynccontextmanager if is_async else contextmanager)(function)
-        return cls(function, scope, is_async, blocking, names, None if queues is None else frozenset(queues))
+        return cls(
+            function,
+            scope,
+            is_async,
+            blocking,
+            names,
+            None if queues is None else frozenset(queues),
+        )
 
     def __str__(self) -> str:
         return f"{self.function.__module__}.{self.function.__qualname__}"
@@ -72,9 +81,13 @@ class Around:
             and (kind == "async" if self.is_async else kind == "sync" or self.blocking is not True)
         )
 
-    def check(self, task: str, kind: Kind, queue: str) -> None:
-        """Raise DeclarationError where a plain generator would run on the event loop, which it does not say it may."""
-        if kind == "async" and not self.is_async and self.blocking is None and self.is_around(task, kind, queue):
+    def check(self, task: str, kind: Kind) -> None:
+        """Raise DeclarationError where a plain generator would run on the event loop, which it does not say it may.
+
+        Whatever the task's queue: a call may name another.
+        """
+        is_wanted = self.tasks is None or task in self.tasks
+        if kind == "async" and not self.is_async and self.blocking is None and is_wanted:
             raise DeclarationError(
                 f"{self} is a plain generator, and {task} is async: it would run on the event loop. Say "
                 "blocking=False if it never waits, or blocking=True to have it around sync tasks only, and write "
@@ -95,8 +108,7 @@ class Surroundings:
 
     def __init__(self, codec: Codec, built_in: Collection[str]) -> None:
         """*built_in*: the tasks that are not the application's."""
-        self.before: list[Callable[[Any], Any]] = []
-        """Called with each call that is to be enqueued; each returns the call to go on with."""
+        self._before: list[Callable[[Any], Any]] = []
         self._arounds: list[Around] = []
         self._carried: dict[str, Carry] = {}
         self._codec = codec
@@ -107,6 +119,22 @@ class Surroundings:
     def arounds(self) -> tuple[Around, ...]:
         """All of them."""
         return tuple(self._arounds)
+
+    @property
+    def sees_calls(self) -> bool:
+        """Whether anything is called before a job is enqueued."""
+        return bool(self._before)
+
+    def add_before(self, function: object) -> None:
+        """Have it called with each call that is to be enqueued: it returns the call to go on with.
+
+        Raises DeclarationError.
+        """
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise DeclarationError(
+                f"{function!r:.100} cannot see calls before they are enqueued. Give a plain function."
+            )
+        self._before.append(function)
 
     def add_around(self, around: Around) -> None:
         """Have it around jobs from now on."""
@@ -141,7 +169,7 @@ class Surroundings:
 
     def prepared(self, call: T) -> T:
         """The call as those that see it before it is enqueued want it. Raises ArgumentsError, or what they raise."""
-        for prepare in self.before:
+        for prepare in self._before:
             changed = prepare(call)
             if type(changed) is not type(call) or (changed.task, changed.args) != (call.task, call.args):  # type: ignore[attr-defined]
                 raise ArgumentsError(
@@ -188,9 +216,12 @@ class Surroundings:
 
     def _restore(self, job: RunningJob) -> None:
         origin = job.claim.origin
-        if not self._carried or origin is None or f'"{CARRIED}"' not in origin or job.claim.task in self._built_in:
+        if not self._carried or origin is None or job.claim.task in self._built_in:
             return
-        job.carried = self._codec.decode(json.dumps(read_origin(origin)[CARRIED]))
+        values = read_origin(origin).get(CARRIED)
+        if not values:
+            return
+        job.carried = self._codec.decode(json.dumps(values))
         for name, carry in self._carried.items():
             if carry.restore is not None and name in job.carried:
                 carry.restore(job.carried[name])

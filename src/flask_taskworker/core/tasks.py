@@ -519,7 +519,7 @@ class TaskRegistry:
         if options.limit is not None:
             self._add_limit(task, options.limit)
         for around in self.surroundings.arounds if self.surroundings is not None else ():
-            around.check(task.name, task.kind, options.queue)
+            around.check(task.name, task.kind)
         task.declared_schedules()
         self._tasks[task.name] = task
         self.version += 1
@@ -534,7 +534,7 @@ class TaskRegistry:
     def add_around(self, around: Around) -> None:
         """Have it around the jobs of the user's tasks. Raises DeclarationError."""
         for task in self:
-            around.check(task.name, task.kind, task.options.queue)
+            around.check(task.name, task.kind)
         self.surround().add_around(around)
 
     def _add_limit(self, task: Task[..., Any, Any], limit: Limit) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from ..core.jobs import Job, moment
-from ..core.tasks import DeclaredSchedule, Task
+from ..core.tasks import DeclaredSchedule
 from ..core.triggers import Trigger, trigger_from_text
 from ..errors import DeclarationError
 from ..state import AppState
@@ -129,16 +129,13 @@ class ScheduleControl:
         row = self._row()
         encoded = row.args
         if args is not None or kwargs:
-            encoded = self._task(row).encode(args or (), kwargs)
+            encoded = self._state.registry.find(row.task).encode(args or (), kwargs)
         given = trigger or trigger_from_text(row.trigger)
         self._state.client.put_schedule(DeclaredSchedule(name=self.name, task=row.task, trigger=given, args=encoded))
 
     def remove(self, *, who: str = WHO) -> bool:
         """End it; False if there was none. Raises DeclarationError for a schedule in code."""
         return operations(self._state, who).remove_schedule(self.name)
-
-    def _task(self, row: ScheduleRow) -> Task[..., Any, Any]:
-        return self._state.registry.find(row.task)
 
     def _row(self) -> ScheduleRow:
         for row in schedule_rows(self._state):

@@ -50,7 +50,6 @@ they are pruned; ``restore`` undoes that. ``run``: scheduled ones run now."""
 BULK = "flask_taskworker.bulk"
 """The built-in task that acts on many jobs: see bulk.py."""
 
-_ENDED_BADLY = (JobState.FAILED.value, JobState.CANCELLED.value)
 _TRIES = 5
 MAX_TARGET = 500
 """Characters of what an act was done to that are noted."""

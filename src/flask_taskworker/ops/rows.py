@@ -63,7 +63,7 @@ class StepRow(NamedTuple):
     kind: str
     """``step``, ``sleep`` or ``wait``."""
     due_at: int | None
-    """When a sleep ends, or a wait at the latest."""
+    """When a sleep ends, or a wait at the latest, if it ends by itself."""
     result: str | None
     """As stored, and cut."""
 

@@ -24,7 +24,11 @@ from flask_taskworker import (
     SnoozeJob,
     current_job,
 )
+from flask_taskworker.client import origin
 from flask_taskworker.errors import ArgumentsError, DeclarationError, NotEncodable
+from tests.support.apps import task_worker_of
+from tests.support.doors import beside_the_jobs
+from tests.support.waiting import wait_for
 
 PATIENCE = 20.0
 tenant: ContextVar[str] = ContextVar("tenant", default="none")
@@ -175,24 +179,31 @@ def test_plain_generator_around_async_tasks_must_say_that_it_does_not_block(task
 
     with pytest.raises(DeclarationError, match="blocking=False"):
         task_worker.around(around)
-    task_worker.around(tasks=["another"])(around)
+    with pytest.raises(DeclarationError, match="blocking=False"):
+        task_worker.around(queues=["slow"])(around)  # a call may name that queue
     task_worker.around(blocking=True)(around)
-    task_worker.around(queues=["slow"])(around)
+    task_worker.around(tasks=["another"])(around)
     with pytest.raises(DeclarationError, match="blocking=False"):
 
-        @task_worker.task(queue="slow")
-        async def slow() -> None: ...
+        @task_worker.task(name="another")
+        async def another() -> None: ...
 
     work.enqueue().result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
-    ("function", "options"), [(len, {}), (lambda job: None, {}), ((lambda job: (yield)), {"tasks": "one"})]
+    ("function", "options"),
+    [
+        (len, {}),
+        (lambda job: None, {}),
+        ((lambda job: (yield)), {"tasks": "one"}),
+        ((lambda job: (yield)), {"tasks": [len]}),
+    ],
 )
 def test_what_cannot_be_around_a_job_is_refused(
     task_worker: BackgroundTaskWorker, function: Any, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(DeclarationError, match="yield|Allowed"):
+    with pytest.raises(DeclarationError, match="yield|Allowed|not a task"):
         task_worker.around(**options)(function)
 
 
@@ -250,6 +261,12 @@ def test_what_changes_the_arguments_of_a_call_is_refused(
         work.enqueue(1)
 
 
+@pytest.mark.parametrize("function", [None, "stamp", asyncio.sleep])
+def test_what_cannot_see_calls_is_refused(task_worker: BackgroundTaskWorker, function: Any) -> None:
+    with pytest.raises(DeclarationError, match="plain function"):
+        task_worker.before_enqueue(function)
+
+
 # -- carried values ----------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +306,20 @@ def test_value_comes_along_to_every_try_and_to_the_jobs_of_the_job(
         child.enqueue().result(timeout=PATIENCE)
     child.enqueue().result(timeout=PATIENCE)  # without a context, in which g would not work
     assert seen == [("ana", Locale("de"))] * 2 + [("ana", None), (None, None), (None, None)]
+
+
+def test_job_whose_origin_only_has_the_word_carries_nothing(task_worker: BackgroundTaskWorker) -> None:
+    task_worker.carry("tenant", save=lambda: None)
+
+    @task_worker.task
+    def work() -> bool:
+        return bool(current_job.carried)
+
+    origin.carriers.append(lambda found: found.update(baggage="carried"))
+    try:
+        assert work.enqueue().result(timeout=PATIENCE) is False
+    finally:
+        origin.carriers.pop()
 
 
 def test_value_that_cannot_be_carried_is_refused_at_the_call(app: Flask, task_worker: BackgroundTaskWorker) -> None:
@@ -348,31 +379,22 @@ def test_each_of_many_jobs_at_once_sees_its_own_values(app: Flask, task_worker: 
 def test_what_is_raised_after_an_atomic_task_has_committed_is_logged_only(
     app: Flask, make_worker: Callable[..., BackgroundTaskWorker], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from flask_sqlalchemy import SQLAlchemy
-
-    worker = make_worker(app, start=False)
-    app.extensions["taskworker"].store.driver.prepare()
-    app.config["SQLALCHEMY_DATABASE_URI"] = app.extensions["taskworker"].config.database_uri
-    db = SQLAlchemy(app)
     states: list[str] = []
+    with beside_the_jobs(app, make_worker) as db, caplog.at_level(logging.ERROR):
+        worker = task_worker_of(app)
 
-    @worker.around
-    def fail_after(job: Any) -> Iterator[None]:
-        yield
-        states.append(worker.get_job(job.id).state.value)
-        raise RuntimeError("too late")
+        @worker.around
+        def fail_after(job: Any) -> Iterator[None]:
+            yield
+            states.append(worker.get_job(job.id).state.value)
+            raise RuntimeError("too late")
 
-    @worker.task(atomic=db, retry=3)
-    def work() -> int:
-        return 7
+        @worker.task(atomic=db, retry=3)
+        def work() -> int:
+            return 7
 
-    worker.start()
-    with caplog.at_level(logging.ERROR):
         job = work.enqueue()
         assert job.result(timeout=PATIENCE) == 7
-        worker.stop(timeout=5)
-    assert states == ["succeeded"]
-    assert job.refresh().state is JobState.SUCCEEDED
-    assert "too late" in caplog.text
-    with app.app_context():
-        db.engine.dispose()
+        wait_for(lambda: "too late" in caplog.text)
+        assert states == ["succeeded"]
+        assert job.refresh().state is JobState.SUCCEEDED

@@ -12,7 +12,7 @@ from werkzeug.exceptions import BadRequest, Forbidden, NotFound
 
 from ...core.around import CARRIED
 from ...core.failures import frames_of
-from ...core.rows import FAR_MS, Failure
+from ...core.rows import Failure
 from ...core.words import spoken, stamp
 from ...errors import JobFinished, StepError
 from ...ops.browse import MOST_DRAWN
@@ -125,8 +125,7 @@ def _stored_step(view: View, task: str, step: StepRow) -> dict[str, Any]:
         except Unreadable:
             text = _UNREADABLE
     took_ms = None if step.ended_at is None else step.ended_at - step.began_at
-    due_at = None if step.due_at is None or step.due_at >= FAR_MS else step.due_at
-    return {**step._asdict(), "due_at": due_at, "took_ms": took_ms, "result": text}
+    return {**step._asdict(), "took_ms": took_ms, "result": text}
 
 
 def _covered(view: View, name: str, what: str, stored: str | None) -> Any:

@@ -275,7 +275,7 @@ class MailDelivery:
         return _ended(mail)
 
     async def _see_through(self, app: Flask, mail_id: str) -> StoredMail:
-        mail = await self._load(app, mail_id)
+        mail = await self._load(mail_id)
         go_on = mail.finished_at is None
         while go_on:
             before = mail
@@ -307,18 +307,8 @@ class MailDelivery:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    async def _load(self, app: Flask, mail_id: str) -> StoredMail:
+    async def _load(self, mail_id: str) -> StoredMail:
         try:
-            mail = await self.mails.load(mail_id)
-            job = running_job()
-            has_failed = mail.finished_at is not None and not mail.once and not mail.is_accepted_by_anybody
-            if not has_failed or job is None or job.claim.crashes or job.claim.failures:
-                return mail
-            # A person, not a crash, has put the job of a mail that reached no recipient back into its queue. For a mail
-            # that must not go out twice only MailJob.retry() says so clearly enough.
-            now, config = self._store.clock(), app.extensions["mail"].config
-            give_up_at = now + to_duration_ms(config.expires)
-            await self.mails.reopen(mail_id, give_up_at, give_up_at + to_duration_ms(config.keep))
             return await self.mails.load(mail_id)
         except StoreError as error:
             log.warning("a queued mail waits: %s", error)

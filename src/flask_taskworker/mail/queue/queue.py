@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from flask import Flask
 
@@ -24,12 +24,13 @@ from ...client.sessions import CallerTransaction
 from ...core.clock import from_ms
 from ...core.jobs import Job, JobClient, Reason
 from ...core.mail_config import MailConfig
-from ...core.rows import Failure, JobRecord, JobState, NewJob
+from ...core.rows import JobRecord, JobState, NewJob
 from ...core.tasks import EnqueueOptions, Task
 from ...errors import (
     AppError,
     ArgumentsError,
     ConnectionLost,
+    JobFinished,
     JobNotFound,
     NotAccepted,
     NotDecodable,
@@ -86,8 +87,8 @@ class RecipientState:
         return f"{self.ending or _WAITING}{reply}{words}{following}"
 
 
-class MailClient(JobClient, Protocol):
-    """What a :class:`MailJob` needs to act."""
+class Recipients(Protocol):
+    """Who knows where the recipients of mails stand."""
 
     def recipients(self, uid: str) -> dict[str, RecipientState]:
         """The recipients of the mail of that job."""
@@ -96,12 +97,24 @@ class MailClient(JobClient, Protocol):
 class MailJob(Job[dict[str, str]]):
     """The job of a queued mail. Its result maps each refused recipient to what the server said."""
 
-    __slots__ = ()
+    __slots__ = ("_mails",)
+
+    def __init__(self, record: JobRecord, client: JobClient, mails: Recipients) -> None:
+        super().__init__(record, client)
+        self._mails = mails
 
     @property
     def recipients(self) -> dict[str, RecipientState]:
         """Where each recipient stands now. Raises JobNotFound when the mail was pruned, or never committed."""
-        return cast(MailClient, self._client).recipients(self.uid)
+        return self._mails.recipients(self.uid)
+
+    def result(self, timeout: float | None = None) -> dict[str, str]:
+        """Wait for the end: what the server said to each refused recipient. Raises as :meth:`Job.result`."""
+        return super().result(timeout) or {}
+
+    async def aresult(self, timeout: float | None = None) -> dict[str, str]:
+        """As :meth:`result`, for coroutines on any event loop."""
+        return await super().aresult(timeout) or {}
 
     def retry(self, *, following: bool = False, fresh: bool = False) -> bool:
         """Send the mail again to all who were not accepted, after it was given up, held or cancelled; else False.
@@ -148,7 +161,7 @@ class MailQueue:
         rows = [self._new_mail(message, prepared, options, now) for message, prepared in mails]
         if (session := self._client.session_of(options.enqueue)) is not None:
             return self._put_within(CallerTransaction(session), rows)
-        return self._announced([MailJob(record, self) for record in self._add(rows)], rows)
+        return self._announced([MailJob(record, self._client, self) for record in self._add(rows)], rows)
 
     def _new_mail(self, message: Any, prepared: Prepared, options: QueueOptions, now: int) -> NewMail:
         size = len(prepared.envelope.data)
@@ -225,7 +238,7 @@ class MailQueue:
             )
         else:
             records = [record_of(row.job, 0) for row in rows]
-        jobs = [MailJob(record._replace(state=JobState.PENDING.value), self) for record in records]
+        jobs = [MailJob(record._replace(state=JobState.PENDING.value), self._client, self) for record in records]
 
         def on_commit() -> None:
             stored = records if records[0].id else self._add(rows)
@@ -245,7 +258,7 @@ class MailQueue:
         record = self._client.record(job_id)
         if record.task != DELIVER:
             raise JobNotFound(f"Job {job_id} is one of {record.task!r}, not of a mail.")
-        return MailJob(record, self)
+        return MailJob(record, self._client, self)
 
     def recipients(self, uid: str) -> dict[str, RecipientState]:
         """Where each recipient of the mail stands. Raises JobNotFound."""
@@ -254,46 +267,6 @@ class MailQueue:
         if uid not in found:
             raise JobNotFound("The mail was pruned after its time in MAIL_KEEP, or its transaction never committed.")
         return {state.address: state for state in found[uid]}
-
-    def record(self, job_id: int) -> JobRecord:
-        """The job's row. Raises JobNotFound."""
-        return self._client.record(job_id)
-
-    def wait(self, job_id: int, timeout: float | None) -> Any:
-        """The refused recipients. Raises JobFailed, JobCancelled, JobTimeout or JobNotFound."""
-        return self._client.wait(job_id, timeout) or {}
-
-    async def await_result(self, job_id: int, timeout: float | None) -> Any:
-        """As :meth:`wait`, without blocking the event loop."""
-        return await self._client.await_result(job_id, timeout) or {}
-
-    def cancel(self, job_id: int) -> bool:
-        """Cancel, or ask the running job to stop."""
-        return self._client.cancel(job_id)
-
-    def why(self, job_id: int) -> list[Reason]:
-        """What a waiting job waits for."""
-        return self._client.why(job_id)
-
-    def arguments(self, job_id: int, task: str) -> Mapping[str, Any]:
-        """The id of the mail."""
-        return self._client.arguments(job_id, task)
-
-    def error(self, job_id: int) -> Failure | None:
-        """Why it was given up."""
-        return self._client.error(job_id)
-
-    def url(self, job_id: int) -> str | None:
-        """The address of its page on the dashboard."""
-        return self._client.url(job_id)
-
-    def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
-        """It waits for no notice."""
-        self._client.tell(uid, name, value, session)
-
-    def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
-        """Open the mail again and put its job back into the queue."""
-        return self._client.retry(job_id, following=following, fresh=fresh)
 
 
 # ---------------------------------------------------------------- rows
@@ -423,9 +396,12 @@ def reopening(find_app: Callable[[], Flask | None], store: Store) -> Callable[[R
     def reopen(run: Run, rows: Sequence[Row]) -> None:
         uids = [uid for _, _, _, task, uid in rows if task == DELIVER]
         app = find_app() if uids else None
-        config = getattr(app.extensions.get("mail"), "config", None) if app is not None else None
-        if not isinstance(config, MailConfig):
+        if app is None:
             return
+        config = getattr(app.extensions.get("mail"), "config", None)
+        if not isinstance(config, MailConfig):
+            # This process sends no mail itself.
+            config = MailConfig.from_mapping(app.config)
         give_up_at = store.clock() + to_duration_ms(config.expires)
         expires_at = give_up_at + to_duration_ms(config.keep)
         for uid in uids:
@@ -449,7 +425,7 @@ class SuppressedMails:
 
     def job(self) -> MailJob:
         """The only job."""
-        return MailJob(self._record, self)
+        return MailJob(self._record, self, self)
 
     def recipients(self, uid: str) -> dict[str, RecipientState]:
         """All accepted."""
@@ -486,7 +462,8 @@ class SuppressedMails:
         """It is in no store."""
 
     def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
-        """It waits for no notice."""
+        """Raise JobFinished."""
+        raise JobFinished("The mail was suppressed, so its job has ended and takes no notice.")
 
     def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """It has not failed."""

@@ -216,16 +216,6 @@ class MailStore:
         # Over the driver: this must have reached the disk before the message leaves.
         return bool(self._store.driver.write(mail_statements.ENTER_DOT, {"id": mail_id}))
 
-    async def reopen(self, mail_id: str, give_up_at: int, expires_at: int) -> None:
-        """Try a mail again that had ended: a person has asked for it. Raises StoreError."""
-        values = {"id": mail_id, "give_up_at": give_up_at, "expires_at": expires_at}
-
-        def body(run: Run) -> None:
-            run(mail_statements.REOPEN_MAIL, values)
-            run(mail_statements.REOPEN_RECIPIENTS, {"id": mail_id})
-
-        await _in(self._thread, lambda: self._store.driver.transaction(body))
-
     def close(self) -> None:
         """Close the connection and let the thread end."""
         if self._connection is not None:

@@ -5,7 +5,7 @@ Each is fenced by the claim number: an execution that has lost its job stores no
 
 from __future__ import annotations
 
-from ...core.rows import NOTICE
+from ...core.rows import FAR_MS, NOTICE
 from ..schema import UNFINISHED
 from .jobs import AT_ONCE, ColumnType, Dialect
 
@@ -31,9 +31,9 @@ RESULT = "SELECT result FROM taskworker_step WHERE job_id = :id AND name = :name
 """What one step has returned."""
 
 LAST_STEPS = (
-    "SELECT name, claim, began_at, ended_at, kind, due_at, substr(result, 1, CAST(:most AS integer)) AS result "
-    "FROM taskworker_step WHERE job_id = :id "
-    "ORDER BY COALESCE(ended_at, due_at) DESC, claim DESC, number DESC LIMIT :number"
+    f"SELECT name, claim, began_at, ended_at, kind, CASE WHEN s.due_at < {FAR_MS} THEN s.due_at END AS due_at, "
+    "substr(result, 1, CAST(:most AS integer)) AS result FROM taskworker_step AS s WHERE job_id = :id "
+    "ORDER BY COALESCE(s.ended_at, s.due_at) DESC, claim DESC, number DESC LIMIT :number"
 )
 """The last steps of a job, the newest first, with ``:most`` characters of what each has returned."""
 

@@ -332,8 +332,9 @@ def test_mail_is_given_up_when_it_expires(serve: Serve, make_queue: MakeQueue) -
     assert len(server.mails) == 1
 
 
-def test_lost_reply_is_tried_again_with_the_same_bytes(serve: Serve, make_queue: MakeQueue) -> None:
-    left = [2]
+def losing_replies(number: int) -> Callable[[Session, str, str], Drop | None]:
+    """What a server says that takes that number of messages, and hangs up before it says so."""
+    left = [number]
 
     def script(session: Session, verb: str, line: str) -> Drop | None:
         if verb == "." and left[0]:
@@ -341,7 +342,11 @@ def test_lost_reply_is_tried_again_with_the_same_bytes(serve: Serve, make_queue:
             return Drop("2")
         return None
 
-    server = serve(script=script)
+    return script
+
+
+def test_lost_reply_is_tried_again_with_the_same_bytes(serve: Serve, make_queue: MakeQueue) -> None:
+    server = serve(script=losing_replies(2))
     mail = make_queue(server)
     job = mail.send_later(letter())
     assert job.result(30) == {}
@@ -412,6 +417,22 @@ def test_failed_mail_that_is_put_back_is_sent_again(serve: Serve, make_queue: Ma
     assert job.result(30) == {}
 
 
+def test_failed_mail_is_put_back_by_a_process_without_mail_too(serve: Serve, make_queue: MakeQueue) -> None:
+    server = serve(script=lambda session, verb, line: "550 5.1.1 no" if verb == "RCPT" else None)
+    mail = make_queue(server)
+    job = mail.send_later(letter())
+    with pytest.raises(JobFailed):
+        job.result(30)
+    server.script = None
+    worker = task_worker_of(mail.app)
+    worker.stop()
+    state = mail.app.extensions.pop("mail")
+    assert worker.get_job(job.id).retry()
+    mail.app.extensions["mail"] = state
+    worker.start()
+    assert job.result(30) == {}
+
+
 def test_batch_counts_its_mails_and_sends_those_again_that_failed(serve: Serve, make_queue: MakeQueue) -> None:
     broken = ["absent@"]
 
@@ -438,15 +459,7 @@ def test_batch_counts_its_mails_and_sends_those_again_that_failed(serve: Serve, 
 
 
 def test_mail_of_unknown_delivery_that_a_batch_retries_is_sent_again(serve: Serve, make_queue: MakeQueue) -> None:
-    left = [1]
-
-    def script(session: Session, verb: str, line: str) -> Any:
-        if verb == "." and left[0]:
-            left[0] -= 1
-            return Drop("2")
-        return None
-
-    server = serve(script=script)
+    server = serve(script=losing_replies(1))
     mail = make_queue(server)
     with task_worker_of(mail.app).batch("once") as batch:
         mail.send_later(letter(), once=True, batch=batch)
