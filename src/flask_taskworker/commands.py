@@ -13,9 +13,9 @@ import click
 from flask import Flask
 from flask.cli import AppGroup
 
-from .core.loggers import get_logger
+from .core.loggers import Logger, get_logger
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 INTERRUPTED = 130
 """The exit code after Ctrl+C."""
@@ -106,7 +106,7 @@ def add_commands(app: Flask, group: click.Group, name: str, remedy: str) -> None
     app.cli.add_command = add_another  # type: ignore[method-assign, assignment]
 
 
-tasks_command = TasksGroup(
+tasks_command: TasksGroup = TasksGroup(
     "tasks",
     modules=(".cli",),
     help="Run background tasks and manage their jobs.",
@@ -114,4 +114,6 @@ tasks_command = TasksGroup(
     "fit, 6 search incomplete, 130 interrupted. Data goes to stdout, everything else to stderr.",
 )
 
-mail_commands = LazyGroup("mail", modules=(".mail.cli", ".cli"), help="Send test mails and look at queued ones.")
+mail_commands: LazyGroup = LazyGroup(
+    "mail", modules=(".mail.cli", ".cli"), help="Send test mails and look at queued ones."
+)

@@ -31,7 +31,7 @@ from .core.filters import JobFilter
 from .core.habits import WORKER_METHODS, no_attribute
 from .core.jobs import Job
 from .core.limits import Limit, declared_limits
-from .core.loggers import get_logger
+from .core.loggers import Logger, get_logger
 from .core.retry import Retry
 from .core.rows import JobState
 from .core.tasks import Bound, Task, TaskClient, TaskRegistry, task_options
@@ -67,7 +67,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 BeforeEnqueue = Callable[[Bound[Any]], Bound[Any]]
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -82,7 +82,7 @@ class TaskWorker:
     """How long its workers wait for what; for tests of workers themselves."""
 
     def __init__(self, app: Flask | None = None) -> None:
-        self.registry = TaskRegistry(self._find_client, Codec())
+        self.registry: TaskRegistry = TaskRegistry(self._find_client, Codec())
         register_mail(self.registry)
         register_bulk(self.registry)
         self._states: weakref.WeakKeyDictionary[Flask, AppState] = weakref.WeakKeyDictionary()

@@ -18,7 +18,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from .core.config import TaskWorkerConfig
 from .core.limits import declared_limits
-from .core.loggers import get_logger
+from .core.loggers import Logger, get_logger
 from .core.tasks import TaskRegistry, registry_of
 from .errors import StoreError
 from .mail.queue.queue import DELIVER
@@ -34,16 +34,16 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "flask_taskworker.metrics needs prometheus-client: pip install 'Flask-TaskWorker[prometheus]'."
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 OUTCOMES = ("succeeded", "failed", "retried", "cancelled")
 WORKER_STATES = ("alive", "draining", "dead", "left")

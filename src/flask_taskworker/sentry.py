@@ -18,8 +18,8 @@ from .core.tasks import HasRegistry, registry_of
 
 try:
     import sentry_sdk
-except ImportError as error:
-    raise ImportError("flask_taskworker.sentry needs sentry-sdk: pip install 'Flask-TaskWorker[sentry]'.") from error
+except ImportError as _error:
+    raise ImportError("flask_taskworker.sentry needs sentry-sdk: pip install 'Flask-TaskWorker[sentry]'.") from _error
 
 if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint

@@ -29,10 +29,10 @@ try:
         get_tracer,
     )
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "flask_taskworker.tracing needs opentelemetry-api: pip install 'Flask-TaskWorker[otel]'."
-    ) from error
+    ) from _error
 
 # The semantic conventions for messaging are in development: these names may change, and stand nowhere else.
 SYSTEM = "messaging.system"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -203,7 +203,16 @@ def tell(message: str) -> None:
 # -- completion --------------------------------------------------------------------------------------------------------
 
 
-def completing(names: Callable[[AppState, str], Collection[str]]) -> Callable[..., list[CompletionItem]]:
+Completion: TypeAlias = Callable[..., list[CompletionItem]]
+"""What a parameter completes with, as click asks for it."""
+
+if TYPE_CHECKING:
+    ParamType: TypeAlias = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic only since click 8.4
+
+
+def completing(names: Callable[[AppState, str], Collection[str]]) -> Completion:
     """What completes with these names; a mapping has notes beside them, in its own order.
 
     A database that cannot be read completes nothing: the command itself will say why.
@@ -238,14 +247,18 @@ def _tables_of(state: AppState) -> Store:
     return state.store
 
 
-complete_task = completing(lambda state, _: [task.name for task in state.registry])
-complete_queue = completing(lambda state, _: known_queues(state))
-complete_filter = completing(_filter_words)
-complete_schedule = completing(lambda state, _: [schedule.name for schedule in _tables_of(state).schedules()])
-complete_mail = completing(lambda state, _: [row.id for row in Browser(_tables_of(state)).mails(limit=_COMPLETED).rows])
+complete_task: Completion = completing(lambda state, _: [task.name for task in state.registry])
+complete_queue: Completion = completing(lambda state, _: known_queues(state))
+complete_filter: Completion = completing(_filter_words)
+complete_schedule: Completion = completing(
+    lambda state, _: [schedule.name for schedule in _tables_of(state).schedules()]
+)
+complete_mail: Completion = completing(
+    lambda state, _: [row.id for row in Browser(_tables_of(state)).mails(limit=_COMPLETED).rows]
+)
 
 
-def complete_job_in(*states: str, discarded: bool = False) -> Callable[..., list[CompletionItem]]:
+def complete_job_in(*states: str, discarded: bool = False) -> Completion:
     """Completes with the numbers of the newest jobs in these states, and their tasks and states."""
     chosen = JobFilter(states=states, discarded=discarded)
 
@@ -256,13 +269,13 @@ def complete_job_in(*states: str, discarded: bool = False) -> Callable[..., list
     return completing(newest)
 
 
-complete_job = complete_job_in()
+complete_job: Completion = complete_job_in()
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-class QueueName(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+class QueueName(ParamType):
     """The name of a queue."""
 
     name = "queue"
@@ -283,7 +296,7 @@ class QueueName(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
 QUEUE = QueueName()
 
 
-class Period(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+class Period(ParamType):
     """A period: seconds, or a number with s, m, h, d or w. The value is in seconds."""
 
     name = "seconds"
@@ -306,7 +319,7 @@ class Period(click.ParamType):  # type: ignore[type-arg]  # generic only since c
         return seconds
 
 
-class Moment(click.ParamType):  # type: ignore[type-arg]
+class Moment(ParamType):
     """A moment in ISO 8601 with its offset from UTC."""
 
     name = "moment"

@@ -12,7 +12,7 @@ from ..core.limits import Limit, Numbers, Rate, declared_limits
 from ..core.words import counted, spoken
 from ..ops.limits import LaneView, LimitView, limit_views
 from ..ops.views import as_json
-from .group import AS_JSON, NOTHING, app_state, browser, completing, operations, print_list, tell
+from .group import AS_JSON, NOTHING, Completion, app_state, browser, completing, operations, print_list, tell
 from .text import moment, pairs, table, to_json
 
 NONE = "none"
@@ -24,7 +24,9 @@ def _known(name: str | None = None, *, lanes: int = 0) -> list[LimitView]:
     return limit_views(browser(), state.registry, state.config, name=name, lanes=lanes)
 
 
-complete_limit = completing(lambda state, _: declared_limits(state.registry.limits, state.config.queue_limits).keys())
+complete_limit: Completion = completing(
+    lambda state, _: declared_limits(state.registry.limits, state.config.queue_limits).keys()
+)
 
 
 # -- list --------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import click
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from .supervisor import Slot, Supervisor, own_command
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 PATIENCE = 3.0
 """Seconds that running jobs get to end; then they go back to their queues, and run again with the new code."""

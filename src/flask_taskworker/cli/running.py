@@ -16,19 +16,19 @@ import click
 from flask import Flask, current_app
 
 from ..commands import tasks_command
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.tasks import MAX_NAME
 from ..state import AppState
 from ..worker.bounds import Bounds, WorkerRole, resident_mb
 from ..worker.probes import Health, Probes, WorkersHealth
-from .group import FAILED, QUEUE, CreatingCommand, Period, app_state, known_queues, tell
+from .group import FAILED, QUEUE, CreatingCommand, ParamType, Period, app_state, known_queues, tell
 from .log_output import set_up_log
 from .reloader import reload
 from .stacks import print_on_signal
 from .supervisor import HEALTH, NUMBER, Supervisor, available_cpus, hold_lifeline, own_command
 from .text import pairs, plural
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 NO_TASKS = (
     "No task is registered with this app. Declare one with @task_worker.task, and make sure its module is imported."
@@ -36,7 +36,7 @@ NO_TASKS = (
 _COUNT = click.IntRange(min=1)
 
 
-class Workers(click.ParamType):  # type: ignore[type-arg]
+class Workers(ParamType):
     """A number of processes, or "auto"."""
 
     name = "workers"
@@ -48,7 +48,7 @@ class Workers(click.ParamType):  # type: ignore[type-arg]
         return int(_COUNT.convert(value, param, ctx))
 
 
-class Address(click.ParamType):  # type: ignore[type-arg]
+class Address(ParamType):
     """A port, or HOST:PORT. The value is a pair."""
 
     name = "address"

@@ -12,10 +12,10 @@ from types import FrameType
 from typing import Any
 
 from ..core.current_job import RunningJob
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..worker.worker import Worker
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 MOST_FRAMES = 30
 _PACKAGE = __name__.partition(".")[0]

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..worker.probes import FilesHealth
 from .group import SCHEMA, USAGE
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 LIFELINE = "_TASKWORKER_LIFELINE"
 """The environment variable that tells a child the number of the pipe's descriptor."""
@@ -91,9 +91,9 @@ class Supervisor:
         self._environment = {name: value for name, value in environment.items() if name not in _NOT_FOR_CHILDREN}
         self._folder: Path | None = None
         self._ends = ends
-        self.slots = [Slot(number) for number in range(1, count + 1)]
+        self.slots: list[Slot] = [Slot(number) for number in range(1, count + 1)]
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.is_stopping = False
+        self.is_stopping: bool = False
         self._code = 0
 
     def write_health_to(self, folder: Path) -> FilesHealth:

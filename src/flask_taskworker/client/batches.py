@@ -12,7 +12,7 @@ from ..core.batches import Batch, BatchRow, Event, code_of
 from ..core.clock import as_seconds
 from ..core.current_job import waiting_for_others
 from ..core.jobs import Job, JobClient
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import JobRecord, JobState, NewJob
 from ..core.tasks import Bound, EnqueueOptions, check_name
 from ..errors import ArgumentsError, BatchNotFound, JobTimeout, StoreError
@@ -22,7 +22,7 @@ from ..store.statements import flows as statements
 from .rows import new_job
 from .sessions import CallerTransaction, is_async, run_within
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 PAGE = 1_000
 """Jobs that are read, or put back, at a time."""

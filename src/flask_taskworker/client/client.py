@@ -25,7 +25,7 @@ from .. import signals
 from ..core.clock import as_seconds, from_ms
 from ..core.current_job import waiting_for_others
 from ..core.jobs import Job, Reason
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
 from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import describe
@@ -44,7 +44,7 @@ from .threads import PoolClosed, ThreadPool
 from .waiting import Waiting
 from .why import look, reasons
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,12 +71,12 @@ class Client:
         self._find_app = find_app
         self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
-        self.feed = ProgressFeed(self._jobs)
+        self.feed: ProgressFeed = ProgressFeed(self._jobs)
         self._threads = ThreadPool(_THREADS, "taskworker-client")
         me = weakref.ref(self)
         # A store outlives no client, and must not keep one alive.
         store.follow = lambda effects: client.follow(effects) if (client := me()) is not None else None
-        self.report_after = 5.0
+        self.report_after: float = 5.0
         """Seconds after which the log says why a job does not run that a caller waits for without a timeout."""
 
     # -- enqueueing -------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from flask import Flask
 from itsdangerous import BadSignature, URLSafeSerializer
 
 from ..core.jobs import Job
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import JobState
 from ..errors import ConfigError, StoreError
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 PAUSE = 1.0
 """Seconds between two looks at the database."""

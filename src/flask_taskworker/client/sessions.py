@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection, Engine, TextClause, event, text
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..errors import ArgumentsError
 from ..store.driver import Parameters, Row
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 T = TypeVar("T")
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 LONG_LOCK = 1.0
 """An atomic task that holds SQLite's write lock for longer is reported. Seconds."""
@@ -34,7 +34,7 @@ class CallerTransaction:
     """The transaction in which the caller is. For the caller's thread."""
 
     def __init__(self, given: object) -> None:
-        self.session = _session_of(given)
+        self.session: Session | None = _session_of(given)
         if self.session is not None:
             try:
                 self.connection: Connection = self.session.connection()
@@ -213,7 +213,7 @@ class AtomicSession:
     def __init__(self, source: Callable[[], object], task: str) -> None:
         self._source = source
         self._task = task
-        self.transaction = CallerTransaction(source())
+        self.transaction: CallerTransaction = CallerTransaction(source())
         session = self.transaction.session
         if session is None:
             raise ArgumentsError(f"atomic=… of {task} must give a Session, not {source()!r:.100}.")

@@ -15,9 +15,9 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from blinker import Signal
 from flask import Flask
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 
-log = get_logger("signals")
+log: Logger = get_logger("signals")
 
 
 def send(signal: Signal, app: Flask, **values: Any) -> None:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from ..core.clock import as_timedelta
 from ..core.current_job import RunningJob, check_in, refuse_swallowed
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import FAR_MS
 from ..core.steps import Cursor, StepsOfTry, Suspended
 from ..core.tasks import MAX_NAME, TaskRegistry
@@ -22,7 +22,7 @@ from ..store.sql import Store, to_duration_ms
 from ..store.statements import steps as statements
 from .sessions import CallerTransaction, is_async
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 MANY = 1_000
 """Steps of one execution, from which on the log advises a cursor."""

@@ -12,11 +12,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 
 P = ParamSpec("P")
 T = TypeVar("T")
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 
 class PoolClosed(RuntimeError):

@@ -133,7 +133,7 @@ class Batch:
         self._id = batch_id
         self._name = name
         self._client = client
-        self.session = session
+        self.session: Any = session
         """The session in which the batch is made, while it is."""
 
     def __repr__(self) -> str:

@@ -333,4 +333,4 @@ def _plain(text: object) -> str:
     return str(text)[:MAX_PROGRESS_TEXT].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-current_job = CurrentJob()
+current_job: CurrentJob = CurrentJob()

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .loggers import get_logger
+from .loggers import Logger, get_logger
 
 if sys.version_info >= (3, 14):
     import annotationlib
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 
 def type_name(cls: type) -> str:

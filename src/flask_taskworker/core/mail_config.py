@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from .config import close_key
-from .loggers import get_logger
+from .loggers import Logger, get_logger
 from .settings import Reader, choice, flag, period, read_fields, seconds, setting
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 Backend = Literal["smtp", "console", "file", "memory"]
 BACKENDS = ("smtp", "console", "file", "memory")

@@ -44,7 +44,7 @@ class Cursor(Generic[T]):
     __slots__ = ("_is_stopping", "_move", "position")
 
     def __init__(self, position: T, move: Callable[[T], None], is_stopping: Callable[[], bool]) -> None:
-        self.position = position
+        self.position: T = position
         """What was given to the last :meth:`move`, in whichever execution; the start before the first."""
         self._move = move
         self._is_stopping = is_stopping

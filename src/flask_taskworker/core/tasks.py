@@ -264,8 +264,8 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         self.name = name
         self.options = options
         self.kind: Kind = "async" if inspect.iscoroutinefunction(function) else "sync"
-        self.place = place_of(function)
-        self.signature = signature_of(function)
+        self.place: str = place_of(function)
+        self.signature: inspect.Signature = signature_of(function)
         """As the function is written; a decorator around it may take other arguments."""
         self.client = find_client
         self._codec = codec
@@ -467,7 +467,7 @@ class TaskRegistry:
 
     def __init__(self, find_client: Callable[[], TaskClient], codec: Codec) -> None:
         self.codec = codec
-        self.version = 0
+        self.version: int = 0
         """Grows with every registration, so that a running worker notices new schedules."""
         self.tracing: Tracing | None = None
         self.scope: Callable[[Claim], AbstractContextManager[object]] | None = None

@@ -10,7 +10,7 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.tasks import registry_of
 from ..errors import (
     ArgumentsError,
@@ -28,7 +28,7 @@ from .pages import acts, batches, failures, job, jobs, limits, mail, overview, q
 from .responses import ASSETS, finish
 from .view import Route, View, error_page, is_ignored
 
-log = get_logger("dashboard")
+log: Logger = get_logger("dashboard")
 
 PAGES = (overview, acts, jobs, job, failures, batches, queues, limits, schedules, workers, mail, system)
 """The modules with pages."""

@@ -84,13 +84,15 @@ class View:
     def __init__(self, state: AppState, visitor: Visitor, page: str) -> None:
         self.state = state
         self.app: Flask = state.find_app() or current_app._get_current_object()  # type: ignore[attr-defined]
-        self.browser = Browser(state.store)
-        self.permissions = visitor.permissions
-        self.who = visitor.who
-        self.now = state.store.clock()
+        self.browser: Browser = Browser(state.store)
+        self.permissions: frozenset[str] = visitor.permissions
+        self.who: str = visitor.who
+        self.now: int = state.store.clock()
         self.current = page
         """The endpoint, without the blueprint's name."""
-        self.menu = [(page, word) for page, word in MENU if f"{request.blueprint}.{page}" in current_app.view_functions]
+        self.menu: list[tuple[str, str]] = [
+            (page, word) for page, word in MENU if f"{request.blueprint}.{page}" in current_app.view_functions
+        ]
 
     # -- asking -----------------------------------------------------------------------------------------------------
 

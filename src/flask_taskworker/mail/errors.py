@@ -65,8 +65,8 @@ class MailError(TaskWorkerError, smtplib.SMTPException):
 
     def __init__(self, message: str | None = None) -> None:
         # The bases' initialisers want different arguments; none of them does more than to keep them.
-        self.message = message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0]
-        self.args = (self.message,)
+        self.message: str = message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0]
+        self.args: tuple[Any, ...] = (self.message,)
 
     def __str__(self) -> str:
         return self.message
@@ -107,9 +107,10 @@ class ReplyError(MailError, aiosmtplib.SMTPResponseException, smtplib.SMTPRespon
 
     def __init__(self, code: int, text: str, message: str | None = None) -> None:
         super().__init__(message or f"The mail server said {code} {text}.")
-        self.code = self.smtp_code = code
-        self.smtp_error = text.encode("utf-8", "surrogateescape")
-        self.args = (code, self.smtp_error)
+        self.code = code
+        self.smtp_code: int = code
+        self.smtp_error: Any = text.encode("utf-8", "surrogateescape")
+        self.args: tuple[Any, ...] = (code, self.smtp_error)
 
     @property
     def text(self) -> str:
@@ -159,7 +160,7 @@ class SenderRefused(ReplyError, aiosmtplib.SMTPSenderRefused, smtplib.SMTPSender
     def __init__(self, code: int, text: str, sender: str) -> None:
         super().__init__(code, text, f"The mail server refused the sender {sender!r}: {code} {text}.")
         self.sender = sender
-        self.args = (code, self.smtp_error, sender)
+        self.args: tuple[Any, ...] = (code, self.smtp_error, sender)
 
 
 class RecipientsRefused(MailError, aiosmtplib.SMTPRecipientsRefused, smtplib.SMTPRecipientsRefused):
@@ -173,7 +174,7 @@ class RecipientsRefused(MailError, aiosmtplib.SMTPRecipientsRefused, smtplib.SMT
         }
         self.left: tuple[str, ...] = ()
         """Recipients that were not asked for, since the server takes no more in one mail."""
-        self.args = (self.recipients,)
+        self.args: tuple[Any, ...] = (self.recipients,)
 
 
 class DataRefused(ReplyError, aiosmtplib.SMTPDataError, smtplib.SMTPDataError):
@@ -189,7 +190,8 @@ class ServerDisconnected(MailError, aiosmtplib.SMTPServerDisconnected, smtplib.S
     def __init__(self, message: str | None = None, code: int = -1, text: str = "") -> None:
         farewell = f"The mail server said {code} {text} and closed the connection." if text else None
         super().__init__(message or farewell)
-        self.code, self.text = code, text
+        self.code: int = code
+        self.text: str = text
 
 
 class ServerTimeout(ServerDisconnected, aiosmtplib.SMTPReadTimeoutError):

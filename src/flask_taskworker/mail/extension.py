@@ -21,7 +21,7 @@ from ..commands import add_commands, mail_commands
 from ..core.batches import Batch, When
 from ..core.clock import as_timedelta
 from ..core.jobs import Job
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.mail_config import MailConfig
 from ..core.tasks import EnqueueOptions, place_in_flow
 from ..errors import AppError
@@ -50,7 +50,7 @@ from .smtp.pool import pool_for
 from .smtp.portal import portal
 from .smtp.server import check_tls
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 _NOT_CONFIGURED = "The current application was not configured with Flask-Mail. Call Mail(app) or mail.init_app(app)."
 _ASIDE_ABOVE = 256 * 1024
@@ -69,7 +69,7 @@ class Connection:
     def __init__(self, mail: Any) -> None:
         self.mail = mail
         self.host: Any = None
-        self.num_emails = 0
+        self.num_emails: int = 0
         self._app: Flask | None = None
         self._last_result: SendResult | None = None
         self._is_pooled = False
@@ -517,17 +517,17 @@ class _Mail(_MailMixin):
     """
 
     def __init__(self, config: MailConfig) -> None:
-        self.server = config.server
-        self.username = config.username
-        self.password = config.password
-        self.port = config.port
-        self.use_tls = config.use_tls
-        self.use_ssl = config.use_ssl
-        self.default_sender = config.default_sender
-        self.debug = config.debug
-        self.max_emails = config.max_emails
-        self.suppress = config.suppress
-        self.ascii_attachments = config.ascii_attachments
+        self.server: str = config.server
+        self.username: str | None = config.username
+        self.password: str | None = config.password
+        self.port: int = config.port
+        self.use_tls: bool = config.use_tls
+        self.use_ssl: bool = config.use_ssl
+        self.default_sender: Any = config.default_sender
+        self.debug: int = config.debug
+        self.max_emails: int | None = config.max_emails
+        self.suppress: bool = config.suppress
+        self.ascii_attachments: bool = config.ascii_attachments
         self.config = config
         self.outbox: list[Any] = []
 
@@ -539,7 +539,7 @@ class Mail(_MailMixin):
     """The extension: ``Mail(app)``, or ``mail = Mail()`` and ``mail.init_app(app)``."""
 
     def __init__(self, app: Flask | None = None) -> None:
-        self.app = None if app is None else as_app(app)
+        self.app: Flask | None = None if app is None else as_app(app)
         self.state: _Mail | None = None if self.app is None else self.init_app(self.app)
 
     def init_mail(self, config: Any, debug: bool | int = False, testing: bool = False) -> _Mail:

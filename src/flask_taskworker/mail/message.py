@@ -135,7 +135,7 @@ class Message:
         if html is not None:
             self.html = html
         self.date = date
-        self.msgId = make_message_id(sender)
+        self.msgId: str = make_message_id(sender)
         self.charset = charset
         self.extra_headers = extra_headers
         self.envelope_from = envelope_from

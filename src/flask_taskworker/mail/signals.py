@@ -16,9 +16,9 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from blinker import NamedSignal, Namespace
 
 from ..core.functions import signature_of
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 Receiver = Callable[..., Any]
 Caller = Callable[[Receiver, Any, Any], Any]
@@ -97,9 +97,9 @@ def _order(receiver: Receiver) -> Caller:
     return lambda receiver, app, message: receiver(message)
 
 
-signals = Namespace()
+signals: Namespace = Namespace()
 
-email_dispatched = DispatchSignal(
+email_dispatched: DispatchSignal = DispatchSignal(
     "email-dispatched",
     "A message was sent, or recorded by an app that does not send. The sender is the app. Keyword: message.",
 )

@@ -18,12 +18,12 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from ..core.config import TaskWorkerConfig
 from ..core.failures import storable
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import shown
 from ..errors import ArgumentsError
 from ..store.sql import Store
 
-log = get_logger("dashboard")
+log: Logger = get_logger("dashboard")
 
 PERMISSIONS = ("view", "payload", "mail_body", "retry", "cancel", "discard", "run", "pause", "limits", "tell")
 """``view``: the pages. ``payload``: arguments, results and log lines. ``mail_body``: the text of mails, which may hold

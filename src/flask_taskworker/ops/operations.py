@@ -36,7 +36,7 @@ from .browse import Browser, Names
 from .views import JobView
 
 _HIDEABLE = ("scheduled", "held", "ready", "succeeded", "failed", "cancelled")
-FITTING = {
+FITTING: dict[str, tuple[str, ...]] = {
     "retry": ("failed", "cancelled"),
     "cancel": ("scheduled", "held", "ready", "running"),
     "discard": _HIDEABLE,
@@ -427,7 +427,7 @@ class Act:
 
     def __init__(self, client: Client, who: str, action: str, target: str) -> None:
         self.action = action
-        self.number = 0
+        self.number: int = 0
         """How many rows it has changed so far, which stands in the note."""
         self._client = client
         self._store: Store = client.store

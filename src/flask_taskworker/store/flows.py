@@ -78,7 +78,7 @@ class Flows:
         """
         self.run = run
         self.now = now
-        self.effects = Effects()
+        self.effects: Effects = Effects()
         self._dialect = dialect
         self._keep = keep
         self._keep_failed = keep_failed

@@ -15,13 +15,13 @@ from typing import Any
 from sqlalchemy import URL, Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..errors import SchemaError
 from .driver import Run
 from .schema import VERSION, WHERE, metadata
 from .statements.jobs import Dialect
 
-log = get_logger("store")
+log: Logger = get_logger("store")
 
 _READ_VERSION = "SELECT value FROM taskworker_meta WHERE name = 'schema_version'"
 _WRITE_META = "INSERT INTO taskworker_meta (name, value) VALUES (:name, :value)"

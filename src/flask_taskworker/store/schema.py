@@ -25,13 +25,13 @@ from ..core.rows import FAR_MS
 VERSION = 1
 """The version of these tables, kept in ``taskworker_meta``."""
 
-metadata = MetaData()
+metadata: MetaData = MetaData()
 
 # In a STRICT table of SQLite every integer is an INTEGER, and only INTEGER PRIMARY KEY is the rowid.
-Big = BigInteger().with_variant(Integer, "sqlite")
+Big: BigInteger = BigInteger().with_variant(Integer, "sqlite")
 
 # Compared by code points on both databases, so that the lanes of a limit are one range of an index.
-Lane = Text().with_variant(Text(collation="C"), "postgresql")
+Lane: Text = Text().with_variant(Text(collation="C"), "postgresql")
 
 # One comparison; SQLite would fill a table for a list of three words, once a statement. A CHECK ties it to the state.
 UNFINISHED = "finished_at IS NULL"
@@ -65,7 +65,7 @@ def _moments(table: str, *columns: str) -> CheckConstraint:
     return CheckConstraint(within, name=f"{table}_moments")
 
 
-job = Table(
+job: Table = Table(
     "taskworker_job",
     metadata,
     Column("id", Big, primary_key=True, autoincrement=True),
@@ -131,7 +131,7 @@ job = Table(
     sqlite_autoincrement=True,
 )
 
-schedule = Table(
+schedule: Table = Table(
     "taskworker_schedule",
     metadata,
     Column("name", Text, primary_key=True),
@@ -149,7 +149,7 @@ schedule = Table(
     _partial("taskworker_schedule_next", "next_at", where="paused = 0 AND next_at IS NOT NULL"),
 )
 
-worker = Table(
+worker: Table = Table(
     "taskworker_worker",
     metadata,
     Column("id", Text, primary_key=True),
@@ -165,7 +165,7 @@ worker = Table(
     _moments("taskworker_worker", "started_at", "beat_at"),
 )
 
-queue = Table(
+queue: Table = Table(
     "taskworker_queue",
     metadata,
     Column("name", Text, primary_key=True),
@@ -178,7 +178,7 @@ queue = Table(
 
 # How much of what may run at once, and how often it may start: as code declares it, or as it was set at run time.
 # `closings`: how often a job has closed a lane of it.
-limit = Table(
+limit: Table = Table(
     "taskworker_limit",
     metadata,
     Column("name", Text, primary_key=True),
@@ -200,7 +200,7 @@ limit = Table(
 # Where a limited job stands: one row for the whole life of the job. `phase`: 0 the job has changed, and a worker is to
 # look at it; 1 in line; 2 admitted; 3 scheduled; 4 its queue is paused, or no worker serves it; 5 the job has ended.
 # `begun`: its start was charged to the rate of its lane.
-permit = Table(
+permit: Table = Table(
     "taskworker_permit",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
@@ -220,7 +220,7 @@ permit = Table(
 # A lane whose rate has been used, or that is closed; the others have no row. `tat`: when its rate is used up no more
 # ("theoretical arrival time" of GCRA), in microseconds; `closed_until` and `open_at`, when to look at it again, in
 # milliseconds. `waits_in`: the fair limit in which it waits for its turn; `turn`: when it had one, in microseconds.
-lane = Table(
+lane: Table = Table(
     "taskworker_lane",
     metadata,
     Column("lane", Lane, primary_key=True),
@@ -235,7 +235,7 @@ lane = Table(
 
 # The job that stands for the calls with a key: until it has finished or `started`, and in any case until `ends_at`;
 # how many calls, and when the first and the last came.
-key = Table(
+key: Table = Table(
     "taskworker_key",
     metadata,
     Column("key", Text, primary_key=True),
@@ -253,7 +253,7 @@ key = Table(
 # What belongs together: how many jobs, and how many of them have ended how. `sealed`: only its own jobs may add others.
 # `stop`: what waits of it is to be cancelled. `alarmed`: the last round in which a job failed. `calls`: the jobs that
 # are stored when it ends, as JSON.
-batch = Table(
+batch: Table = Table(
     "taskworker_batch",
     metadata,
     Column("id", Big, primary_key=True, autoincrement=True),
@@ -287,7 +287,7 @@ batch = Table(
 
 # Which batch a job belongs to. `state`: 0 until the batch has counted it, then as it ended: 1 succeeded, 2 failed,
 # 3 cancelled.
-member = Table(
+member: Table = Table(
     "taskworker_member",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
@@ -299,7 +299,7 @@ member = Table(
 
 # Which jobs wait for which: a parent below zero is a batch. `met`: 0 the parent has not ended; 1 it has, as `rule`
 # asks; 2 otherwise, and the child is to be cancelled; 3 that was done.
-edge = Table(
+edge: Table = Table(
     "taskworker_edge",
     metadata,
     Column("parent_id", Big, primary_key=True, autoincrement=False),
@@ -313,7 +313,7 @@ edge = Table(
 )
 
 # How many of its parents a job waits for, and when it is due of itself, or 0.
-wait = Table(
+wait: Table = Table(
     "taskworker_wait",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
@@ -326,7 +326,7 @@ wait = Table(
 # What a job need not do again: what a step has returned, or how far a cursor is, as JSON. `claim`: the execution that
 # stored it; `number`: how many names that had used by then. `due_at`: when a sleep ends, or a wait for a notice at the
 # latest. A wait that has not ended has no `ended_at`; a sleep never has.
-step = Table(
+step: Table = Table(
     "taskworker_step",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
@@ -343,7 +343,7 @@ step = Table(
 )
 
 # Notices for jobs that have not taken them yet.
-notice = Table(
+notice: Table = Table(
     "taskworker_notice",
     metadata,
     Column("id", Big, primary_key=True, autoincrement=True),
@@ -356,7 +356,7 @@ notice = Table(
     sqlite_autoincrement=True,
 )
 
-attempt = Table(
+attempt: Table = Table(
     "taskworker_attempt",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
@@ -372,7 +372,7 @@ attempt = Table(
 # A queued mail. Its id is the uid of its job. `phase` is "dot" from just before the message of a mail that must never
 # go out twice. Its bytes are in a table of their own, so that a list of mails, and noting a try, need not move them:
 # those of `body`, with shared blobs between them as `layout` says, a JSON list of lengths and hashes, or NULL.
-mail = Table(
+mail: Table = Table(
     "taskworker_mail",
     metadata,
     Column("id", Text, primary_key=True),
@@ -393,14 +393,14 @@ mail = Table(
     Index("taskworker_mail_gone", "expires_at"),
 )
 
-mail_body = Table(
+mail_body: Table = Table(
     "taskworker_mail_body",
     metadata,
     Column("mail_id", Text, primary_key=True),
     Column("body", LargeBinary, nullable=False),
 )
 
-recipient = Table(
+recipient: Table = Table(
     "taskworker_recipient",
     metadata,
     Column("mail_id", Text, primary_key=True),
@@ -416,7 +416,7 @@ recipient = Table(
     ),
 )
 
-blob = Table(
+blob: Table = Table(
     "taskworker_blob",
     metadata,
     Column("sha256", Text, primary_key=True),
@@ -427,7 +427,7 @@ blob = Table(
 # What ended in each minute and each hour (`span`: 60 or 3600 seconds, from `start` on) and in all
 # (both are 0), by task and queue: how often, and how long the tries ran and waited, as sums and as counts by
 # BUCKETS_MS.
-rollup = Table(
+rollup: Table = Table(
     "taskworker_rollup",
     metadata,
     Column("span", Integer, primary_key=True, autoincrement=False),
@@ -438,7 +438,7 @@ rollup = Table(
 )
 
 # The last lines that each try of a job has logged, a JSON list of [epoch ms, level, logger, text].
-job_log = Table(
+job_log: Table = Table(
     "taskworker_log",
     metadata,
     Column("job_id", Big, primary_key=True, autoincrement=False),
@@ -447,7 +447,7 @@ job_log = Table(
 )
 
 # What people did to jobs, queues and schedules.
-audit = Table(
+audit: Table = Table(
     "taskworker_audit",
     metadata,
     Column("id", Big, primary_key=True, autoincrement=True),
@@ -460,7 +460,7 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-meta = Table(
+meta: Table = Table(
     "taskworker_meta",
     metadata,
     Column("name", Text, primary_key=True),

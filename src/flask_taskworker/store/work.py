@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..core.failures import group_of
 from ..core.limits import QUEUE, LaneFacts, Numbers, Room, room
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
@@ -44,7 +44,7 @@ from .statements import operations as operation_statements
 from .statements import workers as worker_statements
 from .statements.jobs import Dialect, batch_of, in_pieces
 
-log = get_logger("store")
+log: Logger = get_logger("store")
 
 PRUNE_BATCH = 250
 """Small, so that others get at the write lock between two batches."""

@@ -216,7 +216,7 @@ class DrainParts(WorkerParts):
     die: Callable[[], None]
 
     def __init__(self, plan: Plan, faults: Faults, clock: MovableClock | None, driver: Driver) -> None:
-        self.report = Report()
+        self.report: Report = Report()
         self._plan = plan
         self._faults = faults
         self._clock = clock
@@ -290,10 +290,10 @@ class Bench:
         if "taskworker" not in app.extensions:
             raise AppError(f"The app {app.import_name!r} has no TaskWorker. Call task_worker.init_app(app) first.")
         self.state: AppState = app.extensions["taskworker"]
-        self.faults = Faults()
+        self.faults: Faults = Faults()
         self.clock: MovableClock | None = None
         """The frozen clock, while there is one."""
-        self.driver = self.state.store.driver
+        self.driver: Driver = self.state.store.driver
         """The app's own, whatever stands for it."""
         self.dead: list[str] = []
         """The workers that have died and were not rescued yet."""

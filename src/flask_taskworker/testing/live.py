@@ -14,7 +14,7 @@ from flask import Flask
 
 from ..client.threads import end_process
 from ..core.clock import as_seconds
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..errors import AppError, NotSupported, TaskWorkerError
 from ..worker.runner import Runner
 from .drive import Bench, live_processes
@@ -22,7 +22,7 @@ from .drive import Bench, live_processes
 if TYPE_CHECKING:
     from ..state import AppState
 
-log = get_logger("testing")
+log: Logger = get_logger("testing")
 
 STARTS_WITHIN = 30.0
 """Seconds."""

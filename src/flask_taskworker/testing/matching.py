@@ -30,7 +30,7 @@ class EnqueuedJob(Job[Any]):
     ) -> None:
         super().__init__(record, client)
         self._arguments = dict(arguments)
-        self.lane = lane
+        self.lane: str | None = lane
         """The lane of its limit, with the key, as "shop:7"; None without a limit."""
 
     @property

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
@@ -36,13 +36,13 @@ class SessionDriver:
 
     def __init__(self, driver: Driver, session: object) -> None:
         self.real = driver
-        self.dialect = driver.dialect
-        self.key = driver.key
+        self.dialect: job_statements.Dialect = driver.dialect
+        self.key: str = driver.key
         given = session() if isinstance(session, scoped_session) else session
         bound = given.get_bind() if isinstance(given, Session) else given
         # The connection of a session that is bound to an engine changes with each of its transactions.
         self._source = bound if isinstance(bound, Connection) else given
-        self.gate = threading.Lock()
+        self.gate: threading.Lock = threading.Lock()
         """Held while a job runs: its session may be on the same connection, which the worker then leaves alone."""
         self._lock = threading.RLock()
         self._is_ready = False
@@ -117,7 +117,15 @@ class SessionDriver:
         """What is left on the disk of the database."""
         return self.real.free_bytes()
 
-    upkeep = check_platform = wake_others = listen = renew = forget = hurry = close = abandon = _nothing
+    upkeep: ClassVar[Callable[..., None]] = _nothing
+    check_platform: ClassVar[Callable[..., None]] = _nothing
+    wake_others: ClassVar[Callable[..., None]] = _nothing
+    listen: ClassVar[Callable[..., None]] = _nothing
+    renew: ClassVar[Callable[..., None]] = _nothing
+    forget: ClassVar[Callable[..., None]] = _nothing
+    hurry: ClassVar[Callable[..., None]] = _nothing
+    close: ClassVar[Callable[..., None]] = _nothing
+    abandon: ClassVar[Callable[..., None]] = _nothing
 
 
 class WorkerLink:

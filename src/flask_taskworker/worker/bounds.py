@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 WEIGHING_INTERVAL = 1.0
 """Seconds between two looks at the memory."""
@@ -57,9 +57,9 @@ class BoundsWatch:
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self.is_limited = bounds != NO_BOUNDS
+        self.is_limited: bool = bounds != NO_BOUNDS
         """Whether there is a limit at all."""
-        self.idle_until = math.inf
+        self.idle_until: float = math.inf
         """When the worker will have been idle for as long as it may."""
         self._next_weighing = 0.0
 

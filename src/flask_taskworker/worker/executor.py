@@ -25,7 +25,7 @@ from ..core.clock import as_timedelta
 from ..core.codec import UnknownType
 from ..core.current_job import RunningJob, refuse_swallowed, set_running
 from ..core.failures import deciding, failure_of, message_of
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.retry import Retry
 from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Failure, Outcome, OutcomeKind
 from ..core.steps import HandedOver, Suspended
@@ -43,7 +43,7 @@ from ..errors import (
 from .thread_bridge import ThreadBridge
 from .timing import DEFAULT_TIMING, Timing
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 ASKED_RETRY = Retry(max_attempts=10)
 NO_RETRY = Retry(max_attempts=1)

@@ -12,7 +12,7 @@ import math
 import random
 
 from ..client.client import Client
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import LIMITED, Claim, OutcomeKind
 from ..errors import StoreError
 from ..store.admission import Admitted, Wish
@@ -25,7 +25,7 @@ from .signalling import WorkerSignals
 from .statistics import Statistics
 from .timing import Timing
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 FLUSH_DELAY = 0.002
 """Seconds for which endings wait for company while other jobs run."""
@@ -75,11 +75,11 @@ class OutcomeWriter:
         self._ended_before = 0
         self._next_report = self._next_locked = 0.0
         self._in_doubt = False
-        self.healed = 0
+        self.healed: int = 0
         """How many places in line, and endings, were not followed: none, without a bug."""
-        self.must_go_on = False
+        self.must_go_on: bool = False
         """Whether jobs are to be cancelled because of others."""
-        self.must_reconcile = False
+        self.must_reconcile: bool = False
         """Whether claims may have been committed without their rows reaching the worker."""
 
     async def flush(self, worker_id: str, wish: Wish | None = None, *, at_once: bool = False) -> list[Admitted]:

@@ -27,7 +27,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import CRASHED, INTERRUPTED, JobRecord, OutcomeKind, shown
 from ..errors import SchemaError, StoreError
 from ..store.driver import Link, Other, Presence, Run
@@ -36,7 +36,7 @@ from ..store.statements import workers as worker_statements
 from ..store.statements.jobs import batch_of
 from .timing import Timing
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 CLEAN_BEATS = 600
 """Every this many beats the rows of workers that are long dead are deleted."""
@@ -96,7 +96,7 @@ class Heartbeat:
         self._clock_ahead = store.clock() / 1000 - _now()
         self._seen: dict[str, tuple[int, int]] = {}
         """The beat last seen of each other worker, and how often it was the same."""
-        self.is_failing = False
+        self.is_failing: bool = False
         """Whether the last beat did not reach the database. Safe from any thread."""
         self._beats = 0
         self._thread = threading.Thread(target=self._work, name=f"taskworker-beat-{worker_id}", daemon=True)

@@ -20,10 +20,10 @@ from pathlib import Path
 from socketserver import TCPServer
 from typing import Protocol, Self
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from .worker import Worker
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 TICK = 1.0
 """Seconds from look to look."""
@@ -253,7 +253,7 @@ class Systemd:
         # The watchdog may be meant for another process of the service.
         is_watched = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environment.get("WATCHDOG_USEC", "")
-        self.interval = (
+        self.interval: float = (
             int(usec) / 3e6 if self._address and is_watched and usec.isdecimal() and int(usec) else float("inf")
         )
         """Seconds: so often it wants to hear that this process lives."""

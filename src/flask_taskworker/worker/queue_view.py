@@ -22,7 +22,7 @@ class QueueView:
         self._exclude = frozenset(exclude)
         self._hints: set[tuple[str, str]] = set()
         self._is_hinted = False
-        self.must_look = False
+        self.must_look: bool = False
         """Whether there may be news that only the database knows."""
         self.ready: dict[str, list[str]] = {kind: [] for kind in KINDS}
         """The queues that have ready jobs of each kind, in the order in which they are to be served."""
@@ -32,7 +32,7 @@ class QueueView:
         """When the next schedule fires, in epoch milliseconds."""
         self.suspects: list[str] = []
         """The queues with jobs that must run alone."""
-        self.must_admit = False
+        self.must_admit: bool = False
         """Whether limited jobs have changed, so that others may be admitted."""
         self.next_open: int | None = None
         """When to look at the next lane again, by the clock of the lanes: see :meth:`WorkerStore.lane_now`."""

@@ -14,14 +14,14 @@ from typing import Any
 
 from ..client.threads import LoopThreads, flush_output, give_way
 from ..core.current_job import RunningJob
-from ..core.loggers import get_logger, protect_libraries, show_on_terminal
+from ..core.loggers import Logger, get_logger, protect_libraries, show_on_terminal
 from .job_log import install as install_job_log
 from .thread_bridge import OwnTask
 from .timing import DEFAULT_TIMING, Timing
 from .watchdog import Watchdog
 from .worker import Worker
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 LOOP_LOST = 70
 """The exit code of a process whose event loop user code has ended or blocks for good: EX_SOFTWARE of sysexits.h."""
@@ -42,7 +42,7 @@ class Runner:
 
     def __init__(self, timing: Timing = DEFAULT_TIMING) -> None:
         protect_libraries()
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         # asyncio's own threads refuse work once the main thread has ended, when jobs may still need them: to look up
         # a host's address, for example. See test_coroutine_may_use_threads_and_the_network_while_the_process_ends.
         self.loop.set_default_executor(LoopThreads("taskworker-default"))
@@ -61,9 +61,9 @@ class Runner:
         self._ended = threading.Event()
         self.error: BaseException | None = None
         """What ended a worker that should have gone on."""
-        self.handed_back = True
+        self.handed_back: bool = True
         """Whether, at the end, no thread ran a job any more."""
-        self.exit_code = 0
+        self.exit_code: int = 0
         """With which the process should end, if it has nothing else to do."""
         self._watchdog = Watchdog(self.loop, self._job_of, self._on_blocked, timing)
 

@@ -19,14 +19,14 @@ from flask import Flask
 from .. import signals
 from ..core.config import TaskWorkerConfig
 from ..core.current_job import JobFlows, JobSteps, RunningJob, set_running
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Progress
 from ..store.work import Ended
 from .executor import Executor
 from .job_log import LoggingJobs, lines_of
 from .timing import Timing
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 KINDS = ("async", "sync")
 WAIT_FOR_SLOT = 0.25
@@ -185,9 +185,9 @@ class RunningJobs:
         self._may_start = may_start
         self._cancel_grace = timing.cancel_grace
         self._slots = {"async": Slots(config.concurrency), "sync": Slots(config.threads)}
-        self.hung = HungThreads(config.threads, timing.hung_grace)
+        self.hung: HungThreads = HungThreads(config.threads, timing.hung_grace)
         """The threads that timed-out sync jobs still use."""
-        self.standstill = Standstill(config.threads, timing.standstill_grace)
+        self.standstill: Standstill = Standstill(config.threads, timing.standstill_grace)
         """Whether all threads are used by jobs that wait for others."""
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
@@ -198,9 +198,9 @@ class RunningJobs:
         """What ended and is not recorded yet, oldest first."""
         self.locked: list[Ended] = []
         """What ended and waits for another session that has its row locked."""
-        self.ended_since = 0.0
+        self.ended_since: float = 0.0
         """When the oldest of them ended, on the loop's clock."""
-        self.jobs_done = 0
+        self.jobs_done: int = 0
 
     # -- how it stands ----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ..client.rows import new_uid
 from ..core.clock import MILLISECOND, from_ms, to_ms
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import JobRecord, NewJob
 from ..core.tasks import Task, TaskRegistry
 from ..core.triggers import Trigger, due, trigger_from_text
@@ -23,7 +23,7 @@ from ..store.sql import to_duration_ms
 from ..store.work import DueSchedule, Firing, WorkerStore
 from .timing import DEFAULT_TIMING, Timing
 
-log = get_logger("schedules")
+log: Logger = get_logger("schedules")
 
 SEEN_INTERVAL_MS = 3_600_000
 CLOCK_TOLERANCE_MS = 60_000
@@ -49,12 +49,12 @@ class Scheduler:
         self.unable: set[str] = set()
         """The schedules that were found due and cannot fire."""
         self._refused: set[tuple[str, int]] = set()
-        self.must_correct = True
+        self.must_correct: bool = True
         """Whether to look for schedules that fired while the clock was wrong."""
         self._seen_at = 0
-        self.pause = 0.0
+        self.pause: float = 0.0
         """Seconds to wait before the next look at due schedules: more than 0 while one is due that cannot fire."""
-        self.may_fire = "[]"
+        self.may_fire: str = "[]"
         """The declared schedules and the known tasks, as the JSON list that statements take."""
 
     async def declare(self, work: WorkerStore) -> None:

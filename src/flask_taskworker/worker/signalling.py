@@ -13,12 +13,12 @@ from .. import signals
 from ..client.client import Client
 from ..client.signalling import SignalSender
 from ..core.jobs import Job
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import CRASHED, INTERRUPTED, Claim, JobRecord, JobState, Outcome, OutcomeKind
 from ..store.work import Ended
 from .timing import Timing
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 _SIGNALS = {
     OutcomeKind.SUCCEEDED: signals.job_succeeded,

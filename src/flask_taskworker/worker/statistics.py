@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import Claim, JobRecord, OutcomeKind
 from ..errors import StoreError
 from ..store.rollups import Tally
 from ..store.work import Ended, WorkerStore
 from .timing import Timing
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 _CLEANING_INTERVAL = 3600.0
 

@@ -18,11 +18,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 from ..core.current_job import RunningJob, set_running
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.rows import shown
 from .timing import Timing
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 DEBUGGERS = frozenset({"bdb", "debugpy", "pydevd", "_pydevd_bundle"})
 """The modules of debuggers: a loop that stands at a breakpoint is not given up."""

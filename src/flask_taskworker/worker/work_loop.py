@@ -17,7 +17,7 @@ from flask import Flask
 from ..client.client import Client
 from ..core.config import TaskWorkerConfig
 from ..core.limits import QUEUE, declared_limits
-from ..core.loggers import get_logger, show_on_terminal
+from ..core.loggers import Logger, get_logger, show_on_terminal
 from ..core.rows import LIMITED, Claim, JobRecord
 from ..core.tasks import TaskRegistry
 from ..store.admission import Admitted, Wish
@@ -81,7 +81,7 @@ class WorkerParts:
         return False
 
 
-log = get_logger("jobs")
+log: Logger = get_logger("jobs")
 
 
 class WorkLoop:
@@ -115,10 +115,10 @@ class WorkLoop:
         self._role = role
         self._timing = timing
         self._parts = parts
-        self.signals = parts.signals(client, find_app, timing)
-        self.scheduler = parts.scheduler(registry, self._store.clock, timing)
-        self.view = parts.queue_view(config.queues, role.exclude)
-        self.statistics = Statistics(timing)
+        self.signals: WorkerSignals = parts.signals(client, find_app, timing)
+        self.scheduler: Scheduler = parts.scheduler(registry, self._store.clock, timing)
+        self.view: QueueView = parts.queue_view(config.queues, role.exclude)
+        self.statistics: Statistics = Statistics(timing)
         self._quarantine = Quarantine(timing.suspect_room)
         self._next_look = 0.0
         self._declared_version = -1

@@ -17,7 +17,7 @@ from ..client.client import Client
 from ..client.threads import ThreadPool
 from ..core.config import TaskWorkerConfig
 from ..core.current_job import RunningJob
-from ..core.loggers import get_logger
+from ..core.loggers import Logger, get_logger
 from ..core.tasks import TaskRegistry
 from ..errors import DatabaseReplaced, SchemaError, StoreError
 from .bounds import EVERY_ROLE, NO_BOUNDS, Bounds, WorkerRole, resident_mb
@@ -26,7 +26,7 @@ from .liveness import News, WorkerRegistration, package_version
 from .timing import DEFAULT_TIMING, Timing
 from .work_loop import WorkerParts, WorkLoop
 
-log = get_logger("worker")
+log: Logger = get_logger("worker")
 
 LONGEST_BACK_OFF = 5.0
 LAST_WORDS = 1.0
@@ -57,7 +57,7 @@ class Worker:
         parts: WorkerParts | None = None,
         may_abandon_threads: bool = False,
     ) -> None:
-        self.id = secrets.token_hex(6)
+        self.id: str = secrets.token_hex(6)
         self.client = client
         self.config = config
         self._loop = loop
@@ -69,7 +69,7 @@ class Worker:
         """The job that an asyncio task runs, if it is one of this worker's. Safe from any thread."""
         self.lag_ms: Callable[[], float | None] = lambda: None
         """How late the loop is; the runner knows it. Safe from any thread."""
-        self.work_loop = WorkLoop(
+        self.work_loop: WorkLoop = WorkLoop(
             client=client,
             registry=registry,
             config=config,
@@ -98,7 +98,7 @@ class Worker:
         )
         self._back_off = 0.0
         self._declared_dead = self._has_begun = self._given_up = False
-        self.is_stopping = False
+        self.is_stopping: bool = False
         """Whether it takes no more jobs. Safe from any thread."""
         self._deadline = math.inf
         self._news = asyncio.Event()

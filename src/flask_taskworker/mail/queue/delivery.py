@@ -20,7 +20,7 @@ from flask import Flask, current_app
 
 from ...client import signalling
 from ...core.current_job import running_job
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...core.mail_config import MailConfig
 from ...core.tasks import TaskOptions, TaskRegistry
 from ...errors import SnoozeJob, StoreError
@@ -47,7 +47,7 @@ from .queue import DELIVER, QUEUE, MailQueue
 from .reading import text_of
 from .stored import MailStore, StoredMail, verdicts
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 FIRST_PARKING_S = 0.25
 LONGEST_PARKING_S = 50.0
@@ -238,7 +238,7 @@ class MailDelivery:
     def __init__(self, app: Flask) -> None:
         config = app.extensions["mail"].config
         self._store: Store = app.extensions["taskworker"].client.store
-        self.mails = MailStore(self._store, self._expects_company)
+        self.mails: MailStore = MailStore(self._store, self._expects_company)
         self._transport = Transport(self._dismiss)
         self._sender: SmtpSender | None = None
         self._under_way = 0
@@ -448,7 +448,7 @@ class SentMessage(Message):
             mail_options=list(envelope.mail_options),
             rcpt_options=list(envelope.rcpt_options),
         )
-        self.msgId = envelope.message_id
+        self.msgId: str = envelope.message_id
         self._data = envelope.data
 
     def as_bytes(self) -> bytes:

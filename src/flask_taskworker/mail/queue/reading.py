@@ -136,7 +136,7 @@ class _Part(Message):
     def __init__(self, policy: Policy[Any], siblings: _Parts) -> None:
         super().__init__(policy)
         self._siblings = siblings
-        self.holds_mail = False
+        self.holds_mail: bool = False
 
     def set_raw(self, name: str, value: Any) -> None:
         """Called by the parser with each header."""

@@ -19,13 +19,13 @@ from weakref import WeakKeyDictionary
 import aiosmtplib
 from aiosmtplib.response import SMTPResponse
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ..compose.mime import to_seven_bit, wire_form
 from ..envelope import Envelope, Reply
 from ..errors import DataRefused, DeliveryUnknown, MailError, NotOffered, OutOfStep, ServerDisconnected, ServerTimeout
 from .opening import abort, connect
 from .pipelining import DialogueBroken, PipeliningProtocol, PipeliningSMTP
-from .server import Server, facts_of
+from .server import Server, ServerFacts, facts_of
 from .transaction import (
     CLOSING,
     DATA,
@@ -38,7 +38,7 @@ from .transaction import (
     reply_of,
 )
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 _QUIT_S = 1.0
 _RSET_AFTER_S = 1.0
@@ -62,8 +62,8 @@ class SMTPConnection:
 
     def __init__(self, server: Server, client: PipeliningSMTP, protocol: PipeliningProtocol) -> None:
         self.server = server
-        self.facts = facts_of(server)
-        self.mails = 0
+        self.facts: ServerFacts = facts_of(server)
+        self.mails: int = 0
         self._client = client
         self._protocol = protocol
         self._offers = frozenset(client.esmtp_extensions)

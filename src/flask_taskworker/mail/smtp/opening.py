@@ -10,7 +10,7 @@ import ssl
 import aiosmtplib
 from aiosmtplib.response import SMTPResponse
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ..errors import (
     AuthenticationFailed,
     CertificateError,
@@ -28,7 +28,7 @@ from .pipelining import PipeliningSMTP
 from .server import Server
 from .transaction import reply_of
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 _IMPLICIT_TLS_PORT = 465
 

@@ -16,10 +16,10 @@ import aiosmtplib
 from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
 from aiosmtplib.response import SMTPResponse
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 
-log = get_logger("mail")
-wire = get_logger("mail.wire")
+log: Logger = get_logger("mail")
+wire: Logger = get_logger("mail.wire")
 
 _CLOSING = 421
 _WRITE_SIZE = 256 * 1024
@@ -260,5 +260,5 @@ class PipeliningSMTP(aiosmtplib.SMTP):
         if old is not None and old.transport is not None and self.loop is not None:
             new = PipeliningProtocol(self.loop, self._on_connection_lost, trace=self._trace)
             new.take_over(old)
-            self.protocol = new
+            self.protocol: SMTPProtocol | None = new
         return greeting

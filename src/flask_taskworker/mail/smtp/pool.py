@@ -11,14 +11,14 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from weakref import WeakKeyDictionary, WeakSet
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ..errors import ConnectError, ConnectTimeout, MailError, ServerTimeout
 from .connection import SMTPConnection, quit_all
 from .portal import portal
 from .server import CROWDED_S, Server
 from .transaction import CLOSING
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 IDLE_S = 10.0
 """Seconds that an unused connection is kept. Servers hang up after some minutes at the earliest."""

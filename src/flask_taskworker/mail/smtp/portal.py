@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from ...client.threads import give_way
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...errors import AppError
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ def _serve(loop: asyncio.AbstractEventLoop, runs: Future[None]) -> None:
         loop.close()
 
 
-portal = Portal()
+portal: Portal = Portal()
 """The one of this process."""
 
 atexit.register(portal.close)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...worker.thread_bridge import TimedTask
 from ..envelope import Ending, Envelope, Reply, replies_in, reply_to
 from ..errors import (
@@ -23,7 +23,7 @@ from .connection import BeforeDot, Receipt, SMTPConnection
 from .pool import Opener, Pool
 from .transaction import NotTried, Transaction
 
-log = get_logger("mail")
+log: Logger = get_logger("mail")
 
 _TRIES = 3
 
@@ -45,12 +45,12 @@ class Delivery:
         is_stepwise: bool = False,
         owner: Any = None,
     ) -> None:
-        self.envelope = envelope
+        self.envelope: Envelope = envelope
         self.before_dot = before_dot
         """Awaited before the message is sent, also before that of a further transaction."""
 
         self.owner = owner
-        self.may_ride = True
+        self.may_ride: bool = True
         self.outcome: Receipt | Exception | None = None
         self._on_end = on_end
         self._is_stepwise = is_stepwise
@@ -159,7 +159,7 @@ class SmtpSender:
         self.line: deque[Delivery] = deque()
         """What has not been begun."""
 
-        self.lanes = 0
+        self.lanes: int = 0
         """How many connections are in use or being opened."""
 
         self._size = size

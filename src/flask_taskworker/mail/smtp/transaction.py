@@ -64,10 +64,10 @@ class Transaction:
         self.refused: dict[str, Reply] = {}
         self.sender: SMTPResponse | None = None
         self.go_ahead: SMTPResponse | None = None
-        self.is_open = False
+        self.is_open: bool = False
         """Whether each command was accepted, and the server waits for the message."""
 
-        self.is_sender_refused = True
+        self.is_sender_refused: bool = True
         """Whether MAIL was not accepted."""
 
         self._reset: SMTPResponse | None = None

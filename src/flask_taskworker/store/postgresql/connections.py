@@ -88,8 +88,8 @@ class PostgresqlServer:
         self.prepares = prepares
         # Prepared statements need a session of one's own, which PgBouncer in transaction mode does not give.
         self._prepare_threshold = _PREPARE_AFTER if prepares else None
-        self.place = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
-        self.key = self.place + (f" ({parts['options']})" if parts.get("options") else "")
+        self.place: str = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+        self.key: str = self.place + (f" ({parts['options']})" if parts.get("options") else "")
         """Tells one database from another, and holds no password."""
 
     def open(self, **options: Any) -> PatientConnection:
@@ -326,7 +326,7 @@ class PostgresqlLink:
         self._deadline = math.inf
         self._planned_at = -math.inf
         self._connection: PatientConnection | None = None
-        self.sessions = 0
+        self.sessions: int = 0
         """How many times it has connected."""
 
     def read(self, sql: str, parameters: Parameters) -> list[Row]:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...core.rows import NewJob
 from ...errors import ConnectionLost, NotSupported, StoreError
 from ..driver import Added, LoopLink, Parameters, Presence, Ready, Row, Run
@@ -38,7 +38,7 @@ from .connections import (
 from .presence import CHANNEL, AdvisoryPresence, BeatsOnly, payload_of
 
 T = TypeVar("T")
-log = get_logger("store")
+log: Logger = get_logger("store")
 
 OLDEST = 130_000
 _SCHEMA_LOCK = 0x7461736B
@@ -58,7 +58,7 @@ class PostgresqlDriver:
 
     def __init__(self, url: URL, *, listen: bool) -> None:
         self._server = PostgresqlServer(url, prepares=listen)
-        self.key = self._server.key
+        self.key: str = self._server.key
         self._listen = listen
         self._prepared = False
         self._preparing = threading.Lock()

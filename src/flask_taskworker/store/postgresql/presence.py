@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import psycopg
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...errors import StoreError
 from ..driver import Other, Ready
 from .connections import PostgresqlLink, PostgresqlServer, in_words
 
-log = get_logger("store")
+log: Logger = get_logger("store")
 
 CHANNEL = "taskworker"
 LONGEST_PAYLOAD = 7000

@@ -189,7 +189,7 @@ class WriteTransaction:
         self._connection = connection
         self._patience = patience
         self._started = started
-        self.committed = False
+        self.committed: bool = False
         """Whether it is stored, whatever was raised since."""
 
     @property

@@ -23,7 +23,7 @@ import aiosqlite
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...core.rows import NewJob
 from ...errors import NotSupported, StoreError
 from ..driver import Added, LoopLink, Parameters, Ready, Row, RowRefused, Run
@@ -37,7 +37,7 @@ from .live import LiveDirectory, LivePresence, supported
 from .own_lock import refuse_own_lock
 
 T = TypeVar("T")
-log = get_logger("store")
+log: Logger = get_logger("store")
 
 OLDEST = (3, 37, 0)
 """STRICT tables came with SQLite 3.37."""
@@ -91,7 +91,7 @@ class SqliteDriver:
         if sqlite3.sqlite_version_info < OLDEST:
             raise NotSupported(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or newer is needed.")
         self.path = path
-        self.key = str(path)
+        self.key: str = str(path)
         self._synchronous = durability.upper()
         self._lock_timeout = lock_timeout
         self._live = LiveDirectory(path)
@@ -103,7 +103,7 @@ class SqliteDriver:
 
     def _fresh(self) -> None:
         self._pid = os.getpid()
-        self.engine = self._engine()
+        self.engine: Engine = self._engine()
         self._commits = SharedCommit(self._open, self._patience)
         self._writes = 0
         self._warn_at = LONG_LOG_BYTES

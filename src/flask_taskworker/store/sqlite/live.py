@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...core.loggers import get_logger
+from ...core.loggers import Logger, get_logger
 from ...errors import NotSupported
 from ..driver import Other, Ready
 
@@ -36,7 +36,7 @@ except ImportError:  # Windows
 else:
     _CAN_LOCK = hasattr(socket, "AF_UNIX")
 
-log = get_logger("store")
+log: Logger = get_logger("store")
 
 SOCKET = ".sock"
 LONGEST_ADDRESS = 103
@@ -65,7 +65,7 @@ class LiveDirectory:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self.path = Path(f"{database}-live")
+        self.path: Path = Path(f"{database}-live")
         self._name = str(self.path)
         self._descriptor: int | None = None
         self._sender: socket.socket | None = None
