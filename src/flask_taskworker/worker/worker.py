@@ -38,9 +38,9 @@ TEMPORARY_FAILURE = 75
 class Worker:
     """The worker of one app in this process. For its event loop only, unless said."""
 
-    exit_code = 0
+    exit_code: int = 0
     """With which the process should end, where it is this worker's alone."""
-    must_hand_back = False
+    must_hand_back: bool = False
     """Whether threads still run jobs that are to be handed back when the process ends."""
 
     def __init__(
