@@ -45,6 +45,12 @@ OLDEST = (3, 37, 0)
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A write-ahead log above this size is copied back into the database."""
 
+KEPT_LOG_BYTES = 8 * CHECKPOINT_BYTES
+"""What stays of a log that a busy time has made long: a commit that need not lengthen it is quicker."""
+
+QUIET_BEATS = 60
+"""A log that is long and has hardly anything in it is copied back this rarely."""
+
 CHECKPOINT_PATIENCE = 0.5
 """Seconds to wait for the write lock: a checkpoint can be put off."""
 
@@ -69,7 +75,7 @@ GIVEN_BACK_PAGES = 512
 KEPT_PAGES = 1024
 """Unused pages that stay in the file: 4 MB."""
 
-LONG_LOG_BYTES = 8 * CHECKPOINT_BYTES
+LONG_LOG_BYTES = 2 * KEPT_LOG_BYTES
 """A write-ahead log above this size, which a reader keeps from being cut, is warned of; again at each doubling."""
 
 CHECKPOINT_ENQUEUES = 256
@@ -99,6 +105,7 @@ class SqliteDriver:
         self._preparing = threading.Lock()
         self._guard = FileGuard(path)
         self._beats = 0
+        self._quiet_beats = 0
         self._fresh()
 
     def _fresh(self) -> None:
@@ -242,8 +249,11 @@ class SqliteDriver:
             self._inspect()
         # A damaged file must not be made worse.
         self._guard.check()
+        self._quiet_beats -= 1
+        size = self._log_size()
+        is_long = size > KEPT_LOG_BYTES or (size > CHECKPOINT_BYTES and self._quiet_beats <= 0)
         # What is cut off leaves the file with a checkpoint.
-        if self._cut() or self._log_size() > CHECKPOINT_BYTES:
+        if self._cut() or is_long:
             with (
                 sqlite_errors(self.path, self._guard),
                 PooledConnection(self.engine) as lock,
@@ -251,6 +261,8 @@ class SqliteDriver:
             ):
                 with WriteTransaction(lock, lambda: CHECKPOINT_PATIENCE):
                     ((_, pages, copied),) = worker.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            # How long the file is says nothing about what is in it now.
+            self._quiet_beats = min(QUIET_BEATS, CHECKPOINT_BYTES // (4096 * max(1, pages)))
             self._warn_of_reader(held_back=copied < pages)
 
     def _cut(self) -> bool:
@@ -489,7 +501,7 @@ def _uri(path: Path) -> str:
 
 
 _SETTINGS = (
-    *("wal_autocheckpoint = 0", f"journal_size_limit = {CHECKPOINT_BYTES}", "mmap_size = 0"),
+    *("wal_autocheckpoint = 0", f"journal_size_limit = {KEPT_LOG_BYTES}", "mmap_size = 0"),
     *("trusted_schema = OFF", "cache_size = -16384", "temp_store = MEMORY"),
 )
 

@@ -614,6 +614,24 @@ def test_log_stays_short_with_a_worker_that_does_nothing_else(make_app: MakeApp,
     wait_for(lambda: path_of(app).stat().st_size > 5 * 900_000, "the log is copied into the database")
 
 
+def test_log_keeps_the_length_of_a_busy_time_and_is_copied_seldom_afterwards(
+    app: Flask, idle_worker: BackgroundTaskWorker
+) -> None:
+    driver, task = driver_of(app), make_task(idle_worker)
+    task.enqueue_many([("x" * 100_000,)] * 100)
+    long = log_size(app)
+    assert long > 2 * sqlite_driver.CHECKPOINT_BYTES
+    driver.upkeep()
+    task.enqueue()
+    assert log_size(app) == long
+    driver.upkeep()
+    copied_at = path_of(app).stat().st_mtime_ns
+    for _ in range(sqlite_driver.QUIET_BEATS // 2):
+        task.enqueue()
+        driver.upkeep()
+    assert path_of(app).stat().st_mtime_ns == copied_at
+
+
 @pytest.mark.timing(beat=0.01)
 def test_file_becomes_short_again_when_most_of_it_is_unused(make_app: MakeApp, make_worker: MakeWorker) -> None:
     app = make_app(TASKER_DURABILITY="normal", TASKER_QUEUES=["none"])
