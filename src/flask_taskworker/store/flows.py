@@ -67,7 +67,7 @@ class Flows:
         dialect: Dialect,
         run: Run,
         *,
-        now: int,
+        clock: Callable[[], int],
         keep: int,
         keep_failed: int,
         on_retry: Callable[[Run, Sequence[Row]], None] = lambda run, rows: None,
@@ -77,13 +77,18 @@ class Flows:
         *on_retry*: called with the jobs that are put back into their queues: rows of (id, state, marks, task, uid).
         """
         self.run = run
-        self.now = now
         self.effects: Effects = Effects()
         self._dialect = dialect
+        self._clock = clock
         self._keep = keep
         self._keep_failed = keep_failed
         self._on_retry = on_retry
         self._room = PIECE
+
+    @property
+    def now(self) -> int:
+        """Asked when it is needed: what waited for a lock comes after what the lock was held for."""
+        return self._clock()
 
     # -- adding -----------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class Store:
         """What follows from the changes of a transaction."""
         keep, keep_failed = to_duration_ms(self.keep_succeeded), to_duration_ms(self.keep_failed)
         return Flows(
-            self.driver.dialect, run, now=self.clock(), keep=keep, keep_failed=keep_failed, on_retry=self.on_retry
+            self.driver.dialect, run, clock=self.clock, keep=keep, keep_failed=keep_failed, on_retry=self.on_retry
         )
 
     def change(self, body: Callable[[Flows], T]) -> T:

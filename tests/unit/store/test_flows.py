@@ -12,10 +12,11 @@ from flask import Flask
 
 from flask_taskworker.core.batches import BatchRow
 from flask_taskworker.core.rows import FAR_MS, LIMITED, MEMBER, PARENT, WAITS, After, Member, Outcome, OutcomeKind
+from flask_taskworker.store.driver import Parameters, Row, Run
 from flask_taskworker.store.flows import PIECE, Flows, encode_calls
 from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
-from flask_taskworker.store.statements.flows import BATCH_ROW
+from flask_taskworker.store.statements.flows import BATCH_ROW, lock_batches
 from flask_taskworker.store.statements.jobs import SQLITE
 from tests.unit.store.test_work import FAILURE, NOW, SUCCESS, Bench, Rows
 
@@ -130,6 +131,26 @@ def test_what_was_not_followed_is_found_and_followed(lab: Lab) -> None:
 
 
 @pytest.mark.both_databases
+def test_callback_is_younger_than_every_ending_that_its_batch_has_waited_for(lab: Lab) -> None:
+    batch = lab.batch(calls=encode_calls({"end": lab.new()}))
+    driver, moment = lab.store.driver, [NOW]
+
+    def body(run: Run) -> None:
+        def behind_another_process(sql: str, parameters: Parameters) -> list[Row]:
+            rows = run(sql, parameters)
+            if sql == lock_batches(driver.dialect):
+                # That one has counted its ending, and let go of the lock.
+                moment[0] += 1_000
+            return rows
+
+        Flows(driver.dialect, behind_another_process, clock=lambda: moment[0], keep=1, keep_failed=1).seal(batch)
+
+    driver.transaction(body)
+    sql = "SELECT b.ended_at, j.created_at FROM taskworker_batch AS b CROSS JOIN taskworker_job AS j"
+    assert lab.rows(sql) == [(NOW + 1_000, NOW + 1_000)]
+
+
+@pytest.mark.both_databases
 def test_batches_are_pruned_after_their_jobs(lab: Lab) -> None:
     batch = lab.batch()
     lab.member(batch)
@@ -224,7 +245,7 @@ def test_ending_costs_the_same_in_a_large_batch(largest: int) -> None:
     steps = []
     for number in (1_000, largest):
         lab = Steps(number)
-        flows = Flows(SQLITE, lab.run, now=NOW, keep=1, keep_failed=1)
+        flows = Flows(SQLITE, lab.run, clock=lambda: NOW, keep=1, keep_failed=1)
         steps.append(lab.of(lambda flows=flows: flows.changed([(500, "succeeded", MEMBER | PARENT)])))  # type: ignore[misc]
         assert lab.run("SELECT ok FROM taskworker_batch", {}) == [(1,)]
         lab.connection.close()
