@@ -83,7 +83,7 @@ def wait_until(done: Callable[[], bool], pause: float = 0.002) -> None:
 
 def drained(task_worker: BackgroundTaskWorker) -> bool:
     """Whether no job is ready or runs; cheap whatever else is stored."""
-    read = task_worker.state().store.driver.read
+    read = task_worker._state().store.driver.read
     # In the words of the partial indexes: another condition would look at every row.
     wheres = ("state = 'running'", "state = 'ready' AND solo = 0", "state = 'ready' AND solo = 1")
     return not any(read(f"SELECT 1 FROM taskworker_job WHERE {where} LIMIT 1", {}) for where in wheres)

@@ -51,7 +51,7 @@ def statements_alone(path: Path, jobs: int) -> float:
     """Claim and finish on a bare sqlite3 connection, in batches; jobs a second."""
     with an_app(path) as task_worker:
         declare(task_worker, "async").enqueue_many([()] * jobs)
-        driver = task_worker.state().store.driver
+        driver = task_worker._state().store.driver
         assert isinstance(driver, SqliteDriver)
         connection = driver._open()
         connection.execute(

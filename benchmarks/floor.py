@@ -33,8 +33,8 @@ def drain(path: Path, kind: str, jobs: int) -> float:
         task = declare(task_worker, kind)
         for begin in range(0, jobs, 10_000):
             task.enqueue_many([()] * min(10_000, jobs - begin))
-        driver = task_worker.state().store.driver
-        app = task_worker.state().find_app()
+        driver = task_worker._state().store.driver
+        app = task_worker._state().find_app()
         assert isinstance(driver, SqliteDriver)
         assert app is not None
         return asyncio.run(_drain(app, driver, kind, jobs))
@@ -75,7 +75,7 @@ def inserts(path: Path, jobs: int, *, synchronous: str) -> float:
     """Single INSERTs of jobs on a bare sqlite3 connection; jobs a second."""
     with an_app(path) as task_worker:
         declare(task_worker, "async").enqueue()
-        driver = task_worker.state().store.driver
+        driver = task_worker._state().store.driver
         assert isinstance(driver, SqliteDriver)
         connection = sqlite3.connect(driver.path, isolation_level=None)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
@@ -92,7 +92,7 @@ def bulk(path: Path, jobs: int) -> float:
     """One ``executemany`` on a bare connection; jobs a second."""
     with an_app(path) as task_worker:
         declare(task_worker, "async").enqueue()
-        driver = task_worker.state().store.driver
+        driver = task_worker._state().store.driver
         assert isinstance(driver, SqliteDriver)
         connection = sqlite3.connect(driver.path, isolation_level=None)
         connection.execute("PRAGMA synchronous = FULL")

@@ -26,7 +26,7 @@ SELECT :state || i, 'nothing_async', 'default', 'async', :state, :run_at, '[[],{
 def fill(task_worker: BackgroundTaskWorker) -> None:
     """Store a million jobs of each kind."""
     later = time.time_ns() // 1_000_000 + 86_400_000
-    store = task_worker.state().store
+    store = task_worker._state().store
     store.driver.prepare()
     finished = {"state": "succeeded", "run_at": 0, "finished_at": 1, "expires_at": later}
     future = {"state": "scheduled", "run_at": later, "finished_at": None, "expires_at": None}
@@ -37,7 +37,7 @@ def fill(task_worker: BackgroundTaskWorker) -> None:
 
 def rate(task_worker: BackgroundTaskWorker) -> float:
     """Jobs a second for one drain."""
-    task = task_worker.registry.get("nothing_async") or declare(task_worker, "async")
+    task = task_worker._registry.get("nothing_async") or declare(task_worker, "async")
     task.enqueue_many([()] * JOBS)
     begin = time.perf_counter()
     task_worker.start()

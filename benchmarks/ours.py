@@ -32,7 +32,7 @@ class Ours(Peer):
             count()
 
         self.task = nothing if self.kind == "sync" else nothing_async
-        self.task_worker.state().store.driver.prepare()
+        self.task_worker._state().store.driver.prepare()
 
     def enqueue(self) -> None:
         """One job."""
@@ -45,7 +45,7 @@ class Ours(Peer):
 
     def context(self) -> AbstractContextManager[Any]:
         """The app's."""
-        app = self.task_worker.state().find_app()
+        app = self.task_worker._state().find_app()
         assert app is not None
         return app.app_context()
 

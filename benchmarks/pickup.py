@@ -34,7 +34,7 @@ def measure(task_worker: BackgroundTaskWorker, found: Path, name: str) -> tuple[
 
     Milliseconds from the call, and from its return.
     """
-    task = task_worker.registry.find(name)
+    task = task_worker._registry.find(name)
     found.write_text("")
     enqueueing = []
     for number in range(1, TIMES + 1):

@@ -49,7 +49,7 @@ def a_task_worker(path: Path, url: str) -> Iterator[BackgroundTaskWorker]:
             yield task_worker
         finally:
             task_worker.stop(0)
-            task_worker.state().client.close()
+            task_worker._state().client.close()
 
 
 def pick_up(task_worker: BackgroundTaskWorker, path: Path, url: str) -> list[Row]:
@@ -105,7 +105,7 @@ def a_row() -> dict[str, Any]:
 
 def drain_here(task_worker: BackgroundTaskWorker, kind: str, jobs: int) -> float:
     """Jobs a second for a backlog of jobs that do nothing, with a worker of this process."""
-    task = task_worker.registry.get(NAMES[kind]) or drain.declare(task_worker, kind)
+    task = task_worker._registry.get(NAMES[kind]) or drain.declare(task_worker, kind)
     for _ in range(jobs // 5000):
         task.enqueue_many([()] * 5000)
     begin = time.perf_counter()
@@ -199,7 +199,7 @@ def beside_history(task_worker: BackgroundTaskWorker, path: Path, url: str) -> l
     """Drain with a million finished and a million future jobs in the store, and with none, in turns."""
     rates: dict[str, list[float]] = {"full": [], "empty": []}
     with a_schema(server_of(url)) as full_url, a_task_worker(path / "full", full_url) as full:
-        full.state().store.driver.prepare()
+        full._state().store.driver.prepare()
         fill(full_url)
         for _ in range(ROUNDS):
             for name, one in (("full", full), ("empty", task_worker)):

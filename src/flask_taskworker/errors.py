@@ -54,7 +54,7 @@ class ConfigError(TaskWorkerError, ValueError):
     """A configuration value is wrong."""
 
     @classmethod
-    def of(cls, key: str, value: object, allowed: str) -> ConfigError:
+    def _of(cls, key: str, value: object, allowed: str) -> ConfigError:
         """Name the key, the value and what is allowed."""
         return cls(f"{key} = {value!r} is not allowed. Allowed: {allowed}.")
 
@@ -173,7 +173,7 @@ class JobNotFound(JobError, LookupError):
     """The job never existed, or it was pruned after its time in TASKER_KEEP_*."""
 
     @classmethod
-    def of(cls, job_id: int) -> JobNotFound:
+    def _of(cls, job_id: int) -> JobNotFound:
         """Name the job."""
         return cls(f"Job {job_id} never existed, or it was pruned after its time in TASKER_KEEP_*.")
 
@@ -186,7 +186,7 @@ class BatchNotFound(JobError, LookupError):
     """The batch never existed, or it was pruned after its time in TASKER_KEEP_FAILED."""
 
     @classmethod
-    def of(cls, batch_id: int) -> BatchNotFound:
+    def _of(cls, batch_id: int) -> BatchNotFound:
         """Name the batch."""
         return cls(f"Batch {batch_id} never existed, or it was pruned after its time in TASKER_KEEP_FAILED.")
 

@@ -78,13 +78,13 @@ class TaskWorker:
     Declare tasks at any time; register apps with :meth:`init_app`. Everything is safe from any thread unless said.
     """
 
-    timing: Timing = DEFAULT_TIMING
+    _timing: Timing = DEFAULT_TIMING
     """How long its workers wait for what; for tests of workers themselves."""
 
     def __init__(self, app: Flask | None = None) -> None:
-        self.registry: TaskRegistry = TaskRegistry(self._find_client, Codec())
-        register_mail(self.registry)
-        register_bulk(self.registry)
+        self._registry: TaskRegistry = TaskRegistry(self._find_client, Codec())
+        register_mail(self._registry)
+        register_bulk(self._registry)
         self._states: weakref.WeakKeyDictionary[Flask, AppState] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
         self._runner: Runner | None = None
@@ -124,12 +124,12 @@ class TaskWorker:
         store.on_retry = reopening(find_app, store)
         state = AppState(
             config=config,
-            client=Client(store, self.registry, find_app),
-            registry=self.registry,
+            client=Client(store, self._registry, find_app),
+            registry=self._registry,
             find_app=find_app,
             import_name=app.import_name,
-            run=self.run,
-            workers=self.workers,
+            run=self._run,
+            workers=self._workers,
             forget=lambda app: self._states.pop(app, None),
         )
         with self._lock:
@@ -149,9 +149,9 @@ class TaskWorker:
             app.register_blueprint(create_dashboard(self), url_prefix=config.dashboard_url)
 
     def _find_client(self) -> TaskClient:
-        return self.state().client
+        return self._state().client
 
-    def state(self) -> AppState:
+    def _state(self) -> AppState:
         """The state of the app that is meant: the current one, else the only one. Raises AppError."""
         check_gevent()
         if has_app_context():
@@ -159,7 +159,7 @@ class TaskWorker:
             state = self._states.get(app)
             if state is not None:
                 return state
-            if getattr(app.extensions.get(KEY), "registry", None) is self.registry:
+            if getattr(app.extensions.get(KEY), "registry", None) is self._registry:
                 raise AppError(
                     f"A later app {app.import_name!r} with the same database has replaced this one, so its jobs would "
                     "run in that app. Use the later app, or give each app its own TASKER_DATABASE_URI."
@@ -237,8 +237,8 @@ class TaskWorker:
         options = task_options(**settings)
 
         def decorate(decorated: Callable[..., Any]) -> Task[..., Any, Any]:
-            task = self.registry.register(decorated, options, name)
-            for worker in self.workers():
+            task = self._registry.register(decorated, options, name)
+            for worker in self._workers():
                 worker.wake()
             return task
 
@@ -246,7 +246,7 @@ class TaskWorker:
 
     def register_type(self, *types: type) -> None:
         """Let arguments and results hold these dataclasses and enums. Those in annotations are known already."""
-        self.registry.codec.register(*types)
+        self._registry.codec.register(*types)
 
     @overload
     def around(self, function: F, /) -> F: ...
@@ -273,7 +273,7 @@ class TaskWorker:
         """
 
         def decorate(decorated: Any) -> Any:
-            self.registry.add_around(Around.of(decorated, tasks, queues, blocking))
+            self._registry.add_around(Around.of(decorated, tasks, queues, blocking))
             return decorated
 
         return decorate if function is None else decorate(function)
@@ -285,7 +285,7 @@ class TaskWorker:
         ``call.using(…)``; an exception refuses the call. It does not see what schedules, callbacks and mails make.
         Raises DeclarationError for anything but a plain function.
         """
-        self.registry.surround().add_before(function)
+        self._registry.surround().add_before(function)
         return function
 
     def carry(self, name: str, *, save: Callable[[], Any], restore: Callable[[Any], Any] | None = None) -> None:
@@ -296,30 +296,30 @@ class TaskWorker:
         carried. The values are in ``current_job.carried``, too. What *save* raises, ``enqueue`` raises. Raises
         DeclarationError.
         """
-        self.registry.surround().add_carried(name, Carry(save, restore))
+        self._registry.surround().add_carried(name, Carry(save, restore))
 
     def enqueue_all(self, calls: Iterable[Bound[Any]], *, session: Any = None) -> list[Job[Any]]:
         """Store a job for each call made by ``task.bind(…)``, of any tasks, in one transaction: all or none.
 
         ``session``: as in ``task.using(session=…)``, for all of them. Raises as ``task.enqueue`` does.
         """
-        client = self.state().client
+        client = self._state().client
         bound = _checked_calls(calls, client)
         return client.enqueue_all(bound, session) if bound else []
 
     async def aenqueue_all(self, calls: Iterable[Bound[Any]], *, session: Any = None) -> list[Job[Any]]:
         """As :meth:`enqueue_all`, without blocking the event loop."""
-        client = self.state().client
+        client = self._state().client
         bound = _checked_calls(calls, client)
         return await client.aenqueue_all(bound, session) if bound else []
 
     def tell(self, uid: str, name: str, value: Any = None, *, session: Any = None) -> None:
         """As ``job.tell``, for the job of that uid."""
-        self.state().client.tell(uid, name, value, session)
+        self._state().client.tell(uid, name, value, session)
 
     def get_job(self, job_id: int | None = None, *, uid: str | None = None) -> Job[Any]:
         """The job of that number, or of that uid, of the current app. Raises JobNotFound, AppError, ArgumentsError."""
-        client = self.state().client
+        client = self._state().client
         if (job_id is None) == (uid is None):
             raise ArgumentsError("Give a job's number, or its uid: get_job(42) or get_job(uid='order 7').")
         return client.job(job_id) if job_id is not None else client.job_of(str(uid))
@@ -341,7 +341,7 @@ class TaskWorker:
         a name in which ``*`` stands for anything. ``args``: how the values of arguments begin, as text, by the names
         of the parameters. ``limit``: how many at most. Raises ArgumentsError at the call, StoreError, AppError.
         """
-        store, registry = self.state().client.store, self.registry
+        store, registry = self._state().client.store, self._registry
         states = [state] if isinstance(state, str) else state
         chosen = JobFilter.parse(" ".join([words, *(f"state:{one}" for one in states)]), store.clock())
         chosen = replace(
@@ -351,26 +351,26 @@ class TaskWorker:
             args=chosen.args + tuple((name, str(value)) for name, value in (args or {}).items()),
         )
         pages = Browser(store).records(chosen, names=registry.parameters_of)
-        return (Job(record, self.state().client) for record in itertools.islice(pages, limit))
+        return (Job(record, self._state().client) for record in itertools.islice(pages, limit))
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any, Any]]:
         """The tasks by name, to enqueue by name: ``task_worker.tasks["shop.greet"].enqueue("Ana")``."""
-        return {task.name: task for task in self.registry}
+        return {task.name: task for task in self._registry}
 
     @property
     def queues(self) -> QueueControls:
         """The queues of the current app, to look at, pause and resume: ``queues["mail"].pause()``."""
-        return QueueControls(self.state())
+        return QueueControls(self._state())
 
     @property
     def schedules(self) -> ScheduleControls:
         """The schedules of the current app, to look at, run, change, pause, resume and remove: ``schedules[name]``."""
-        return ScheduleControls(self.state())
+        return ScheduleControls(self._state())
 
     def status(self) -> Status:
         """How the current app stands: problems, workers, queues, jobs and schedules. Raises AppError, StoreError."""
-        return Status.take(self.state().client.store)
+        return Status.take(self._state().client.store)
 
     def batch(
         self,
@@ -392,19 +392,19 @@ class TaskWorker:
         """
         given = {"success": on_success, "failure": on_failure, "end": on_end}
         calls: dict[Event, Any] = {event: call for event, call in given.items() if call is not None}  # type: ignore[misc]
-        batches = self.state().client.batches
+        batches = self._state().client.batches
         return batches.open(name, calls, stop_on_failure=stop_on_failure, session=session)
 
     def get_batch(self, batch_id: int) -> Batch:
         """The batch of that number, of the current app. Raises BatchNotFound, AppError."""
-        return self.state().client.batches.get(batch_id)
+        return self._state().client.batches.get(batch_id)
 
     def progress_token(self, job: Job[Any]) -> str:
         """What a URL of :meth:`progress_view` takes: the job's uid, signed with the current app's ``SECRET_KEY``.
 
         Raises ConfigError without a ``SECRET_KEY``.
         """
-        app = self.state().find_app()
+        app = self._state().find_app()
         assert app is not None
         return token_for(app, job.uid)
 
@@ -426,7 +426,7 @@ class TaskWorker:
                 # A browser connects again where a stream ends, until it gets this.
                 return current_app.response_class(status=204)
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            stream = self.state().client.feed.watch(uid)
+            stream = self._state().client.feed.watch(uid)
             return current_app.response_class(stream, mimetype="text/event-stream", headers=headers)
 
         return progress
@@ -434,12 +434,12 @@ class TaskWorker:
     @property
     def limits(self) -> LimitSettings:
         """The limits of the current app by name, to be changed: ``limits["carrier"].set(running=2)``, ``.reset()``."""
-        state = self.state()
-        return LimitSettings(state.client, declared_limits(self.registry.limits, state.config.queue_limits))
+        state = self._state()
+        return LimitSettings(state.client, declared_limits(self._registry.limits, state.config.queue_limits))
 
     def unschedule(self, name: str) -> bool:
         """End a schedule made by ``task.schedule``; False if there is none. Raises DeclarationError for one in code."""
-        return ScheduleControl(self.state(), name).remove()
+        return ScheduleControl(self._state(), name).remove()
 
     # -- starting and stopping --------------------------------------------------------------------------------------
 
@@ -465,11 +465,11 @@ class TaskWorker:
             for state in list(self._states.values()):
                 state.worker = None
 
-    def workers(self) -> list[Worker]:
+    def _workers(self) -> list[Worker]:
         """The workers that run in this process, one for each app. Safe from any thread."""
         return [state.worker for state in list(self._states.values()) if state.worker is not None]
 
-    def run(self, *, bounds: Bounds = NO_BOUNDS, role: WorkerRole = EVERY_ROLE, **settings: Any) -> None:
+    def _run(self, *, bounds: Bounds = NO_BOUNDS, role: WorkerRole = EVERY_ROLE, **settings: Any) -> None:
         """Run the workers of all apps in this thread, the main one, until SIGTERM or SIGINT, or until *bounds*.
 
         *role* say which part of the work they take on.
@@ -501,7 +501,7 @@ class TaskWorker:
             for state in states:
                 state.store.driver.check_platform()
                 state.store.driver.prepare()
-            self._runner = Runner(self.timing)
+            self._runner = Runner(self._timing)
             self._settings, self._options = settings, options
             for state in states:
                 self._serve(state)
@@ -511,7 +511,7 @@ class TaskWorker:
         """Run a worker for one app, as the others run: an app may join later."""
         assert self._runner is not None
         config = replace(state.config, **self._settings)
-        state.worker = state.make_worker(self._runner.loop, config, timing=self.timing, **self._options)
+        state.worker = state.make_worker(self._runner.loop, config, timing=self._timing, **self._options)
         return self._runner.serve(state.worker)
 
     def _is_debug(self) -> bool:
@@ -614,12 +614,12 @@ class BackgroundTaskWorker(TaskWorker):
                 return
             self._forget_runner()
             self._start_again = True
-        self._restart_after(self.timing.replace_after)
+        self._restart_after(self._timing.replace_after)
 
     def _start_later(self, error: TaskWorkerError) -> None:
         log.error("no worker runs in this process until the database answers: %s", error)
         self._start_again = True
-        self._restart_after(self.timing.reach_again)
+        self._restart_after(self._timing.reach_again)
 
     def _restart_after(self, seconds: float) -> None:
         def restart() -> None:
@@ -655,9 +655,14 @@ class BlockingTaskWorker(TaskWorker):
     """
 
     def start(self) -> None:
-        """Run until SIGTERM or SIGINT; see :meth:`run`. Under the ``flask`` command it returns at once."""
+        """Run until SIGTERM or SIGINT. Under the ``flask`` command it returns at once: use ``flask tasks run`` there.
+
+        A sync job that does not end within ``TASKER_SHUTDOWN_TIMEOUT`` is handed back, and the process then ends at
+        once, since its thread cannot be stopped. Where hung sync jobs hold all threads it ends with exit code 75.
+        Raises RuntimeError outside of the main thread, AppError without an app, StoreError.
+        """
         if self._is_meant():
-            self.run()
+            self._run()
 
 
 class _Decorator:
@@ -676,7 +681,7 @@ def _checked_calls(calls: Iterable[Bound[Any]], client: TaskClient) -> list[Boun
     for call in bound:
         if not isinstance(call, Bound):
             raise ArgumentsError(f"{call!r:.100} cannot be enqueued. Make a call of a task with task.bind(…).")
-        if call.task.client() is not client:
+        if call.task._client() is not client:
             raise ArgumentsError(f"The task {call.task.name} belongs to another TaskWorker. Enqueue its jobs there.")
         if call.options.session is not None:
             raise ArgumentsError("The calls of enqueue_all share one transaction. Give session=… to enqueue_all.")

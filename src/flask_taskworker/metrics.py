@@ -79,7 +79,7 @@ def create_metrics(
             return visitor
         if "view" not in visitor.permissions:
             return Response("The metrics are closed to you.\n", 403, content_type="text/plain")
-        return _answer(TaskWorkerCollector(app), request.headers.get("Accept", ""))
+        return _answer(_Collector(app), request.headers.get("Accept", ""))
 
     return blueprint
 
@@ -90,7 +90,7 @@ def serve_metrics(app: Flask, port: int, host: str = "0.0.0.0") -> WSGIServer:
     It has no login, and answers any path. Port 0 takes a free one, which is ``server_port``. Raises OSError if the port
     is taken.
     """
-    collector = TaskWorkerCollector(app)
+    collector = _Collector(app)
 
     def answer(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         return _answer(collector, environ.get("HTTP_ACCEPT", ""))(environ, start_response)
@@ -124,7 +124,7 @@ def _answer(collector: Collector, accept: str) -> Response:
         return Response("The database does not answer.\n", 503, content_type="text/plain")
 
 
-class TaskWorkerCollector(Collector):
+class _Collector(Collector):
     """Collects from the database of *app*. For a registry of prometheus_client's. Safe from any thread."""
 
     def __init__(self, app: Flask) -> None:

@@ -33,7 +33,7 @@ class AppState:
     find_app: Callable[[], Flask | None]
     import_name: str
     run: Callable[..., None]
-    """TaskWorker.run: serve every app of this process in the main thread."""
+    """TaskWorker._run: serve every app of this process in the main thread."""
     workers: Callable[[], list[Worker]]
     """The workers that run in this process."""
     forget: Callable[[Flask], object]
@@ -63,7 +63,7 @@ class AppState:
 class HasState(HasRegistry, Protocol):
     """What apps are registered with: a TaskWorker."""
 
-    def state(self) -> AppState:
+    def _state(self) -> AppState:
         """The state of the current app, or of the only one."""
 
 

@@ -58,7 +58,7 @@ def instrument(task_worker: HasRegistry, tracer_provider: TracerProvider | None 
     *tracer_provider* defaults to the global one. Before or after ``init_app``; repeated, the last call counts. Raises
     ArgumentsError for anything but a TaskWorker.
     """
-    registry_of(task_worker).tracing = Spans(get_tracer(__name__, tracer_provider=tracer_provider))
+    registry_of(task_worker).tracing = _Spans(get_tracer(__name__, tracer_provider=tracer_provider))
     if _W3C.inject not in carriers:
         carriers.append(_W3C.inject)
 
@@ -68,7 +68,7 @@ def uninstrument(task_worker: HasRegistry) -> None:
     registry_of(task_worker).tracing = None
 
 
-class Spans:
+class _Spans:
     """A TaskWorker's jobs, as spans. Safe from any thread."""
 
     def __init__(self, tracer: Any) -> None:

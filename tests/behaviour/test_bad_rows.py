@@ -27,7 +27,7 @@ def tamper(rows: Rows, job: Job[Any], **columns: object) -> None:
 
 def goes_on(task_worker: BackgroundTaskWorker) -> None:
     """The worker still does its work."""
-    assert [job.result(timeout=20) for job in task_worker.registry.find("good").enqueue_many([()] * 3)] == ["good"] * 3
+    assert [job.result(timeout=20) for job in task_worker._registry.find("good").enqueue_many([()] * 3)] == ["good"] * 3
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_job_of_an_unknown_task_goes_back_and_is_reported(
     worker: BackgroundTaskWorker, rows: Rows, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another version of the code may know it, as during a rolling deploy."""
-    job = worker.registry.find("work").enqueue()
+    job = worker._registry.find("work").enqueue()
     tamper(rows, job, task="of.another.version")
     before = store.clock()
     worker.start()
@@ -62,7 +62,7 @@ def test_job_of_an_unknown_task_goes_back_and_is_reported(
 
 
 def test_older_job_of_an_unknown_task_waits_longer(worker: BackgroundTaskWorker, rows: Rows, store: Store) -> None:
-    jobs = {age: worker.registry.find("work").enqueue() for age in (0, 600_000, 36_000_000)}
+    jobs = {age: worker._registry.find("work").enqueue() for age in (0, 600_000, 36_000_000)}
     now = store.clock()
     for age, job in jobs.items():
         tamper(rows, job, task="unknown", created_at=now - age)
@@ -98,7 +98,7 @@ def test_names_in_rows_are_looked_up_and_never_imported(
     canary = tmp_path / "canary"
     jobs = []
     for name in BAD_NAMES:
-        jobs.append(worker.registry.find("work").enqueue())
+        jobs.append(worker._registry.find("work").enqueue())
         tamper(rows, jobs[-1], task=name, args=f'[["touch {canary}"],{{}}]')
     caplog.set_level(logging.INFO)
     worker.start()
@@ -142,7 +142,7 @@ def test_payload_that_cannot_be_read_fails_its_job_alone(
 ) -> None:
     jobs = {}
     for name, payload in BAD_PAYLOADS.items():
-        jobs[name] = worker.registry.find("work").enqueue()
+        jobs[name] = worker._registry.find("work").enqueue()
         tamper(rows, jobs[name], args=payload)
     worker.start()
     for name in BAD_PAYLOADS.keys() - HARMLESS:
@@ -163,7 +163,7 @@ def test_payload_that_cannot_be_read_fails_its_job_alone(
 def test_job_with_a_type_that_only_newer_code_knows_goes_back_to_its_queue_for_an_hour(
     worker: BackgroundTaskWorker, rows: Rows, age: int, state: str
 ) -> None:
-    job = worker.registry.find("work").enqueue()
+    job = worker._registry.find("work").enqueue()
     tamper(rows, job, args='[[{"$":"dataclass","t":"os.system","v":{"command":"true"}}],{}]')
     rows("UPDATE taskworker_job SET created_at = created_at - ?", age)
     worker.start()
@@ -179,7 +179,7 @@ def test_job_with_a_type_that_only_newer_code_knows_goes_back_to_its_queue_for_a
 )
 def test_payload_that_is_not_text_fails_its_job_alone(worker: BackgroundTaskWorker, rows: Rows, value: str) -> None:
     """SQLite keeps bytes that are not UTF-8 as text."""
-    job = worker.registry.find("work").enqueue()
+    job = worker._registry.find("work").enqueue()
     rows(f"UPDATE taskworker_job SET args = {value}")
     worker.start()
     wait_for(lambda: rows("SELECT state FROM taskworker_job") == [("failed",)])
@@ -193,7 +193,7 @@ def test_payload_that_is_not_text_fails_its_job_alone(worker: BackgroundTaskWork
 
 
 def test_texts_in_other_columns_are_only_texts(worker: BackgroundTaskWorker, rows: Rows) -> None:
-    job = worker.registry.find("work").enqueue()
+    job = worker._registry.find("work").enqueue()
     tamper(rows, job, progress="no json", error="no json", failure_kind="odd\x1b[31m", queue="q" * 10_000)
     assert job.refresh().progress is None
     tamper(rows, job, progress='{"a":1}')
@@ -208,7 +208,7 @@ def test_texts_in_other_columns_are_only_texts(worker: BackgroundTaskWorker, row
 
 def test_result_that_cannot_be_read_is_an_error_for_those_who_ask(worker: BackgroundTaskWorker, rows: Rows) -> None:
     worker.start()
-    job = worker.registry.find("good").enqueue()
+    job = worker._registry.find("good").enqueue()
     job.result(timeout=20)
     for text in ("{", '{"$":"os.system","v":1}', "[" * 100_000):
         tamper(rows, job, result=text)
@@ -217,7 +217,7 @@ def test_result_that_cannot_be_read_is_an_error_for_those_who_ask(worker: Backgr
 
 
 def test_running_job_without_an_owner_harms_nothing_else(worker: BackgroundTaskWorker, rows: Rows) -> None:
-    job = worker.registry.find("work").enqueue()
+    job = worker._registry.find("work").enqueue()
     tamper(rows, job, state="running", worker_id="0abc")
     worker.start()
     goes_on(worker)

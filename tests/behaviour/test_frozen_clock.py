@@ -54,7 +54,7 @@ def test_waiting_for_a_result_ends_though_the_clock_stands_still(idle_worker: Ba
 def test_worker_stops_though_the_clock_stands_still(idle_worker: BackgroundTaskWorker, clock: Any) -> None:
     idle_worker.start()
     idle_worker.stop(timeout=2)
-    assert not idle_worker.workers()
+    assert not idle_worker._workers()
 
 
 def test_delays_and_retries_are_due_when_the_clock_is_moved(

@@ -190,7 +190,7 @@ def test_locked_rows_stop_no_worker(app: Flask, idle_worker: BackgroundTaskWorke
                 ("taskworker_schedule", "source", "code"),
             ):
                 locks.enter_context(row_lock(url, table, key, value))
-            (worker,) = idle_worker.workers()
+            (worker,) = idle_worker._workers()
             while not worker.running_jobs():
                 assert other.enqueue().result(timeout=20) == 1
             locks.enter_context(row_lock(url, "taskworker_job", "id", running.id))
@@ -217,7 +217,7 @@ def test_last_progress_is_stored_with_the_ending_where_the_row_was_locked_before
         idle_worker.start()
         job = counts.enqueue(9)
         wait_for(lambda: job.refresh().state is JobState.RUNNING)
-        (worker,) = idle_worker.workers()
+        (worker,) = idle_worker._workers()
         with row_lock(url, "taskworker_job", "id", job.id):
             worker._loop.call_soon_threadsafe(go_on.set)
             wait_for(lambda: [one.reported for _, one in worker.running_jobs()] == [Progress(9)])

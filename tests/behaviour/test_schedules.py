@@ -90,7 +90,7 @@ def test_every_fires_at_each_of_its_times_exactly_once_by_two_workers(
 
 def test_cron_fires_once_by_two_workers(app: Flask, make_worker: MakeWorker, rows: Rows) -> None:
     workers = [make_worker(app, start=False)]
-    store = workers[0].state().store
+    store = workers[0]._state().store
     workers.append(make_worker(twin_of(app), start=False))
     seen = [declare(worker, DAILY) for worker in workers]
     workers[0].start()
@@ -124,7 +124,7 @@ def test_schedule_that_cannot_be_read_is_tried_now_and_then(
 
     monkeypatch.setattr(WorkerStore, "due_schedules", noted)
     rows("UPDATE taskworker_schedule SET trigger = ?, next_at = 1", '{"type": "of_tomorrow"}')
-    task_worker.workers()[0].wake()
+    task_worker._workers()[0].wake()
     wait_for(lambda: len(tries) >= 8)
     # Some may be those of turns that another reason began.
     assert tries[7] - tries[1] >= 0.3, "not as fast as the loop can turn"
@@ -138,7 +138,7 @@ def test_schedule_that_older_code_has_declared_again_goes_on(
     seen = declare(task_worker, DAILY)
     wait_for(lambda: "tick" in names(store))
     rows("UPDATE taskworker_schedule SET task = ?, next_at = 1", "its_former_name")
-    task_worker.workers()[0].wake()
+    task_worker._workers()[0].wake()
     wait_for(lambda: seen)
     assert the(store, "tick").task == "tick"
 
@@ -163,7 +163,7 @@ def test_at_fires_once_and_never_again(idle_worker: BackgroundTaskWorker, store:
     wait_for(lambda: "tick" in names(store))
     assert not seen
     clock.put_forward(HOUR)
-    idle_worker.workers()[0].wake()
+    idle_worker._workers()[0].wake()
     wait_for(lambda: seen)
     assert the(store, "tick").next_at is None
     restart(idle_worker)
@@ -231,7 +231,7 @@ def test_paused_schedule_does_not_fire(idle_worker: BackgroundTaskWorker, store:
     idle_worker.start()
     wait_for(lambda: "tick" in names(store))
     rows("UPDATE taskworker_schedule SET paused = 1")
-    wait_for(lambda: idle_worker.state().worker.work_loop.delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
+    wait_for(lambda: idle_worker._state().worker.work_loop.delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
     before = fires(rows, "tick")
     idle_worker.task(name="other")(lambda: None).enqueue().result(timeout=20)
     assert fires(rows, "tick") == before
@@ -355,7 +355,7 @@ def test_schedule_made_at_run_time_fires_with_its_arguments(task_worker: Backgro
 
 def test_schedule_made_at_run_time_survives_a_restart(app: Flask, make_worker: MakeWorker) -> None:
     first = make_worker(app)
-    store = first.state().store
+    store = first._state().store
     first.task(name="note")(lambda: None).schedule(Every(seconds=0.1), name="mine")
     first.stop()
     # Another process, whose code says nothing of the schedule.
@@ -482,7 +482,7 @@ def test_trigger_that_changed_in_code_is_replaced_at_the_next_start(
     app: Flask, make_worker: MakeWorker, rows: Rows
 ) -> None:
     first = make_worker(app)
-    store = first.state().store
+    store = first._state().store
     declare(first, DAILY)
     wait_for(lambda: "tick" in names(store))
     first.stop()
@@ -504,7 +504,7 @@ def test_edit_that_leaves_the_times_alone_keeps_the_next_one(
     set_next(rows, "mine", 12345)
     task.schedule(edited, name="mine")
     assert the(store, "mine").next_at == 12345
-    assert trigger_from_text(the(store, "mine").trigger) == edited.in_zone("UTC")
+    assert trigger_from_text(the(store, "mine").trigger) == edited._in_zone("UTC")
     task.schedule(Cron("0 4 * * *"), name="mine")
     assert the(store, "mine").next_at != 12345
 
@@ -553,7 +553,7 @@ def test_schedule_of_an_unknown_task_does_not_fire_and_keeps_no_worker_busy(
     rows("UPDATE taskworker_schedule SET task = 'unknown', next_at = 1")
     idle_worker.start()
     note.enqueue().result(timeout=20)
-    wait_for(lambda: idle_worker.state().worker.work_loop.delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
+    wait_for(lambda: idle_worker._state().worker.work_loop.delay() > 1, "the worker sleeps")  # type: ignore[union-attr]
     assert fires(rows, "mine") == []
     assert the(store, "mine").next_at == 1
 
@@ -589,7 +589,7 @@ def test_schedule_that_cannot_be_read_keeps_no_worker_busy(
     idle_worker.start()
     wait_for(lambda: "cannot fire" in caplog.text)
     note.enqueue().result(timeout=20)
-    wait_for(lambda: idle_worker.state().worker.work_loop.delay() > 0.5, "the worker sleeps")  # type: ignore[union-attr]
+    wait_for(lambda: idle_worker._state().worker.work_loop.delay() > 0.5, "the worker sleeps")  # type: ignore[union-attr]
 
 
 def test_schedule_with_arguments_that_cannot_be_read_fails_its_jobs_alone(
@@ -634,7 +634,7 @@ def test_schedule_goes_on_after_the_clock_was_a_day_ahead(
     wait_for(lambda: fired)
     now, day = store.clock(), 86_400_000
     clock.put_forward(day)
-    idle_worker.state().client.wake()
+    idle_worker._state().client.wake()
     wait_for(lambda: (store.schedules()[0].last_at or 0) > now + day - 60_000)
     # A leap that no heartbeat sees is corrected with the next look, TASKER_LOOP_INTERVAL later.
     wait_for(lambda: store.workers()[0].beat_at > now + day - 60_000)

@@ -64,7 +64,7 @@ def test_end_of_a_sleep_is_stored_once(task_worker: BackgroundTaskWorker, rows: 
     assert job.why()[0].kind == "sleeps"
     # As by a jump of the clock: it is too early, and the job goes on sleeping.
     rows("UPDATE taskworker_job SET run_at = 0 WHERE id = ?", job.id)
-    task_worker.workers()[0].wake()
+    task_worker._workers()[0].wake()
     wait_for(lambda: rows("SELECT claim, state FROM taskworker_job") == [(2, "scheduled")])
     assert job.refresh().run_at == due_at
     job.cancel()

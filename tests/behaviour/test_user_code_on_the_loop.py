@@ -219,7 +219,7 @@ def test_waiting_claims_do_not_begin_after_a_gap_of_a_lease(
     idle_worker.start()
     idle_worker.task(name="first")(lambda: 1).enqueue().result(timeout=20)
     # The database is held, so that no beat gets through, and time goes on.
-    (worker,) = idle_worker.workers()
+    (worker,) = idle_worker._workers()
     beat = worker._registration._heartbeat.beat  # type: ignore[union-attr]
     monkeypatch.setattr(worker._registration._heartbeat, "beat", lambda: held.wait(20) and beat())
     now[0] = 1000.0

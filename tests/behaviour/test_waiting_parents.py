@@ -39,7 +39,7 @@ def test_async_parents_do_not_count_while_they_wait(
 
     jobs = parent.enqueue_many([(i,) for i in range(6)])
     assert [job.result(timeout=30) for job in jobs] == list(range(6))
-    counts = task_worker.workers()[0].work_loop.jobs
+    counts = task_worker._workers()[0].work_loop.jobs
     wait_for(lambda: counts.parents == {"async": 0, "sync": 0} and counts.counts()["async"] == 0)
     assert counts.free("async") == 3
 

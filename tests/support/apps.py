@@ -162,7 +162,7 @@ def make_worker(timing: Timing) -> Iterator[Callable[..., BackgroundTaskWorker]]
 
     def make(*apps: Flask, start: bool = True) -> BackgroundTaskWorker:
         task_worker = BackgroundTaskWorker()
-        task_worker.timing = timing
+        task_worker._timing = timing
         made.append(task_worker)
         for app in apps:
             task_worker.init_app(app)

@@ -42,6 +42,6 @@ def test_first_paragraph_of_the_docstring_is_the_message(cls: type[errors.TaskWo
 
 
 def test_wrong_value_is_named_with_what_is_allowed() -> None:
-    error = errors.ConfigError.of("TASKER_THREADS", 0, "a number from 1")
+    error = errors.ConfigError._of("TASKER_THREADS", 0, "a number from 1")
     assert str(error) == "TASKER_THREADS = 0 is not allowed. Allowed: a number from 1."
     assert isinstance(error, ValueError)

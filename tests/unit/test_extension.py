@@ -66,7 +66,7 @@ def test_starting_again_is_harmless(task_worker: BackgroundTaskWorker) -> None:
     for _ in range(3):
         task_worker.start()
     assert work.enqueue().result(timeout=20) == 1
-    assert len(task_worker.state().store.workers()) == 1
+    assert len(task_worker._state().store.workers()) == 1
 
 
 @pytest.mark.sqlite_only
@@ -85,7 +85,7 @@ def test_worker_can_be_started_again_and_again(idle_worker: BackgroundTaskWorker
         idle_worker.start()
         assert job.result(timeout=20) == 1
         idle_worker.stop()
-        assert idle_worker.state().store.workers() == []
+        assert idle_worker._state().store.workers() == []
 
 
 def test_stopped_worker_leaves_no_thread(idle_worker: BackgroundTaskWorker) -> None:
@@ -97,7 +97,7 @@ def test_stopped_worker_leaves_no_thread(idle_worker: BackgroundTaskWorker) -> N
             job.result(timeout=20)
         idle_worker.stop()
     # What enqueues, with a worker or without, may have a thread for its notifications.
-    idle_worker.state().client.close()
+    idle_worker._state().client.close()
     # Those of the test before may be about to end.
     wait_for(lambda: our_threads() <= before)
 
@@ -162,7 +162,7 @@ def test_job_that_runs_may_end_before_the_worker_stops(task_worker: BackgroundTa
     wait(started)
     stopper = threading.Thread(target=task_worker.stop)
     stopper.start()
-    store = task_worker.state().store
+    store = task_worker._state().store
     wait_for(lambda: [worker.state for worker in store.workers()] == ["draining"])
     waiting = work.enqueue()
     release.set()
@@ -292,7 +292,7 @@ def test_async_job_may_stop_its_worker(task_worker: BackgroundTaskWorker) -> Non
         return "stopping"
 
     job = work.enqueue()
-    store = task_worker.state().store
+    store = task_worker._state().store
     wait_for(lambda: job.refresh().state.finished)
     assert job.result(timeout=1) == "stopping"
     wait_for(lambda: not store.workers())
@@ -333,7 +333,7 @@ def test_worker_that_was_declared_dead_comes_back_under_a_new_id(
     idle_worker.start()
     job = idle_worker.task(name="work")(work if kind == "sync" else work_async).enqueue()
     wait_for(lambda: job.refresh().state is JobState.RUNNING)
-    store = idle_worker.state().store
+    store = idle_worker._state().store
     (before,) = store.workers()
     rows("UPDATE taskworker_worker SET state = 'dead'")
     assert job.result(timeout=20) == "again"
@@ -378,7 +378,7 @@ def test_worker_that_does_not_beat_is_given_up_after_its_lease(
     rows("UPDATE taskworker_job SET state = 'running', claim = 1, worker_id = '0f0e'")
     idle_worker.start()
     assert job.result(timeout=20) == "rescued"
-    assert {worker.id: worker.state for worker in idle_worker.state().store.workers()}["0f0e"] == "dead"
+    assert {worker.id: worker.state for worker in idle_worker._state().store.workers()}["0f0e"] == "dead"
 
 
 @pytest.mark.timing(beat=0.01)

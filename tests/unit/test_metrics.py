@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Limit, Retry, SnoozeJob
 from flask_taskworker.errors import ArgumentsError
-from flask_taskworker.metrics import TaskWorkerCollector, create_metrics, serve_metrics
+from flask_taskworker.metrics import _Collector, create_metrics, serve_metrics
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.store.schema import ROLLUP_FIGURES
 from flask_taskworker.store.sql import Store
@@ -36,7 +36,7 @@ def samples(text: str) -> Samples:
 
 def read(app: Flask) -> Samples:
     registry = CollectorRegistry()
-    registry.register(TaskWorkerCollector(app))
+    registry.register(_Collector(app))
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in registry.collect() for s in family.samples}
 
 
@@ -124,7 +124,7 @@ def test_queues_are_reported_even_while_nothing_is_in_them(
     now = store.clock()
     ready = ({"queue": "a", "created_at": at} for at in (now - 60_000, now))
     store_jobs(rows, *ready, {"queue": "a", "state": "running"})
-    Operations(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana").pause_queue("p")
+    Operations(app, app.extensions["taskworker"].client, idle_worker._registry, who="ana").pause_queue("p")
     found = read(app)
     assert [value(found, f"queue_{what}", queue="a") for what in ("depth", "running", "paused")] == [2, 1, 0]
     assert 60 <= (value(found, "queue_oldest_seconds", queue="a") or 0) < 120
@@ -317,5 +317,5 @@ def test_a_taken_port_is_an_error(app: Flask, port: int) -> None:
 def test_a_registry_takes_the_collector_without_a_look_at_the_database(
     app: Flask, idle_worker: BackgroundTaskWorker
 ) -> None:
-    CollectorRegistry(auto_describe=True).register(TaskWorkerCollector(app))
+    CollectorRegistry(auto_describe=True).register(_Collector(app))
     assert app.extensions["taskworker"].store.driver.schema_version() is None

@@ -31,4 +31,4 @@ def test_next_app_of_a_factory_takes_the_place_of_the_last(make_app: MakeApp, tm
         task_worker.init_app(app)
     assert apps[1].extensions[KEY].find_app() is apps[1]
     with apps[1].app_context():
-        assert task_worker.state() is apps[1].extensions[KEY]
+        assert task_worker._state() is apps[1].extensions[KEY]

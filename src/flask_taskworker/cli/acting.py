@@ -59,7 +59,7 @@ def call(
         if any(value is not None for value in options.values()):
             raise click.UsageError("--now creates no job. Leave out --in, --at, --queue, --priority and --wait.")
         # Checks the arguments as enqueueing would.
-        task.encode(tuple(args), kwargs)
+        task._encode(tuple(args), kwargs)
         result = task.function(*args, **kwargs)
         click.echo(to_json(asyncio.run(result) if task.kind == "async" else result))
         return

@@ -131,7 +131,7 @@ def _changed(numbers: Numbers, running: str | None, rate: str | None) -> Numbers
             raise click.UsageError(f"--running is {running!r:.80}. Give a whole number, at least 1, or {NONE}.")
         numbers = replace(numbers, running=None if running == NONE else Limit(running=int(running)).running)
     if rate is not None:
-        numbers = Numbers(numbers.running, *(() if rate == NONE else Rate.parse(rate).numbers))
+        numbers = Numbers(numbers.running, *(() if rate == NONE else Rate.parse(rate)._numbers))
     return numbers
 
 

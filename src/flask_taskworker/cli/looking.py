@@ -101,7 +101,7 @@ def _signature(task: Task[..., Any, Any]) -> str:
     def bare(annotation: Any) -> Any:
         return _Bare(annotation) if isinstance(annotation, str) else annotation
 
-    signature = task.signature
+    signature = task._signature
     parameters = [p.replace(annotation=bare(p.annotation)) for p in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=bare(signature.return_annotation)))
 

@@ -63,7 +63,7 @@ class Batches:
     def _callback(self, event: str, call: object, now: int, origin: str | None) -> NewJob:
         if not isinstance(call, Bound):
             raise ArgumentsError(f"on_{event} = {call!r:.100} is not allowed. Give a call: on_{event}=task.bind(…).")
-        owner: object = call.task.client()
+        owner: object = call.task._client()
         if owner is not self._owner:
             raise ArgumentsError(f"The task {call.task.name} belongs to another TaskWorker.")
         options, plain = call.options, EnqueueOptions()
@@ -102,10 +102,10 @@ class Batches:
 
     def close(self, batch: Batch, *, stop: bool) -> None:
         """The end of the block: seal it, or cancel it."""
-        if batch.session is None:
+        if batch._session is None:
             (self.cancel_batch if stop else self.seal_batch)(batch.id)
             return
-        transaction = self._within(batch.session)
+        transaction = self._within(batch._session)
         flows = self._store.flows(transaction.run)
         flows.seal(batch.id, stop=stop)
         transaction.after_commit(lambda: self._store.follow(flows.effects))
@@ -133,7 +133,7 @@ class Batches:
         self._store.driver.prepare()
         for row in self._store.driver.read(statements.BATCH_ROW, {"id": batch_id}):
             return BatchRow._make(row)
-        raise BatchNotFound.of(batch_id)
+        raise BatchNotFound._of(batch_id)
 
     def batch_jobs(self, batch_id: int, state: JobState | None) -> Iterator[Job[Any]]:
         """Its jobs, oldest first."""
@@ -172,7 +172,7 @@ class Batches:
     def _sealed(self, batch_id: int, *, stop: bool) -> bool:
         done = self._store.change(lambda flows: flows.seal(batch_id, stop=stop))
         if done is None:
-            raise BatchNotFound.of(batch_id)
+            raise BatchNotFound._of(batch_id)
         return done
 
     def retry_batch(self, batch_id: int) -> int:
@@ -232,17 +232,17 @@ class BatchBlock:
             level = log.warning if isinstance(problem, StoreError) else log.debug
             level("batch %s, whose block has raised an exception, could not be cancelled: %s", batch.id, problem)
         finally:
-            batch.session = None
+            batch._session = None
 
     async def __aenter__(self) -> Batch:
         self._batch = await self._batches.aside(self._session, lambda session: self._batches.add(self._values, session))
-        self._batch.session = self._session
+        self._batch._session = self._session
         return self._batch
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         def leave(session: Any) -> None:
             assert self._batch is not None
-            self._batch.session = session
+            self._batch._session = session
             self.__exit__(kind, error, traceback)
 
         await self._batches.aside(self._session, leave)

@@ -124,7 +124,7 @@ class Client:
                     "job after the commit."
                 )
         if options.session is None and options.batch is not None:
-            return options.batch.session
+            return options.batch._session
         return options.session
 
     def _store(
@@ -261,7 +261,7 @@ class Client:
         def on_commit() -> None:
             stored = records if records[0].id else add(rows)
             for job, record in zip(jobs, stored, strict=True):
-                job.become(record)
+                job._become(record)
             self._announced(stored, rows, jobs)
             if flows is not None and flows.effects:
                 self.follow(flows.effects)
@@ -280,7 +280,7 @@ class Client:
 
     def put_schedule(self, schedule: DeclaredSchedule) -> None:
         """Store a schedule made at run time, or change the one of that name."""
-        schedule = schedule.in_zone(self.store.timezone)
+        schedule = schedule._in_zone(self.store.timezone)
         next_at = next_fire_ms(schedule, from_ms(self.store.clock()))
         if next_at is None:
             raise DeclarationError(
@@ -390,7 +390,7 @@ class Client:
         """The arguments by the names of the parameters. Raises JobNotFound, NotDecodable."""
         args, kwargs = self._codec.decode_call(self.store.args(job_id))
         known = self._registry.get(task)
-        return {"args": args, **kwargs} if known is None else known.named(args, kwargs)
+        return {"args": args, **kwargs} if known is None else known._named(args, kwargs)
 
     def error(self, job_id: int) -> Failure | None:
         """Why it ended as it did. Raises JobNotFound."""

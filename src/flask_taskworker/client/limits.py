@@ -30,7 +30,7 @@ class LimitSetting:
 
     def set(self, *, running: int | None = None, rate: Rate | None = None, who: str = "code") -> Numbers:
         """Change what is given; the rest stays. Running jobs go on, and no new ones start above the limit."""
-        given = Limit(running=running, rate=rate).numbers
+        given = Limit(running=running, rate=rate)._numbers
         changed = {name: value for name, value in asdict(given).items() if value is not None}
         numbers = replace(self.numbers, **changed)
         store = self._client.store

@@ -46,7 +46,7 @@ def new_job(
         key = _key(task, args, options)
         if key.debounce:
             run_at = now + min(key.debounce, key.at_most or key.debounce)
-    marks, lane = task.lane(args, options.limit_key)
+    marks, lane = task._lane(args, options.limit_key)
     run_at = run_at if run_at > now else 0
     member = after = None
     if options.batch is not None:
@@ -83,8 +83,8 @@ def _key(task: Task[..., Any, Any], args: str, options: EnqueueOptions) -> Key:
     """The key of a call: the one that it was given, or the one that the task makes of its arguments."""
     own, name = task.options.unique, options.unique
     if name is None and own is not None and own.key is not None:
-        name = key_text(task.key_value(own.key, args))
-    return (options.merging or own or PLAIN).for_key(unique_key(task.name, name or ""), named=options.uid is not None)
+        name = key_text(task._key_value(own.key, args))
+    return (options.merging or own or PLAIN)._for_key(unique_key(task.name, name or ""), named=options.uid is not None)
 
 
 def unique_key(task: str, key: str) -> str:

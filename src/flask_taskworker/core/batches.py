@@ -127,13 +127,13 @@ class BatchClient(Protocol):
 class Batch:
     """Jobs that belong together. Safe from any thread. Its figures are read when they are asked for."""
 
-    __slots__ = ("_client", "_id", "_name", "session")
+    __slots__ = ("_client", "_id", "_name", "_session")
 
     def __init__(self, batch_id: int, name: str, client: BatchClient, session: Any = None) -> None:
         self._id = batch_id
         self._name = name
         self._client = client
-        self.session: Any = session
+        self._session: Any = session
         """The session in which the batch is made, while it is."""
 
     def __repr__(self) -> str:

@@ -37,13 +37,13 @@ def _queue_limits(key: str, value: Any) -> dict[str, Limit]:
 
     if not isinstance(value, Mapping) or not all(fits(name, limit) for name, limit in value.items()):
         allowed = 'a dict such as {"mail": Limit(running=10, rate=Rate(20))}, without key and hold'
-        raise ConfigError.of(key, value, allowed)
+        raise ConfigError._of(key, value, allowed)
     return dict(value)
 
 
 def _word(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or not value or " " in value:
-        raise ConfigError.of(key, value, 'a word, such as "tasks"')
+        raise ConfigError._of(key, value, 'a word, such as "tasks"')
     return value
 
 
@@ -51,7 +51,7 @@ def _mount_point(key: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.startswith("/") or set(value) & set("<>?#") or value.endswith("/"):
-        raise ConfigError.of(key, value, 'a path with a slash before it and none behind it, such as "/tasks", or None')
+        raise ConfigError._of(key, value, 'a path with a slash before it and none behind it, such as "/tasks", or None')
     return value
 
 
@@ -64,7 +64,7 @@ def _login(key: str, value: Any) -> str | None:
 
 def _optional_flag(key: str, value: Any) -> bool | None:
     if value is not None and not isinstance(value, bool):
-        raise ConfigError.of(key, value, "True, False or None (None follows app.debug)")
+        raise ConfigError._of(key, value, "True, False or None (None follows app.debug)")
     return value
 
 
@@ -73,7 +73,7 @@ def _log_level(key: str, value: Any) -> float:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, str) or value.upper() not in levels:
-        raise ConfigError.of(key, value, f"a level of logging ({', '.join(levels)}) or its number")
+        raise ConfigError._of(key, value, f"a level of logging ({', '.join(levels)}) or its number")
     return levels[value.upper()]
 
 
@@ -82,7 +82,7 @@ def _zone(key: str, value: Any) -> str:
         return check_zone("timezone", value)
     except DeclarationError as error:
         allowed = "the name of a zone, such as 'Europe/Berlin'; without a zone database install the package tzdata"
-        raise ConfigError.of(key, value, allowed) from error
+        raise ConfigError._of(key, value, allowed) from error
 
 
 def _names(key: str, value: Any) -> tuple[str, ...] | None:
@@ -90,7 +90,7 @@ def _names(key: str, value: Any) -> tuple[str, ...] | None:
         return None
     is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     if not is_list or not all(isinstance(name, str) and name for name in value) or len(set(value)) != len(value):
-        raise ConfigError.of(key, value, "a list of different queue names, or None for all queues")
+        raise ConfigError._of(key, value, "a list of different queue names, or None for all queues")
     return tuple(value)
 
 
@@ -200,7 +200,9 @@ class TaskWorkerConfig:
         if (found["dashboard_user"] is None) != (found["dashboard_password"] is None):
             raise ConfigError(f"{keys[0]} and {keys[1]} belong together: set both, or neither.")
         if ":" in (found["dashboard_user"] or ""):
-            raise ConfigError.of(keys[0], found["dashboard_user"], "a name without a colon, which browsers cannot send")
+            raise ConfigError._of(
+                keys[0], found["dashboard_user"], "a name without a colon, which browsers cannot send"
+            )
         uri = _database_uri(config.get("TASKER_DATABASE_URI"), found["driver"], Path(instance_path))
         return cls(database_uri=uri, **found)
 

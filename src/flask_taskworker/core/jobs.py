@@ -161,7 +161,7 @@ class Job(Generic[R]):
     merged: Shown[bool] = Shown(lambda job: job._merged)
     """Whether the job was there already and stands for the call that returned it, too: see ``unique=``."""
 
-    def become(self, record: JobRecord) -> None:
+    def _become(self, record: JobRecord) -> None:
         """Told by the client: the session in which the job was enqueued has committed."""
         self._merged = self._merged or record.uid != self._record.uid
         self._record = record

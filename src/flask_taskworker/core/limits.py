@@ -53,7 +53,7 @@ class Rate:
             object.__setattr__(self, name, value)
 
     @property
-    def numbers(self) -> tuple[int, int, int]:
+    def _numbers(self) -> tuple[int, int, int]:
         """What it comes to where jobs are admitted: the number, the period in microseconds, and the burst."""
         return self.number, self.per // timedelta(microseconds=1), self.burst
 
@@ -167,18 +167,18 @@ class Limit:
             object.__setattr__(self, attribute, value)
 
     @property
-    def numbers(self) -> Numbers:
+    def _numbers(self) -> Numbers:
         """What it comes to where jobs are admitted."""
-        numbers = Numbers(self.running, *(self.rate.numbers if self.rate else ()))
+        numbers = Numbers(self.running, *(self.rate._numbers if self.rate else ()))
         return replace(numbers, fair=int(self.fair))
 
-    def is_same(self, other: Limit) -> bool:
+    def _is_same(self, other: Limit) -> bool:
         """Whether both limit the same. Functions for keys cannot be compared."""
         is_named = isinstance(self.key, str) or isinstance(other.key, str)
         same_key = self.key == other.key if is_named else (self.key is None) == (other.key is None)
-        return same_key and (self.name, self.numbers, self.hold) == (other.name, other.numbers, other.hold)
+        return same_key and (self.name, self._numbers, self.hold) == (other.name, other._numbers, other.hold)
 
-    def lane(self, key: object) -> str:
+    def _lane(self, key: object) -> str:
         """The lane of a job with this key. Raises ArgumentsError for any other key."""
         if isinstance(key, tuple | list) and key and all(isinstance(part, str | int | UUID) for part in key):
             key = "/".join(map(str, key))
@@ -261,8 +261,8 @@ def in_turn(rooms: Mapping[str, int], free: Mapping[str, int], turns: Mapping[st
 
 def declared_limits(of_tasks: Mapping[str, Limit], of_queues: Mapping[str, Limit]) -> dict[str, Numbers]:
     """The limits of the code by name."""
-    declared = {name: limit.numbers for name, limit in of_tasks.items()}
-    return declared | {f"{QUEUE}:{name}": limit.numbers for name, limit in of_queues.items()}
+    declared = {name: limit._numbers for name, limit in of_tasks.items()}
+    return declared | {f"{QUEUE}:{name}": limit._numbers for name, limit in of_queues.items()}
 
 
 def limit_of(lane: str) -> str:

@@ -46,7 +46,7 @@ def _number(default: int | None, *, minimum: int = 0, maximum: int | None = None
             number = int(value)
         if number is None or number < minimum or (maximum is not None and number > maximum):
             upper = f" and at most {maximum}" if maximum is not None else ""
-            raise ConfigError.of(key, value, f"a whole number, at least {minimum}{upper}")
+            raise ConfigError._of(key, value, f"a whole number, at least {minimum}{upper}")
         return number
 
     return read
@@ -68,7 +68,7 @@ def _host(key: str, value: Any) -> str | None:
         labels = value.rstrip(".").split(".")
         if ":" in value or all(0 < len(label.encode("utf-8", "replace")) < 64 for label in labels):
             return value
-    raise ConfigError.of(key, value, "a host's name or address, without scheme, port and blanks")
+    raise ConfigError._of(key, value, "a host's name or address, without scheme, port and blanks")
 
 
 def _secret(key: str, value: Any) -> str | None:
@@ -83,7 +83,7 @@ def _addresses(key: str, value: Any) -> tuple[str, ...]:
         return ()
     addresses = (value,) if isinstance(value, str) else value
     if not isinstance(addresses, Sequence) or not all(isinstance(item, str) and "@" in item for item in addresses):
-        raise ConfigError.of(key, value, "an address, or a list of addresses")
+        raise ConfigError._of(key, value, "an address, or a list of addresses")
     return tuple(addresses)
 
 

@@ -82,23 +82,6 @@ class Retry:
         _set(self, "on", _exception_types(on, "on"))
         _set(self, "never", _exception_types(never, "never"))
 
-    @classmethod
-    def of(cls, value: Retry | int | Sequence[Retry] | None) -> tuple[Retry, ...]:
-        """The policies that were meant: 5 is ``Retry(max_attempts=5)``, None stands for none."""
-        if value is None or isinstance(value, Retry):
-            return () if value is None else (value,)
-        if isinstance(value, list | tuple) and all(isinstance(one, Retry) for one in value):
-            return tuple(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise DeclarationError(
-                f"retry = {value!r} is not allowed. Give a Retry(…), a list of them, a number of attempts, or None."
-            )
-        return (cls(max_attempts=value),)
-
-    def allows(self, attempt: int) -> bool:
-        """Whether another try may follow the try number *attempt*, counted from 1."""
-        return attempt < self.max_attempts
-
     def wants(self, exception: BaseException) -> bool:
         """Whether *exception* is one to try again after; of an exception group, whether each one in it is.
 
@@ -142,6 +125,19 @@ class Retry:
         elif _is_number(value) and value != math.inf:
             value = min(value, self.cap.total_seconds())
         return as_timedelta(value, f"What Retry's backoff {self.backoff!r} returned for attempt {attempt}")
+
+
+def policies_of(value: Retry | int | Sequence[Retry] | None) -> tuple[Retry, ...]:
+    """The policies that were meant: 5 is ``Retry(max_attempts=5)``, None stands for none."""
+    if value is None or isinstance(value, Retry):
+        return () if value is None else (value,)
+    if isinstance(value, list | tuple) and all(isinstance(one, Retry) for one in value):
+        return tuple(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DeclarationError(
+            f"retry = {value!r} is not allowed. Give a Retry(…), a list of them, a number of attempts, or None."
+        )
+    return (Retry(max_attempts=value),)
 
 
 def leaves_of(error: BaseException) -> list[BaseException]:

@@ -37,7 +37,7 @@ def choice(*allowed: str) -> Reader:
 
     def read(key: str, value: Any) -> Any:
         if value not in allowed:
-            raise ConfigError.of(key, value, " or ".join(map(repr, allowed)))
+            raise ConfigError._of(key, value, " or ".join(map(repr, allowed)))
         return value
 
     return read
@@ -50,7 +50,7 @@ def seconds(minimum: float = 0.0) -> Reader:
         number = value.total_seconds() if isinstance(value, timedelta) else value
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
         if not is_number or not minimum <= number <= MAX_PERIOD.total_seconds():
-            raise ConfigError.of(key, value, f"a number of seconds, at least {minimum:g} and at most 100 years")
+            raise ConfigError._of(key, value, f"a number of seconds, at least {minimum:g} and at most 100 years")
         return float(number)
 
     return read
@@ -65,12 +65,12 @@ def period(minimum: float = 0.0) -> Reader:
 def whole_number(key: str, value: Any) -> int:
     """A whole number from 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError.of(key, value, "a whole number, at least 1")
+        raise ConfigError._of(key, value, "a whole number, at least 1")
     return value
 
 
 def flag(key: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise ConfigError.of(key, value, "True or False")
+        raise ConfigError._of(key, value, "True or False")
     return value

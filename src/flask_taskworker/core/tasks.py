@@ -23,7 +23,7 @@ from .functions import is_in_a_variable, is_other_closure, place_of, positional_
 from .habits import TASK_METHODS, hint_for_call, hint_for_options, hint_for_trigger, no_attribute
 from .jobs import Job
 from .limits import Limit
-from .retry import Retry
+from .retry import Retry, policies_of
 from .rows import KEEPS, LIMITED, Claim, Kind, Outcome
 from .triggers import At, Cron, Every, Trigger
 from .unique import Unique, Until, key_text
@@ -160,9 +160,9 @@ class DeclaredSchedule:
     trigger: Trigger
     args: str
 
-    def in_zone(self, default: str) -> DeclaredSchedule:
+    def _in_zone(self, default: str) -> DeclaredSchedule:
         """The same, on the clock of the zone *default* where its trigger names none."""
-        return replace(self, trigger=self.trigger.in_zone(default))
+        return replace(self, trigger=self.trigger._in_zone(default))
 
 
 class TaskClient(Protocol):
@@ -196,32 +196,32 @@ class Call(Generic[P, R]):
         when it is not clear which app is meant, NotAccepted or OutcomeUnknown when the database did not take it.
         """
         task = self._task
-        return task.client().enqueue(task, (task.encode(args, kwargs),), self._options)[0]
+        return task._client().enqueue(task, (task._encode(args, kwargs),), self._options)[0]
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As :meth:`enqueue`, without blocking the event loop."""
         task = self._task
-        return (await task.client().aenqueue(task, (task.encode(args, kwargs),), self._options))[0]
+        return (await task._client().aenqueue(task, (task._encode(args, kwargs),), self._options))[0]
 
     def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
         """Store many jobs in one transaction: all or none. Each call is a tuple of arguments or a dict of keywords."""
         encoded = self._encode_many(calls)
-        return self._task.client().enqueue(self._task, encoded, self._options) if encoded else []
+        return self._task._client().enqueue(self._task, encoded, self._options) if encoded else []
 
     async def aenqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[Job[R]]:
         """As :meth:`enqueue_many`, without blocking the event loop."""
         encoded = self._encode_many(calls)
-        return await self._task.client().aenqueue(self._task, encoded, self._options) if encoded else []
+        return await self._task._client().aenqueue(self._task, encoded, self._options) if encoded else []
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """This call, to be stored later: with calls of other tasks by ``task_worker.enqueue_all``.
 
         The arguments are checked and encoded now: raises ArgumentsError or NotEncodable as :meth:`enqueue` does.
         """
-        return Bound(self._task, self._task.encode(args, kwargs), self._options)
+        return Bound(self._task, self._task._encode(args, kwargs), self._options)
 
     def _encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
-        encoded = self._task.encode_many(calls)
+        encoded = self._task._encode_calls(calls)
         if (self._options.uid or self._options.unique) and len(encoded) > 1:
             raise ArgumentsError("uid and unique belong to one job. Enqueue the jobs one by one to give each its own.")
         return encoded
@@ -264,14 +264,14 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         self.name = name
         self.options = options
         self.kind: Kind = "async" if inspect.iscoroutinefunction(function) else "sync"
-        self.place: str = place_of(function)
-        self.signature: inspect.Signature = signature_of(function)
+        self._place: str = place_of(function)
+        self._signature: inspect.Signature = signature_of(function)
         """As the function is written; a decorator around it may take other arguments."""
-        self.client = find_client
+        self._client = find_client
         self._codec = codec
         self._called = signature_of(function, follow_wrapped=False)
         self._positional = positional_range(self._called)
-        self.replaced = False
+        self._replaced = False
         """Another closure of the same function has the name now: a job would run that one."""
 
     def __repr__(self) -> str:
@@ -359,17 +359,17 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         """
         check_trigger(trigger)
         check_name("name", name)
-        encoded = self.encode(_as_args("args", args), _as_kwargs("kwargs", kwargs))
-        self.client().put_schedule(DeclaredSchedule(name=name, task=self.name, trigger=trigger, args=encoded))
+        encoded = self._encode(_as_args("args", args), _as_kwargs("kwargs", kwargs))
+        self._client().put_schedule(DeclaredSchedule(name=name, task=self.name, trigger=trigger, args=encoded))
 
     @property
     def max_attempts(self) -> int:
         """How many tries the retry policies allow; 1 without one."""
         return max((policy.max_attempts for policy in self.options.retries), default=1)
 
-    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    def _encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check the arguments against the signature and encode them."""
-        if self.replaced:
+        if self._replaced:
             raise TaskExists(_two_closures(self))
         lowest, highest = self._positional
         if kwargs or not lowest <= len(args) <= highest:
@@ -380,7 +380,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
                 raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.{hint}") from None
         return self._codec.encode_call(args, dict(kwargs))
 
-    def check_key(self, what: str, key: str | Callable[..., object] | None) -> None:
+    def _check_key(self, what: str, key: str | Callable[..., object] | None) -> None:
         """Raise DeclarationError where a key is the name of no parameter."""
         if isinstance(key, str) and key not in self._called.parameters:
             known = ", ".join(self._called.parameters) or "none"
@@ -389,20 +389,20 @@ class Task(Call[P, R], Generic[P, R, Returned]):
                 f"(it has: {known}). Name one of them, or give a function of the arguments."
             )
 
-    def key_value(self, key: str | Callable[..., object], encoded: str) -> object:
+    def _key_value(self, key: str | Callable[..., object], encoded: str) -> object:
         """What a key comes to for an encoded call: the argument of that name, or what the function makes of them."""
         args, kwargs = self._codec.decode_call(encoded)
         if callable(key):
             return key(*args, **kwargs)
-        return self.named(args, kwargs)[key]
+        return self._named(args, kwargs)[key]
 
-    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by the names of the parameters, defaults included."""
         bound = self._called.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
 
-    def lane(self, encoded: str, key: object = None) -> tuple[int, str | None]:
+    def _lane(self, encoded: str, key: object = None) -> tuple[int, str | None]:
         """The marks of an encoded call, and the lane in which it waits: that of *key*, or of its arguments."""
         limit = self.options.limit
         if limit is None:
@@ -410,18 +410,18 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         marks = LIMITED | KEEPS if limit.hold else LIMITED
         if limit.key is None:
             return marks, limit.name
-        return marks, limit.lane(self.key_value(limit.key, encoded) if key is None else key)
+        return marks, limit._lane(self._key_value(limit.key, encoded) if key is None else key)
 
-    def encode_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
+    def _encode_calls(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
         """Encode each call: a tuple or list of arguments, or a dict of keyword arguments."""
         if not isinstance(calls, Iterable):
             raise ArgumentsError(f"enqueue_many was given {calls!r:.100}. Give a list of calls, such as [(1,), (2,)].")
         encoded = []
         for number, call in enumerate(calls):
             if isinstance(call, _SEQUENCES):
-                encoded.append(self.encode(tuple(call), {}))
+                encoded.append(self._encode(tuple(call), {}))
             elif isinstance(call, Mapping) and all(isinstance(key, str) for key in call):
-                encoded.append(self.encode((), call))
+                encoded.append(self._encode((), call))
             else:
                 raise ArgumentsError(
                     f"Call {number} of enqueue_many is {call!r:.100}. Each must be a tuple of arguments, such as "
@@ -429,10 +429,10 @@ class Task(Call[P, R], Generic[P, R, Returned]):
                 )
         return encoded
 
-    def declared_schedules(self) -> list[DeclaredSchedule]:
+    def _declared_schedules(self) -> list[DeclaredSchedule]:
         """The schedules that the decorator was given; several are numbered from the second on."""
         options = self.options
-        args = self.encode(options.schedule_args, options.schedule_kwargs) if options.schedules else ""
+        args = self._encode(options.schedule_args, options.schedule_kwargs) if options.schedules else ""
         return [
             DeclaredSchedule(
                 name=f"{self.name}#{i}" if i > 1 else self.name, task=self.name, trigger=trigger, args=args
@@ -503,24 +503,24 @@ class TaskRegistry:
             function, name=name or task_name(function), options=options, codec=self.codec, find_client=self._find_client
         )
         known = self.get(task.name)
-        if known is not None and known.place != task.place:
+        if known is not None and known._place != task._place:
             raise TaskExists(
-                f"The task name {task.name!r} belongs to the function at {known.place}; the one at {task.place} needs "
-                "another. Give one of them name=…, or use functools.wraps in the decorator around them."
+                f"The task name {task.name!r} belongs to the function at {known._place}; the one at {task._place} "
+                "needs another. Give one of them name=…, or use functools.wraps in the decorator around them."
             )
         if known is not None and is_other_closure(known.function, function):
             if is_in_a_variable(known):
                 raise TaskExists(_two_closures(task))
             # An app factory that is called again. Whatever still enqueues the earlier task is refused then.
-            known.replaced = True
+            known._replaced = True
         self.codec.learn(function)
         if options.unique is not None:
-            task.check_key("unique", options.unique.key)
+            task._check_key("unique", options.unique.key)
         if options.limit is not None:
             self._add_limit(task, options.limit)
         for around in self.surroundings.arounds if self.surroundings is not None else ():
             around.check(task.name, task.kind)
-        task.declared_schedules()
+        task._declared_schedules()
         self._tasks[task.name] = task
         self.version += 1
         return task
@@ -538,10 +538,10 @@ class TaskRegistry:
         self.surround().add_around(around)
 
     def _add_limit(self, task: Task[..., Any, Any], limit: Limit) -> None:
-        task.check_key(f"The limit {limit.name!r}", limit.key)
+        task._check_key(f"The limit {limit.name!r}", limit.key)
         for other in self:
             known = other.options.limit
-            if other.name != task.name and known is not None and known.name == limit.name and not known.is_same(limit):
+            if other.name != task.name and known is not None and known.name == limit.name and not known._is_same(limit):
                 raise DeclarationError(
                     f"The limit {limit.name!r} of {task.name} differs from that of {other.name}. Make one Limit and "
                     "give it to both, or give them different names."
@@ -563,7 +563,7 @@ class TaskRegistry:
     def parameters_of(self, name: str) -> tuple[str, ...]:
         """The names of a task's parameters, in order; none where the task is not known."""
         task = self.get(name)
-        return () if task is None else tuple(task.signature.parameters)
+        return () if task is None else tuple(task._signature.parameters)
 
     def __iter__(self) -> Iterator[Task[..., Any, Any]]:
         return iter(tuple(self._tasks.values()))
@@ -575,12 +575,12 @@ class TaskRegistry:
 class HasRegistry(Protocol):
     """What tasks are declared on: a TaskWorker."""
 
-    registry: TaskRegistry
+    _registry: TaskRegistry
 
 
 def registry_of(task_worker: HasRegistry) -> TaskRegistry:
     """The registry of a TaskWorker. Raises ArgumentsError for anything else."""
-    registry = getattr(task_worker, "registry", None)
+    registry = getattr(task_worker, "_registry", None)
     if not isinstance(registry, TaskRegistry):
         raise ArgumentsError(
             f"{task_worker!r:.100} is not a TaskWorker. Give the BackgroundTaskWorker or BlockingTaskWorker itself."
@@ -633,7 +633,7 @@ def task_options(
     return TaskOptions(
         queue=queue,
         priority=priority,
-        retries=Retry.of(retry),
+        retries=policies_of(retry),
         timeout=None if timeout is None else as_timedelta(timeout, "timeout"),
         keep=None if keep is None else as_timedelta(keep, "keep"),
         schedules=triggers,
@@ -718,6 +718,6 @@ def _check_function(function: object) -> None:
 
 def _two_closures(task: Task[..., Any, Any]) -> str:
     return (
-        f"Two tasks would have the name {task.name!r}: closures of one function at {task.place}. A worker "
+        f"Two tasks would have the name {task.name!r}: closures of one function at {task._place}. A worker "
         "could run only the latest. Give each a name of its own with name=…, or pass what differs as an argument."
     )

@@ -50,7 +50,7 @@ class Trigger(Protocol):
     def next_after(self, now: datetime) -> datetime | None:
         """The first fire time later than *now* (aware), in UTC, or None when there is none left."""
 
-    def in_zone(self, default: str) -> Trigger:
+    def _in_zone(self, default: str) -> Trigger:
         """The same trigger, on the clock of the zone *default* if it needs one and names none."""
 
 
@@ -132,7 +132,7 @@ class Cron:
         fields = read_cron(self.expression)
         return f"Every {_spoken(fields)}" if isinstance(fields, timedelta) else fields.explain()
 
-    def in_zone(self, default: str) -> Cron:
+    def _in_zone(self, default: str) -> Cron:
         """The same, with the zone *default* if it names none."""
         if self.timezone is not None:
             return self
@@ -221,7 +221,7 @@ class Every:
             return None
         return found if self.end is None or found <= self.end else None
 
-    def in_zone(self, default: str) -> Self:
+    def _in_zone(self, default: str) -> Self:
         """The same: real time passes alike in all zones."""
         return self
 
@@ -253,7 +253,7 @@ class At:
         """``run_at`` if it is later than *now* (aware), else None."""
         return self.run_at if self.run_at > require_aware(now, "now") else None
 
-    def in_zone(self, default: str) -> Self:
+    def _in_zone(self, default: str) -> Self:
         """The same: a moment is the same in all zones."""
         return self
 

@@ -90,7 +90,7 @@ class Unique:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def for_key(self, name: str, *, named: bool) -> Key:
+    def _for_key(self, name: str, *, named: bool) -> Key:
         """What it comes to for a job with this key."""
         within, debounce, at_most = map(_ms, (self.within, self.debounce, self.at_most))
         return Key(name, self.until, within, debounce, at_most, int(self.latest), int(named))

@@ -79,7 +79,7 @@ def create_dashboard(
 
     def handler(route: Route) -> Callable[..., BaseResponse]:
         def handle(**values: Any) -> BaseResponse:
-            state = task_worker.state()
+            state = task_worker._state()
             visitor = gate.admit(state.config, state.store)
             if isinstance(visitor, BaseResponse):
                 return visitor

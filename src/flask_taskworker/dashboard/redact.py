@@ -82,7 +82,7 @@ def arguments(text: str, task: _AnyTask) -> dict[str, Any]:
 
 def covers(name: str, task: _AnyTask) -> bool:
     """Whether the value of this argument is covered: for its name, or for that of the ``**rest`` which takes it."""
-    secret, parameters = _secrets(task), {} if task is None else task.signature.parameters
+    secret, parameters = _secrets(task), {} if task is None else task._signature.parameters
     rest = next((p.name for p in parameters.values() if p.kind is Parameter.VAR_KEYWORD), "")
     is_rest = name.partition("[")[0] not in parameters
     return _is_secret(name, secret) or (is_rest and _is_secret(rest, secret))
@@ -153,7 +153,7 @@ def _secrets(task: _AnyTask) -> frozenset[str]:
 
 def _names(task: _AnyTask, number: int) -> Iterator[str]:
     """The names of that many positional arguments."""
-    parameters = [] if task is None else list(task.signature.parameters.values())
+    parameters = [] if task is None else list(task._signature.parameters.values())
     plain = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     rest = next((p.name for p in parameters if p.kind is Parameter.VAR_POSITIONAL), "argument")
     for i in range(number):

@@ -194,7 +194,7 @@ class Browser:
         """One batch. Raises BatchNotFound."""
         for row in self._read(flow_statements.BATCH_ROW, {"id": min(batch_id, MAX_ID)}):
             return BatchRow._make(row)
-        raise BatchNotFound.of(batch_id)
+        raise BatchNotFound._of(batch_id)
 
     def graph(self, job_id: int) -> Graph:
         """What the job waits for and what waits for it, and theirs, up to :data:`MOST_DRAWN` jobs."""
@@ -214,7 +214,7 @@ class Browser:
         parameters = {"id": job_id, "most": most + 1}
         rows = self._read(statements.JOB_WHOLE, parameters) if 0 < job_id <= MAX_ID else []
         if not rows:
-            raise JobNotFound.of(job_id)
+            raise JobNotFound._of(job_id)
         parts = self._read(statements.TRIES, {"id": job_id, "tries": tries})
         attempts = [Attempt(*row) for what, *row in parts if what == "try"]
         logs = {claim: read_stored(text, "log") for what, claim, *_, text in parts if what == "log"}

@@ -65,7 +65,7 @@ def enqueue_bulk(
     Raises ArgumentsError, NotAccepted, OutcomeUnknown.
     """
     task = registry.find(BULK)
-    call = task.encode((action, chosen.exact(), who, before), {})
+    call = task._encode((action, chosen.exact(), who, before), {})
     return client.enqueue(task, (call,), EnqueueOptions(queue=_queue(client), priority=_PRIORITY))[0]
 
 

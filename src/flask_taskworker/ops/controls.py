@@ -129,7 +129,7 @@ class ScheduleControl:
         row = self._row()
         encoded = row.args
         if args is not None or kwargs:
-            encoded = self._state.registry.find(row.task).encode(args or (), kwargs)
+            encoded = self._state.registry.find(row.task)._encode(args or (), kwargs)
         given = trigger or trigger_from_text(row.trigger)
         self._state.client.put_schedule(DeclaredSchedule(name=self.name, task=row.task, trigger=given, args=encoded))
 

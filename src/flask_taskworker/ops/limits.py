@@ -79,7 +79,7 @@ class LimitView:
     @property
     def numbers(self) -> Numbers:
         """What holds."""
-        return Numbers(self.running, *(Rate.parse(self.rate).numbers if self.rate else ()))
+        return Numbers(self.running, *(Rate.parse(self.rate)._numbers if self.rate else ()))
 
 
 def limit_views(

@@ -345,7 +345,7 @@ def trigger_of(schedule: ScheduleRow) -> Trigger | None:
 def declared_schedules(registry: TaskRegistry, stored: Container[str], now: int, zone: str) -> Iterator[ScheduleRow]:
     """The schedules that the code declares and no worker has stored yet."""
     for task in sorted(registry, key=lambda task: task.name):
-        for declared in (one.in_zone(zone) for one in task.declared_schedules()):
+        for declared in (one._in_zone(zone) for one in task._declared_schedules()):
             if declared.name not in stored:
                 next_at, trigger = next_fire_ms(declared, from_ms(now)), trigger_to_text(declared.trigger)
                 yield ScheduleRow(declared.name, declared.task, trigger, declared.args, next_at, None, 0, "")

@@ -290,7 +290,7 @@ class Store:
         _check_id(job_id)
         rows = self._read(sql, id=job_id)
         if not rows:
-            raise JobNotFound.of(job_id)
+            raise JobNotFound._of(job_id)
         return rows[0]
 
     def attempts(self, job_id: int) -> list[Attempt]:
@@ -303,7 +303,7 @@ class Store:
         rows = self._read(why(self.driver.dialect), id=job_id, most=MOST)
         parts: dict[str, list[list[Any]]] = {name: json.loads(text or "[]") for name, text in rows}
         if not parts["job"]:
-            raise JobNotFound.of(job_id)
+            raise JobNotFound._of(job_id)
         return parts
 
     def workers(self) -> list[WorkerRow]:
@@ -401,7 +401,7 @@ class Store:
 def _check_id(job_id: int) -> None:
     """No database holds a greater number; it would raise an error of its own."""
     if not 0 < job_id <= MAX_ID:
-        raise JobNotFound.of(job_id)
+        raise JobNotFound._of(job_id)
 
 
 def record_of(job: NewJob, job_id: int) -> JobRecord:

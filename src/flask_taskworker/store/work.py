@@ -626,7 +626,7 @@ class WorkerStore:
         """
         ms = self._store.clock()
         # In one order in all processes: each waits for the rows of the other, and never both.
-        ordered = sorted((s.in_zone(self._store.timezone) for s in schedules), key=lambda schedule: schedule.name)
+        ordered = sorted((s._in_zone(self._store.timezone) for s in schedules), key=lambda schedule: schedule.name)
         rows = [schedule_row(s, next_fire_ms(s, now(ms)), "code", ms) for s in ordered]
 
         def declare(some: Sequence[dict[str, Any]], run: Run) -> dict[str, StoreError | None]:

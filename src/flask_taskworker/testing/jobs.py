@@ -118,7 +118,7 @@ class Jobs:
 
     def in_line(self, limit: Limit, key: object = None) -> list[EnqueuedJob]:
         """The jobs that wait for *limit*, of the lane of *key* where it has keys, the one that goes first first."""
-        lane = limit.name if key is None else limit.lane(key)
+        lane = limit.name if key is None else limit._lane(key)
         held = [job for job in self.enqueued() if job.lane == lane and job.state is JobState.HELD]
         return sorted(held, key=lambda job: (-job.priority, job.id))
 

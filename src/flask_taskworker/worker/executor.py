@@ -308,7 +308,7 @@ class Executor:
                     policy, asked = next(iter(policies), ASKED_RETRY), retry.delay
                 case _:
                     policy = next((policy for policy in policies if policy.wants(error)), NO_RETRY)
-            if policy.allows(claim.attempt):
+            if claim.attempt < policy.max_attempts:
                 delay = policy.delay(claim.attempt, rand=random.uniform(-1, 1))
                 if asked is not None:
                     delay = as_timedelta(asked, "delay")

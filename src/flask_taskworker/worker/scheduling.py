@@ -61,7 +61,7 @@ class Scheduler:
         """Put the schedules that code declares into the store, if tasks were added since the last time."""
         version = self._registry.version
         if version != self._declared_version:
-            declared = [schedule for task in self._registry for schedule in task.declared_schedules()]
+            declared = [schedule for task in self._registry for schedule in task._declared_schedules()]
             try:
                 missing = await work.declare_schedules(declared, from_ms)
             except RowLocked as error:
@@ -160,7 +160,7 @@ class Scheduler:
         if now >= self._next_seen:
             self._next_seen = now + SEEN_INTERVAL_MS
             self.must_correct = True
-            await work.see_schedules([s.name for task in self._registry for s in task.declared_schedules()])
+            await work.see_schedules([s.name for task in self._registry for s in task._declared_schedules()])
 
 
 def _decided(task: Task[..., object, object], schedule: DueSchedule, now: int) -> Firing:
@@ -181,7 +181,7 @@ def _job(task: Task[..., object, object], schedule: DueSchedule, fire_at: int, t
     # Jitter moves the start, never the fire time: that must be the same in all processes.
     late = random.randint(0, trigger.jitter // MILLISECOND)
     timeout = task.options.timeout
-    marks, lane = task.lane(schedule.args)
+    marks, lane = task._lane(schedule.args)
     return NewJob(
         uid=new_uid(now),
         task=task.name,

@@ -246,7 +246,7 @@ def serve(place: Place, log: str) -> None:
     """The life of a worker process: until SIGTERM."""
     log_to(log)
     shop = Shop(place)
-    shop.task_worker.timing = Timing(**place.knobs)  # type: ignore[arg-type]
+    shop.task_worker._timing = Timing(**place.knobs)  # type: ignore[arg-type]
     shop.task_worker.start()
 
 

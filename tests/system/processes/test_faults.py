@@ -52,7 +52,7 @@ def test_worker_with_a_blocked_loop_is_not_given_up_and_names_the_job(lab: Lab) 
     """Row 24. Watched by another worker for longer than the lease."""
     blocked = lab.start("python", blocking(lab, QUICK_BEAT, BLOCKS))
     lab.task_worker.task(name="blocks")(stub)
-    job = lab.task_worker.registry.get("blocks").enqueue()
+    job = lab.task_worker._registry.get("blocks").enqueue()
     lab.await_evidence("start")
     lab.start("python", blocking(lab, QUICK_BEAT, BLOCKS, name="observer"))
     await_words(lab, blocked, "the event loop has not turned for")
@@ -89,7 +89,7 @@ def test_worker_whose_process_stands_still_is_rescued_and_its_late_result_fenced
     frozen = lab.start("python", blocking(lab, QUICK_BEAT, HOLDS))
     lab.task_worker.task(name="holds")(stub)
     lab.await_workers(1)
-    job = lab.task_worker.registry.get("holds").enqueue()
+    job = lab.task_worker._registry.get("holds").enqueue()
     lab.await_evidence("start")
     observer = lab.start("python", blocking(lab, QUICK_BEAT, HOLDS, name="observer"))
     lab.await_state(lambda: lab.row(job).state == "succeeded")
@@ -120,7 +120,7 @@ def test_worker_whose_threads_all_hang_drains_and_exits_with_75(lab: Lab) -> Non
     """Row 23: while one thread is left other jobs run; then what runs may end."""
     child = lab.start("python", blocking(lab, HANGS), LAB_TASKER_THREADS="2")
     lab.task_worker.task(name="hangs", timeout=0.5)(lambda: None)
-    hangs = lab.task_worker.registry.get("hangs")
+    hangs = lab.task_worker._registry.get("hangs")
     first = hangs.enqueue()
     lab.await_state(lambda: lab.row(first).state == "failed")
     assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
@@ -150,7 +150,7 @@ def test_supervised_worker_whose_threads_all_hang_is_started_again(lab: Lab) -> 
     )  # fmt: skip
     before = {row.pid for row in lab.await_workers(2)}
     lab.task_worker.task(name="hangs", timeout=0.5)(lambda: None)
-    lab.task_worker.registry.get("hangs").enqueue()
+    lab.task_worker._registry.get("hangs").enqueue()
     await_words(lab, child, "ended with exit code 75; it starts again in")
     lab.await_state(lambda: len(lab.workers()) == 2 and {row.pid for row in lab.workers()} != before)
     assert lab.tasks.add.enqueue(1, 2).result(timeout=30) == 3
@@ -212,7 +212,7 @@ def test_file_that_is_locked_away_is_an_error_until_it_is_readable_again() -> No
         os.chmod(folder, 0o755)
         place = Lab(Path(folder))
         try:
-            place.task_worker.state().store.driver.prepare()
+            place.task_worker._state().store.driver.prepare()
             child = place.start("python", blocking(place, LOCKED_OUT, QUICK_BEAT))
             place.await_state(lambda: place.workers())
             assert place.tasks.add.enqueue(1, 2).result(timeout=30) == 3
@@ -303,7 +303,7 @@ def test_nothing_is_lost_where_descriptors_run_out(lab: Lab) -> None:
     """Row 34, ulimit -n 64."""
     source = limited(lab, (resource.RLIMIT_NOFILE, 64))
     child = lab.start("python", blocking(lab, source, DESCRIPTORS))
-    registry = lab.task_worker.registry
+    registry = lab.task_worker._registry
     lab.task_worker.task(name="greedy", retry=50)(stub)
     lab.task_worker.task(name="modest", retry=50)(lambda number: None)
     lab.await_workers(1)
@@ -336,7 +336,7 @@ def test_nothing_is_lost_where_threads_run_out() -> None:
         os.chmod(folder, 0o755)
         place = Lab(Path(folder))
         try:
-            place.task_worker.state().store.driver.prepare()
+            place.task_worker._state().store.driver.prepare()
             child = place.start("python", blocking(place, THREADS), LAB_TASKER_THREADS="40")
             place.await_state(lambda: place.workers())
             jobs = [place.tasks.hold.enqueue("go") for _ in range(40)]

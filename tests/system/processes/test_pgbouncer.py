@@ -131,7 +131,7 @@ def worker_of(bouncer: Bouncer) -> Iterator[Callable[[Flask], BackgroundTaskWork
 
         def make(app: Flask) -> BackgroundTaskWorker:
             task_worker = BackgroundTaskWorker(app)
-            stack.callback(task_worker.state().client.close)
+            stack.callback(task_worker._state().client.close)
             stack.callback(task_worker.stop, timeout=2)
             return task_worker
 
@@ -162,7 +162,7 @@ def test_jobs_of_many_threads_and_two_workers_run_once_each(
             current_job.progress(1, 1)
             return 2 * x
 
-    first = task_worker.registry.find("double")
+    first = task_worker._registry.find("double")
     task_worker.start()
     twin.start()
     with ThreadPoolExecutor(8) as threads:
@@ -226,7 +226,7 @@ def test_worker_behind_a_session_pool_is_woken_from_elsewhere(
     task_worker = worker_of(app)
     task_worker.task(name="hello")(lambda: "hello")
     task_worker.start()
-    task_worker.registry.find("hello").enqueue().result(timeout=PATIENCE)
+    task_worker._registry.find("hello").enqueue().result(timeout=PATIENCE)
     elsewhere = worker_of(twin_of(app))
     hello = elsewhere.task(name="hello")(lambda: "hello")
     for _ in range(3):

@@ -57,7 +57,7 @@ def run_until_ended(lab: Lab, jobs: list) -> int:  # type: ignore[type-arg]
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
     module = lab.write("app", IMPORTS, BLOCKING, "type(task_worker).timing = Timing(beat=0.1)", PILLS)
-    store = lab.task_worker.state().store
+    store = lab.task_worker._state().store
     deaths = 0
     process = None
     try:
@@ -68,7 +68,7 @@ def run_until_ended(lab: Lab, jobs: list) -> int:  # type: ignore[type-arg]
                 process = subprocess.Popen([sys.executable, str(module)], env=environment, stderr=subprocess.DEVNULL)
             # The back-off between crashes grows to minutes: what matters here is the counting.
             store.driver.write("UPDATE taskworker_job SET run_at = 1 WHERE state = 'scheduled'", {})
-            lab.task_worker.state().client.wake()
+            lab.task_worker._state().client.wake()
             with_deadline(process)
     finally:
         if process is not None:
@@ -88,7 +88,7 @@ def with_deadline(process: subprocess.Popen[bytes]) -> None:
 def test_pill_is_failed_after_three_deaths_alone_and_its_neighbours_all_succeed(lab: Lab) -> None:
     declare(lab)
     innocents = lab.tasks.add.enqueue_many([(i, i) for i in range(20)])
-    pill = lab.task_worker.registry.find("pill").enqueue()
+    pill = lab.task_worker._registry.find("pill").enqueue()
     innocents += lab.tasks.add.enqueue_many([(i, i) for i in range(20)])
     deaths = run_until_ended(lab, [*innocents, pill])
     with pytest.raises(JobFailed) as caught:
@@ -102,7 +102,7 @@ def test_pill_is_failed_after_three_deaths_alone_and_its_neighbours_all_succeed(
 @pytest.mark.slow
 def test_job_that_may_run_only_once_is_failed_when_its_process_dies(lab: Lab) -> None:
     declare(lab)
-    job = lab.task_worker.registry.find("careful").enqueue()
+    job = lab.task_worker._registry.find("careful").enqueue()
     run_until_ended(lab, [job])
     with pytest.raises(JobFailed) as caught:
         job.result(timeout=5)
@@ -112,7 +112,7 @@ def test_job_that_may_run_only_once_is_failed_when_its_process_dies(lab: Lab) ->
 
 def test_job_that_may_run_only_once_is_failed_when_its_worker_is_asked_to_end(lab: Lab) -> None:
     declare(lab)
-    job = lab.task_worker.registry.find("waiting").enqueue()
+    job = lab.task_worker._registry.find("waiting").enqueue()
     child = lab.start("python", str(lab.write("app", IMPORTS, BLOCKING, PILLS)), LAB_TASKER_SHUTDOWN_TIMEOUT="0")
     lab.await_evidence("start")
     child.process.terminate()

@@ -326,7 +326,7 @@ def test_job_that_the_end_of_the_interpreter_breaks_is_handed_back(lab: Lab) -> 
 
 
 def test_worker_starts_although_another_process_holds_the_write_lock_for_seconds(lab: Lab) -> None:
-    lab.task_worker.state().store.driver.prepare()
+    lab.task_worker._state().store.driver.prepare()
     path = lab.write(
         "app", BACKGROUND, """
         app.extensions["taskworker"].store.driver.prepare = lambda: None

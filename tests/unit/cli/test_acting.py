@@ -17,7 +17,7 @@ def enqueued(shop: Shop, *words: str) -> tuple[Job[Any], Any]:
     answer = shop("call", *words)
     assert (answer.code, answer.err) == (0, "")
     job = shop.task_worker.get_job(int(answer.out))
-    return job, shop.task_worker.registry.codec.decode_call(shop.state.store.args(job.id))
+    return job, shop.task_worker._registry.codec.decode_call(shop.state.store.args(job.id))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_limits_are_listed_with_their_numbers(shop: Shop) -> None:
 
 
 def test_list_without_limits_says_how_to_declare_one(shop: Shop) -> None:
-    shop.task_worker.registry.limits.clear()
+    shop.task_worker._registry.limits.clear()
     answer = shop("limits")
     assert (answer.code, answer.out) == (0, "")
     assert answer.err.startswith("No limits yet. Declare one: ")

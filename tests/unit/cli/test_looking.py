@@ -40,7 +40,7 @@ def test_list_of_an_app_without_tasks_says_what_to_do(make_app: Callable[..., Fl
     app = make_app()
     task_worker = BackgroundTaskWorker(app)
     result = app.test_cli_runner().invoke(args=["tasks", "list"])
-    assert len(task_worker.registry) == 0
+    assert len(task_worker._registry) == 0
     assert (result.exit_code, result.stdout) == (0, "")
     assert "Declare one with @task_worker.task" in result.stderr
 

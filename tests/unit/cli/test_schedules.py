@@ -42,7 +42,7 @@ def test_list_has_stored_and_declared_schedules(shop: Shop) -> None:
 
 def test_list_without_schedules_says_how_to_declare_one(make_app: Callable[..., Flask]) -> None:
     shop = Shop(make_app())
-    shop.task_worker.registry._tasks.pop("shop.nightly")
+    shop.task_worker._registry._tasks.pop("shop.nightly")
     answer = shop("schedule", "list")
     assert (answer.code, answer.out) == (0, "")
     assert answer.err.startswith("No schedules yet. Declare one: @task_worker.task(schedule=")

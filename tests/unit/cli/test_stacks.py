@@ -37,7 +37,7 @@ def test_stacks_of_running_jobs_begin_in_the_code_of_their_tasks(shop: Shop) -> 
     shop.task_worker.start()
     assert began.acquire(timeout=20)
     assert began.acquire(timeout=20)
-    (worker,) = shop.task_worker.workers()
+    (worker,) = shop.task_worker._workers()
     stacks: dict[str, list[str]] = {}
 
     def both_wait() -> bool:

@@ -693,7 +693,7 @@ def test_current_app_is_the_app_that_it_stands_for(app: Flask) -> None:
         task_worker, mail = BackgroundTaskWorker(current_app), Mail(current_app)  # type: ignore[arg-type]
     task_worker.task(name="work")(lambda: current_app.import_name).enqueue()
     assert mail.connect().mail is app.extensions["mail"]
-    assert task_worker.state().find_app() is app
+    assert task_worker._state().find_app() is app
 
 
 @pytest.mark.parametrize("calls", [None, 3])

@@ -33,7 +33,7 @@ def elsewhere(app: Flask, task_worker: BackgroundTaskWorker) -> Iterator[Client]
     """The same jobs as seen by a process without a worker: it hears nothing when one ends."""
     config = app.extensions["taskworker"].config
     store = Store(make_driver(config), keep_succeeded=config.keep_succeeded, keep_failed=config.keep_failed)
-    client = Client(store, task_worker.registry, lambda: None)
+    client = Client(store, task_worker._registry, lambda: None)
     yield client
     client.close()
 
@@ -111,7 +111,7 @@ def test_waiter_in_the_workers_process_is_woken_and_looks_too(
 
     for number in range(2):
         started.clear(), release.clear()
-        waiting = task_worker.state().client._waiting._waiters
+        waiting = task_worker._state().client._waiting._waiters
         job = work.enqueue()
         wait(started)
         threading.Thread(target=lambda waiting=waiting: wait_for(lambda: waiting) and release.set()).start()
@@ -168,7 +168,7 @@ def test_waiting_on_the_workers_loop_raises_while_it_drains_too(task_worker: Bac
     work.enqueue()
     wait(started)
     stopper = threading.Thread(target=task_worker.stop)
-    store = task_worker.state().store
+    store = task_worker._state().store
     stopper.start()
     wait_for(lambda: [worker.state for worker in store.workers()] == ["draining"])
     release.set()
@@ -239,7 +239,7 @@ def test_timeout_must_be_a_number(task_worker: BackgroundTaskWorker) -> None:
         for ask in [*results(job, timeout), lambda timeout=timeout: task_worker.stop(timeout)]:
             with pytest.raises(ArgumentsError, match=r"^timeout is .*\. Give a number of seconds, or None\.$"):
                 ask()
-        assert task_worker.state().worker is not None, "it runs on"
+        assert task_worker._state().worker is not None, "it runs on"
 
 
 @pytest.mark.parametrize("timeout", [20, 20.5, Decimal(20), Fraction(20), float("inf")])
@@ -282,7 +282,7 @@ def test_waiting_can_be_given_up(task_worker: BackgroundTaskWorker) -> None:
 
     with pytest.raises(TimeoutError):
         asyncio.run(give_up())
-    assert not task_worker.state().client._waiting._waiters
+    assert not task_worker._state().client._waiting._waiters
     release.set()
     assert job.result(timeout=20) == "done"
 
@@ -298,7 +298,7 @@ def test_pruned_job_is_not_found(task_worker: BackgroundTaskWorker, rows: Rows) 
 
 def test_job_pruned_while_someone_waits_is_not_found(task_worker: BackgroundTaskWorker, rows: Rows) -> None:
     job = task_worker.task(name="work")(lambda: 1).using(delay=3600).enqueue()
-    client = task_worker.state().client
+    client = task_worker._state().client
 
     def prune() -> None:
         wait_for(lambda: client._waiting._waiters)
@@ -311,7 +311,7 @@ def test_job_pruned_while_someone_waits_is_not_found(task_worker: BackgroundTask
 
 def test_cancelled_job_raises_for_those_who_wait_already(task_worker: BackgroundTaskWorker) -> None:
     job = task_worker.task(name="work")(lambda: 1).using(delay=3600).enqueue()
-    client = task_worker.state().client
+    client = task_worker._state().client
     threading.Thread(target=lambda: wait_for(lambda: client._waiting._waiters) and job.cancel()).start()
     with pytest.raises(JobCancelled, match=f"^Job {job.id} was cancelled.$"):
         job.result(timeout=20)
@@ -361,4 +361,4 @@ def test_job_is_kept_as_long_as_its_task_says(task_worker: BackgroundTaskWorker)
 def test_state_of_the_app_is_what_the_extension_says(app: Flask, task_worker: BackgroundTaskWorker) -> None:
     state = app.extensions["taskworker"]
     assert isinstance(state, AppState)
-    assert state is task_worker.state()
+    assert state is task_worker._state()

@@ -155,14 +155,14 @@ def test_one_statement_reads_all_that_bears_on_it(
         *({"id": 7, "queue": "a", "solo": 1}, {"id": 8, "queue": "c", "solo": 1}, {"id": 9, "state": "running"}),
     )
     rows("UPDATE taskworker_job SET solo = 1, worker_id = 'w9' WHERE id = 9")
-    Operations(app, idle_worker.state().client, idle_worker.registry, who="ana").pause_queue("a")
-    facts = look(store, idle_worker.registry, 6)
+    Operations(app, idle_worker._state().client, idle_worker._registry, who="ana").pause_queue("a")
+    facts = look(store, idle_worker._registry, 6)
     assert (facts.job, facts.ahead, facts.solo) == (store.record(6), 2, False)
     assert facts.ready == {"a", "b"}
     assert facts.paused is not None
     assert facts.paused[1] == "ana"
     assert facts.alone == {"w9"}
-    assert [look(store, idle_worker.registry, number).ahead for number in (1, 2, 3, 4, 5, 7, 8)] == [
+    assert [look(store, idle_worker._registry, number).ahead for number in (1, 2, 3, 4, 5, 7, 8)] == [
         1,
         0,
         0,
@@ -171,7 +171,7 @@ def test_one_statement_reads_all_that_bears_on_it(
         0,
         1,
     ]
-    assert look(store, idle_worker.registry, 8).paused is None
+    assert look(store, idle_worker._registry, 8).paused is None
 
 
 @pytest.mark.both_databases
@@ -186,7 +186,7 @@ def test_job_knows_why_it_waits(idle_worker: BackgroundTaskWorker) -> None:
     assert job.result(timeout=20) == 1
     assert job.why() == []
     with pytest.raises(JobNotFound):
-        idle_worker.state().client.why(10**9)
+        idle_worker._state().client.why(10**9)
 
 
 def test_page_and_command_say_the_same_words(make_app: Callable[..., Flask]) -> None:
@@ -194,7 +194,7 @@ def test_page_and_command_say_the_same_words(make_app: Callable[..., Flask]) -> 
     task = lab.task_worker.task(name="add")(lambda x: x)
     with lab.app.app_context():
         job = task.using(delay=3600).enqueue(1)
-        Operations(lab.app, task.client(), lab.task_worker.registry, who="ana").pause_queue("default")
+        Operations(lab.app, task._client(), lab.task_worker._registry, who="ana").pause_queue("default")
         said = [f"{reason.text} {reason.ends}" for reason in job.why()]
     answer = lab.app.test_cli_runner().invoke(args=["tasks", "why", str(job.id)])
     assert answer.stderr == f"Job {job.id} add is scheduled.\n"
@@ -229,7 +229,7 @@ def test_limited_job_knows_its_place_and_who_has_the_room(
         "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) VALUES ('shop', 1, 'code', 1, 1) "
         "RETURNING name"
     )
-    place = look(store, idle_worker.registry, 3).place
+    place = look(store, idle_worker._registry, 3).place
     assert place is not None
     assert (place.lane, place.phase, place.ahead, place.let_in, place.limit) == (
         "shop:7",
@@ -238,7 +238,7 @@ def test_limited_job_knows_its_place_and_who_has_the_room(
         (1,),
         Numbers(running=1),
     )
-    line = idle_worker.state().client.why(3)[-1]
+    line = idle_worker._state().client.why(3)[-1]
     assert line.text == "It is 3rd in line of the limit 'shop', key '7' (1 running: job 1)."
 
 
@@ -252,7 +252,7 @@ def test_ready_job_knows_the_limit_of_its_queue(idle_worker: BackgroundTaskWorke
         "INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) "
         "VALUES ('queue:default', 1, 'code', 1, 1) RETURNING name"
     )
-    assert look(store, idle_worker.registry, 2).queue_limit == (Numbers(running=1), LaneFacts(1, 0))
+    assert look(store, idle_worker._registry, 2).queue_limit == (Numbers(running=1), LaneFacts(1, 0))
     rows("INSERT INTO taskworker_lane (lane, tat, closed_until) VALUES ('queue:default', 5, 6) RETURNING lane")
-    assert look(store, idle_worker.registry, 2).queue_limit == (Numbers(running=1), LaneFacts(1, 0, 5, 6))
-    assert look(store, idle_worker.registry, 3).queue_limit is None
+    assert look(store, idle_worker._registry, 2).queue_limit == (Numbers(running=1), LaneFacts(1, 0, 5, 6))
+    assert look(store, idle_worker._registry, 3).queue_limit is None

@@ -315,5 +315,5 @@ def test_settings_that_workers_do_not_read_are_refused_for_one_run(name: str) ->
 def test_wrong_setting_of_a_run_is_refused_before_anything_begins(tmp_path: Path) -> None:
     task_worker = BlockingTaskWorker(Flask("shop", instance_path=str(tmp_path)))
     with pytest.raises(ConfigError, match="TASKER_QUEUES"):
-        task_worker.run(queues="mail")
+        task_worker._run(queues="mail")
     assert list(tmp_path.iterdir()) == []

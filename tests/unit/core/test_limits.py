@@ -12,8 +12,8 @@ from flask_taskworker.core.limits import LaneFacts, Numbers, limit_of, room
 from flask_taskworker.errors import ArgumentsError, DeclarationError
 
 NOW = 1_700_000_000_000
-TWENTY = Limit("api", rate=Rate(20, per=1)).numbers
-BURST = Limit("api", rate=Rate(20, per=1, burst=5)).numbers
+TWENTY = Limit("api", rate=Rate(20, per=1))._numbers
+BURST = Limit("api", rate=Rate(20, per=1, burst=5))._numbers
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_lane_is_the_limit_with_its_key(task_worker: BackgroundTaskWorker) -> No
     @task_worker.task(limit=Limit("pair", running=1, key=lambda a, b: (a, b)))
     def pair(a: int, b: str) -> None: ...
 
-    assert named.lane(named.encode((), {}))[1] == "shop:7"
-    assert named.lane(named.encode((8,), {}), "7/eu")[1] == "shop:7/eu"
-    assert pair.lane(pair.encode((1, "x"), {}))[1] == "pair:1/x"
+    assert named._lane(named._encode((), {}))[1] == "shop:7"
+    assert named._lane(named._encode((8,), {}), "7/eu")[1] == "shop:7/eu"
+    assert pair._lane(pair._encode((1, "x"), {}))[1] == "pair:1/x"
     assert limit_of("shop:7:8") == "shop"
     with pytest.raises(ArgumentsError, match="key of a job under the limit 'shop' is None"):
-        named.lane(named.encode((None,), {}))
+        named._lane(named._encode((None,), {}))
 
 
 def test_room_is_what_is_left_of_the_limit() -> None:
@@ -120,8 +120,8 @@ def test_closed_lane_has_no_room_until_it_opens() -> None:
 
 
 def test_rate_takes_any_period() -> None:
-    assert Limit("a", rate=Rate(100, per=timedelta(minutes=1))).numbers.interval_us == 600_000
-    assert Limit("a", rate=Rate(3, per=1)).numbers.interval_us == 333_334
+    assert Limit("a", rate=Rate(100, per=timedelta(minutes=1)))._numbers.interval_us == 600_000
+    assert Limit("a", rate=Rate(3, per=1))._numbers.interval_us == 333_334
 
 
 def test_close_starts_may_be_late_and_are_a_little_further_apart_for_it() -> None:
@@ -147,7 +147,7 @@ def test_close_starts_may_be_late_and_are_a_little_further_apart_for_it() -> Non
 )
 def test_rate_is_read_from_text_and_written_so_that_it_is_read_again(text: str, rate: Rate, written: str) -> None:
     assert Rate.parse(text) == rate
-    assert Limit("a", rate=rate).numbers.rate == written
+    assert Limit("a", rate=rate)._numbers.rate == written
     assert Rate.parse(written) == rate
 
 

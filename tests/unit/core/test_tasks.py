@@ -73,20 +73,20 @@ def test_name_is_module_and_qualname(task_worker: BackgroundTaskWorker) -> None:
 
 def test_name_is_overridden(task_worker: BackgroundTaskWorker) -> None:
     assert task_worker.task(name="reports.nightly")(top).name == "reports.nightly"
-    assert task_worker.registry.find("reports.nightly").function is top
+    assert task_worker._registry.find("reports.nightly").function is top
 
 
 @pytest.mark.parametrize("name", ["", "a" * 201, "a\nb", "a\x1b[31m", 7, b"a"])
 def test_bad_name_is_refused_with_the_value(task_worker: BackgroundTaskWorker, name: Any) -> None:
     with pytest.raises(DeclarationError, match="name = .* is not allowed. Allowed: a string of 1 to 200 printable"):
         task_worker.task(name=name)(top)
-    assert len(task_worker.registry) == 0
+    assert len(task_worker._registry) == 0
 
 
 def test_unknown_task_names_those_that_exist(task_worker: BackgroundTaskWorker) -> None:
     task_worker.task(name="one")(top)
     with pytest.raises(TaskNotFound, match="No task is registered as 'two'. Registered: one"):
-        task_worker.registry.find("two")
+        task_worker._registry.find("two")
 
 
 SOURCE = """
@@ -137,7 +137,7 @@ def test_main_module_that_is_imported_again_declares_the_same_task(
     first = task_worker.task(main.work)
     again = task_worker.task(importlib.import_module("shop").work)
     assert (first.name, again.name) == ("shop.work", "shop.work")
-    assert len(task_worker.registry) == 1
+    assert len(task_worker._registry) == 1
 
 
 # -- declared twice ----------------------------------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def declare(task_worker: BackgroundTaskWorker, **options: Any) -> Any:
 def test_same_place_declared_again_replaces_the_task(task_worker: BackgroundTaskWorker) -> None:
     declare(task_worker)
     again = declare(task_worker, queue="other")
-    assert len(task_worker.registry) == 1
-    assert task_worker.registry.find(again.name) is again
+    assert len(task_worker._registry) == 1
+    assert task_worker._registry.find(again.name) is again
 
 
 def test_another_place_with_the_same_name_is_refused_naming_both(task_worker: BackgroundTaskWorker) -> None:
@@ -163,18 +163,18 @@ def test_another_place_with_the_same_name_is_refused_naming_both(task_worker: Ba
     with pytest.raises(TaskExists) as caught:
         task_worker.task(name="work")(twice)
     assert "'work'" in str(caught.value)
-    assert first.place in str(caught.value)
+    assert first._place in str(caught.value)
     assert f"{__file__}:{inspect.getsourcelines(twice)[1]}" in str(caught.value)
     assert "name=" in str(caught.value)
-    assert task_worker.registry.find("work") is first
+    assert task_worker._registry.find("work") is first
 
 
 def test_two_workers_have_their_own_tasks(task_worker: BackgroundTaskWorker) -> None:
     other = BackgroundTaskWorker()
     task_worker.task(name="work")(top)
     other.task(name="work")(twice)
-    assert task_worker.registry.find("work").function is top
-    assert other.registry.find("work").function is twice
+    assert task_worker._registry.find("work").function is top
+    assert other._registry.find("work").function is twice
 
 
 def scaled(task_worker: BackgroundTaskWorker, factor: int, **options: Any) -> Any:
@@ -189,7 +189,7 @@ def test_two_closures_of_one_function_in_use_are_refused(task_worker: Background
     double = scaled(task_worker, 2)
     with pytest.raises(TaskExists, match="closures of one function .* a name of its own with name=…"):
         scaled(task_worker, 3)
-    assert task_worker.registry.find(double.name) is double
+    assert task_worker._registry.find(double.name) is double
     assert scaled(task_worker, 3, name="triple")(2) == 6
 
 
@@ -209,7 +209,7 @@ def test_closures_behind_a_decorator_are_told_apart(task_worker: BackgroundTaskW
 
     first = task_worker.task(times(2)(same))
     second = task_worker.task(times(2)(same))
-    assert task_worker.registry.find(first.name) is second
+    assert task_worker._registry.find(first.name) is second
     with pytest.raises(TaskExists, match="closures of one function"):
         task_worker.task(times(3)(same))
 
@@ -225,15 +225,15 @@ def test_defaults_tell_functions_of_one_factory_apart(task_worker: BackgroundTas
     kept = make(2)
     with pytest.raises(TaskExists):
         make(3)
-    assert task_worker.registry.find(kept.name) is kept
+    assert task_worker._registry.find(kept.name) is kept
 
 
 def test_a_replaced_closure_refuses_to_enqueue(task_worker: BackgroundTaskWorker) -> None:
     """As where an app factory is called again: its earlier app may be gone, or may not."""
     holders = [[scaled(task_worker, factor)] for factor in (2, 3)]
     with pytest.raises(TaskExists, match="closures of one function"):
-        holders[0][0].encode((1,), {})
-    assert holders[1][0].encode((1,), {}) == "[[1],{}]"
+        holders[0][0]._encode((1,), {})
+    assert holders[1][0]._encode((1,), {}) == "[[1],{}]"
 
 
 def test_module_that_is_loaded_again_takes_the_place_of_its_closures(
@@ -244,7 +244,7 @@ def test_module_that_is_loaded_again_takes_the_place_of_its_closures(
     for namespace in namespaces:
         exec(compile(source, str(tmp_path / "shop.py"), "exec"), namespace)
         namespace["task"] = task_worker.task(namespace["make"](2))
-    assert len(task_worker.registry) == 1
+    assert len(task_worker._registry) == 1
 
 
 def test_signature_is_that_of_the_decorator_around_the_function(task_worker: BackgroundTaskWorker) -> None:
@@ -260,7 +260,7 @@ def test_signature_is_that_of_the_decorator_around_the_function(task_worker: Bac
     def rename(session: str, user_id: int, name: str) -> str:
         return f"{session} {user_id} {name}"
 
-    assert rename.encode((1, "Ana"), {}) == '[[1,"Ana"],{}]'
+    assert rename._encode((1, "Ana"), {}) == '[[1,"Ana"],{}]'
     assert rename(1, "Ana") == "session 1 Ana"
 
 
@@ -421,7 +421,7 @@ def test_bad_option_is_refused_with_the_value_and_the_remedy(
 ) -> None:
     with pytest.raises(DeclarationError, match=words):
         declare(task_worker, **{option: value})
-    assert len(task_worker.registry) == 0
+    assert len(task_worker._registry) == 0
 
 
 def test_unknown_option_is_refused(task_worker: BackgroundTaskWorker) -> None:
@@ -443,7 +443,7 @@ def test_schedule_arguments_are_checked_at_once(task_worker: BackgroundTaskWorke
         declare(task_worker, schedule=Every(hours=1), schedule_args="ab")
     with pytest.raises(ArgumentsError, match="schedule_kwargs = 3 is not allowed. Allowed: a dict"):
         declare(task_worker, schedule=Every(hours=1), schedule_kwargs=3)
-    assert len(task_worker.registry) == 0
+    assert len(task_worker._registry) == 0
 
 
 def test_several_schedules_are_numbered_from_the_second_on(task_worker: BackgroundTaskWorker) -> None:
@@ -453,7 +453,7 @@ def test_several_schedules_are_numbered_from_the_second_on(task_worker: Backgrou
         schedule=[Cron("0 3 * * *"), Every(hours=1), Every(hours=2)],
         schedule_kwargs={"x": 4},
     )
-    declared = task.declared_schedules()
+    declared = task._declared_schedules()
     assert [schedule.name for schedule in declared] == ["report", "report#2", "report#3"]
     assert {schedule.args for schedule in declared} == {'[[],{"x":4}]'}
 

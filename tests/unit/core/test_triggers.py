@@ -201,8 +201,8 @@ def test_zone_that_is_not_text_is_refused(zone: object) -> None:
 
 
 def test_cron_without_a_zone_takes_that_of_the_app() -> None:
-    assert Cron("0 3 * * *").in_zone("Europe/Berlin") == Cron("0 3 * * *", timezone="Europe/Berlin")
-    assert Cron("0 3 * * *", timezone="UTC").in_zone("Europe/Berlin") == Cron("0 3 * * *", timezone="UTC")
+    assert Cron("0 3 * * *")._in_zone("Europe/Berlin") == Cron("0 3 * * *", timezone="Europe/Berlin")
+    assert Cron("0 3 * * *", timezone="UTC")._in_zone("Europe/Berlin") == Cron("0 3 * * *", timezone="UTC")
     assert Cron("0 3 * * *").next_after(NOON) == Cron("0 3 * * *", timezone="UTC").next_after(NOON)
 
 

@@ -131,7 +131,7 @@ def test_what_logs_in_is_covered_in_words(text: str) -> None:
 
 def test_token_in_the_path_of_the_request_that_enqueued_is_covered(lab: Lab) -> None:
     with lab.app.test_request_context("/reset/5ecret0123456789abcdefgh"):
-        job = lab.task_worker.registry.find("pay").enqueue("bob", "x")
+        job = lab.task_worker._registry.find("pay").enqueue("bob", "x")
     for text in (lab.page(f"/jobs/{job.id}"), lab.get(f"/jobs/{job.id}", format="json").text):
         assert "/reset/" in text
         assert "5ecret" not in text
@@ -160,7 +160,7 @@ def test_covering_takes_no_longer_for_odd_words(part: str) -> None:
 
 def test_nothing_of_a_task_that_is_not_declared_here_is_shown(lab: Lab) -> None:
     with lab.app.app_context():
-        job = lab.task_worker.registry.find("pay").enqueue("bob", "hunter2", ssn="xyzzy")
+        job = lab.task_worker._registry.find("pay").enqueue("bob", "hunter2", ssn="xyzzy")
     lab.rows(
         "UPDATE taskworker_job SET task = 'of.another.process', state = 'succeeded', finished_at = 5, result = '7'"
     )
@@ -198,7 +198,7 @@ def test_a_worker_that_acts_on_many_guesses_no_covered_value_either(lab: Lab, mo
         lab.rows("UPDATE taskworker_job SET state = 'scheduled', run_at = 9000000000000")
         state = lab.app.extensions["taskworker"]
         enqueue_bulk(
-            lab.task_worker.registry,
+            lab.task_worker._registry,
             state.client,
             "cancel",
             JobFilter(args=(("ssn", "123"),)),

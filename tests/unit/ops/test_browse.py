@@ -355,7 +355,7 @@ def test_the_names_of_arguments_come_from_the_task(
         return x + y
 
     jobs = [add.enqueue(1, 2), add.enqueue(3), add.enqueue(x=4, y=5)]
-    names = idle_worker.registry.parameters_of
+    names = idle_worker._registry.parameters_of
     assert found(browser, "args.x:3", names=names) == [jobs[1].id]
     assert found(browser, "args.y:5 args.x:4", names=names) == [jobs[2].id]
     assert names("not.known") == ()
@@ -553,7 +553,7 @@ def test_a_queue_tells_its_state(
         *({"queue": "a", "created_at": 300}, {"queue": "a", "created_at": 200}, {"queue": "a", "state": "running"}),
         *({"queue": "b", "state": "running"}, {"queue": "c", "state": "succeeded"}, {"queue": "d", "solo": 1}),
     )
-    steer = Operations(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana")
+    steer = Operations(app, app.extensions["taskworker"].client, idle_worker._registry, who="ana")
     steer.pause_queue("z")
     queues = {queue.name: queue for queue in browser.queues(also=["known"])}
     assert list(queues) == ["a", "b", "known", "z"]
@@ -640,7 +640,7 @@ def test_mails_are_found_by_a_part_of_an_address(
 def test_the_audit_log_comes_newest_first_in_pages(
     app: Flask, idle_worker: BackgroundTaskWorker, browser: Browser, rows: Rows
 ) -> None:
-    steer = Operations(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana")
+    steer = Operations(app, app.extensions["taskworker"].client, idle_worker._registry, who="ana")
     for number in range(3):
         steer.act_on_some("cancel", store_jobs(rows, *[{}] * (number + 1)), f"job {number}")
     newest, middle = browser.audit(limit=2)

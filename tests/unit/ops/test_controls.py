@@ -186,7 +186,7 @@ def test_schedule_is_looked_at_run_changed_paused_and_removed(idle: BackgroundTa
 
     digest.schedule(Cron("0 8 * * *"), name="digest of Ana", args=(7,))
     schedule = idle.schedules["digest of Ana"]
-    assert schedule.trigger == Cron("0 8 * * *").in_zone("UTC")
+    assert schedule.trigger == Cron("0 8 * * *")._in_zone("UTC")
     assert schedule.next_at is not None
     assert "0 8 * * *" in schedule.summary.when
     job = schedule.run()

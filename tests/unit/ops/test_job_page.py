@@ -26,7 +26,7 @@ def test_a_job_is_gathered_with_its_tries_its_children_and_its_task(
     @idle_worker.task
     def child() -> None: ...
 
-    app = idle_worker.state().find_app()
+    app = idle_worker._state().find_app()
     assert app is not None
     job = parent.enqueue(3)
     Jobs(app).drain(scheduled=True, raise_errors=False)

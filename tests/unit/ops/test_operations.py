@@ -30,7 +30,7 @@ FAR = 4_000_000_000_000
 @pytest.fixture
 def steer(app: Flask, idle_worker: BackgroundTaskWorker, store: Store) -> Operations:
     store.driver.prepare()
-    return Operations(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana")
+    return Operations(app, app.extensions["taskworker"].client, idle_worker._registry, who="ana")
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_some_jobs_are_acted_on_and_noted(
 ) -> None:
     store.driver.prepare()
     ids = store_jobs(rows, {"state": "failed"}, {"state": "failed"}, {})
-    operations = Operations(app, app.extensions["taskworker"].client, idle_worker.registry, who="ana")
+    operations = Operations(app, app.extensions["taskworker"].client, idle_worker._registry, who="ana")
     assert operations.act_on_some("retry", ids) == 2
     assert operations.act_on_some("cancel", ids[:1], "state:failed") == 1
     notes = Browser(store).audit()

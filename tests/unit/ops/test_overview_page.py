@@ -25,7 +25,7 @@ def test_an_overview_gathers_what_ended_failed_and_comes_next(idle_worker: Backg
     add.schedule(Every(hours=1), name="hourly")
     for task in (add, boom, add):
         task.enqueue()
-    app = idle_worker.state().find_app()
+    app = idle_worker._state().find_app()
     assert app is not None
     Jobs(app).drain(raise_errors=False)
     page = OverviewPage.take(store, WINDOWS["24h"])

@@ -377,19 +377,19 @@ def test_doctor_finds_keys_whose_jobs_are_gone(
     save: Task[..., Any, Any], app: Flask, idle_worker: BackgroundTaskWorker, rows: Rows
 ) -> None:
     job = save.using(unique="k", until="started").enqueue(1)
-    assert [finding.level for finding in doctor.keys(idle_worker.state())] == ["ok"]
+    assert [finding.level for finding in doctor.keys(idle_worker._state())] == ["ok"]
     rows("DELETE FROM taskworker_job WHERE id = ? RETURNING id", job.id)
-    (finding,) = doctor.keys(idle_worker.state())
+    (finding,) = doctor.keys(idle_worker._state())
     assert (finding.level, finding.text[:30]) == ("warning", "Keys of jobs that are gone: 1.")
     assert save.using(unique="k", until="started").enqueue(1) != job
-    assert [finding.level for finding in doctor.keys(idle_worker.state())] == ["ok"]
+    assert [finding.level for finding in doctor.keys(idle_worker._state())] == ["ok"]
 
 
 def test_purge_takes_keys_along(
     save: Task[..., Any, Any], app: Flask, idle_worker: BackgroundTaskWorker, rows: Rows
 ) -> None:
     save.using(unique="k", until="started").enqueue(1).cancel()
-    state = idle_worker.state()
+    state = idle_worker._state()
     purged = app.test_cli_runner().invoke(args=["tasks", "purge", "--done-before", "0", "--yes"])
     assert purged.exit_code == 0, purged.output
     assert rows("SELECT count(*) FROM taskworker_key") == [(0,)], state

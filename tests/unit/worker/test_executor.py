@@ -578,7 +578,7 @@ def test_arguments_that_do_not_fit_any_more_end_their_own_job(task_worker: Backg
     hold.set()
     holder.result(timeout=20)
     job.cancel()
-    task_worker.registry._tasks["old"] = task_worker.task(name="new")(lambda x: None)
+    task_worker._registry._tasks["old"] = task_worker.task(name="new")(lambda x: None)
     assert job.retry()
     with pytest.raises(JobFailed, match="TypeError.*takes 1 positional argument but 2 were given"):
         job.result(timeout=20)
@@ -728,9 +728,9 @@ def test_large_arguments_are_decoded_beside_the_loop_and_unreadable_ones_fail_th
     assert older != stored
     for job_id, args in ((job.id, older), (unreadable.id, json.dumps("x" * LARGE))):
         rows("UPDATE taskworker_job SET args = ?, run_at = 1 WHERE id = ?", args, job_id)
-    task_worker.workers()[0].wake()
+    task_worker._workers()[0].wake()
     assert job.result(timeout=20) == LARGE
-    loop_thread = task_worker.state().client.worker_thread
+    loop_thread = task_worker._state().client.worker_thread
     assert loop_thread is not None
     assert decoded_in
     assert loop_thread.ident not in decoded_in

@@ -79,19 +79,19 @@ def until_ready(health: Health, why_not: str | None = None) -> None:
 
 
 def test_worker_is_ready_while_it_takes_jobs(shop: Shop) -> None:
-    health = WorkersHealth(shop.task_worker.workers)
+    health = WorkersHealth(shop.task_worker._workers)
     assert (health.not_live(), health.not_ready()) == (None, "no worker has started")
     shop.task_worker.start()
     until_ready(health)
     assert health.not_live() is None
-    (worker,) = shop.task_worker.workers()
+    (worker,) = shop.task_worker._workers()
     worker.stop()
     until_ready(health, "it stops")
     assert health.is_stopping()
 
 
 def test_worker_without_its_database_is_live_and_not_ready(shop: Shop) -> None:
-    health = WorkersHealth(shop.task_worker.workers)
+    health = WorkersHealth(shop.task_worker._workers)
     shop.task_worker.start()
     until_ready(health)
     path = Path(shop.state.config.database_uri.database or "")
@@ -104,7 +104,7 @@ def test_worker_without_its_database_is_live_and_not_ready(shop: Shop) -> None:
 
 def test_worker_whose_loop_stands_still_is_not_live(shop: Shop) -> None:
     shop.task_worker.start()
-    (worker,) = shop.task_worker.workers()
+    (worker,) = shop.task_worker._workers()
     health = WorkersHealth(lambda: [worker])
     assert health.not_live() is None
     worker.lag_ms = lambda: 31_000.0

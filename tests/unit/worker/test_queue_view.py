@@ -261,7 +261,7 @@ def test_worker_looks_by_itself_after_the_loop_interval(make_app: MakeApp, make_
     task_worker = make_worker(app)
     work = task_worker.task(name="work")(lambda: 1)
     assert work.enqueue().result(timeout=20) == 1
-    client = task_worker.state().client
+    client = task_worker._state().client
     client.wake = lambda *_: None  # type: ignore[method-assign]
     assert work.enqueue().result(timeout=20) == 1
 
@@ -284,7 +284,7 @@ def test_job_that_is_handed_back_is_taken_by_another_worker_at_once(make_app: Ma
     twin = twin_of(app)
     second = make_worker(twin)
     second.task(name="work")(end)
-    wait_for(lambda: len(first.state().store.workers()) == 2)
+    wait_for(lambda: len(first._state().store.workers()) == 2)
     first.stop(timeout=0)
     assert job.result(timeout=20) == "taken over"
     assert (job.refresh().attempt, job._record.crashes, job._record.claim) == (1, 0, 2)
@@ -329,7 +329,7 @@ def test_expired_jobs_are_pruned_with_their_attempts(
 def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, make_worker: MakeWorker) -> None:
     app = make_app(TASKER_THREADS=1, TASKER_QUEUES=["default", "own"], **NEVER_LOOKS)
     busy = make_worker(app, start=False)
-    clock = Clock(busy.state().store)
+    clock = Clock(busy._state().store)
     busy.start()
     fail, release = threading.Event(), threading.Event()
 
@@ -354,7 +354,7 @@ def test_retry_whose_worker_is_busy_by_then_wakes_another(make_app: MakeApp, mak
     fail.set()
     wait_for(lambda: blocker.refresh().state is JobState.RUNNING)
     clock.put_forward(3_600_000)
-    busy.workers()[0].wake()
+    busy._workers()[0].wake()
     assert job.result(timeout=20) == "twin"
     release.set()
 
@@ -387,6 +387,6 @@ def test_suspect_that_survived_a_try_runs_beside_others_again(
 
     job = suspect.using(delay=3600).enqueue()
     rows("UPDATE taskworker_job SET solo = 1, crashes = 2, solo_crashes = 1, state = 'ready', run_at = 0")
-    task_worker.state().client.wake()
+    task_worker._state().client.wake()
     wait_for(lambda: job.refresh().attempt == 2)
     assert rows("SELECT solo, solo_crashes, crashes, state FROM taskworker_job") == [(0, 0, 2, "scheduled")]

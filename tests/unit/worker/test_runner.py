@@ -64,7 +64,7 @@ def test_runner_takes_no_worker_when_all_others_have_ended(
     make_app: Callable[..., Flask], task_worker: BackgroundTaskWorker
 ) -> None:
     runner = runner_of(task_worker)
-    (worker,) = task_worker.workers()
+    (worker,) = task_worker._workers()
     task_worker.stop()
     assert not runner.alive
     assert not runner.serve(worker)

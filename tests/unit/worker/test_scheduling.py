@@ -63,7 +63,7 @@ def in_loop(store: Store, body: Callable[[WorkerStore], Awaitable[T]]) -> T:
 
 async def fired_by(task_worker: BackgroundTaskWorker, work: WorkerStore) -> list[str]:
     """Fire until nothing is due; the names of the schedules that were ours."""
-    scheduler = Scheduler(task_worker.registry, task_worker.state().store.clock)
+    scheduler = Scheduler(task_worker._registry, task_worker._state().store.clock)
     await scheduler.declare(work)
     ours: list[str] = []
     while await work.due_schedules(scheduler.may_fire, 1):
@@ -84,8 +84,8 @@ def test_two_workers_that_fire_the_same_schedules_make_each_job_once(
     for worker in workers:
         worker.task(name="note")(lambda: None)
     names = [f"s{number:03}" for number in range(500)]
-    due = workers[0].state().store.clock() - 1000
-    store_due(workers[0].state().store, names, due)
+    due = workers[0]._state().store.clock() - 1000
+    store_due(workers[0]._state().store, names, due)
     both = threading.Barrier(2)
 
     async def fire(worker: BackgroundTaskWorker, work: WorkerStore) -> list[str]:
@@ -93,7 +93,7 @@ def test_two_workers_that_fire_the_same_schedules_make_each_job_once(
         return await fired_by(worker, work)
 
     with ThreadPoolExecutor(2) as threads:
-        ours = list(threads.map(lambda w: in_loop(w.state().store, lambda work: fire(w, work)), workers))
+        ours = list(threads.map(lambda w: in_loop(w._state().store, lambda work: fire(w, work)), workers))
     assert sorted(ours[0] + ours[1]) == names, "each worker reports its own"
     assert sorted(jobs_of(rows)) == [(name, due) for name in names]
 
@@ -174,7 +174,7 @@ def test_missed_times_are_made_up_for_in_order_and_in_more_than_one_transaction(
     lengths: list[int] = []
 
     async def fire(work: WorkerStore) -> None:
-        scheduler = Scheduler(idle_worker.registry, store.clock)
+        scheduler = Scheduler(idle_worker._registry, store.clock)
         await scheduler.declare(work)
         while made := await scheduler.fire_due(work):
             lengths.append(len(made))

@@ -16,7 +16,7 @@ def test_loop_is_given_up_after_the_time_of_a_lease() -> None:
 
 
 def test_times_are_passed_in_and_cannot_be_changed() -> None:
-    assert BackgroundTaskWorker.timing is DEFAULT_TIMING
+    assert BackgroundTaskWorker._timing is DEFAULT_TIMING
     with pytest.raises(FrozenInstanceError):
         DEFAULT_TIMING.beat = 0.1  # type: ignore[misc]
     assert Timing(beat=0.1) == Timing(beat=0.1) != DEFAULT_TIMING

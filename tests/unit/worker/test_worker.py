@@ -64,7 +64,7 @@ def test_worker_goes_on_when_its_database_is_back(
 ) -> None:
     task = task_worker.task(name="work")(lambda: "done")
     assert task.enqueue().result(timeout=20) == "done"
-    (worker,) = task_worker.workers()
+    (worker,) = task_worker._workers()
     rows("ALTER TABLE taskworker_schedule RENAME TO away")
     worker.wake()
     wait_for(lambda: "Next try in" in caplog.text)

@@ -31,7 +31,7 @@ def change(view: View) -> Response:
         raise BadRequest(f"Running is {running!r:.80}. Give a whole number, at least 1, or nothing.")
     try:
         limit = Limit(running=number, rate=Rate.parse(rate) if rate else None) if running or rate else None
-        numbers = limit.numbers if limit else Numbers()
+        numbers = limit._numbers if limit else Numbers()
         done = view.operations(PERMISSION).set_limit(name, numbers)
     except DeclarationError as error:
         raise BadRequest(str(error)) from error

@@ -171,7 +171,7 @@ class MailQueue:
                 "Send a link instead of the attachment, or raise the limit."
             )
         job = new_job(self._task, "", options.enqueue, now, current_origin())
-        job = job._replace(args=self._task.encode((job.uid,), {}))
+        job = job._replace(args=self._task._encode((job.uid,), {}))
         give_up_at = max(job.run_at, now) + to_duration_ms(self._config.expires)
         return NewMail(message=message, prepared=prepared, job=job, once=options.once, give_up_at=give_up_at)
 
@@ -243,7 +243,7 @@ class MailQueue:
         def on_commit() -> None:
             stored = records if records[0].id else self._add(rows)
             for job, record in zip(jobs, stored, strict=True):
-                job.become(record)
+                job._become(record)
             self._announced(jobs, rows)
             if flows.effects:
                 self._client.follow(flows.effects)

@@ -88,7 +88,7 @@ def make_context(verify: bool, cafile: str | None) -> ssl.SSLContext:
 def check_tls(config: MailConfig) -> None:
     """Raise ConfigError for a MAIL_CAFILE or MAIL_SSL_CONTEXT that no connection could use."""
     if config.ssl_context is not None and not isinstance(config.ssl_context, ssl.SSLContext):
-        raise ConfigError.of("MAIL_SSL_CONTEXT", config.ssl_context, "an ssl.SSLContext")
+        raise ConfigError._of("MAIL_SSL_CONTEXT", config.ssl_context, "an ssl.SSLContext")
     if config.cafile is not None:
         try:
             make_context(config.tls_verify, config.cafile)

@@ -27,7 +27,7 @@ def lab(make_app: Callable[..., Flask]) -> Lab:
 
 def enqueue(lab: Lab, *args: object) -> int:
     with lab.app.app_context():
-        return lab.task_worker.registry.find("pay").enqueue(*args).id
+        return lab.task_worker._registry.find("pay").enqueue(*args).id
 
 
 def test_it_says_what_the_command_says(lab: Lab) -> None:

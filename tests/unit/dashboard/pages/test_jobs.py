@@ -494,7 +494,7 @@ def test_job_that_acts_is_not_put_into_a_paused_queue(lab: Lab) -> None:
 
     def enqueue() -> str:
         job = enqueue_bulk(
-            lab.task_worker.registry, state.client, "cancel", JobFilter(task="x"), "ana", lab.browser.end()
+            lab.task_worker._registry, state.client, "cancel", JobFilter(task="x"), "ana", lab.browser.end()
         )
         return job.queue
 

@@ -28,7 +28,7 @@ def limit(lab: Lab, name: str) -> dict[str, Any]:
 def put_in_line(lab: Lab, *keys: str) -> list[int]:
     """Jobs of the limit "shop" with these keys, and the first of each key has the room."""
     with lab.app.app_context():
-        task = lab.task_worker.registry.find("sync")
+        task = lab.task_worker._registry.find("sync")
         jobs = [task.using(limit_key=key).enqueue(1) for key in keys]
     lab.rows("INSERT INTO taskworker_limit (name, running, source, set_at, seen_at) VALUES ('shop', 1, 'code', 1, 1)")
     for key in set(keys):

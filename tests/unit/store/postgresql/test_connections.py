@@ -174,7 +174,7 @@ def test_server_that_cannot_be_reached_is_named(make_worker: MakeWorker, address
     def task() -> None: ...
 
     with pytest.raises(NotReachable, match=words):
-        task_worker.state().store.driver.prepare()
+        task_worker._state().store.driver.prepare()
     with pytest.raises(NotAccepted, match=f"The job was not accepted. {words}"):
         task.enqueue()
 
@@ -188,21 +188,21 @@ def test_worker_starts_as_soon_as_a_server_that_was_away_answers(
         own_folder = Path(place) / "s"
         path = make_url(url).query["options"].replace("=", "%3D")
         task_worker = make_worker(f"postgresql://postgres@/postgres?host={own_folder}&options={path}")
-        task_worker.timing = Timing(reach_again=0.05)
+        task_worker._timing = Timing(reach_again=0.05)
         task = task_worker.task(name="task")(lambda: "ran")
         task_worker.start()
         assert "no worker runs in this process until the database answers" in caplog.text
         with pytest.raises(NotAccepted):
             task.enqueue()
         own_folder.symlink_to(str(folder))
-        wait_for(task_worker.workers)
+        wait_for(task_worker._workers)
         assert task.enqueue().result(timeout=10) == "ran"
 
 
 def test_stop_ends_the_tries_to_reach_a_server_that_is_away_also_amid_one(make_worker: MakeWorker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         task_worker = make_worker(f"postgresql://127.0.0.1:{server.getsockname()[1]}/x?sslmode=disable")
-        task_worker.timing = Timing(reach_again=0.01)
+        task_worker._timing = Timing(reach_again=0.01)
         first = threading.Thread(target=lambda: server.accept()[0].close())
         first.start()
         task_worker.start()
@@ -212,7 +212,7 @@ def test_stop_ends_the_tries_to_reach_a_server_that_is_away_also_amid_one(make_w
         amid.close()
         wait_for(lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
     assert not task_worker._start_again
-    assert task_worker.workers() == []
+    assert task_worker._workers() == []
 
 
 def test_hosts_of_a_cluster_are_tried_in_turn(make_worker: MakeWorker, own: str) -> None:
@@ -266,7 +266,7 @@ def test_wrong_password_is_refused_and_never_shown(
             task_worker.start()
         with pytest.raises(NotAccepted, match="authentication failed") as enqueue:
             task.enqueue()
-    state = task_worker.state()
+    state = task_worker._state()
     shown = [repr(state.config), repr(state), state.store.driver.key, str(state.config.database_uri)]
     errors = [repr(error) for caught in (start, enqueue) for error in chain_of(caught.value)]
     for text in [*shown, *errors, caplog.text, *capfd.readouterr()]:
@@ -285,7 +285,7 @@ def test_password_among_the_parameters_works_and_is_hidden_too(make_worker: Make
         task_worker = make_worker(f"{through(url, LOCKED_USER)}&password={SECRET}")
         task_worker.start()
         task_worker.stop()
-        state = task_worker.state()
+        state = task_worker._state()
         shown = (repr(state.config), state.store.driver.key, str(state.config.database_uri))
         assert not any("hunter2" in text for text in shown)
 
@@ -324,7 +324,7 @@ def test_user_who_may_only_read_is_refused_with_words(make_worker: MakeWorker, o
             NotAccepted, match="permission denied for .*taskworker_job.*Give this user the right to use"
         ):
             task.enqueue()
-        assert counts_of(task_worker.state().store)["ready"] == 0
+        assert counts_of(task_worker._state().store)["ready"] == 0
 
 
 def test_user_who_may_use_but_not_create_needs_no_more(make_worker: MakeWorker, own: str) -> None:
@@ -356,7 +356,7 @@ def test_server_that_is_read_only_is_reported(make_worker: MakeWorker, own: str)
 def test_full_server_is_reported(make_worker: MakeWorker, own: str) -> None:
     with a_user(own, "lonely", "CONNECTION LIMIT 0") as url:
         with pytest.raises(StoreError, match="too many connections for role.*Raise the server's limit, run fewer"):
-            make_worker(url).state().store.driver.prepare()
+            make_worker(url)._state().store.driver.prepare()
 
 
 # -- the server and its tables -----------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_tables_that_vanish_are_reported(make_worker: MakeWorker, own: str) -> N
         run_sql(url, "DROP TABLE taskworker_job")
         with pytest.raises(NotAccepted, match="relation .*does not exist.*See: flask tasks db check"):
             task.enqueue()
-        task_worker.state().client.close()
+        task_worker._state().client.close()
 
 
 # -- a server that does not answer -------------------------------------------------------------------------------------

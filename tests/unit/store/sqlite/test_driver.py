@@ -811,7 +811,7 @@ def test_worker_that_must_stop_does_not_wait_for_a_lock_that_another_keeps(
     assert task.enqueue().result(timeout=20) is not None
     with locked(path_of(app)):
         # It wants to write what it has counted, and waits.
-        wait_for(lambda: not task_worker.workers()[0].is_claiming)
+        wait_for(lambda: not task_worker._workers()[0].is_claiming)
         began = time.monotonic()
         task_worker.stop(timeout=0)
         assert time.monotonic() - began < 20, "TASKER_LOCK_TIMEOUT is 30 s"

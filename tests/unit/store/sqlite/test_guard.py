@@ -148,7 +148,7 @@ def test_worker_claims_nothing_from_a_file_that_is_gone(
     wait_for(lambda: "cannot beat" in caplog.text and "was deleted or replaced while in use" in caplog.text)
     clock.put_forward(3_600_000)
     caplog.clear()
-    idle_worker.workers()[0].wake()
+    idle_worker._workers()[0].wake()
     wait_for(lambda: [record for record in caplog.records if "Next try in" in record.getMessage()])
     assert ran == [1]
     assert not path_of(app).exists()

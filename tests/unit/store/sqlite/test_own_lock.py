@@ -38,7 +38,7 @@ def task(make_app: Callable[..., Flask]) -> Any:
 @pytest.fixture(params=["the driver's own", "BEGIN", IMMEDIATELY])
 def engine(task: Any, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine on the jobs' file that begins its transactions in one of three ways."""
-    database = Path(task.client().store.driver.path)
+    database = Path(task._client().store.driver.path)
     engine = create_engine(f"sqlite:///{database}", connect_args={"timeout": 20})
     if request.param != "the driver's own":
 
