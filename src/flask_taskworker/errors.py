@@ -12,6 +12,7 @@
     ├── ArgumentsError (TypeError)           the arguments do not fit the task's signature
     ├── NotEncodable (TypeError)             a value that JSON and the codec cannot hold
     ├── NotDecodable (ValueError)            stored text that is not what the codec writes
+    ├── ProcessDied                          the process of an isolated job ended before its function
     ├── StepError (RuntimeError)             a step of a job is used wrongly; no policy retries it
     ├── StoreError                           the database said no
     │   ├── NotAccepted                      the job was not stored; enqueue again
@@ -93,6 +94,12 @@ class NotDecodable(TaskWorkerError, ValueError):
 
 class StepError(TaskWorkerError, RuntimeError):
     """A step of a job is used wrongly. No retry policy repeats the job for that."""
+
+
+class ProcessDied(TaskWorkerError):
+    """The process of an isolated job ended before its function had returned."""
+
+    failure_kind = "crashed"
 
 
 class StoreError(TaskWorkerError):

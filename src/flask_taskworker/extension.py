@@ -51,6 +51,7 @@ from .worker.bounds import EVERY_ROLE, NO_BOUNDS, Bounds, WorkerRole
 from .worker.job_log import install as install_job_log
 from .worker.launch import (
     after_uwsgi_fork,
+    app_of_command,
     check_gevent,
     check_server,
     flask_command,
@@ -110,6 +111,7 @@ class TaskWorker:
         if KEY in app.extensions:
             raise AppError(f"The app {app.import_name!r} has a TaskWorker already. Import and use that one instead.")
         config = TaskWorkerConfig.from_mapping(app.config, instance_path=app.instance_path)
+        config = replace(config, app=config.app or app_of_command())
         for key, meant in TaskWorkerConfig.unknown_keys(app.config).items():
             remedy = f"Did you mean {meant}?" if meant is not None else "No such key is read."
             log.warning("The configuration of the app %r has %s, which means nothing. %s", app.import_name, key, remedy)
@@ -214,6 +216,7 @@ class TaskWorker:
         limit: Limit | None = None,
         atomic: Any = None,
         at_most_once: bool = False,
+        isolate: bool = False,
         sensitive: Sequence[str] = (),
     ) -> _Decorator: ...
     def task(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, **settings: Any) -> Any:
@@ -229,6 +232,7 @@ class TaskWorker:
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
         ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.
+        ``isolate``, for sync tasks: each try runs in a process of its own, which timeout, cancel and shutdown end.
         ``sensitive``: names of arguments, and of keys in them, whose values the dashboard covers; ``"return"`` is the
         result.
 
@@ -521,7 +525,7 @@ class TaskWorker:
     def _is_meant(self) -> bool:
         """Whether a ``start()`` at import is meant, given what imports the app."""
         if is_spawning():
-            log.info("not started in a process of multiprocessing, which only imports the main module")
+            log.info("not started in a process that imports this module only to work for another")
             return False
         command = flask_command()
         if command is None or command in self._STARTS_UNDER:

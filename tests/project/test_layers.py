@@ -36,7 +36,7 @@ IMPURE_CALLS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today
 # Only these may be imported inside a function: what is not installed with the package, what stands on that, and what an
 # app pays for only when it uses it.
 OPTIONAL = {"psycopg", "flask_sqlalchemy", "gevent", "pytest", "watchfiles"}
-ON_DEMAND = ("store.postgresql.driver", "metrics", "tracing", "sentry", "dashboard", "testing")
+ON_DEMAND = ("store.postgresql.driver", "metrics", "tracing", "sentry", "dashboard", "testing", "worker.isolation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,12 @@ def _word(key: str, value: Any) -> str:
     return value
 
 
+def _import_path(key: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ConfigError._of(key, value, 'what flask --app takes, such as "shop:create_app()", or None')
+    return value
+
+
 def _mount_point(key: str, value: Any) -> str | None:
     if value is None:
         return None
@@ -116,6 +122,9 @@ class TaskWorkerConfig:
 
     debug: bool | None = setting(_optional_flag)
     """Log every step. None follows app.debug at the time of use. Defaults to None."""
+
+    app: str | None = setting(_import_path)
+    """Where the processes of isolated jobs find the app, as ``flask --app`` takes it. Defaults to None: looked for."""
 
     concurrency: int = setting(whole_number, 100)
     """Async jobs at once in one process. Defaults to 100."""

@@ -86,6 +86,10 @@ class RunningJob:
     lost: bool = False
     stopping: bool = False
     """The worker was asked to stop."""
+    on_stopping: Callable[[], None] | None = None
+    """Called on the worker's loop when it was."""
+    isolated: bool = False
+    """It runs in a process of its own."""
     releasing: bool = False
     """The worker shuts down: a cancelled await means hand back, not cancel."""
     ended: bool = False
@@ -106,6 +110,11 @@ class RunningJob:
     """Whether lines of it have been stored before its end."""
     carried: Mapping[str, Any] | None = None
     """The values that it carries, where this process knows of any."""
+
+    @property
+    def ends_when_cancelled(self) -> bool:
+        """Whether it ends with the asyncio task that sees it through. A thread cannot be ended."""
+        return self.isolated or self.claim.kind == "async"
 
 
 _running: ContextVar[RunningJob | None] = ContextVar("flask_taskworker.running_job", default=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -55,6 +56,8 @@ class TaskOptions:
     atomic: Callable[[], Any] | None = None
     """Gives the session whose commit records the job's success, too."""
     at_most_once: bool = False
+    isolate: bool = False
+    """Whether each try has a process of its own."""
     sensitive: tuple[str, ...] = ()
     """Names of arguments, and of keys in them, whose values the dashboard covers; "return" is the result."""
 
@@ -495,6 +498,16 @@ class TaskRegistry:
         _check_function(function)
         if options.atomic is not None and inspect.iscoroutinefunction(function):
             raise DeclarationError(f"{function.__qualname__} is async, and atomic=… takes sync tasks only. Use def.")
+        if options.isolate and inspect.iscoroutinefunction(function):
+            raise DeclarationError(
+                f"{function.__qualname__} is async, and isolate=True takes sync tasks only. A coroutine can be "
+                "cancelled without it; for work that blocks use def."
+            )
+        if options.isolate and not hasattr(os, "fork"):
+            raise DeclarationError(
+                f"{function.__qualname__}: isolate=True needs os.fork, which this system does not have. Leave it out "
+                "here, or run on Linux or macOS."
+            )
         if name is not None:
             check_name("name", name)
         elif function.__name__ == "<lambda>":
@@ -602,6 +615,7 @@ def task_options(
     limit: Limit | None = None,
     atomic: Any = None,
     at_most_once: bool = False,
+    isolate: bool = False,
     sensitive: Sequence[str] = (),
     **unknown: Any,
 ) -> TaskOptions:
@@ -643,6 +657,7 @@ def task_options(
         limit=_checked_limit(limit),
         atomic=session,
         at_most_once=bool(at_most_once),
+        isolate=bool(isolate),
         sensitive=tuple(sensitive),
     )
 

@@ -156,6 +156,7 @@ class _FaultyExecutor(Executor):
     report: Report
 
     gate: threading.Lock | None
+    isolates = False
 
     async def execute(self, job: RunningJob) -> Outcome:
         while self.gate is not None and not self.gate.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads

@@ -14,9 +14,9 @@ import os
 import random
 import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
@@ -31,6 +31,7 @@ from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Failure, Outcome, Outcome
 from ..core.steps import HandedOver, Suspended
 from ..core.tasks import Task, TaskRegistry, Tracing
 from ..errors import (
+    AppError,
     CancelJob,
     DeclarationError,
     JobCancelled,
@@ -42,6 +43,9 @@ from ..errors import (
 )
 from .thread_bridge import ThreadBridge
 from .timing import DEFAULT_TIMING, Timing
+
+if TYPE_CHECKING:
+    from .isolation import JobServer
 
 log: Logger = get_logger("jobs")
 
@@ -67,6 +71,9 @@ _LONGEST_RELEASE = timedelta(minutes=10)
 class Executor:
     """Runs jobs of one app. For one event loop only."""
 
+    isolates = True
+    """Whether isolated jobs get a process of their own; in tests they run in a thread."""
+
     def __init__(
         self,
         find_app: Callable[[], Flask | None],
@@ -89,6 +96,9 @@ class Executor:
         self._parent_only = ParentOnly()
         self.on_overdue: Callable[[Claim, bool], None] = lambda claim, is_overdue: None
         """Told True when a timed-out job keeps its thread, since its function runs on, and False when that returns."""
+        self._server: JobServer | None = None
+        self.open_server: Callable[[], JobServer]
+        """Makes what runs isolated jobs."""
 
     def execute(self, job: RunningJob) -> Coroutine[Any, Any, Outcome]:
         """Run one job to its ending. Never raises but CancelledError before it began."""
@@ -115,13 +125,9 @@ class Executor:
             # The app is gone, and its worker about to stop. Another one may have the job at once.
             return _at_once(Outcome(OutcomeKind.RELEASED))
         if task is None:
-            reason = "this worker has no task of that name; import the module that declares it"
-            last = job.claim.task.rpartition(".")[2]
-            if alike := [one.name for one in self.registry if one.name.rpartition(".")[2] == last]:
-                reason += (
-                    f". If {alike[0]!r} is meant, both processes must import its module by one name, or give name=…"
-                )
-            return _at_once(self._released_unknown(job.claim, reason))
+            return _at_once(self._unknown(job.claim))
+        if task.options.isolate and self.isolates:
+            return self._run_isolated(job)
         run = self._run_async if task.kind == "async" else self._run_sync
         if len(job.claim.args) > LARGE:
             return self._run_large(run, app, task, job)
@@ -129,6 +135,13 @@ class Executor:
             return run(app, task, job, *self._codec.decode_call(job.claim.args))
         except NotDecodable as error:
             return _at_once(self._unreadable(task, job, error))
+
+    def _unknown(self, claim: Claim) -> Outcome:
+        reason = "this worker has no task of that name; import the module that declares it"
+        last = claim.task.rpartition(".")[2]
+        if alike := [one.name for one in self.registry if one.name.rpartition(".")[2] == last]:
+            reason += f". If {alike[0]!r} is meant, both processes must import its module by one name, or give name=…"
+        return self._released_unknown(claim, reason)
 
     async def _run_large(
         self, run: Callable[..., Coroutine[Any, Any, Outcome]], app: Flask, task: Task[..., Any, Any], job: RunningJob
@@ -193,6 +206,51 @@ class Executor:
     async def _run_sync(
         self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Outcome:
+        limit = job.claim.timeout
+        set_running(job)
+        thread = self._bridge.run(functools.partial(self._call, app, task, job, args, kwargs))
+        try:
+            return await thread if limit is None else await self._limited(job, thread, limit / 1000)
+        except PoolClosed as error:
+            # Back to the queue: no thread can be started. While the process lives the slot stays in use for a moment:
+            # else the next job would be claimed, and handed back, as fast as the database can.
+            if threading.main_thread().is_alive():
+                log.warning("%s goes back to its queue: no thread for it: %s", job.claim, error.__cause__ or error)
+                await asyncio.sleep(_NO_THREAD_PAUSE)
+            return Outcome(OutcomeKind.RELEASED)
+
+    async def _run_isolated(self, job: RunningJob) -> Outcome:
+        job.isolated = True
+        try:
+            if job.cancelled or job.lost:
+                raise asyncio.CancelledError
+            return await self.server.run(job)
+        except AppError as error:
+            return self._released_unknown(job.claim, str(error))
+        except TimeoutError as error:
+            return self.ending_of(job, error.with_traceback(None), "timeout")
+        except BaseException as error:  # noqa: BLE001 - cancelled, or its process has died
+            return self.ending_of(job, error.with_traceback(None))
+
+    def perform(self, app: Flask, job: RunningJob) -> Outcome:
+        """Run a sync job in this thread to its ending, in a process that has no other job. Never raises."""
+        task = self.registry.get(job.claim.task)
+        if task is None:
+            return self._unknown(job.claim)
+        try:
+            args, kwargs = self._codec.decode_call(job.claim.args)
+        except NotDecodable as error:
+            return self._unreadable(task, job, error)
+        set_running(job)
+        scope = self.registry.scope
+        with nullcontext() if scope is None else scope(job.claim):
+            return self._call(app, task, job, args, kwargs)
+
+    def _call(
+        self, app: Flask, task: Task[..., Any, Any], job: RunningJob, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        """Run a sync job in its thread. Never raises."""
+
         def run() -> Any:
             with self._parent_only:
                 value = task.function(*args, **kwargs)
@@ -208,36 +266,21 @@ class Executor:
             return outcome
 
         around = self.registry.surroundings
-
-        def call() -> Outcome:
-            # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
-            job.thread = threading.get_ident()
-            value: Any = _NOTHING
-            body = run if task.options.atomic is None else commit
-            try:
-                with app.app_context():
-                    value = body() if around is None else around.run(job, body)
-                return value if task.options.atomic is not None else self._succeeded(task, value)
-            except BaseException as error:
-                if committed is not None:
-                    log.exception("%s has committed, then this was raised; the job succeeded", job.claim)
-                    return committed
-                if value is not _NOTHING:
-                    return self._teardown_raised(task, job, value, error)
-                return self.ending_of(job, error)
-
-        limit = job.claim.timeout
-        set_running(job)
-        thread = self._bridge.run(call)
+        # The context is pushed in here: pushed around the hop, its teardown would run on the loop's thread.
+        job.thread = threading.get_ident()
+        value: Any = _NOTHING
+        body = run if task.options.atomic is None else commit
         try:
-            return await thread if limit is None else await self._limited(job, thread, limit / 1000)
-        except PoolClosed as error:
-            # Back to the queue: no thread can be started. While the process lives the slot stays in use for a moment:
-            # else the next job would be claimed, and handed back, as fast as the database can.
-            if threading.main_thread().is_alive():
-                log.warning("%s goes back to its queue: no thread for it: %s", job.claim, error.__cause__ or error)
-                await asyncio.sleep(_NO_THREAD_PAUSE)
-            return Outcome(OutcomeKind.RELEASED)
+            with app.app_context():
+                value = body() if around is None else around.run(job, body)
+            return value if task.options.atomic is not None else self._succeeded(task, value)
+        except BaseException as error:
+            if committed is not None:
+                log.exception("%s has committed, then this was raised; the job succeeded", job.claim)
+                return committed
+            if value is not _NOTHING:
+                return self._teardown_raised(task, job, value, error)
+            return self.ending_of(job, error)
 
     async def _limited(self, job: RunningJob, thread: asyncio.Future[Outcome], limit: float) -> Outcome:
         """Wait no longer than *limit*. The await is abandoned then, not the thread: it cannot be stopped."""
@@ -336,9 +379,22 @@ class Executor:
         age = timedelta(milliseconds=max(0, self._clock() - claim.created_at))
         return Outcome(OutcomeKind.RELEASED, delay=min(max(age / 10, self._shortest_release), _LONGEST_RELEASE))
 
+    @property
+    def server(self) -> JobServer:
+        """What runs isolated jobs, made where there is none yet."""
+        if self._server is None:
+            self._server = self.open_server()
+        return self._server
+
+    def end_processes(self) -> None:
+        """End isolated jobs at once. Safe from any thread."""
+        if self._server is not None:
+            self._server.kill()
+
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""
         self._bridge.close()
+        self.end_processes()
 
 
 def _interrupted(claim: Claim) -> Outcome:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from flask.cli import FlaskGroup
+from flask.cli import FlaskGroup, ScriptInfo
 
 from ..errors import NotSupported
 from ..patching import calls, is_set
@@ -33,14 +33,29 @@ def flask_command() -> str | None:
     return None
 
 
+def app_of_command() -> str | None:
+    """What the ``flask`` command loads, as ``flask --app`` takes it; None when it is not ``flask``."""
+    context = click.get_current_context(silent=True)
+    info = None if context is None else context.find_object(ScriptInfo)
+    if info is None:
+        return None
+    if info.create_app is not None:
+        return f"{info.create_app.__module__}:{info.create_app.__qualname__}()"
+    return info.app_import_path
+
+
 def is_loading_app() -> bool:
     """Whether the ``flask`` command imports the app just now: a ``start()`` then is the module's, not the command's."""
     return ("flask.cli", "load_app") in calls(sys._getframe())
 
 
 def is_spawning() -> bool:
-    """Whether a new process of multiprocessing ("spawn" or "forkserver") imports its parent's main module just now."""
-    return ("multiprocessing.spawn", "prepare") in calls(sys._getframe())
+    """Whether a new process imports its parent's main module, or loads its app, just now, to do work for the parent.
+
+    That is one of multiprocessing ("spawn" or "forkserver"), or a job server of ours.
+    """
+    found = set(calls(sys._getframe()))
+    return not found.isdisjoint({("multiprocessing.spawn", "prepare"), (f"{__package__}.job_server", "load_app")})
 
 
 def _patched_by_gevent() -> bool:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
@@ -21,10 +21,15 @@ from ..core.config import TaskWorkerConfig
 from ..core.current_job import JobFlows, JobSteps, RunningJob, set_running
 from ..core.loggers import Logger, get_logger
 from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Progress
+from ..errors import AppError
 from ..store.work import Ended
 from .executor import Executor
 from .job_log import LoggingJobs, lines_of
+from .thread_bridge import OwnTask
 from .timing import Timing
+
+if TYPE_CHECKING:
+    from .isolation import JobServer
 
 log: Logger = get_logger("jobs")
 
@@ -385,7 +390,8 @@ class RunningJobs:
         again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
         words = f"{failure.type}: {failure.message[:200]}"
         # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
-        is_long = len(failure.traceback) > MAX_LOGGED
+        # An exception that comes from another process has none.
+        is_long = len(failure.traceback) > MAX_LOGGED or job.isolated
         text = f"\n{failure.traceback}" if is_long else ""
         error = None if is_long else outcome.exception
         log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)
@@ -436,19 +442,21 @@ class RunningJobs:
         for task, job in list(self._tasks.items()):
             if (job.claim.id, job.claim.claim) in asked and not job.cancelled:
                 job.cancelled = True
-                if job.claim.kind == "async":
+                if job.ends_when_cancelled:
                     task.cancel()
 
     def stop(self) -> None:
         """The worker was asked to stop: jobs hand themselves over where they can."""
         for job in self._tasks.values():
             job.stopping = True
+            if job.on_stopping is not None:
+                job.on_stopping()
 
     def lose(self) -> None:
         """The worker was declared dead: other workers own what runs here."""
         for task, job in list(self._tasks.items()):
             job.lost = True
-            if job.claim.kind == "async":
+            if job.ends_when_cancelled:
                 task.cancel()
         for slots in self._slots.values():
             slots.waiting.clear()
@@ -484,19 +492,19 @@ class RunningJobs:
         hurried.cancel()
 
     async def hand_back(self, *, may_abandon: bool) -> None:
-        """Cancel coroutines; they end as released. Sync jobs run on: see :meth:`leave_threads`, if that is allowed.
+        """Cancel coroutines and isolated jobs; they end as released. Threads run on: see :meth:`leave_threads`.
 
         What does not end keeps its claim until the process does; then another worker takes it over.
         """
         for task, job in list(self._tasks.items()):
             job.releasing = True
-            if job.claim.kind == "async":
+            if job.ends_when_cancelled:
                 task.cancel()
-        coroutines = [task for task, job in self._tasks.items() if job.claim.kind == "async"]
-        if coroutines:
-            await asyncio.wait(coroutines, timeout=self._cancel_grace)
+        cancelled = [task for task, job in self._tasks.items() if job.ends_when_cancelled]
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=self._cancel_grace)
         for job in self._tasks.values():
-            if may_abandon and job.claim.kind == "sync":
+            if may_abandon and not job.ends_when_cancelled:
                 log.warning("%s did not end in time and goes back to its queue", job.claim)
             else:
                 log.warning("%s did not end in time; it is run again when this process has ended", job.claim)
@@ -509,11 +517,27 @@ class RunningJobs:
         outcome = Outcome(OutcomeKind.FAILED, failure=INTERRUPTED) if at_most_once else Outcome(OutcomeKind.RELEASED)
         now = self._clock()
         for task, job in list(self._tasks.items()):
-            if job.claim.kind == "sync" and bool(job.claim.at_most_once) is at_most_once:
+            if not job.ends_when_cancelled and bool(job.claim.at_most_once) is at_most_once:
                 task.remove_done_callback(self._on_done)
                 del self._tasks[task]
                 self._abandoned.append(task)
                 self._note(Ended(job.claim, outcome, now, now))
+
+    def open_processes(self, open_server: Callable[[], JobServer]) -> None:
+        """Have the app loaded for isolated jobs, if there are such tasks; *open_server* makes what runs the jobs."""
+        self._executor.open_server = open_server
+        if self._executor.isolates and any(task.options.isolate for task in self._executor.registry):
+            self._warming_up = OwnTask(self._warm_up(), loop=self._loop, name="taskworker-warm-up")
+
+    async def _warm_up(self) -> None:
+        try:
+            await self._executor.server.start()
+        except AppError as error:
+            log.error("isolated jobs go back to their queues: %s", error)  # noqa: TRY400
+
+    def end_processes(self) -> None:
+        """End isolated jobs at once. Safe from any thread."""
+        self._executor.end_processes()
 
     def close(self) -> None:
         """Let idle threads end; a busy one ends with its job or with the process."""

@@ -25,6 +25,8 @@ class Timing:
     """For which jobs that wait for others may have all threads before it is reported. Defaults to 3."""
     cancel_grace: float = 1.0
     """What a cancelled coroutine gets to end at shutdown. Defaults to 1."""
+    isolated_grace: float = 0.25
+    """What an isolated job that is to end gets before its process is killed. Defaults to 0.25."""
     cleaning_interval: float = 60.0
     """Between two deletions of what is old. Defaults to 60."""
     prune_interval: float = 5.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
@@ -33,6 +33,9 @@ from .scheduling import Scheduler
 from .signalling import WorkerSignals
 from .statistics import Statistics
 from .timing import Timing
+
+if TYPE_CHECKING:
+    from .isolation import JobServer
 
 CATCH_UP_INTERVAL = 0.05
 SHORT_PAUSE = 0.02
@@ -147,6 +150,7 @@ class WorkLoop:
             steps=self._client.steps,
             timing=self._timing,
         )
+        self.jobs.open_processes(self._open_server)
         self.work = await WorkerStore.open(self._store)
         self.writer = OutcomeWriter(
             self.work,
@@ -159,6 +163,13 @@ class WorkLoop:
             timing=self._timing,
             prunes=self._parts.prunes,
         )
+
+    def _open_server(self) -> JobServer:
+        # Imported here: a worker without isolated tasks pays nothing for it.
+        from .isolation import JobServer
+
+        config, grace = self._config, self._timing.isolated_grace
+        return JobServer(self._find_app, config.app, self._store.driver.key, grace)
 
     async def turn(self, worker_id: str) -> float:
         """Do all that there is to do. Returns the seconds until the next turn. Raises StoreError."""

@@ -117,8 +117,8 @@ class Worker:
 
     @property
     def runs_threads(self) -> bool:
-        """Whether a sync job runs. Safe from any thread."""
-        return any(job.claim.kind == "sync" for _, job in self.running_jobs())
+        """Whether a thread runs a job. Safe from any thread."""
+        return any(not job.ends_when_cancelled for _, job in self.running_jobs())
 
     def running_jobs(self) -> list[tuple[asyncio.Task[Any], RunningJob]]:
         """The jobs that run now, with the asyncio tasks that see them through. Safe from any thread."""
@@ -155,6 +155,8 @@ class Worker:
         self._let_client_go()
         for _, job in self.running_jobs():
             job.lost = True
+        if self._has_begun:
+            self.work_loop.jobs.end_processes()
         self._registration.give_up(declare=declare)
         self._call(self._news.set)
 
