@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from readme_renderer import markdown
 
 import flask_taskworker
 
@@ -19,7 +20,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 DEPENDENCIES = {
     "Flask>=3.0",
-    "SQLAlchemy>=2.0",
+    "SQLAlchemy>=2.0.16",
     "aiosqlite>=0.20,<0.23",
     "asgiref>=3.8",
     "aiosmtplib>=5.1.3,<6",
@@ -45,11 +46,44 @@ def comparable(requirement: str) -> tuple[str, frozenset[str]]:
 def test_extras_ask_for_one_package_each() -> None:
     assert PYPROJECT["project"]["optional-dependencies"] == {
         "postgres": ["psycopg>=3.2"],
+        "postgres-binary": ["psycopg[binary]>=3.2"],
         "prometheus": ["prometheus-client>=0.20"],
         "otel": ["opentelemetry-api>=1.24"],
         "sentry": ["sentry-sdk>=2"],
         "reload": ["watchfiles>=0.24"],
     }
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_readme_fits_and_on_pypi_it_has_no_relative_link() -> None:
+    assert len(readme().splitlines()) <= 100
+    page = markdown.render(readme())
+    assert page is not None
+    links = re.findall(r'(?:href|src)="([^#"][^"]*)"', page)
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith("https://") and "127.0.0.1" not in link] == []
+    assert '<pre lang="python">' in page
+    assert "<table>" in page
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    measured = (ROOT / "docs/benchmarks.md").read_text()
+    [row] = [line for line in readme().splitlines() if line.startswith("| [Sync jobs a second]")]
+    ours, *others = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert f"| drain sync jobs | {ours} |" in measured
+    for times, name in zip(others, ("celery", "RQ", "dramatiq", "huey"), strict=True):
+        assert f"{times.removesuffix(' fewer')} {name}" in measured
+
+
+def test_badges_say_what_the_classifiers_say() -> None:
+    pythons = [line.rpartition(" ")[2] for line in PYPROJECT["project"]["classifiers"] if ":: 3." in line]
+    tested = {f"{env[2]}.{env[3:]}" for env in PYPROJECT["tool"]["tox"]["env_list"] if re.fullmatch(r"py\d+", env)}
+    assert set(pythons) == tested
+    assert f"python-{'%20%7C%20'.join(pythons)}-blue" in readme()
+    assert PYPROJECT["project"]["license"].replace("-", "--") in readme()
 
 
 def test_flask_commands_come_with_an_app_not_with_the_installation() -> None:

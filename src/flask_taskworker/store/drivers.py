@@ -19,8 +19,7 @@ def make_driver(config: TaskWorkerConfig) -> Driver:
         from .postgresql.driver import PostgresqlDriver
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "TASKER_DRIVER = 'postgresql' needs psycopg 3. Install it: pip install 'Flask-TaskWorker[postgres]' "
-            "'psycopg[binary]'"
+            "TASKER_DRIVER = 'postgresql' needs psycopg 3. Install it: pip install 'Flask-TaskWorker[postgres-binary]'"
         ) from error
     except ImportError as error:
         raise ConfigError(
