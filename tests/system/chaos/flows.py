@@ -38,8 +38,8 @@ def kill_under_batches(run: Run) -> Result:
                     with stage.shop.task_worker.batch(f"batch {number}", **calls) as batch:
                         stage.shop.part.using(batch=batch).enqueue_many([(fate,) for fate in some])
 
-        _kill_beside(stage, kills, run, feed)
-        _all_end(stage)
+        kill_beside(stage, kills, run, feed)
+        all_end(stage)
         result = Result(done=f"{kills} kills, {batches} batches of {jobs} jobs")
         found = _read(stage, "SELECT id, ok, failed, cancelled, total, ended_at FROM taskworker_batch")
         wrong = Counter[str]()
@@ -80,8 +80,8 @@ def kill_under_graphs(run: Run) -> Result:
                 for _ in range(graphs):
                     _add_graph(stage, parents, cancelled)
 
-        _kill_beside(stage, kills, run, feed)
-        _all_end(stage)
+        kill_beside(stage, kills, run, feed)
+        all_end(stage)
         result = Result(done=f"{kills} kills, {graphs} graphs, {len(parents)} jobs")
         rows = _read(stage, "SELECT id, state, finished_at FROM taskworker_job")
         states = {job_id: (state, finished) for job_id, state, finished in rows}
@@ -152,19 +152,23 @@ def _add_graph(stage: Stage, parents: dict[int, tuple[list[int], str]], cancelle
             cancelled.add(job.id)
 
 
-def _kill_beside(stage: Stage, kills: int, run: Run, feed: Callable[[], None]) -> None:
+def kill_beside(
+    stage: Stage, kills: int, run: Run, feed: Callable[[], None], on_kill: Callable[[int], None] = lambda pid: None
+) -> None:
     """Kill workers again and again, while *feed* enqueues in a thread of its own."""
     pause = 0.5 if run.database == "sqlite" else 1.5
     thread = threading.Thread(target=feed, daemon=True)
     thread.start()
     for _ in range(kills):
         time.sleep(pause * stage.chance.uniform(0.5, 1.5))
-        stage.kill(stage.chance.choice(stage.children))
+        child = stage.chance.choice(stage.children)
+        stage.kill(child)
+        on_kill(child.pid)
         stage.start()
     thread.join()
 
 
-def _all_end(stage: Stage) -> None:
+def all_end(stage: Stage) -> None:
     open_jobs = "SELECT 1 FROM taskworker_job WHERE finished_at IS NULL LIMIT 1"
     until(lambda: not _read(stage, open_jobs), "all end", 600)
 

@@ -19,6 +19,7 @@ PARTS = (
     "limits",
     "loops",
     "flows",
+    "steps",
 )
 """The modules whose rows there are: each enters its own when it is imported."""
 

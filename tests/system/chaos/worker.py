@@ -9,8 +9,10 @@ import asyncio
 import logging
 import os
 import random
+import socket
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from tests.system.chaos.journal import ACCEPTED, BEGAN, executed, write
 
 LANE_ROOM = 3
 RATE = 20
+MOST_STEPS, TOKEN_BITS = 1_000, 32
 log = logging.getLogger("shop")
 metadata = MetaData()
 effect = Table("effect", metadata, Column("x", Integer, nullable=False))
@@ -69,6 +72,7 @@ class Shop:
         self.app.teardown_appcontext(lambda _: self.session.remove())
         self._declare()
         self._declare_flows()
+        self._declare_steps()
 
     def _declare(self) -> None:
         task = self.task_worker.task
@@ -167,6 +171,48 @@ class Shop:
         self.node: Task[..., Any, Any] = node
         self.told: Task[..., Any, Any] = told
 
+    def _declare_steps(self) -> None:
+        task = self.task_worker.task
+        folder = self.place.folder
+
+        def begin(which: int, seconds: float) -> int:
+            record(folder, "step+", which)
+            time.sleep(seconds)
+            return random.getrandbits(TOKEN_BITS)
+
+        def add(which: int, seconds: float) -> int:
+            self.session.execute(insert(effect).values(x=which))
+            return begin(which, seconds)
+
+        @task(name="shop.walk")
+        def walk(number: int, seconds: float) -> None:
+            for which in range(number):
+                for step, does in ((current_job.step, begin), (partial(current_job.step_in, self.session), add)):
+                    place = (current_job.id * MOST_STEPS + which) * 2 + (does is add)
+                    token = step(f"{does.__name__} {which}", does, place, seconds)  # type: ignore[operator]
+                    record(folder, "step-", (place << TOKEN_BITS) + token)
+
+        @task(name="shop.nap")
+        async def nap(seconds: float) -> None:
+            over = await current_job.astep("over", _later, seconds)
+            await current_job.asleep("nap", seconds)
+            record(folder, "late", round((time.time() - over) * 1e6))
+
+        @task(name="shop.listen")
+        async def listen(port: int) -> int:
+            first: list[int] = []
+            await current_job.astep("first", _note, first)
+            if first:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                    sender.sendto(current_job.uid.encode(), ("127.0.0.1", port))
+                await asyncio.sleep(0.002 * random.random())
+            heard: int = await current_job.await_for("word")
+            return heard
+
+        self.walk: Task[..., Any, Any] = walk
+        self.nap: Task[..., Any, Any] = nap
+        self.listen: Task[..., Any, Any] = listen
+
     def _share_the_loop(self) -> None:
         """Do what user code should not do, on one of two occasions, where that is wanted."""
         match random.randrange(12) if self.place.neighbour else None:
@@ -196,6 +242,14 @@ class Shop:
     def close(self) -> None:
         self.app.extensions["taskworker"].client.close()
         self.engine.dispose()
+
+
+async def _later(seconds: float) -> float:
+    return time.time() + seconds
+
+
+async def _note(first: list[int]) -> None:
+    first.append(1)
 
 
 def engine_of(url: str) -> Engine:
