@@ -230,3 +230,23 @@ def test_no_notice_is_lost_beside_the_wait(task_worker: BackgroundTaskWorker, st
         job.tell("go", number)
         assert job.result(timeout=20) == number
     assert rows("SELECT 1 FROM taskworker_notice") == []
+
+
+def test_of_a_notice_and_the_timeout_at_once_one_wins(task_worker: BackgroundTaskWorker, rows: Rows) -> None:
+    @task_worker.task
+    def work() -> str:
+        value: str = current_job.wait_for("go", timeout=0.02, default="too late")
+        return value
+
+    came = set()
+    for number in range(20):
+        job = work.enqueue()
+        wait_for(lambda job=job: job.refresh().state not in (JobState.READY, JobState.RUNNING))  # type: ignore[misc]
+        with suppress(JobFinished):
+            time.sleep(number / 1_000)
+            job.tell("go", "told")
+        result = job.result(timeout=20)
+        left = rows("SELECT 1 FROM taskworker_notice WHERE job_id = ?", job.id)
+        assert (result, left) in (("told", []), ("too late", []), ("too late", [(1,)]))
+        came.add(result)
+    assert came <= {"told", "too late"}

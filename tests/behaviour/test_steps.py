@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
-from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, Retry, StepError, current_job
+from flask_taskworker import BackgroundTaskWorker, JobFailed, JobState, Limit, Retry, StepError, current_job
+from flask_taskworker.client import steps
 from flask_taskworker.store.sql import Store
 from tests.support.apps import task_worker_of
 from tests.support.doors import beside_the_jobs
@@ -281,16 +283,19 @@ def test_lost_job_commits_no_rows_of_a_step(app: Flask, db: SQLAlchemy, rows: Ro
     job.cancel()
 
 
-def test_step_in_a_session_of_another_database_is_refused(app: Flask, db: SQLAlchemy, tmp_path: Path) -> None:
-    from sqlalchemy import create_engine
-    from sqlalchemy.orm import Session
-
+@pytest.mark.parametrize("kind", ["step", "cursor"])
+def test_step_in_a_session_of_another_database_is_refused(
+    app: Flask, db: SQLAlchemy, tmp_path: Path, kind: str
+) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/other.db")
 
     @task_worker_of(app).task
     def pay() -> None:
         with Session(engine) as session:
-            current_job.step_in(session, "invoice", len, "abc")
+            if kind == "step":
+                current_job.step_in(session, "invoice", len, "abc")
+            else:
+                current_job.cursor("invoices", start=0, session=session).move(1)
 
     with pytest.raises(JobFailed, match="another database"):
         pay.enqueue().result(timeout=20)
@@ -361,6 +366,56 @@ def test_cursor_is_moved_by_hand(task_worker: BackgroundTaskWorker) -> None:
     assert seen == ["", "x", "xx"]
 
 
+def test_cursor_is_moved_in_a_coroutine(task_worker: BackgroundTaskWorker) -> None:
+    seen: list[int] = []
+
+    @task_worker.task(retry=SOON)
+    async def load() -> None:
+        cursor = current_job.cursor("page", start=0)
+        seen.append(cursor.position)
+        await cursor.amove(cursor.position + 1)
+        if current_job.attempt < 3:
+            raise ValueError("not yet")
+
+    load.enqueue().result(timeout=20)
+    assert seen == [0, 1, 2]
+
+
+def test_cursor_moves_together_with_the_rows_of_the_application(app: Flask, db: SQLAlchemy, rows: Rows) -> None:
+    @task_worker_of(app).task(retry=SOON)
+    def load() -> int:
+        cursor = current_job.cursor("rows", start=0, session=db.session)
+        for x in cursor.over(lambda last: range(last + 1, 10), key=lambda x: x, every=2):
+            db.session.execute(text("INSERT INTO invoice (x) VALUES (:x)"), {"x": x})
+            if x in (4, 7) and current_job.attempt < 3:
+                raise ValueError("after the write")
+        return cursor.position
+
+    assert load.enqueue().result(timeout=20) == 9
+    assert sorted(rows("SELECT x FROM invoice")) == [(x,) for x in range(1, 10)]
+
+
+def test_lost_job_moves_no_cursor_and_commits_no_rows(app: Flask, db: SQLAlchemy, rows: Rows, store: Store) -> None:
+    seen: list[str] = []
+
+    @task_worker_of(app).task
+    def load() -> None:
+        cursor = current_job.cursor("rows", start=0, session=db.session)
+        store.driver.write("UPDATE taskworker_job SET claim = claim + 1 WHERE id = :id", {"id": current_job.id})
+        db.session.execute(text("INSERT INTO invoice (x) VALUES (1)"))
+        try:
+            cursor.move(1)
+        except Exception as error:
+            seen.append(type(error).__name__)
+            raise
+
+    job = load.enqueue()
+    wait_for(lambda: bool(seen))
+    assert set(seen) == {"LeaseLost"}
+    assert rows("SELECT x FROM invoice") == []
+    job.cancel()
+
+
 # -- a worker stops ----------------------------------------------------------------------------------------------------
 
 
@@ -402,6 +457,44 @@ def test_worker_that_stops_hands_a_job_over_at_once(
     task_worker.start()
     assert job.result(timeout=20) == 1
     assert seen == [(1, True), (2, False)]
+
+
+def test_job_that_is_handed_over_gives_its_room_back(
+    app: Flask, make_worker: Callable[..., BackgroundTaskWorker], rows: Rows
+) -> None:
+    task_worker = make_worker(app)
+    begun = threading.Event()
+
+    @task_worker.task(limit=Limit("one", running=1))
+    def work(name: str) -> str:
+        if current_job.claim == 1 and name == "first":
+            begun.set()
+            wait_for(lambda: current_job.stopping)
+        current_job.step("last", len, name)
+        return name
+
+    first, second = work.enqueue("first"), work.enqueue("second")
+    assert begun.wait(20)
+    task_worker.stop(timeout=60)
+    assert first.refresh().state in (JobState.READY, JobState.HELD)
+    assert rows("SELECT 1 FROM taskworker_permit WHERE phase = 2 AND begun = 1") == []
+    task_worker.start()
+    assert (first.result(timeout=20), second.result(timeout=20)) == ("first", "second")
+    assert rows("SELECT id FROM taskworker_job ORDER BY finished_at, id") == [(first.id,), (second.id,)]
+
+
+def test_many_steps_are_warned_of(
+    task_worker: BackgroundTaskWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(steps, "MANY", 5)
+
+    @task_worker.task
+    def work() -> None:
+        for number in range(10):
+            current_job.step(f"page {number}", len, "abc")
+
+    work.enqueue().result(timeout=20)
+    assert caplog.text.count("For a long loop use current_job.cursor.") == 1
 
 
 def test_first_execution_asks_for_no_steps(task_worker: BackgroundTaskWorker, store: Store, log: Log) -> None:

@@ -65,50 +65,72 @@ class Steps:
     ) -> Any:
         """As :meth:`step`; it is stored and committed with the session."""
         tried = self._begin(job, name, function)
-        if is_async(session):
-            raise ArgumentsError("step_in takes a synchronous session. Declare the task with def.")
         stored = self._stored(job, tried)
         if name in stored:
             return self._decoded(job, name, stored[name])
+        self._within(session)
+        began_at = self._store.clock()
+        try:
+            value = call()
+            values = self._values(job, name, value, began_at)
+        except BaseException:
+            session.rollback()
+            raise
+        # The function may have committed: that is its own business.
+        return value if self._commit(session, statements.ADD_STEP, values) else self._others(job, name)
+
+    def _within(self, session: Any) -> CallerTransaction:
+        """The transaction of a session with which something of a step is to commit."""
+        if is_async(session):
+            raise ArgumentsError("Steps commit with a synchronous session. Declare the task with def.")
         transaction = CallerTransaction(session)
         if not self._shares_database(transaction):
             raise ArgumentsError(
-                "The session of step_in is in another database than the jobs, so they cannot commit together. Use "
-                "current_job.step, and make the function idempotent."
+                "The session of the step is in another database than the jobs, so they cannot commit together. Leave "
+                "it out (current_job.step, cursor.move), and make what is repeated idempotent."
             )
         transaction.refuse_autocommit()
-        ends = transaction.session or transaction.connection
+        return transaction
+
+    def _commit(self, session: Any, sql: str, values: dict[str, Any]) -> bool:
+        """Store that and commit the session, or roll it back where nothing is stored."""
         try:
-            began_at, value = self._store.clock(), call()
-            values = self._values(job, name, value, began_at)
+            transaction = self._within(session)
             if transaction.session is not None:
                 transaction.session.flush()
-            # The function may have committed: that is its own business, but the session has another connection then.
-            if CallerTransaction(session).run(statements.ADD_STEP, values):
-                ends.commit()
-                return value
+            if transaction.run(sql, values):
+                session.commit()
+                return True
         except BaseException:
-            ends.rollback()
+            session.rollback()
             raise
-        ends.rollback()
-        return self._others(job, name)
+        session.rollback()
+        return False
 
-    def cursor(self, job: RunningJob, name: str, start: Any) -> Cursor[Any]:
-        """The cursor of that name."""
+    def cursor(self, job: RunningJob, name: str, start: Any, session: Any) -> Cursor[Any]:
+        """The cursor of that name, which commits with the session where one is given."""
         tried = self._begin(job, name, None)
         stored = self._stored(job, tried)
         began_at, number = self._store.clock(), len(tried.names)
+        write = self._write if session is None else functools.partial(self._commit, session)
 
-        def move(position: Any) -> None:
+        def store(position: Any) -> None:
             values = self._values(job, name, position, began_at) | {"number": number}
-            if not self._write(statements.MOVE_CURSOR, values):
+            if not write(statements.MOVE_CURSOR, values):
                 job.lost = True
                 raise LeaseLost
             cursor.position = position
+
+        def move(position: Any) -> None:
+            store(position)
+            check_in(job)
+
+        async def amove(position: Any) -> None:
+            await self._aside(store, position)
             check_in(job)
 
         position = self._decoded(job, name, stored[name]) if name in stored else start
-        cursor: Cursor[Any] = Cursor(position, move, lambda: job.stopping)
+        cursor: Cursor[Any] = Cursor(position, move, amove, lambda: job.stopping)
         return cursor
 
     # -- sleeping and waiting ---------------------------------------------------------------------------------------

@@ -52,8 +52,8 @@ class JobSteps(Protocol):
     ) -> Any:
         """As :meth:`step`; it is stored and committed with the session."""
 
-    def cursor(self, job: RunningJob, name: str, start: Any) -> Cursor[Any]:
-        """The cursor of that name."""
+    def cursor(self, job: RunningJob, name: str, start: Any, session: Any) -> Cursor[Any]:
+        """The cursor of that name, which commits with the session where one is given."""
 
     def sleep(self, job: RunningJob, name: str, delay: float | timedelta) -> None:
         """Leave the function until the time is over."""
@@ -263,13 +263,14 @@ class CurrentJob:
         value: R = steps.step_in(job, session, name, function, lambda: function(*args, **kwargs))
         return value
 
-    def cursor(self, name: str, start: T) -> Cursor[T]:
+    def cursor(self, name: str, start: T, *, session: Any = None) -> Cursor[T]:
         """How far a loop of the job is, stored under *name*: *start*, or where an earlier execution has moved it.
 
+        With *session*, which must be in the database of the jobs, a move commits together with what was written there.
         Raises as :meth:`step` does.
         """
         steps, job = self._steps()
-        return steps.cursor(job, name, start)
+        return steps.cursor(job, name, start, session)
 
     def sleep(self, name: str, delay: float | timedelta) -> None:
         """Leave the function, and go on when *delay* (seconds or timedelta) is over: the job runs again then.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast, overload
@@ -41,20 +41,32 @@ class StepsOfTry:
 class Cursor(Generic[T]):
     """How far a long loop of a job is. It is stored, and the loop goes on from there when the job runs again."""
 
-    __slots__ = ("_is_stopping", "_move", "position")
+    __slots__ = ("_amove", "_is_stopping", "_move", "position")
 
-    def __init__(self, position: T, move: Callable[[T], None], is_stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        position: T,
+        move: Callable[[T], None],
+        amove: Callable[[T], Coroutine[Any, Any, None]],
+        is_stopping: Callable[[], bool],
+    ) -> None:
         self.position: T = position
         """What was given to the last :meth:`move`, in whichever execution; the start before the first."""
         self._move = move
+        self._amove = amove
         self._is_stopping = is_stopping
 
     def move(self, position: T) -> None:
-        """Store how far the loop is: one commit. A worker that stops hands the job over here.
+        """Store how far the loop is: one commit, of the cursor's session where it has one.
 
-        Raises LeaseLost, JobCancelled, or StepError for a value that cannot be stored.
+        A worker that stops hands the job over here. Raises LeaseLost, JobCancelled, or StepError for a value that
+        cannot be stored.
         """
         self._move(position)
+
+    async def amove(self, position: T) -> None:
+        """As :meth:`move`, in a coroutine."""
+        await self._amove(position)
 
     @overload
     def over(

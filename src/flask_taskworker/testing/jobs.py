@@ -25,7 +25,9 @@ from ..core.rows import JobRecord, JobState, OutcomeKind, read_origin
 from ..core.tasks import MAX_PRIORITY, Task
 from ..errors import ArgumentsError, NotDecodable, RetryJob, TaskWorkerError
 from ..signals import job_enqueued, schedule_fired
+from ..store.flows import Flows
 from ..store.statements import jobs as job_statements
+from ..store.statements import steps as step_statements
 from ..store.statements import workers as worker_statements
 from .drive import FOR_EVER, Bench, CrashPoint, Execution, Plan, Report
 from .matching import MOST_SHOWN, EnqueuedJob, Wanted, by_name, listing, no_match, some_by_name
@@ -284,6 +286,22 @@ class Jobs:
     async def aperform(self, task: Task[P, R, Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """:meth:`perform`, without blocking the event loop."""
         return await asyncio.to_thread(functools.partial(self.perform, task, *args, **kwargs))
+
+    def skip_sleep(self, job: Job[Any]) -> None:
+        """End the sleep of that job, or the time of its wait, now: the next :meth:`drain` goes on with it.
+
+        Raises AssertionError where it neither sleeps nor waits for a notice.
+        """
+        __tracebackhide__ = True
+
+        def body(flows: Flows) -> bool:
+            values = {"id": job.id, "now": flows.now}
+            is_asleep = bool(flows.run(step_statements.SKIP, values))
+            flows.run(step_statements.SET_DUE, values)
+            return is_asleep
+
+        if not self._store.change(body):
+            raise AssertionError(f"{job.refresh()} is {job.state}, and neither sleeps nor waits for a notice.")
 
     @contextmanager
     def inline(self, raise_errors: bool = True) -> Iterator[None]:

@@ -130,7 +130,7 @@ def sleep_well(run: Run) -> Result:
 
 @row("46", "deploys", "one worker after the other is replaced while jobs of a minute run")
 def replace_each(run: Run) -> Result:
-    """A worker that is told to end does so within a second, and no step is done twice."""
+    """A worker ends within a second of its signal, and no step is done twice."""
     restarts, jobs, steps, pause = run.choose((20, 36, 60, 0.25), (3, 8, 10, 0.1))
     exits: list[float] = []
     with a_stage(run) as stage:

@@ -47,6 +47,12 @@ BEGIN_SLEEP = (
 DUE_AT = "SELECT due_at FROM taskworker_step WHERE job_id = :id AND name = :name"
 """When a sleep ends."""
 
+SKIP = "UPDATE taskworker_step SET due_at = :now WHERE job_id = :id AND due_at > :now AND ended_at IS NULL RETURNING 1"
+"""Have a sleep, or the time of a wait, be over."""
+
+SET_DUE = "UPDATE taskworker_job SET run_at = :now WHERE id = :id AND state = 'scheduled'"
+"""Have a job that sleeps or waits go on."""
+
 LOCK_JOB = (
     f"UPDATE taskworker_job SET marks = marks & ~{NOTICE} WHERE id = :id AND claim = :claim AND {UNFINISHED} "
     "RETURNING id"
