@@ -26,7 +26,7 @@ from ..mail.queue.queue import DELIVER
 from ..store.admission import pause_queue, remove_limit, resume_queue, set_limit, stored_limits
 from ..store.driver import Row, Run
 from ..store.flows import Flows
-from ..store.sql import ScheduleRow, Store, to_duration_ms
+from ..store.sql import ScheduleRow, Store, next_fire_ms, to_duration_ms
 from ..store.statements import browse as browse_statements
 from ..store.statements import limits as limit_statements
 from ..store.statements import operations as statements
@@ -385,6 +385,11 @@ class Operations:
         for schedule in self._store.schedules():
             if schedule.name == name:
                 return schedule
+        for declared in (one for task in self._registry for one in task._declared_schedules() if one.name == name):
+            # No worker has stored it yet.
+            zoned = declared._in_zone(self._store.timezone)
+            self._store.put_schedule(zoned, next_fire_ms(zoned, from_ms(self._store.clock())), "code")
+            return self._schedule(name)
         raise DeclarationError(f"No schedule is named {name!r}. List them: flask tasks schedule list")
 
     def _next(self, schedule: ScheduleRow) -> int | None:

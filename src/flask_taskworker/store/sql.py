@@ -383,9 +383,9 @@ class Store:
                 "unfinished. Wait for its end, or cancel it."
             )
 
-    def put_schedule(self, schedule: DeclaredSchedule, next_at: int | None) -> None:
-        """Store a schedule made at run time. Raises DeclarationError when the name belongs to one in code."""
-        row = schedule_row(schedule, next_at, "runtime", self.clock())
+    def put_schedule(self, schedule: DeclaredSchedule, next_at: int | None, source: str = "runtime") -> None:
+        """Store a schedule. Raises DeclarationError for one made at run time whose name belongs to one in code."""
+        row = schedule_row(schedule, next_at, source, self.clock())
         self.driver.prepare()
         if not self.driver.transaction(lambda run: declare_schedule(run, row)):
             raise DeclarationError(

@@ -180,6 +180,19 @@ def test_queue_is_paused_and_resumed_for_all_processes(idle: BackgroundTaskWorke
 # -- schedules ---------------------------------------------------------------------------------------------------------
 
 
+def test_schedule_in_code_is_run_and_paused_before_any_worker_has_stored_it(idle: BackgroundTaskWorker) -> None:
+    @idle.task(name="tidy", schedule=[Cron("0 4 * * *"), Cron("0 5 * * *")])
+    def tidy() -> None: ...
+
+    assert idle.schedules["tidy"].run().schedule == "tidy"
+    second = idle.schedules["tidy#2"]
+    assert second.pause()
+    assert second.paused
+    assert second.trigger == Cron("0 5 * * *", timezone="UTC")
+    with pytest.raises(DeclarationError, match="declared in code"):
+        second.remove()
+
+
 def test_schedule_is_looked_at_run_changed_paused_and_removed(idle: BackgroundTaskWorker) -> None:
     @idle.task
     def digest(user: int, kind: str = "short") -> None: ...
