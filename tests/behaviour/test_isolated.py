@@ -14,6 +14,7 @@ from flask import Flask, g
 from flask_taskworker import BackgroundTaskWorker, JobCancelled, JobFailed, JobState, signals
 from flask_taskworker.errors import DeclarationError
 from flask_taskworker.ops.browse import Browser
+from flask_taskworker.testing import Jobs
 from flask_taskworker.worker.bounds import resident_mb
 from tests.support.apps import task_worker_of
 from tests.support.isolated import create_app, is_alive, noted
@@ -93,6 +94,13 @@ def test_isolated_job_fails_with_its_own_traceback_and_is_retried(isolated: Back
     assert 'raise KeyError(f"try {current_job.attempt}")' in caught.value.traceback
     wait(failed)
     assert [repr(error) for error in heard] == ["KeyError('try 2')"]
+
+
+def test_isolated_atomic_task_commits_with_its_success(isolated: BackgroundTaskWorker) -> None:
+    for number in range(3):
+        isolated.tasks["keep"].enqueue(f"row {number}").result(timeout=30)
+    rows = isolated._state().store.driver.read("SELECT text FROM kept ORDER BY text", {})
+    assert [text for (text,) in rows] == ["row 0", "row 1", "row 2"]
 
 
 def test_timeout_ends_a_loop_in_c(isolated: BackgroundTaskWorker) -> None:
@@ -210,6 +218,17 @@ def test_app_with_another_database_runs_no_isolated_job(tmp_path: Path, caplog: 
     task_worker.start()
     wait_for(lambda: "other.db, not in" in caplog.text, "the worker has said so")
     task_worker.stop(timeout=0)
+
+
+@pytest.mark.sqlite_only
+def test_testing_kit_runs_isolated_jobs_in_this_process(app: Flask, idle_worker: BackgroundTaskWorker) -> None:
+    @idle_worker.task(isolate=True)
+    def where() -> int:
+        return os.getpid()
+
+    job = where.enqueue()
+    assert Jobs(app).drain().succeeded == 1
+    assert job.result(timeout=1) == os.getpid()
 
 
 @pytest.mark.sqlite_only

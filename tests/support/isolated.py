@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from flask import Flask, current_app, g
+from sqlalchemy.orm import Session
 
 from flask_taskworker import BackgroundTaskWorker, Retry, current_job
 from flask_taskworker.extension import TaskWorker
@@ -25,7 +27,7 @@ def create_app(uri: str, folder: str, **config: Any) -> Flask:
     call = f"{__name__}:create_app({uri!r}, {folder!r})"
     app.config.update({"TASKER_DATABASE_URI": uri, "TASKER_APP": call, "TASKER_DURABILITY": "normal"} | config)
     task_worker = BackgroundTaskWorker(app)
-    declare(task_worker, Path(folder))
+    declare(task_worker, Path(folder), uri)
     # Nothing starts where the app is loaded for jobs.
     if config.get("START"):
         task_worker.start()
@@ -45,15 +47,23 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def declare(task_worker: TaskWorker, folder: Path) -> None:  # noqa: C901 - many small tasks
+def declare(task_worker: TaskWorker, folder: Path, uri: str) -> None:  # noqa: C901 - many small tasks
     """The tasks, which keep what they note in *folder*."""
     task = task_worker.task
     task_worker.carry("tenant", save=lambda: g.get("tenant"), restore=lambda tenant: setattr(g, "tenant", tenant))
 
+    engine = sqlalchemy.create_engine(uri.replace("postgresql:", "postgresql+psycopg:"))
+    # What the app opens where it is loaded for jobs must not be shared by them.
+    connections = [engine.connect()]
+    with connections[0].begin():
+        connections[0].execute(sqlalchemy.text("CREATE TABLE IF NOT EXISTS kept (text VARCHAR(20))"))
+    connections[0].close()
+
     @task_worker.around
     def surround(job: Any) -> Iterator[None]:
         g.around = job.task
-        yield
+        with Session(engine) as g.session:
+            yield
 
     @task(name="where", isolate=True)
     def where() -> tuple[int, str]:
@@ -97,6 +107,10 @@ def declare(task_worker: TaskWorker, folder: Path) -> None:  # noqa: C901 - many
                 ctypes.string_at(0)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(name="keep", isolate=True, atomic=lambda: g.session)
+    def keep(text: str) -> None:
+        g.session.execute(sqlalchemy.text("INSERT INTO kept VALUES (:text)"), {"text": text})
 
     @task(name="leak", isolate=True)
     def leak(megabytes: int) -> int:

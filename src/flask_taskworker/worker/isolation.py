@@ -47,8 +47,8 @@ _SERVER = "import sys; sys.path[:] = {!r}; from flask_taskworker.worker.job_serv
 class ServerOrder(NamedTuple):
     """What a job server is to load."""
 
-    path: str
-    """What ``flask --app`` takes."""
+    paths: list[str]
+    """What ``flask --app`` takes. The first that leads to an app counts."""
     key: str
     """The database that the app must use."""
     debug: bool
@@ -209,8 +209,10 @@ class JobServer:
 
     async def _start(self) -> None:
         app = self._find_app()
-        path = self._path or (None if app is None else await asyncio.to_thread(path_of, app))
-        if app is None or path is None:
+        if app is None:
+            raise AppError("The app is gone.")
+        paths = [self._path] if self._path else await asyncio.to_thread(paths_of, app)
+        if not paths:
             raise AppError(_remedy("no module has it in a variable, nor a factory without arguments"))
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -225,7 +227,7 @@ class JobServer:
                 start_new_session=True,
             )
         reader, writer = await asyncio.open_unix_connection(sock=self._control)
-        writer.write(framed(ServerOrder(path, self._key, app.debug)))
+        writer.write(framed(ServerOrder(paths, self._key, app.debug)))
         try:
             async with asyncio.timeout(_LONGEST_LOAD):
                 problem = await _areceive(reader)
@@ -236,7 +238,7 @@ class JobServer:
         if problem is not None:
             writer.close()
             self.kill()
-            raise AppError(_remedy(f"{path!r}: {problem}"))
+            raise AppError(_remedy(f"{paths[0]}: {problem}"))
         self._listening = OwnTask(
             self._listen(reader, writer), loop=asyncio.get_running_loop(), name="taskworker-job-server"
         )
@@ -278,16 +280,17 @@ class JobServer:
             self._process.wait()
 
 
-def path_of(app: Flask) -> str | None:
-    """Where another process finds the app: the variable of a module that holds it, else the module of its factory."""
-    home = importable_name(app.import_name)
-    for name, holder in sorted(sys.modules.copy().items(), key=lambda item: item[0] != app.import_name):
-        for variable, value in list(vars(holder).items()) if hasattr(holder, "__dict__") else ():
+def paths_of(app: Flask) -> list[str]:
+    """Where another process may find the app: in variables of modules that hold it, and by the factory of its own."""
+    found = []
+    for name, module in sys.modules.copy().items():
+        for variable, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
             if value is app:
-                return f"{importable_name(name)}:{variable}"
-    module = sys.modules.get(app.import_name)
-    is_factory = any(callable(getattr(module, name, None)) for name in ("create_app", "make_app"))
-    return home if is_factory else None
+                found.append(f"{importable_name(name)}:{variable}")
+    home = sys.modules.get(app.import_name)
+    # Where the variable is set only in the script itself, below if __name__ == "__main__".
+    factories = [name for name in ("create_app", "make_app") if callable(getattr(home, name, None))]
+    return found + [f"{importable_name(app.import_name)}:{name}" for name in factories]
 
 
 def _remedy(problem: str) -> str:

@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from flask import Flask
-from flask.cli import ScriptInfo
+from flask.cli import NoAppException, ScriptInfo
 
 from ..client.threads import flush_output
 from ..core.current_job import RunningJob
@@ -58,9 +58,9 @@ def main(descriptor: int) -> NoReturn:
     try:
         app = load_app(order)
     except BaseException as error:  # noqa: BLE001 - SystemExit, too: the worker must hear of it
-        last = "".join(traceback.format_exception_only(error)).strip()
-        sys.stderr.write("".join(traceback.format_exception(error)))
-        control.sendall(framed(f"{last} (its traceback is on stderr)"))
+        if not isinstance(error, NoAppException):
+            traceback.print_exception(error)
+        control.sendall(framed("".join(traceback.format_exception_only(error)).strip()))
         flush_output()
         os._exit(1)
     _drop_connections()
@@ -72,7 +72,13 @@ def main(descriptor: int) -> NoReturn:
 
 def load_app(order: ServerOrder) -> Flask:
     """The app, as ``flask --app`` loads it. ``start()`` does nothing meanwhile."""
-    app = ScriptInfo(app_import_path=order.path, set_debug_flag=False).load_app()
+    for path in order.paths:
+        try:
+            app = ScriptInfo(app_import_path=path, set_debug_flag=False).load_app()
+            break
+        except NoAppException:
+            if path == order.paths[-1]:
+                raise
     app.debug = order.debug
     state: Any = app.extensions.get("taskworker")
     if state is None:
