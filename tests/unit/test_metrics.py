@@ -16,11 +16,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from flask_taskworker import BackgroundTaskWorker, CancelJob, Every, Limit, Retry, SnoozeJob
-from flask_taskworker.errors import ArgumentsError
+from flask_taskworker.errors import ArgumentsError, StoreError
 from flask_taskworker.metrics import _Collector, create_metrics, serve_metrics
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.store.schema import ROLLUP_FIGURES
 from flask_taskworker.store.sql import Store
+from flask_taskworker.worker.liveness import package_version
 from tests.support.stored import Rows, store_jobs
 from tests.support.twins import twin_of
 from tests.support.waiting import wait_for
@@ -156,6 +157,90 @@ def test_schedules_made_at_run_time_share_one_series(
     found = read(app)
     assert 240 <= (value(found, "schedule_late_seconds", schedule="(made at run time)") or 0) < 300
     assert value(found, "schedule_late_seconds", schedule="user 3") is None
+
+
+def test_schedules_in_code_tell_their_next_time_and_last_success(
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    idle_worker.task(name="t")(lambda: None).schedule(Every(hours=1), name="hourly")
+    rows("UPDATE taskworker_schedule SET source = 'code', next_at = 5000000")
+    job = {"schedule": "hourly", "task": "t"}
+    store_jobs(
+        rows,
+        {**job, "state": "succeeded", "finished_at": 2_000_000, "fire_at": 1},
+        {**job, "state": "succeeded", "finished_at": 3_000_000, "fire_at": 2},
+        {**job, "state": "failed", "finished_at": 4_000_000, "fire_at": 3},
+    )
+    found = read(app)
+    assert value(found, "schedule_next_timestamp_seconds", schedule="hourly") == 5_000
+    assert value(found, "schedule_last_success_timestamp_seconds", schedule="hourly") == 3_000
+
+
+def test_many_queues_that_only_calls_name_share_one_series(
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    store.driver.prepare()
+    idle_worker.task(name="t", queue="known")(lambda: None)
+    for user in range(51):
+        store_jobs(rows, {"queue": f"user-{user}"}, {"queue": f"user-{user}", "state": "scheduled", "run_at": 5_000})
+        store_totals(rows, "t", f"user-{user}", [2] * len(ROLLUP_FIGURES))
+    found = read(app)
+    assert value(found, "jobs_total", task="t", queue="(other)", outcome="succeeded") == 102
+    assert value(found, "queue_depth", queue="(other)") == value(found, "queue_scheduled", queue="(other)") == 51
+    assert {dict(labels)["queue"] for _, labels in found if dict(labels).get("queue")} == {"known", "(other)"}
+
+
+def test_waits_are_a_histogram(app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows) -> None:
+    store.driver.prepare()
+    idle_worker.task(name="t", queue="q")(lambda: None)
+    store_totals(rows, "t", "q", [3, 0, 0, 0, 0, 0, 4_500, *[0] * 11, 2, *[0] * 9, 1])
+    found = read(app)
+    assert value(found, "job_wait_seconds_bucket", task="t", queue="q", le="0.01") == 2
+    assert value(found, "job_wait_seconds_bucket", task="t", queue="q", le="+Inf") == 3
+    assert value(found, "job_wait_seconds_sum", task="t", queue="q") == 4.5
+
+
+def test_what_is_scheduled_and_retried_is_told_by_queue(
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    store.driver.prepare()
+    idle_worker.task(name="t", queue="q")(lambda: None)
+    later = {"queue": "q", "state": "scheduled", "run_at": store.clock() + 60_000}
+    store_jobs(rows, later, later, {**later, "failures": 1})
+    found = read(app)
+    assert value(found, "queue_scheduled", queue="q") == 3
+    assert value(found, "queue_retrying", queue="q") == 1
+
+
+def test_workers_tell_their_slots_memory_lag_and_version(app: Flask, task_worker: BackgroundTaskWorker) -> None:
+    wait_for(lambda: value(read(app), "workers", state="alive") == 1)
+    found = read(app)
+    assert value(found, "slots", kind="sync") == app.extensions["taskworker"].config.threads
+    assert value(found, "slots", kind="async") == app.extensions["taskworker"].config.concurrency
+    assert value(found, "slots_busy", kind="sync") == value(found, "hung_threads") == 0
+    assert (value(found, "resident_memory_bytes") or 0) > 2**20
+    assert value(found, "loop_lag_seconds") is not None
+    assert value(found, "info", version=package_version()) == 1
+
+
+@pytest.mark.no_tables_yet
+def test_a_scrape_creates_nothing(app: Flask, idle_worker: BackgroundTaskWorker) -> None:
+    with pytest.raises(StoreError, match="No tables found"):
+        read(app)
+    assert app.extensions["taskworker"].store.driver.schema_version() is None
+
+
+def test_ten_thousand_schedules_of_users_leave_the_metrics_small(
+    app: Flask, idle_worker: BackgroundTaskWorker, store: Store, rows: Rows
+) -> None:
+    idle_worker.task(name="t")(lambda: None).schedule(Every(hours=1), name="first")
+    columns = "task, trigger, args, next_at, last_at, paused, source, seen_at"
+    rows(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999) "
+        f"INSERT INTO taskworker_schedule (name, {columns}) "
+        f"SELECT 'user ' || n.i, {columns} FROM taskworker_schedule, n"
+    )
+    assert len(read(app)) <= 200
 
 
 def test_workers_are_reported_by_state(app: Flask, task_worker: BackgroundTaskWorker) -> None:

@@ -63,6 +63,8 @@ MOST_TEXT = 2**31 - 2
 """Characters that no stored text has."""
 SAMPLE = 1_000
 """Jobs in one line that are counted to see which lines are the longest."""
+SUCCESS_RUNS = 30
+"""Jobs of a schedule among which its last success is looked for."""
 _CHUNK = 500
 
 Names = Callable[[str], Sequence[str] | None]
@@ -347,6 +349,17 @@ class Browser:
             run = ScheduleRun(*row)
             runs.setdefault(run.schedule, []).append(run)
         return runs
+
+    def scheduled_by_queue(self) -> list[Row]:
+        """Queue, scheduled jobs and those of them that are retried, among the next :data:`MOST` that are due."""
+        return self._read(statements.SCHEDULED_BY_QUEUE, {"most": MOST})
+
+    def schedule_figures(self, others: str) -> list[Row]:
+        """Name, next time, whether it is paused, and last success of each schedule in code.
+
+        One row named *others* has the next time of all those that were made at run time and are not paused.
+        """
+        return self._read(statements.SCHEDULE_FIGURES, {"others": others, "runs": SUCCESS_RUNS})
 
     # -- limits -------------------------------------------------------------------------------------------------------
 

@@ -47,8 +47,8 @@ class Overview:
 
     @classmethod
     def take(cls, store: Store) -> Overview:
-        """Look now. Bounded. Raises StoreError."""
-        store.driver.prepare()
+        """Look now. Bounded, and creates nothing. Raises StoreError."""
+        store.look()
         rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
         found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}
         return cls(

@@ -135,6 +135,12 @@ class Store:
         self.driver.prepare()
         return self.driver.transaction(told)
 
+    def look(self) -> None:
+        """As ``driver.prepare``, but creates nothing: raises StoreError if the tables do not exist."""
+        if self.driver.schema_version() is None:
+            raise StoreError("No tables found. Check TASKER_DATABASE_URI, or create them: flask tasks db init")
+        self.driver.prepare()
+
     # -- enqueueing -------------------------------------------------------------------------------------------------
 
     def add(self, jobs: Sequence[NewJob]) -> list[JobRecord]:

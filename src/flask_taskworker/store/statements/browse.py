@@ -349,6 +349,24 @@ def schedule_runs(dialect: Dialect) -> str:
     )
 
 
+SCHEDULED_BY_QUEUE = (
+    "SELECT queue, count(*), CAST(sum(CASE WHEN failures > 0 THEN 1 ELSE 0 END) AS bigint) "
+    f"FROM (SELECT queue, failures FROM taskworker_job WHERE state = 'scheduled' AND run_at < {FAR_MS} "
+    "ORDER BY run_at LIMIT :most) AS s GROUP BY queue"
+)
+"""The next ``:most`` scheduled jobs by queue: how many, and how many of them have failed before."""
+
+SCHEDULE_FIGURES = (
+    "SELECT s.name, s.next_at, s.paused, (SELECT max(r.finished_at) FROM (SELECT j.state, j.finished_at "
+    "FROM taskworker_job AS j WHERE j.schedule IS NOT NULL AND j.schedule = s.name "
+    "ORDER BY j.fire_at DESC LIMIT :runs) AS r WHERE r.state = 'succeeded') "
+    "FROM taskworker_schedule AS s WHERE s.source = 'code' "
+    "UNION ALL SELECT CAST(:others AS text), min(CASE WHEN paused = 0 THEN next_at END), 0, CAST(NULL AS bigint) "
+    "FROM taskworker_schedule WHERE source = 'runtime' HAVING count(*) > 0"
+)
+"""What metrics say of schedules: see :meth:`Browser.schedule_figures`."""
+
+
 _RUN = ("schedule", "id", "state", "fire_at", "started_at", "finished_at")
 
 
