@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,7 +22,7 @@ author = "the Flask-TaskWorker authors"
 copyright = author
 version = release = PYPROJECT["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
@@ -35,6 +37,12 @@ python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+# What the button copies: the commands of a shell or of Python, without prompts and output.
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 
 class CliHelp(SphinxDirective):
@@ -56,7 +64,23 @@ class CliOptions(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(["| Option | Commands |", "|---|---|", *rows]))
 
 
+class GlossaryTerms(SphinxTransform):
+    """Each term of the glossary has an anchor and an entry in the index, which the search shows first."""
+
+    default_priority = 500
+
+    def apply(self) -> None:
+        if self.env.docname != "glossary":
+            return
+        for term in self.document.findall(nodes.term):
+            words = term.astext()
+            anchor = f"term-{nodes.make_id(words)}"
+            term["ids"].append(anchor)
+            term.insert(0, addnodes.index(entries=[("single", words, anchor, "main", None)]))
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.add_transform(GlossaryTerms)
     app.add_directive("cli-help", CliHelp)
     app.add_directive("cli-options", CliOptions)

@@ -3,7 +3,7 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, Cron
 
 app = Flask(__name__)
-app.config["TASKER_DASHBOARD_URL"] = "/tasks"  # the dashboard; in debug mode only this machine may open it
+app.config["TASKER_DASHBOARD_URL"] = "/tasks"  # the dashboard, private by default
 task_worker = BackgroundTaskWorker(app)
 
 
@@ -20,7 +20,7 @@ def nightly() -> None:
 @app.get("/add/<int:x>/<int:y>")
 def enqueue(x: int, y: int):
     job = add.enqueue(x, y)  # stored when this returns
-    add.using(delay=60, unique=f"{x}+{y}").enqueue(x, y)  # again in a minute, once however often you reload
+    add.using(delay=60, unique=f"{x}+{y}").enqueue(x, y)  # again, but once a minute
     return {"job": job.id, "sum": job.result(timeout=5)}
 
 
