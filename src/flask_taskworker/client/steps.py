@@ -39,6 +39,8 @@ class Steps:
     """Runs a call in a thread."""
     _learned: WeakSet[Any] = field(default_factory=WeakSet)
     """The functions whose type hints the codec knows."""
+    _trusted: WeakSet[Any] = field(default_factory=WeakSet)
+    """The engines whose sessions commit together with the jobs."""
 
     def step(self, job: RunningJob, name: str, function: Callable[..., Any], call: Callable[[], Any]) -> Any:
         """The result of a step, which *call* does unless it is stored; *function* has its type hints."""
@@ -68,7 +70,9 @@ class Steps:
         stored = self._stored(job, tried)
         if name in stored:
             return self._decoded(job, name, stored[name])
-        self._within(session)
+        # A look begins a transaction, which on SQLite may take the lock for as long as the function runs.
+        if getattr(session, "get_bind", lambda: None)() not in self._trusted:
+            self._trusted.add(self._within(session).engine)
         began_at = self._store.clock()
         try:
             value = call()
@@ -94,8 +98,8 @@ class Steps:
 
     def _commit(self, session: Any, sql: str, values: dict[str, Any]) -> bool:
         """Store that and commit the session, or roll it back where nothing is stored."""
+        transaction = self._within(session)
         try:
-            transaction = self._within(session)
             if transaction.session is not None:
                 transaction.session.flush()
             if transaction.run(sql, values):

@@ -181,8 +181,9 @@ class Shop:
             return random.getrandbits(TOKEN_BITS)
 
         def add(which: int, seconds: float) -> int:
+            token = begin(which, seconds)
             self.session.execute(insert(effect).values(x=which))
-            return begin(which, seconds)
+            return token
 
         @task(name="shop.walk")
         def walk(number: int, seconds: float) -> None:
