@@ -209,6 +209,7 @@ class TaskWorker:
         retry: Retry | int | Sequence[Retry] | None = None,
         timeout: float | timedelta | None = None,
         keep: float | timedelta | None = None,
+        expires: float | timedelta | None = None,
         schedule: Trigger | Sequence[Trigger] | None = None,
         schedule_args: Sequence[Any] = (),
         schedule_kwargs: Mapping[str, Any] | None = None,
@@ -225,7 +226,8 @@ class TaskWorker:
         ``name``: defaults to ``module.qualname``. ``queue`` and ``priority`` (higher goes first) of its jobs.
         ``retry``: a ``Retry``, a list of them of which the first that wants an exception decides, or a number of
         attempts; without one a task that raises fails at once. ``timeout``: seconds or timedelta for one try. ``keep``:
-        how long a finished job and its result are kept, instead of the configured time. ``schedule``: a trigger, or a
+        how long a finished job and its result are kept, instead of the configured time. ``expires``: how long after it
+        is due a job may begin; later it is cancelled. ``schedule``: a trigger, or a
         list of them, with ``schedule_args`` and ``schedule_kwargs``.
         ``unique``: a ``Unique``, for at most one job with the same key. ``limit``: a ``Limit``, how many of its jobs
         run at once, or start in a time, over all processes.

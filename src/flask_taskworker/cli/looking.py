@@ -174,6 +174,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
             "result": result,
             "traceback": page.traceback or None,
             "origin": page.origin or None,
+            "expires_ms": page.expires_ms,
             "tries": as_json(page.tries),
             "steps": as_json([one._asdict() for one in page.steps]),
             "calls": as_json(page.calls),
@@ -192,6 +193,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
         ("arguments", ", ".join(words) or "none"),
         ("result", to_json(result) if job.state == "succeeded" else None),
         ("by", ", ".join(f"{name} {value}" for name, value in page.origin.items()) or None),
+        ("expires", f"{spoken(page.expires_ms)} after it is due" if page.expires_ms is not None else None),
         (
             "stands for",
             f"{plural(page.calls.calls, 'call')}, the last {_ago(page.calls.last_at, now)}" if page.calls else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..core.batches import Batch
 from ..core.clock import to_ms
 from ..core.current_job import running_job
-from ..core.rows import CHILD, FAR_MS, MEMBER, WAITS, After, Member, NewJob
+from ..core.rows import CHILD, EXPIRES, FAR_MS, MEMBER, WAITS, After, Member, NewJob, read_origin
 from ..core.tasks import EnqueueOptions, Task
 from ..core.unique import PLAIN, Key, key_text
 from ..store.sql import to_duration_ms
@@ -48,6 +49,9 @@ def new_job(
             run_at = now + min(key.debounce, key.at_most or key.debounce)
     marks, lane = task._lane(args, options.limit_key)
     run_at = run_at if run_at > now else 0
+    expires = options.expires or task.options.expires
+    if expires is not None:
+        origin = json.dumps({**read_origin(origin), EXPIRES: to_duration_ms(expires)})
     member = after = None
     if options.batch is not None:
         marks |= MEMBER

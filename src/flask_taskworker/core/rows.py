@@ -209,6 +209,14 @@ class Claim(NamedTuple):
         """The number of this try, from 1. A crash or a hand-back counts none."""
         return self.failures + 1
 
+    def missed_by(self, now: int) -> int | None:
+        """How long after it was due the job was to begin, in milliseconds, where it has not and that is over."""
+        # Most have none, which is seen without reading all of it. What has begun once goes on, however late.
+        if self.claim > 1 or self.origin is None or EXPIRES not in self.origin:
+            return None
+        longest: int | None = read_origin(self.origin).get(EXPIRES)
+        return longest if longest is not None and now - max(self.run_at, self.created_at) > longest else None
+
     def __str__(self) -> str:
         return f"job {self.id} ({shown(self.task)})"
 
@@ -328,6 +336,10 @@ class Progress:
             return None
         numbers = isinstance(done, int | float) and isinstance(total, int | float | None)
         return cls(done, total, str(words)) if numbers else None
+
+
+EXPIRES = "expires_ms"
+"""The key in a job's origin: how long after it was due it may begin."""
 
 
 def read_origin(text: str | None) -> dict[str, Any]:

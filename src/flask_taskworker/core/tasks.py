@@ -48,6 +48,7 @@ class TaskOptions:
     """The first that wants an exception decides about it. Attempts are counted together."""
     timeout: timedelta | None = None
     keep: timedelta | None = None
+    expires: timedelta | None = None
     schedules: tuple[Trigger, ...] = ()
     schedule_args: tuple[Any, ...] = ()
     schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +71,8 @@ class TaskOptions:
             raise DeclarationError("The limit of a task needs a name, as in Limit('carrier', running=5).")
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise DeclarationError(f"timeout = {self.timeout!r} is not allowed. Allowed: more than 0 seconds, or None.")
+        if self.expires is not None and self.expires <= timedelta(0):
+            raise DeclarationError(f"expires = {self.expires!r} is not allowed. Allowed: more than 0 seconds, or None.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,7 @@ class EnqueueOptions:
 
     delay: timedelta | None = None
     run_at: datetime | None = None
+    expires: timedelta | None = None
     priority: int | None = None
     queue: str | None = None
     unique: str | None = None
@@ -98,6 +102,8 @@ class EnqueueOptions:
             raise ArgumentsError("Give either delay or run_at, not both.")
         if self.run_at is not None:
             require_aware(self.run_at, "run_at")
+        if self.expires is not None and self.expires <= timedelta(0):
+            raise ArgumentsError(f"expires = {self.expires!r} is not allowed. Allowed: more than 0 seconds.")
         if self.priority is not None:
             check_priority(self.priority)
         for what, name in (("queue", self.queue), ("unique", self.unique), ("uid", self.uid)):
@@ -138,6 +144,7 @@ class Using(TypedDict, total=False):
 
     delay: float | timedelta | None
     run_at: datetime | None
+    expires: float | timedelta | None
     priority: int | None
     queue: str | None
     unique: object
@@ -295,6 +302,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         *,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        expires: float | timedelta | None = None,
         priority: int | None = None,
         queue: str | None = None,
         unique: object = None,
@@ -313,8 +321,9 @@ class Task(Call[P, R], Generic[P, R, Returned]):
     ) -> Call[P, R]:
         """This task with options for its next calls.
 
-        ``delay`` (seconds or timedelta) or ``run_at`` (aware datetime) say when; ``priority`` and ``queue`` override
-        the task's. ``unique``, a string, a number, a UUID or a tuple of these: at most one unfinished job of this task
+        ``delay`` (seconds or timedelta) or ``run_at`` (aware datetime) say when; ``expires`` (seconds or timedelta),
+        how long after that a worker may begin with it: later it is cancelled. ``priority`` and ``queue`` override the
+        task's. ``unique``, a string, a number, a UUID or a tuple of these: at most one unfinished job of this task
         with that key; enqueueing again returns it, and its ``merged`` is true. ``until="started"``, ``within``,
         ``debounce``, ``at_most`` and ``latest`` say when, as :class:`Unique` does.
         ``limit_key``: the key under the task's limit, instead of the one that its arguments give.
@@ -331,6 +340,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         options = EnqueueOptions(
             delay=None if delay is None else as_timedelta(delay, "delay"),
             run_at=run_at,
+            expires=None if expires is None else as_timedelta(expires, "expires"),
             priority=priority,
             queue=queue,
             unique=None if unique is None else key_text(unique),
@@ -608,6 +618,7 @@ def task_options(
     retry: Retry | int | Sequence[Retry] | None = None,
     timeout: float | timedelta | None = None,
     keep: float | timedelta | None = None,
+    expires: float | timedelta | None = None,
     schedule: Trigger | Sequence[Trigger] | None = None,
     schedule_args: Sequence[Any] = (),
     schedule_kwargs: Mapping[str, Any] | None = None,
@@ -650,6 +661,7 @@ def task_options(
         retries=policies_of(retry),
         timeout=None if timeout is None else as_timedelta(timeout, "timeout"),
         keep=None if keep is None else as_timedelta(keep, "keep"),
+        expires=None if expires is None else as_timedelta(expires, "expires"),
         schedules=triggers,
         schedule_args=_as_args("schedule_args", schedule_args),
         schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),

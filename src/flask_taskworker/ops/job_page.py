@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.rows import CHILD, PARENT, Failure, read_origin
+from ..core.around import CARRIED
+from ..core.rows import CHILD, EXPIRES, PARENT, Failure, read_origin
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
 from .rows import CallCount, JobRow, StepRow, add_up
@@ -62,6 +63,8 @@ class JobPage:
     result: str | None
     origin: dict[str, Any]
     """Where it was enqueued: see ``client/origin.py``."""
+    expires_ms: int | None
+    """How long after it is due it may begin."""
     traceback: str
     tries: tuple[TryView, ...]
     """The tries that anything is known of, oldest first."""
@@ -82,12 +85,16 @@ class JobPage:
         whole = browser.job(job_id, tries=tries, most=most)
         job = job_view(whole)
         children = browser.children(whole, limit=CHILDREN + 1)
+        origin = read_origin(whole.origin)
+        # What it carries may be secret.
+        origin.pop(CARRIED, None)
         return cls(
             job=job,
             in_graph=bool(whole.record.marks & (PARENT | CHILD)),
             args=whole.args,
             result=whole.result,
-            origin=read_origin(whole.origin),
+            expires_ms=origin.pop(EXPIRES, None),
+            origin=origin,
             traceback=Failure.from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
             steps=tuple(browser.steps(job_id, limit=STEPS, most=most)) if whole.has_steps else (),

@@ -30,6 +30,7 @@ from ..core.retry import Retry
 from ..core.rows import INTERRUPTED, SUCCEEDED, Claim, Failure, Outcome, OutcomeKind
 from ..core.steps import HandedOver, Suspended
 from ..core.tasks import Task, TaskRegistry, Tracing
+from ..core.words import spoken
 from ..errors import (
     AppError,
     CancelJob,
@@ -126,6 +127,8 @@ class Executor:
             return _at_once(Outcome(OutcomeKind.RELEASED))
         if task is None:
             return _at_once(self._unknown(job.claim))
+        if (longest := job.claim.missed_by(self._clock())) is not None:
+            return _at_once(_cancelled(task, f"Not begun within {spoken(longest)} of when it was due."))
         if task.options.isolate and self.isolates:
             return self._run_isolated(job)
         run = self._run_async if task.kind == "async" else self._run_sync

@@ -45,7 +45,7 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
         (lambda: task.enqueue(args=(1, 2)), "Write add.enqueue(*args, **kwargs)"),
         (lambda: task.enqueue(1, 2, max_retries=3), "Write @task_worker.task(retry=1 + 3)."),
         (lambda: task.using(countdown=5), "Write add.using(delay=5)"),
-        (lambda: task.using(colour="red"), "It takes delay, run_at, priority"),
+        (lambda: task.using(colour="red"), "It takes delay, run_at, expires, priority"),
         (lambda: declare(retries=3), "Write @task_worker.task(retry=1 + 3)."),
         (lambda: declare(autoretry_for=(OSError,)), "Write @task_worker.task(retry=Retry(5, on=OSError))."),
         (lambda: declare(time_limit=60), "Write @task_worker.task(timeout=60)."),

@@ -10,7 +10,6 @@ from typing import Any
 from flask import Response, current_app
 from werkzeug.exceptions import BadRequest, Forbidden, NotFound
 
-from ...core.around import CARRIED
 from ...core.failures import frames_of
 from ...core.rows import Failure
 from ...core.words import spoken, stamp
@@ -51,7 +50,6 @@ def page(view: View, job_id: int) -> Response:
     origin = {
         key: redact.without_path_tokens(without_logins(value)) if isinstance(value, str) else value
         for key, value in found.origin.items()
-        if key != CARRIED
     }
     data = {
         **with_more(job, word=job.word, at=job.at),
@@ -64,6 +62,7 @@ def page(view: View, job_id: int) -> Response:
         "origin": origin,
         "calls": found.calls,
         "lane": found.lane,
+        "expires_ms": found.expires_ms,
         "children": [job_line(view, row) for row in found.children],
         "has_more_children": found.has_more_children,
         "payload": view.may("payload"),
