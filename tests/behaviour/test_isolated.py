@@ -78,7 +78,9 @@ def test_progress_and_lines_of_an_isolated_job_are_seen_while_it_runs(
     job.result(timeout=30)
 
 
-def test_isolated_job_fails_with_its_own_traceback_and_is_retried(isolated: BackgroundTaskWorker) -> None:
+def test_isolated_job_fails_with_its_own_traceback_and_is_retried(
+    isolated: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+) -> None:
     heard = []
     failed = threading.Event()
 
@@ -94,6 +96,8 @@ def test_isolated_job_fails_with_its_own_traceback_and_is_retried(isolated: Back
     assert 'raise KeyError(f"try {current_job.attempt}")' in caught.value.traceback
     wait(failed)
     assert [repr(error) for error in heard] == ["KeyError('try 2')"]
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.count('raise KeyError(f"try {current_job.attempt}")') for line in lines] == [1]
 
 
 def test_isolated_atomic_task_commits_with_its_success(isolated: BackgroundTaskWorker) -> None:

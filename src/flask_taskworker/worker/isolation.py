@@ -178,7 +178,11 @@ class JobServer:
             while True:
                 match await _areceive(reader):
                     case News(progress, lines):
-                        _pass_on(job, progress, lines)
+                        if progress is not None:
+                            job.report(job, progress)
+                        if lines and job.on_line is not None:
+                            job.lines = deque(lines, maxlen=MAX_LINES)
+                            job.on_line(job)
                     case logging.LogRecord() as record:
                         logging.getLogger(record.name).handle(record)
                     case int(change) if job.on_wait is not None:
@@ -298,15 +302,6 @@ def _remedy(problem: str) -> str:
         "Tasks with isolate=True run in processes of their own, which must load the app, and they cannot: "
         f"{problem.rstrip('.')}. Set TASKER_APP to what flask --app takes, such as 'shop:create_app()'."
     )
-
-
-def _pass_on(job: RunningJob, progress: Progress | None, lines: tuple[tuple[int, str, str, str], ...]) -> None:
-    if progress is not None:
-        job.report(job, progress)
-    if lines:
-        job.lines = deque(lines, maxlen=MAX_LINES)
-        if job.on_line is not None:
-            job.on_line(job)
 
 
 def _unpickled(exception: bytes | None) -> BaseException | None:

@@ -34,7 +34,7 @@ from flask.cli import NoAppException, ScriptInfo
 
 from ..client.threads import flush_output
 from ..core.current_job import RunningJob
-from ..core.rows import Outcome, OutcomeKind, Progress
+from ..core.rows import OutcomeKind, Progress
 from .executor import Executor
 from .isolation import COMMAND, KILL, START, STOPPING, End, Ending, JobOrder, News, ServerOrder, framed, receive
 from .job_log import install as install_job_log
@@ -63,7 +63,11 @@ def main(descriptor: int) -> NoReturn:
         control.sendall(framed("".join(traceback.format_exception_only(error)).strip()))
         flush_output()
         os._exit(1)
-    _drop_connections()
+    engine: Any = getattr(sys.modules.get("sqlalchemy.engine"), "Engine", None)
+    for one in gc.get_objects() if engine is not None else ():
+        if issubclass(type(one), engine):
+            # Two processes must not share the connections that the app has opened while it was loaded.
+            one.dispose()
     gc.collect()
     gc.freeze()
     control.sendall(framed(None))
@@ -88,14 +92,6 @@ def load_app(order: ServerOrder) -> Flask:
             f"Loaded again, the app {app.import_name!r} has its jobs in {state.store.driver.key}, not in {order.key}."
         )
     return app
-
-
-def _drop_connections() -> None:
-    """Close what the app has opened while it was loaded: two processes must not share a connection."""
-    engine: Any = getattr(sys.modules.get("sqlalchemy.engine"), "Engine", None)
-    for one in gc.get_objects() if engine is not None else ():
-        if issubclass(type(one), engine):
-            one.dispose()
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
@@ -218,7 +214,11 @@ class JobProcess:
         job = RunningJob(order.claim, self._note, client.batches, client.steps)
         job.stopping, job.log_level = order.stopping, order.log_level
         job.on_line, job.on_wait = self._note, lambda _, change: self._send(change)
-        self._set_up_log(order.root_level)
+        install_job_log()
+        if not logging.root.handlers:
+            # The application has set up nothing: what the worker does with its own lines is done with these.
+            logging.root.addHandler(_Forwarding(self._send))
+            logging.root.setLevel(order.root_level)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         for target, args in ((self._listen, (job, commands)), (self._tell, (job,))):
             threading.Thread(target=target, args=args, name="taskworker-link", daemon=True).start()
@@ -235,16 +235,12 @@ class JobProcess:
         if not self._is_ending or outcome.ending not in (OutcomeKind.FAILED, OutcomeKind.RETRYING):
             job.ended = True
             self._send_news(job)
-            self._send(_ending(outcome))
+            exception = None
+            with suppress(Exception):  # its class is foreign code
+                exception = pickle.dumps(outcome.exception)
+            self._send(Ending(replace(outcome, exception=None), exception))
         flush_output()
         os._exit(0)
-
-    def _set_up_log(self, level: int) -> None:
-        install_job_log()
-        if not logging.root.handlers:
-            # The application has set up nothing: what the worker does with its own lines is done with these.
-            logging.root.addHandler(_Forwarding(self._send))
-            logging.root.setLevel(level)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if self._is_ending and not self._is_done:
@@ -299,11 +295,3 @@ class _Forwarding(logging.handlers.QueueHandler):
     def __init__(self, send: Callable[[object], None]) -> None:
         super().__init__(queue.SimpleQueue())
         self.enqueue = send  # type: ignore[method-assign, assignment]
-
-
-def _ending(outcome: Outcome) -> Ending:
-    try:
-        exception = pickle.dumps(outcome.exception)
-    except Exception:  # noqa: BLE001 - foreign code
-        exception = None
-    return Ending(replace(outcome, exception=None), exception)

@@ -390,10 +390,11 @@ class RunningJobs:
         again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
         words = f"{failure.type}: {failure.message[:200]}"
         # What is stored is bounded; formatting the exception would put a message of 50 MB into the log, too.
-        # An exception that comes from another process has none.
-        is_long = len(failure.traceback) > MAX_LOGGED or job.isolated
-        text = f"\n{failure.traceback}" if is_long else ""
-        error = None if is_long else outcome.exception
+        is_long = len(failure.traceback) > MAX_LOGGED
+        error = None if is_long or job.isolated else outcome.exception
+        # Exceptions leave their frames in the process that has raised them.
+        has_frames = is_long or (job.isolated and "\n" in failure.traceback.strip())
+        text = f"\n{failure.traceback.rstrip()}" if has_frames else ""
         log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)
 
     def is_debug(self) -> bool:
