@@ -50,7 +50,9 @@ def test_job_that_has_begun_once_goes_on_however_late(app: Flask, make_worker: M
     assert greet.enqueue().result(timeout=20) == "hello"
 
 
-def test_time_of_a_delayed_job_begins_when_it_is_due(jobs: Jobs, task_worker: BackgroundTaskWorker) -> None:
+def test_time_of_a_delayed_job_begins_when_it_is_due(app: Flask, make_worker: MakeWorker) -> None:
+    task_worker, jobs = make_worker(app, start=False), Jobs(app)
+
     @task_worker.task(expires=timedelta(minutes=1))
     def greet() -> str:
         return "hello"
@@ -65,7 +67,7 @@ def test_jobs_of_a_schedule_expire_as_others(
 ) -> None:
     task_worker = make_worker(app, start=False)
 
-    @task_worker.task(schedule=Every(seconds=0.05), expires=60)
+    @task_worker.task(schedule=Every(seconds=0.1), expires=60)
     def tick() -> None: ...
 
     task_worker.start()
@@ -73,7 +75,7 @@ def test_jobs_of_a_schedule_expire_as_others(
     assert rows("SELECT DISTINCT origin FROM taskworker_job") == [('{"expires_ms": 60000}',)]
 
 
-@pytest.mark.parametrize("value", [0, -1, timedelta(0)])
+@pytest.mark.parametrize("value", [0, timedelta(0)])
 def test_expiry_that_lets_no_job_begin_is_refused(task_worker: BackgroundTaskWorker, value: Any) -> None:
     @task_worker.task
     def greet() -> None: ...

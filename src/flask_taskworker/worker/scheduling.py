@@ -11,15 +11,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from ..client.rows import new_uid
+from ..client.rows import new_job
 from ..core.clock import MILLISECOND, from_ms, to_ms
 from ..core.loggers import Logger, get_logger
 from ..core.rows import JobRecord, NewJob
-from ..core.tasks import Task, TaskRegistry
+from ..core.tasks import EnqueueOptions, Task, TaskRegistry
 from ..core.triggers import Trigger, due, trigger_from_text
 from ..errors import NotDecodable, StoreError
 from ..store.driver import RowLocked
-from ..store.sql import to_duration_ms
 from ..store.work import DueSchedule, Firing, WorkerStore
 from .timing import DEFAULT_TIMING, Timing
 
@@ -180,22 +179,11 @@ def _decided(task: Task[..., object, object], schedule: DueSchedule, now: int) -
 def _job(task: Task[..., object, object], schedule: DueSchedule, fire_at: int, trigger: Trigger, now: int) -> NewJob:
     # Jitter moves the start, never the fire time: that must be the same in all processes.
     late = random.randint(0, trigger.jitter // MILLISECOND)
-    timeout = task.options.timeout
-    marks, lane = task._lane(schedule.args)
-    return NewJob(
-        uid=new_uid(now),
-        task=task.name,
-        queue=task.options.queue,
-        kind=task.kind,
-        priority=task.options.priority,
+    return new_job(task, schedule.args, EnqueueOptions(), now)._replace(
         run_at=fire_at + late if fire_at + late > now else 0,
-        args=schedule.args,
-        max_attempts=task.max_attempts,
-        timeout=None if timeout is None else to_duration_ms(timeout),
-        created_at=now,
         schedule=schedule.name,
         fire_at=fire_at,
-        at_most_once=int(task.options.at_most_once),
-        marks=marks,
-        lane=lane,
+        # Whether it may overlap with others its trigger says.
+        unique_key=None,
+        key=None,
     )
