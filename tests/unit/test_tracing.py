@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from flask import Flask
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -20,6 +24,7 @@ from flask_taskworker.errors import ArgumentsError
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.store.sql import Store
 from tests.support.apps import KINDS
+from tests.support.smtp_server import SMTPServer
 from tests.support.stored import Rows, store_jobs
 from tests.support.waiting import wait_for
 
@@ -101,7 +106,7 @@ def test_a_trace_goes_from_the_request_into_the_task(
     assert is_child(process, send)
     assert is_child(inside, process)
     assert (send.kind, process.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
-    assert process.links == ()
+    assert [link.context.span_id for link in process.links] == [context(send).span_id]
     common = {
         "messaging.system": "flask_taskworker",
         "messaging.destination.name": "web",
@@ -195,6 +200,99 @@ def test_a_queued_mail_has_its_spans(app: Flask, idle_worker: BackgroundTaskWork
         job = mail.send_later(Message("Hi", recipients=["a@x.org"], body="Hi"))
     (send,) = spans.named("send mail")
     assert (send.attributes or {})["messaging.message.id"] == str(job.id)
+
+
+@pytest.mark.sqlite_only
+def test_one_trace_goes_from_a_request_over_jobs_to_a_mail(
+    app: Flask, idle_worker: BackgroundTaskWorker, spans: Recorded
+) -> None:
+    app.config["MAIL_DEFAULT_SENDER"] = "from@example.com"
+    mail = Mail()
+
+    @idle_worker.task(name="invoice", queue="slow")
+    def invoice() -> None:
+        mail.send_later(Message("Hi", recipients=["a@x.org"], body="Hi"))
+
+    order = idle_worker.task(name="order", queue="web")(lambda: invoice.enqueue() and None)
+
+    @app.post("/orders")
+    def orders() -> str:
+        with spans.tracer.start_as_current_span("request"):
+            order.enqueue()
+        return ""
+
+    names = ("request", "send web", "process web", "send slow", "process slow", "send mail", "process mail")
+    with SMTPServer() as server:
+        app.config["MAIL_PORT"] = server.port
+        mail.init_app(app)
+        app.test_client().post("/orders")
+        idle_worker.start()
+        trace = [spans.named(name)[0] for name in names]
+    assert all(is_child(span, parent) for parent, span in pairwise(trace))
+    for send, process in ((trace[1], trace[2]), (trace[3], trace[4]), (trace[5], trace[6])):
+        assert [link.context.span_id for link in process.links] == [context(send).span_id]
+
+
+def test_metrics_have_the_names_of_the_conventions(idle_worker: BackgroundTaskWorker, spans: Recorded) -> None:
+    reader = InMemoryMetricReader()
+    tracing.instrument(idle_worker, spans.provider, MeterProvider([reader]))
+    good = idle_worker.task(name="good", queue="web")(lambda: None)
+    bad = idle_worker.task(name="bad", queue="web")(lambda: 1 / 0)
+    jobs = [*good.enqueue_many([()] * 2), bad.enqueue()]
+    idle_worker.start()
+    wait_for(lambda: all(job.refresh().state.finished for job in jobs))
+    data = reader.get_metrics_data()
+    assert data is not None
+    found = {
+        metric.name: metric
+        for part in data.resource_metrics
+        for scope in part.scope_metrics
+        for metric in scope.metrics
+    }
+    units = {name: metric.unit for name, metric in found.items()}
+    assert units == {
+        "messaging.client.sent.messages": "{message}",
+        "messaging.client.consumed.messages": "{message}",
+        "messaging.client.operation.duration": "s",
+        "messaging.process.duration": "s",
+    }
+    numbers = {
+        name: sum(getattr(point, "value", None) or point.count for point in metric.data.data_points)
+        for name, metric in found.items()
+    }
+    assert numbers == {
+        "messaging.client.sent.messages": 3,
+        "messaging.client.consumed.messages": 3,
+        "messaging.client.operation.duration": 2,
+        "messaging.process.duration": 3,
+    }
+    errors = [
+        dict(point.attributes or {}).get("error.type") for point in found["messaging.process.duration"].data.data_points
+    ]
+    assert sorted(map(str, errors)) == ["None", "ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_records_of_a_job_name_its_trace(
+    idle_worker: BackgroundTaskWorker, spans: Recorded, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> None:
+        logging.getLogger("shop").warning("inside")
+        raise ValueError("no")
+
+    async def awork() -> None:
+        work()
+
+    idle_worker.task(name="work")(work if kind == "sync" else awork).enqueue()
+    idle_worker.start()
+    (process,) = spans.named("process default")
+    ended = wait_for(lambda: [record for record in caplog.records if hasattr(record, "taskworker_outcome")])[0]
+    inside = next(record for record in caplog.records if record.message == "inside")
+    ids = (f"{context(process).trace_id:032x}", f"{context(process).span_id:016x}")
+    for record in (inside, ended):
+        assert (record.__dict__["taskworker_trace"], record.__dict__["taskworker_span"]) == ids
+        assert record.__dict__["taskworker_queue"] == "default"
+    assert ended.__dict__["taskworker_outcome"] == "failed"
 
 
 @pytest.mark.sqlite_only

@@ -16,7 +16,18 @@ Format = Literal["text", "json"]
 
 PACKAGE = "flask_taskworker"
 
-_JOB = {"taskworker_job": "job_id", "taskworker_task": "task", "taskworker_attempt": "attempt"}
+_JOB = {
+    "taskworker_job": "job_id",
+    "taskworker_task": "task",
+    "taskworker_attempt": "attempt",
+    "taskworker_queue": "queue",
+    "taskworker_worker": "worker",
+    "taskworker_outcome": "outcome",
+    "taskworker_seconds": "duration",
+    "taskworker_trace": "trace_id",
+    "taskworker_span": "span_id",
+}
+"""The attributes of records about jobs, and their names in JSON."""
 _KNOWN = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName", *_JOB}
 
 
@@ -39,7 +50,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the job if there is one, and what ``extra=`` gave."""
+    """One JSON object a line: time, level, logger, message, what is known of the job, and what ``extra=`` gave."""
 
     def __init__(self, *, with_process: bool = False) -> None:
         super().__init__()

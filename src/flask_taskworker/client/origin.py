@@ -19,6 +19,15 @@ carriers: list[Callable[[dict[str, Any]], None]] = []
 """Called with each origin, to add what the job carries; tracing adds itself here."""
 
 
+def current_trace() -> tuple[str, str] | None:
+    """The ids of the trace and the span in which this is called; None without tracing."""
+    found: dict[str, Any] = {}
+    for add in carriers:
+        add(found)
+    _, trace, span, *_ = [*str(found.get("traceparent", "")).split("-"), "", ""]
+    return (trace, span) if span else None
+
+
 def current_origin(surroundings: Surroundings | None = None) -> str | None:
     """The origin of a job that is enqueued here and now, as JSON; None where nothing is known of it.
 

@@ -108,6 +108,10 @@ class RunningJob:
     """What it has logged: epoch milliseconds, level, logger and text."""
     lines_taken: bool = False
     """Whether lines of it have been stored before its end."""
+    worker_id: str | None = None
+    """The worker that runs it."""
+    trace: tuple[str, str] | None = None
+    """The ids of the trace and the span around it, where there is tracing."""
     carried: Mapping[str, Any] | None = None
     """The values that it carries, where this process knows of any."""
 

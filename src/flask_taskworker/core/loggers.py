@@ -19,6 +19,10 @@ LIBRARIES = ("asyncio", "aiosqlite", "aiosmtplib", "psycopg")
 class Logger(logging.LoggerAdapter[logging.Logger]):
     """A logger whose calls never raise."""
 
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Keep ``extra=`` of the call, which Python up to 3.12 drops."""
+        return msg, kwargs
+
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log, or write to stderr why that failed."""
         # logging.config.dictConfig disables all loggers that it does not name, those of imported packages too.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
+from ..client.origin import current_trace
 from ..client.threads import PoolClosed, end_process
 from ..core.clock import as_timedelta
 from ..core.codec import UnknownType
@@ -110,6 +111,7 @@ class Executor:
         outcome: Outcome | None = None
         try:
             with tracing.processing(job.claim) as ended:
+                job.trace = current_trace()
                 outcome = await self._execute(job)
                 ended(outcome)
         except Exception:

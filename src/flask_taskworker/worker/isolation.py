@@ -62,6 +62,8 @@ class JobOrder(NamedTuple):
     log_level: float
     root_level: int
     """The level of the worker's root logger."""
+    worker_id: str | None
+    trace: tuple[str, str] | None
 
 
 class News(NamedTuple):
@@ -137,7 +139,9 @@ class JobServer:
         with theirs:
             self._command(START, number, theirs)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        order = JobOrder(job.claim, job.stopping, job.log_level, logging.root.getEffectiveLevel())
+        order = JobOrder(
+            job.claim, job.stopping, job.log_level, logging.root.getEffectiveLevel(), job.worker_id, job.trace
+        )
         writer.write(framed(order))
         job.on_stopping = lambda: writer.write(framed(STOPPING))
         hearing = OwnTask(self._hear(job, reader, status), loop=asyncio.get_running_loop(), name="taskworker-process")

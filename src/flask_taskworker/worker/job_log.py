@@ -4,9 +4,9 @@ They are caught where records are made, not by a handler: a handler at the root 
 Flask's own handler from doing anything. So a line is kept whatever handlers there are, and outside of a job, or below
 the level, a record costs one comparison more.
 
-Records carry the job's context, too, for any formatter: ``%(taskworker_job)s`` is the job's id, ``%(taskworker_task)s``
-its task and ``%(taskworker_attempt)s`` the number of the try; outside of a job all three are None. The names are long
-because logging refuses an ``extra=`` that repeats one.
+Records carry the job's context, too, for any formatter: ``%(taskworker_job)s`` is the job's id, and its task, attempt,
+queue, worker, trace and span have names like that; outside of a job all are None. The names are long because logging
+refuses an ``extra=`` that repeats one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from typing import Any
 
+from ..client.origin import carriers, current_trace
 from ..core.current_job import RunningJob, running_job
 from ..core.failures import storable
 from ..core.rows import Claim
@@ -44,6 +45,10 @@ def install() -> None:
         record.taskworker_job = claim.id if claim else None
         record.taskworker_task = claim.task if claim else None
         record.taskworker_attempt = claim.attempt if claim else None
+        record.taskworker_queue = claim.queue if claim else None
+        record.taskworker_worker = job.worker_id if job else None
+        trace = (carriers and current_trace()) or (job.trace if job else None) or (None, None)
+        record.taskworker_trace, record.taskworker_span = trace
         if job is not None and record.levelno >= job.log_level:
             keep_line(job, record)
         return record

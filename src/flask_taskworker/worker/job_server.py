@@ -213,6 +213,7 @@ class JobProcess:
         client = state.client
         job = RunningJob(order.claim, self._note, client.batches, client.steps)
         job.stopping, job.log_level = order.stopping, order.log_level
+        job.worker_id, job.trace = order.worker_id, order.trace
         job.on_line, job.on_wait = self._note, lambda _, change: self._send(change)
         install_job_log()
         if not logging.root.handlers:

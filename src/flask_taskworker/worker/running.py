@@ -180,6 +180,7 @@ class RunningJobs:
     ) -> None:
         self._flows = flows
         self._steps = steps
+        self.worker_id: str | None = None
         self._executor = executor
         executor.on_overdue = self.note_overdue
         self._config = config
@@ -278,7 +279,7 @@ class RunningJobs:
             return
         while slots.waiting and slots.free > 0:
             claim = slots.waiting.popleft()
-            job = RunningJob(claim, self.note_news, self._flows, self._steps)
+            job = RunningJob(claim, self.note_news, self._flows, self._steps, worker_id=self.worker_id)
             job.log_level, job.on_line, job.on_wait = self._config.job_log_level, self.note_news, self.note_wait
             slots.running += 1
             slots.moved_at = self._loop.time()
@@ -382,9 +383,10 @@ class RunningJobs:
         # The record belongs to the job, whose context the executor has taken away by now.
         set_running(job)
         job.failure = failure
+        fields = {"taskworker_outcome": outcome.ending.value, "taskworker_seconds": round(seconds, 6)}
         if failure is None or not is_failure:
             level = logging.INFO if self.is_debug() else logging.DEBUG
-            log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds)
+            log.log(level, "%s %s after %.3f s", claim, outcome.ending, seconds, extra=fields)
             return
         level = logging.ERROR if outcome.ending is OutcomeKind.FAILED else logging.WARNING
         again = f", again in {outcome.delay.total_seconds():.3g} s" if outcome.delay is not None else ""
@@ -395,7 +397,8 @@ class RunningJobs:
         # Exceptions leave their frames in the process that has raised them.
         has_frames = is_long or (job.isolated and "\n" in failure.traceback.strip())
         text = f"\n{failure.traceback.rstrip()}" if has_frames else ""
-        log.log(level, "%s %s after %.3f s%s: %r%s", claim, outcome.ending, seconds, again, words, text, exc_info=error)
+        words = f"{again}: {words!r}{text}"
+        log.log(level, "%s %s after %.3f s%s", claim, outcome.ending, seconds, words, exc_info=error, extra=fields)
 
     def is_debug(self) -> bool:
         """Whether to log every step; looked at when used, since ``app.debug`` may be set late."""

@@ -179,6 +179,7 @@ class WorkLoop:
             show_on_terminal()
         if self.view.limits:
             await self._see_clock()
+        self.jobs.worker_id = worker_id
         if self.writer.must_reconcile:
             await self.writer.reconcile(worker_id)
         self.jobs.start_waiting()

@@ -301,6 +301,10 @@ def test_json_log_has_an_object_a_line_with_the_job_and_extra(shop: Shop) -> Non
     said = next(record for record in records if record["message"] == "from \x1b[31m a task")
     assert said["logger"] == "shop"
     assert (said["job_id"], said["task"], said["attempt"], said["customer"]) == (job.id, "shop.log", 1, 7)
+    assert (said["queue"], len(said["worker"])) == ("default", 12)
+    ended = next(record for record in records if record.get("outcome") == "succeeded")
+    assert (ended["job_id"], ended["logger"]) == (job.id, "flask_taskworker.jobs")
+    assert 0 <= ended["duration"] < 20
     assert any("TypeError" in record.get("exception", "") for record in records)
     assert any(record["level"] == "DEBUG" for record in records)
 
