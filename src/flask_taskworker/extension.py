@@ -215,6 +215,8 @@ class TaskWorker:
         schedule_kwargs: Mapping[str, Any] | None = None,
         unique: Unique | None = None,
         limit: Limit | None = None,
+        on_success: Task[..., Any, Any] | Bound[Any] | None = None,
+        on_failure: Task[..., Any, Any] | Bound[Any] | None = None,
         atomic: Any = None,
         at_most_once: bool = False,
         isolate: bool = False,
@@ -231,6 +233,8 @@ class TaskWorker:
         list of them, with ``schedule_args`` and ``schedule_kwargs``.
         ``unique``: a ``Unique``, for at most one job with the same key. ``limit``: a ``Limit``, how many of its jobs
         run at once, or start in a time, over all processes.
+        ``on_success``, ``on_failure``: a task, or ``task.bind(…)``, of which one job is stored together with the
+        ending of a job; ``current_job.parent`` is the number of the job that has ended.
         ``atomic``: Flask-SQLAlchemy's ``db``, or a callable that gives a session: what the task writes through it and
         the job's success are committed together, or not at all. It needs the jobs in the session's own database.
         ``at_most_once``: a job whose worker ends while it runs becomes failed (``interrupted``) and is not run again.

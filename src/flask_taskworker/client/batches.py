@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from ..core.current_job import waiting_for_others
 from ..core.jobs import Job, JobClient
 from ..core.loggers import Logger, get_logger
 from ..core.rows import JobRecord, JobState, NewJob
-from ..core.tasks import Bound, EnqueueOptions, check_name
+from ..core.tasks import Bound, callback_of, check_name
 from ..errors import ArgumentsError, BatchNotFound, JobTimeout, StoreError
-from ..store.flows import Flows, encode_calls
+from ..store.flows import Flows
 from ..store.sql import Store
 from ..store.statements import flows as statements
-from .rows import new_job
+from .rows import calls_of, new_job
 from .sessions import CallerTransaction, is_async, run_within
 
 log: Logger = get_logger("jobs")
@@ -57,20 +58,20 @@ class Batches:
         check_name("name", name)
         now, origin = self._store.clock(), self._owner.origin()
         jobs = {event: self._callback(event, call, now, origin) for event, call in calls.items()}
-        values = {"name": name, "stop_on_failure": int(stop_on_failure), "calls": encode_calls(jobs), "now": now}
+        values = {
+            "name": name,
+            "stop_on_failure": int(stop_on_failure),
+            "calls": json.dumps(calls_of(jobs)),
+            "now": now,
+        }
         return BatchBlock(self, values, session)
 
-    def _callback(self, event: str, call: object, now: int, origin: str | None) -> NewJob:
-        if not isinstance(call, Bound):
-            raise ArgumentsError(f"on_{event} = {call!r:.100} is not allowed. Give a call: on_{event}=task.bind(…).")
+    def _callback(self, event: Event, given: object, now: int, origin: str | None) -> NewJob:
+        call = callback_of(event, given)
         owner: object = call.task._client()
         if owner is not self._owner:
             raise ArgumentsError(f"The task {call.task.name} belongs to another TaskWorker.")
-        options, plain = call.options, EnqueueOptions()
-        for what in ("run_at", "unique", "uid", "batch", "after", "session"):
-            if getattr(options, what) != getattr(plain, what):
-                raise ArgumentsError(f"A callback takes no {what}. It takes delay, queue, priority and limit_key.")
-        return new_job(call.task, call.args, options, now, origin)
+        return new_job(call.task, call.args, call.options, now, origin)
 
     def get(self, batch_id: int) -> Batch:
         """The batch of that number. Raises BatchNotFound."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.batches import Batch
+from ..core.batches import Batch, Event
 from ..core.clock import to_ms
 from ..core.current_job import running_job
-from ..core.rows import CHILD, EXPIRES, FAR_MS, MEMBER, WAITS, After, Member, NewJob, read_origin
+from ..core.rows import CALLS, CHILD, EXPIRES, FAR_MS, MEMBER, THEN, WAITS, After, Member, NewJob, read_origin
 from ..core.tasks import EnqueueOptions, Task
 from ..core.unique import PLAIN, Key, key_text
 from ..store.sql import to_duration_ms
@@ -48,6 +48,8 @@ def new_job(
         if key.debounce:
             run_at = now + min(key.debounce, key.at_most or key.debounce)
     marks, lane = task._lane(args, options.limit_key)
+    calls, origin = with_callbacks(task, now, origin)
+    marks |= calls
     run_at = run_at if run_at > now else 0
     expires = options.expires or task.options.expires
     if expires is not None:
@@ -81,6 +83,19 @@ def new_job(
         member=member,
         after=after,
     )
+
+
+def with_callbacks(task: Task[..., Any, Any], now: int, origin: str | None) -> tuple[int, str | None]:
+    """The mark of a new job that calls others at its end, and its origin together with these."""
+    if not (calls := task.options.callbacks):
+        return 0, origin
+    jobs = {event: new_job(call.task, call.args, call.options, now) for event, call in calls.items()}
+    return CALLS, json.dumps({**read_origin(origin), THEN: calls_of(jobs)})
+
+
+def calls_of(jobs: Mapping[Event, NewJob]) -> dict[Event, tuple[object, ...]]:
+    """Callbacks as a batch, or a job, keeps them."""
+    return {event: job[:-2] for event, job in jobs.items()}
 
 
 def _key(task: Task[..., Any, Any], args: str, options: EnqueueOptions) -> Key:

@@ -23,6 +23,8 @@ WAITS = 8
 """A mark: the job waits for others; on a job that has ended: it was cancelled while it did."""
 NOTICE = 16
 """A mark: the job waits for a notice, or is about to."""
+CALLS = 32
+"""A mark: another job is stored when it succeeds, or when it fails."""
 KEEPS = 64
 """A mark: the limit is ``hold=True``, so the job keeps its room between its tries."""
 CHILD = 256
@@ -340,6 +342,8 @@ class Progress:
 
 EXPIRES = "expires_ms"
 """The key in a job's origin: how long after it was due it may begin."""
+THEN = "then"
+"""The key in a job's origin: the jobs that are stored when it ends, by event."""
 
 
 def read_origin(text: str | None) -> dict[str, Any]:

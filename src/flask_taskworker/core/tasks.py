@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, Type
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
 from .around import Around, Surroundings
-from .batches import Batch, When
+from .batches import Batch, Event, When
 from .clock import as_timedelta, require_aware
 from .codec import Codec
 from .functions import is_in_a_variable, is_other_closure, place_of, positional_range, signature_of, task_name
@@ -54,6 +54,8 @@ class TaskOptions:
     schedule_kwargs: Mapping[str, Any] = field(default_factory=dict)
     unique: Unique | None = None
     limit: Limit | None = None
+    on_success: Bound[Any] | None = None
+    on_failure: Bound[Any] | None = None
     atomic: Callable[[], Any] | None = None
     """Gives the session whose commit records the job's success, too."""
     at_most_once: bool = False
@@ -73,6 +75,15 @@ class TaskOptions:
             raise DeclarationError(f"timeout = {self.timeout!r} is not allowed. Allowed: more than 0 seconds, or None.")
         if self.expires is not None and self.expires <= timedelta(0):
             raise DeclarationError(f"expires = {self.expires!r} is not allowed. Allowed: more than 0 seconds, or None.")
+
+    @property
+    def callbacks(self) -> dict[Event, Bound[Any]]:
+        """What is enqueued when a job ends."""
+        calls: tuple[tuple[Event, Bound[Any] | None], ...] = (
+            ("success", self.on_success),
+            ("failure", self.on_failure),
+        )
+        return {event: call for event, call in calls if call is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +131,8 @@ class EnqueueOptions:
                                  "at_most and latest out.")  # fmt: skip
         if self.batch is not None and self.batch in self.after:
             raise ArgumentsError("A job of a batch cannot wait for that batch: neither would ever end.")
-        if self.uid is not None and self.uid.startswith("batch:"):
-            raise ArgumentsError("A uid must not begin with 'batch:', as those of callbacks do.")
+        if self.uid is not None and self.uid.startswith(("batch:", "ended:")):
+            raise ArgumentsError("A uid must not begin with 'batch:' or 'ended:', as those of callbacks do.")
 
     @property
     def merging(self) -> Unique | None:
@@ -454,6 +465,19 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         ]
 
 
+def callback_of(event: Event, call: object) -> Bound[Any]:
+    """A call that is to be stored when something ends, checked. Raises ArgumentsError."""
+    if isinstance(call, Task):
+        call = call.bind()
+    if not isinstance(call, Bound):
+        raise ArgumentsError(f"on_{event} = {call!r:.100} is not allowed. Give a call: on_{event}=task.bind(…).")
+    plain = EnqueueOptions()
+    for what in ("run_at", "unique", "uid", "batch", "after", "session"):
+        if getattr(call.options, what) != getattr(plain, what):
+            raise ArgumentsError(f"A callback takes no {what}. It takes delay, queue, priority and limit_key.")
+    return call
+
+
 def place_in_flow(batch: Any, after: Any) -> dict[str, Any]:
     """Those options of a call, checked. Raises ArgumentsError."""
     parents = () if after is None else after if isinstance(after, _SEQUENCES) else (after,)
@@ -537,10 +561,7 @@ class TaskRegistry:
             # An app factory that is called again. Whatever still enqueues the earlier task is refused then.
             known._replaced = True
         self.codec.learn(function)
-        if options.unique is not None:
-            task._check_key("unique", options.unique.key)
-        if options.limit is not None:
-            self._add_limit(task, options.limit)
+        self._check_with_others(task)
         for around in self.surroundings.arounds if self.surroundings is not None else ():
             around.check(task.name, task.kind)
         task._declared_schedules()
@@ -559,6 +580,16 @@ class TaskRegistry:
         for task in self:
             around.check(task.name, task.kind)
         self.surround().add_around(around)
+
+    def _check_with_others(self, task: Task[..., Any, Any]) -> None:
+        options = task.options
+        for call in options.callbacks.values():
+            if call.task._codec is not self.codec:
+                raise DeclarationError(f"The task {call.task.name} belongs to another TaskWorker.")
+        if options.unique is not None:
+            task._check_key("unique", options.unique.key)
+        if options.limit is not None:
+            self._add_limit(task, options.limit)
 
     def _add_limit(self, task: Task[..., Any, Any], limit: Limit) -> None:
         task._check_key(f"The limit {limit.name!r}", limit.key)
@@ -624,6 +655,8 @@ def task_options(
     schedule_kwargs: Mapping[str, Any] | None = None,
     unique: Unique | None = None,
     limit: Limit | None = None,
+    on_success: Task[..., Any, Any] | Bound[Any] | None = None,
+    on_failure: Task[..., Any, Any] | Bound[Any] | None = None,
     atomic: Any = None,
     at_most_once: bool = False,
     isolate: bool = False,
@@ -667,6 +700,8 @@ def task_options(
         schedule_kwargs=_as_kwargs("schedule_kwargs", schedule_kwargs),
         unique=_checked_unique(unique),
         limit=_checked_limit(limit),
+        on_success=None if on_success is None else callback_of("success", on_success),
+        on_failure=None if on_failure is None else callback_of("failure", on_failure),
         atomic=session,
         at_most_once=bool(at_most_once),
         isolate=bool(isolate),

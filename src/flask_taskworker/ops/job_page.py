@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.around import CARRIED
-from ..core.rows import CHILD, EXPIRES, PARENT, Failure, read_origin
+from ..core.rows import CHILD, EXPIRES, PARENT, THEN, Failure, read_origin
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
 from .rows import CallCount, JobRow, StepRow, add_up
@@ -86,8 +86,9 @@ class JobPage:
         job = job_view(whole)
         children = browser.children(whole, limit=CHILDREN + 1)
         origin = read_origin(whole.origin)
-        # What it carries may be secret.
-        origin.pop(CARRIED, None)
+        for key in (CARRIED, THEN):
+            # What it carries may be secret.
+            origin.pop(key, None)
         return cls(
             job=job,
             in_graph=bool(whole.record.marks & (PARENT | CHILD)),

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.around import CARRIED
 from ..core.batches import BatchRow, Event, code_of
-from ..core.rows import MEMBER, NOTICE, PARENT, WAITS, Failure, JobRecord, NewJob
+from ..core.rows import CALLS, MEMBER, NOTICE, PARENT, THEN, WAITS, Failure, JobRecord, NewJob, read_origin
 from ..errors import NotAccepted
 from .admission import add_permits, touch
 from .driver import Row, Run
@@ -31,6 +32,7 @@ PIECE = 250
 LOOKED_AT = 1_000
 """Members and edges that are compared with their jobs at a time."""
 
+_EVENTS: dict[str, Event] = {"succeeded": "success", "failed": "failure"}
 _FINAL = ("succeeded", "failed", "cancelled")
 _WORDS = {"succeeded": "succeeded", "failed": "failed", "cancelled": "was cancelled"}
 
@@ -180,6 +182,10 @@ class Flows:
         ended = [row for row in marked if row[2] & (MEMBER | PARENT) and row[1] in _FINAL]
         if ended:
             self._follow(ended)
+        if calling := [row[0] for row in marked if row[2] & CALLS and row[1] in _EVENTS]:
+            rows = self.run(statements.callers(self._dialect), _ids(calling))
+            if calls := [job for row in rows for job in _calls_of(row, self.now)]:
+                self._call(calls)
 
     def wake(self, ids: Iterable[int]) -> None:
         """Have those of these jobs run that wait for a notice which is there."""
@@ -378,19 +384,26 @@ class Flows:
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 
-def encode_calls(calls: Mapping[Event, NewJob]) -> str:
-    """Callbacks as a batch keeps them."""
-    return json.dumps({event: job[:-2] for event, job in calls.items()})
-
-
 def _callback(batch: BatchRow, event: Event, now: int) -> list[NewJob]:
     stored = json.loads(batch.calls).get(event)
-    if stored is None:
+    return [] if stored is None else [_called(stored, f"batch:{batch.id}:{batch.round}:{event}", now)]
+
+
+def _calls_of(row: Row, now: int) -> list[NewJob]:
+    """What a job that has ended calls: one job for each of its endings, which have claims of their own."""
+    job_id, claim, state, origin = row
+    found, event = read_origin(origin), _EVENTS[state]
+    if (stored := found.get(THEN, {}).get(event)) is None:
         return []
+    job = _called(stored, f"ended:{job_id}:{claim}:{event}", now)
+    carried = {CARRIED: found[CARRIED]} if CARRIED in found else {}
+    return [job._replace(origin=json.dumps({"job": job_id, **carried, **read_origin(job.origin)}))]
+
+
+def _called(stored: Sequence[Any], uid: str, now: int) -> NewJob:
     job = NewJob._make((*stored, None, None))
     run_at = now + job.run_at - job.created_at if job.run_at else 0
-    uid = f"batch:{batch.id}:{batch.round}:{event}"
-    return [job._replace(uid=uid, created_at=now, run_at=run_at, unique_key=None, key=None)]
+    return job._replace(uid=uid, created_at=now, run_at=run_at, unique_key=None, key=None)
 
 
 def _reason(parent: int, state: str | None, rule: str) -> str:

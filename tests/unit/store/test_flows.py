@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from flask_taskworker.client.rows import calls_of
 from flask_taskworker.core.batches import BatchRow
 from flask_taskworker.core.rows import FAR_MS, LIMITED, MEMBER, PARENT, WAITS, After, Member, Outcome, OutcomeKind
 from flask_taskworker.store.driver import Parameters, Row, Run
-from flask_taskworker.store.flows import PIECE, Flows, encode_calls
+from flask_taskworker.store.flows import PIECE, Flows
 from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.flows import BATCH_ROW, lock_batches
@@ -132,7 +134,7 @@ def test_what_was_not_followed_is_found_and_followed(lab: Lab) -> None:
 
 @pytest.mark.both_databases
 def test_callback_is_younger_than_every_ending_that_its_batch_has_waited_for(lab: Lab) -> None:
-    batch = lab.batch(calls=encode_calls({"end": lab.new()}))
+    batch = lab.batch(calls=json.dumps(calls_of({"end": lab.new()})))
     driver, moment = lab.store.driver, [NOW]
 
     def body(run: Run) -> None:
@@ -169,7 +171,7 @@ def test_batches_are_pruned_after_their_jobs(lab: Lab) -> None:
 @pytest.mark.both_databases
 def test_two_last_endings_at_once_call_back_once(lab: Lab) -> None:
     end = lab.new(uid="x")
-    calls = encode_calls({"end": end, "success": end})
+    calls = json.dumps(calls_of({"end": end, "success": end}))
     for _ in range(30):
         batch = lab.batch(calls=calls)
         ids = [lab.member(batch), lab.member(batch)]

@@ -515,6 +515,27 @@ def test_crash_before_the_finish_runs_the_job_again_after_its_rescue(
     assert jobs.recover() == []
 
 
+def test_job_that_a_rescue_ends_calls_what_its_task_has_for_a_failure(
+    jobs: Jobs, task_worker: BackgroundTaskWorker
+) -> None:
+    heard: list[int | None] = []
+
+    @task_worker.task
+    def alarm() -> None:
+        heard.append(current_job.parent)
+
+    @task_worker.task(at_most_once=True, on_failure=alarm)
+    def charge() -> None: ...
+
+    job = charge.enqueue()
+    jobs.crash()
+    jobs.drain()
+    jobs.recover()
+    assert job.refresh().state is JobState.FAILED
+    assert jobs.drain().succeeded == 1
+    assert heard == [job.id]
+
+
 def test_job_that_crashes_again_and_again_fails_in_the_end(
     jobs: Jobs, add: Task[..., Any, Any], ran: list[Any]
 ) -> None:

@@ -28,6 +28,12 @@ def records(dialect: Dialect) -> str:
     return f"SELECT {RECORD} FROM taskworker_job WHERE id IN (SELECT id FROM {dialect.batch(_IDS)} AS e)"
 
 
+def callers(dialect: Dialect) -> str:
+    """Of the jobs of a batch what says which others they call."""
+    ids = f"SELECT id FROM {dialect.batch(_IDS)} AS e"
+    return f"SELECT id, claim, state, origin FROM taskworker_job WHERE id IN ({ids}) ORDER BY id"
+
+
 # -- adding ------------------------------------------------------------------------------------------------------------
 
 
