@@ -92,6 +92,8 @@ class TaskWorker:
         self._settings: Mapping[str, Any] = _NOTHING
         self._options: Mapping[str, Any] = _NOTHING
         self._start_again = False
+        self._next_try: threading.Timer | None = None
+        """When it does, where that is not up to the next request."""
         self._stops = 0
         """How often stop() was called: what starts in another thread meanwhile must not outlive it."""
         _instances.add(self)
@@ -143,6 +145,7 @@ class TaskWorker:
             weakref.finalize(app, close_state, state)
             if self._runner is not None and not self._serve(state):
                 # All other apps were gone, and the runner with them.
+                self._start_again = True
                 self._restart()
         if config.dashboard_url is not None:
             # Fetched here: an app without a dashboard pays nothing for it.
@@ -554,6 +557,7 @@ class TaskWorker:
         must not claim jobs.
         """
         self._lock = threading.RLock()
+        self._next_try = None
         if self._runner is not None:
             self._runner.abandon()
             _inherited.append(self._runner)
@@ -569,7 +573,7 @@ class TaskWorker:
             when_serving(self._restart)
 
     def _on_request(self, app: Flask, **_: Any) -> None:
-        if self._start_again:
+        if self._start_again and self._next_try is None:
             # In a thread: a request must not wait for the database, nor fail with it.
             threading.Thread(target=self._restart, name="taskworker-boot", daemon=True).start()
 
@@ -626,32 +630,36 @@ class BackgroundTaskWorker(TaskWorker):
             self._start_again = True
         self._restart_after(self._timing.replace_after)
 
-    def _start_later(self, error: TaskWorkerError) -> None:
-        log.error("no worker runs in this process until the database answers: %s", error)
+    def _start_later(self, error: Exception) -> None:
+        is_away = isinstance(error, NotReachable | ConnectionLost)
+        until = "until the database answers" if is_away else "yet, it tries again"
+        log.error("no worker runs in this process %s: %s", until, error)
         self._start_again = True
         self._restart_after(self._timing.reach_again)
 
     def _restart_after(self, seconds: float) -> None:
         def restart() -> None:
-            # Unless a request, or stop(), was faster.
-            if self._start_again:
-                self._restart()
+            self._next_try = None
+            self._restart()
 
-        if threading.main_thread().is_alive():
-            timer = threading.Timer(seconds, restart)
-            timer.daemon = True
-            timer.start()
+        with self._lock:
+            # One at a time, however many requests come meanwhile.
+            if self._next_try is None and threading.main_thread().is_alive():
+                self._next_try = threading.Timer(seconds, restart)
+                self._next_try.daemon = True
+                self._next_try.start()
 
     def _restart(self) -> None:
-        self._start_again, stops = False, self._stops
+        with self._lock:
+            if not self._start_again or self._next_try is not None:
+                # stop(), or another request, was faster.
+                return
+            self._start_again, stops = False, self._stops
         try:
             self._start_thread()
-        except (NotReachable, ConnectionLost) as error:
+        except (TaskWorkerError, OSError, RuntimeError) as error:
             if self._stops == stops:
                 self._start_later(error)
-        except (TaskWorkerError, OSError, RuntimeError) as error:
-            log.error("no worker runs in this process; the next request tries again: %s", error)  # noqa: TRY400
-            self._start_again = self._stops == stops
         else:
             if self._stops != stops:
                 # stop() came while this began, and found nothing to stop.

@@ -199,6 +199,21 @@ def test_worker_starts_as_soon_as_a_server_that_was_away_answers(
         assert task.enqueue().result(timeout=10) == "ran"
 
 
+def test_requests_meanwhile_cause_no_further_tries(make_worker: MakeWorker, caplog: pytest.LogCaptureFixture) -> None:
+    task_worker = make_worker("postgresql://127.0.0.1:1/x")
+    task_worker._timing = Timing(reach_again=3600)
+    task_worker.start()
+    app = task_worker._state().find_app()
+    assert app is not None
+    for _ in range(20):
+        assert app.test_client().get("/").status_code == 404
+    names = [thread.name for thread in threading.enumerate()]
+    assert "taskworker-boot" not in names
+    assert caplog.text.count("no worker runs in this process") == 1
+    assert task_worker._next_try is not None
+    task_worker._next_try.cancel()
+
+
 def test_stop_ends_the_tries_to_reach_a_server_that_is_away_also_amid_one(make_worker: MakeWorker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         task_worker = make_worker(f"postgresql://127.0.0.1:{server.getsockname()[1]}/x?sslmode=disable")
