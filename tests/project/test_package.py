@@ -48,7 +48,7 @@ def test_extras_ask_for_one_package_each() -> None:
         "postgres": ["psycopg>=3.2"],
         "postgres-binary": ["psycopg[binary]>=3.2"],
         "prometheus": ["prometheus-client>=0.20"],
-        "otel": ["opentelemetry-api>=1.24"],
+        "otel": ["opentelemetry-api>=1.30"],
         "sentry": ["sentry-sdk>=2"],
         "reload": ["watchfiles>=0.24"],
     }

@@ -1,8 +1,8 @@
-"""What Prometheus's own tool says of the metrics, and of the alerts in docs/monitoring.md."""
+"""What Prometheus's own tool says of the metrics, and of the alerts and queries in examples/monitoring."""
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,10 +12,11 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Every, JobFailed
 from flask_taskworker.metrics import create_metrics
+from tests.project.test_monitoring_examples import queries
 from tests.support.waiting import wait_for
 
 PROMTOOL = shutil.which("promtool")
-PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "monitoring"
 
 pytestmark = [
     pytest.mark.slow,
@@ -108,16 +109,21 @@ def test_metrics_are_as_prometheus_wants_them(app: Flask, task_worker: Backgroun
 
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
-    """The folder with the rules of the page in rules.yml."""
-    (found,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (tmp_path / "rules.yml").write_text(found)
+    """A folder with the alerts in rules.yml."""
+    shutil.copy(EXAMPLES / "alerts.yml", tmp_path / "rules.yml")
     return tmp_path
 
 
-def test_alerts_of_the_page_can_be_read(rules: Path) -> None:
-    assert "4 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml", cwd=rules)
+def test_alerts_can_be_read(rules: Path) -> None:
+    assert "6 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml", cwd=rules)
 
 
-def test_alerts_of_the_page_fire_when_they_should(rules: Path) -> None:
+def test_alerts_fire_when_they_should(rules: Path) -> None:
     (rules / "alerts.yml").write_text(ALERTS)
     assert "SUCCESS" in promtool("test", "rules", "alerts.yml", cwd=rules)
+
+
+def test_queries_of_the_dashboard_and_of_keda_are_promql(tmp_path: Path) -> None:
+    rules = [{"record": f"q{i}", "expr": query} for i, query in enumerate(queries())]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}))
+    promtool("check", "rules", "rules.yml", cwd=tmp_path)
