@@ -9,11 +9,14 @@ from pathlib import Path
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cli_help import options, shown
+from reference import not_shown
 
 PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
@@ -28,7 +31,14 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
+autodoc_default_options = {
+    "members": True,
+    "undoc-members": True,
+    "inherited-members": "BaseException, Exception, OSError, LookupError, str, tuple, object, Mapping, dict, int",
+    "show-inheritance": True,
+}
 autodoc_member_order = "bysource"
+add_module_names = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "separated"
@@ -79,8 +89,27 @@ class GlossaryTerms(SphinxTransform):
             term.insert(0, addnodes.index(entries=[("single", words, anchor, "main", None)]))
 
 
+def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of what is public and not in the reference, and of what is in it and is not public."""
+    objects = env.domaindata["py"]["objects"]
+    for line in not_shown({name for name, found in objects.items() if not found.aliased}):
+        logging.getLogger(__name__).warning("the reference and the code differ: %s", line)
+
+
+def show_plain_types(app: Sphinx, document: nodes.document) -> None:
+    """Show an attribute that a descriptor reads, ``Shown[int]``, with the type that users get."""
+    for note in document.findall(addnodes.desc_annotation):
+        for child in list(note):
+            if child.astext() == "Shown":
+                start = note.index(child)
+                del note[start : start + 2]
+                del note[-1]
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_transform(GlossaryTerms)
+    app.connect("doctree-read", show_plain_types)
+    app.connect("env-check-consistency", check_reference)
     app.add_directive("cli-help", CliHelp)
     app.add_directive("cli-options", CliOptions)

@@ -43,7 +43,7 @@ from .mail.queue.queue import reopening
 from .ops.browse import Browser
 from .ops.bulk import register_bulk
 from .ops.controls import QueueControls, ScheduleControl, ScheduleControls
-from .ops.status import Status
+from .ops.status import Status, take_status
 from .state import KEY, AppState, close_state, replace_predecessor
 from .store.drivers import make_driver
 from .store.sql import Store
@@ -383,7 +383,7 @@ class TaskWorker:
 
     def status(self) -> Status:
         """How the current app stands: problems, workers, queues, jobs and schedules. Raises AppError, StoreError."""
-        return Status.take(self._state().client.store)
+        return take_status(self._state().client.store)
 
     def batch(
         self,

@@ -31,7 +31,7 @@ def instrument(task_worker: HasRegistry) -> None:
     Before or after ``init_app`` and ``sentry_sdk.init()``; harmless when repeated. Raises ArgumentsError for anything
     but a TaskWorker.
     """
-    registry_of(task_worker).scope = scope_of
+    registry_of(task_worker).scope = _scope_of
 
 
 def uninstrument(task_worker: HasRegistry) -> None:
@@ -40,7 +40,7 @@ def uninstrument(task_worker: HasRegistry) -> None:
 
 
 @contextmanager
-def scope_of(claim: Claim) -> Iterator[None]:
+def _scope_of(claim: Claim) -> Iterator[None]:
     """Around one try, and around the line that is logged about its end."""
     with sentry_sdk.isolation_scope() as scope:
         scope.set_transaction_name(claim.task, source="task")

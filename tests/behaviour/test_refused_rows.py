@@ -87,7 +87,7 @@ def test_ending_that_is_refused_becomes_a_failure_and_the_others_are_recorded(
     assert recorded.states == {c.id: "failed" if c.id == bad else "succeeded" for c in claims}
     assert [e.outcome.ending for e in recorded.ended].count(OutcomeKind.FAILED) == 1
     assert store.ending(claims[3].id).result == "4"
-    failure = Failure.from_text(store.ending(bad).error, store.ending(bad).failure_kind)
+    failure = Failure._from_text(store.ending(bad).error, store.ending(bad).failure_kind)
     assert (failure.kind, failure.type) == ("result", "RowRefused")
     assert "cannot be stored" in caplog.text
 

@@ -11,7 +11,7 @@ import click
 from ..commands import tasks_command
 from ..core.filters import STATES
 from ..core.words import MOST, counted, spoken
-from ..ops.status import Status
+from ..ops.status import Status, take_status
 from ..ops.views import as_json
 from ..store.sql import Store
 from .group import AS_JSON, UNHEALTHY, Period, app_state
@@ -71,7 +71,7 @@ def queues(in_json: bool, watch: float | None) -> None:
 def _looks(store: Store, watch: float | None, *, in_json: bool) -> Iterator[Status]:
     """One look, or one after the other on a screen that is cleared, where it is one."""
     while True:
-        found = Status.take(store)
+        found = take_status(store)
         if watch is not None and sys.stdout.isatty() and not in_json:
             click.echo(_CLEAR, nl=False)
         yield found

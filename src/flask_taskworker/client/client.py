@@ -396,7 +396,7 @@ class Client:
         """Why it ended as it did. Raises JobNotFound."""
         ending = self.store.ending(job_id)
         has_error = ending.error is not None or ending.failure_kind is not None
-        return Failure.from_text(ending.error, ending.failure_kind) if has_error else None
+        return Failure._from_text(ending.error, ending.failure_kind) if has_error else None
 
     def url(self, job_id: int) -> str | None:
         """The address of its page on the dashboard; None without one. Raises RuntimeError without a host."""
@@ -420,10 +420,10 @@ class Client:
             case "succeeded":
                 return None if ending.result is None else self._codec.decode(ending.result)
             case "cancelled":
-                reason = Failure.from_text(ending.error, ending.failure_kind).message
+                reason = Failure._from_text(ending.error, ending.failure_kind).message
                 raise JobCancelled(f"Job {job_id} was cancelled. {reason}".rstrip())
             case _:
-                failure = Failure.from_text(ending.error, ending.failure_kind)
+                failure = Failure._from_text(ending.error, ending.failure_kind)
                 raise JobFailed(
                     f"Job {job_id} failed: {failure.type or failure.kind}: {failure.message}",
                     job_id=job_id,

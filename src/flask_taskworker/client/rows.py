@@ -103,7 +103,7 @@ def _key(task: Task[..., Any, Any], args: str, options: EnqueueOptions) -> Key:
     own, name = task.options.unique, options.unique
     if name is None and own is not None and own.key is not None:
         name = key_text(task._key_value(own.key, args))
-    return (options.merging or own or PLAIN)._for_key(unique_key(task.name, name or ""), named=options.uid is not None)
+    return (options._merging or own or PLAIN)._for_key(unique_key(task.name, name or ""), named=options.uid is not None)
 
 
 def unique_key(task: str, key: str) -> str:

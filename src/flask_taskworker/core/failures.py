@@ -102,7 +102,7 @@ def read_cut(text: str | None, kind: str | None) -> Failure:
     """The failure whose stored form begins with *text*, which may end anywhere: a list holds no more of it."""
     begun = _BEGINNING.match(text or "")
     if begun is None or (text or "").endswith('"}'):
-        return Failure.from_text(text, kind)
+        return Failure._from_text(text, kind)
     return Failure(kind=kind or "exception", type=_unescaped(begun[1]), message=_unescaped(begun[2]))
 
 

@@ -155,7 +155,7 @@ class Job(Generic[R]):
     """The name of the schedule that made the job, or None."""
     fire_at: Shown[datetime | None] = Shown(lambda job: moment(job._record.fire_at))
     """The schedule's fire time that this job stands for (UTC), or None."""
-    progress: Shown[Progress | None] = Shown(lambda job: Progress.from_text(job._record.progress))
+    progress: Shown[Progress | None] = Shown(lambda job: Progress._from_text(job._record.progress))
     """The job's last progress, or None."""
 
     merged: Shown[bool] = Shown(lambda job: job._merged)

@@ -100,20 +100,20 @@ class Numbers:
         return f"{self.amount}/{'' if length == 1 else f'{length:f}'}{unit}{burst}"
 
     @property
-    def slack_us(self) -> int:
+    def _slack_us(self) -> int:
         """How late a start may be, in microseconds, without all those behind it being late by as much."""
         if not self.per_us or not self.amount or self.per_us >= LONG_INTERVAL_US * self.amount:
             return 0
         return min(self.per_us // 50, MOST_SLACK_US)
 
     @property
-    def interval_us(self) -> int:
+    def _interval_us(self) -> int:
         """Microseconds between two starts, or 0 without a rate.
 
         Longer than the rate asks for by what starts may be late, and by as much for what passes between deciding and
         starting: so no period has more starts than it may have, although late ones are made up for.
         """
-        return -(-(self.per_us + 2 * self.slack_us) // self.amount) if self.per_us and self.amount else 0
+        return -(-(self.per_us + 2 * self._slack_us) // self.amount) if self.per_us and self.amount else 0
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -229,11 +229,11 @@ def room(limit: Numbers | None, facts: LaneFacts, now: int, most: int) -> Room:
     tat = facts.tat
     number = most
     opens_at = None
-    if limit is not None and limit.interval_us:
-        interval, burst = limit.interval_us, limit.burst or 1
+    if limit is not None and limit._interval_us:
+        interval, burst = limit._interval_us, limit.burst or 1
         # The clock may have been set back.
         tat = min(tat, now_us + burst * interval)
-        left = (now_us + burst * interval - max(tat, now_us - limit.slack_us)) // interval
+        left = (now_us + burst * interval - max(tat, now_us - limit._slack_us)) // interval
         number = min(number, left - facts.not_begun)
         if left <= 0:
             opens_at = -(-(tat - (burst - 1) * interval) // 1000)

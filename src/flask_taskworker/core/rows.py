@@ -277,12 +277,12 @@ class Failure:
     message: str
     traceback: str = ""
 
-    def to_text(self) -> str:
+    def _to_text(self) -> str:
         """The stored form."""
         return json.dumps({"type": self.type, "message": self.message, "traceback": self.traceback})
 
     @classmethod
-    def from_text(cls, text: str | None, kind: str | None) -> Failure:
+    def _from_text(cls, text: str | None, kind: str | None) -> Failure:
         """Read the stored form; text of another origin becomes the message."""
         try:
             stored = json.loads(text or "{}")
@@ -325,12 +325,12 @@ class Progress:
         """From 0 to 100, where the total is known."""
         return round(max(0.0, min(100.0, 100 * self.done / self.total)), 1) if self.total else None
 
-    def to_text(self) -> str:
+    def _to_text(self) -> str:
         """The stored form."""
         return json.dumps([self.done, self.total, self.text])
 
     @classmethod
-    def from_text(cls, text: str | None) -> Progress | None:
+    def _from_text(cls, text: str | None) -> Progress | None:
         """Read the stored form; None where there is none that can be read."""
         try:
             done, total, words = json.loads(text or "")

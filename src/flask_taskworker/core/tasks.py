@@ -120,7 +120,7 @@ class EnqueueOptions:
         for what, name in (("queue", self.queue), ("unique", self.unique), ("uid", self.uid)):
             if name is not None:
                 check_name(what, name)
-        if (merging := self.merging) and merging.debounce and (self.delay or self.run_at):
+        if (merging := self._merging) and merging.debounce and (self.delay or self.run_at):
             raise ArgumentsError("debounce says when the job is due. Leave delay and run_at out.")
         if self.when is not None and (self.when not in get_args(When) or not self.after):
             raise ArgumentsError(
@@ -135,7 +135,7 @@ class EnqueueOptions:
             raise ArgumentsError("A uid must not begin with 'batch:' or 'ended:', as those of callbacks do.")
 
     @property
-    def merging(self) -> Unique | None:
+    def _merging(self) -> Unique | None:
         """When another job stands for this one, where the call says so."""
         given = (self.until, self.within, self.debounce, self.at_most)
         if not self.latest and given == (None, None, None, None):
@@ -270,6 +270,13 @@ class Task(Call[P, R], Generic[P, R, Returned]):
     Safe from any thread.
     """
 
+    name: str
+    """The name by which stored jobs find it."""
+    function: Callable[P, Returned]
+    """What was decorated."""
+    options: TaskOptions
+    """What the decorator was given."""
+
     def __init__(
         self,
         function: Callable[P, Returned],
@@ -368,7 +375,7 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         )
         if limit_key is not None and (self.options.limit is None or self.options.limit.key is None):
             raise ArgumentsError(f"{self.name} has no limit with a key, so limit_key means nothing. Leave it out.")
-        if options.merging is not None and options.unique is None and self.options.unique is None:
+        if options._merging is not None and options.unique is None and self.options.unique is None:
             raise ArgumentsError("until, within, debounce, at_most and latest are about a key. Give unique=…, too.")
         return Call(self, options)
 

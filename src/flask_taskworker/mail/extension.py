@@ -70,6 +70,7 @@ class Connection:
         self.mail = mail
         self.host: Any = None
         self.num_emails: int = 0
+        """How many mails have gone over it since it was last opened."""
         self._app: Flask | None = None
         self._last_result: SendResult | None = None
         self._is_pooled = False
@@ -541,6 +542,7 @@ class Mail(_MailMixin):
     def __init__(self, app: Flask | None = None) -> None:
         self.app: Flask | None = None if app is None else as_app(app)
         self.state: _Mail | None = None if self.app is None else self.init_app(self.app)
+        """The settings, as in ``app.extensions["mail"]``, of the app given to the constructor."""
 
     def init_mail(self, config: Any, debug: bool | int = False, testing: bool = False) -> _Mail:
         """The settings that *config*, a mapping with ``MAIL_*`` keys, gives. Raises ConfigError."""

@@ -96,7 +96,7 @@ class JobPage:
             result=whole.result,
             expires_ms=origin.pop(EXPIRES, None),
             origin=origin,
-            traceback=Failure.from_text(whole.error, None).traceback,
+            traceback=Failure._from_text(whole.error, None).traceback,
             tries=try_views(job, whole),
             steps=tuple(browser.steps(job_id, limit=STEPS, most=most)) if whole.has_steps else (),
             calls=whole.calls,

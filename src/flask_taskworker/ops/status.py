@@ -29,18 +29,18 @@ class Status:
     """When the next scheduled job is due."""
     schedules: tuple[ScheduleView, ...]
 
-    @classmethod
-    def take(cls, store: Store) -> Status:
-        """Look now. Raises StoreError."""
-        overview, browser = Overview.take(store), Browser(store)
-        now = overview.now
-        runs = browser.schedule_runs([schedule.name for schedule in overview.schedules], LAST_RUNS)
-        return cls(
-            at=now,
-            problems=overview.problems(),
-            workers=tuple(worker_view(worker, now) for worker in overview.workers),
-            queues=tuple(queue_summary(queue, overview.workers, now) for queue in browser.queues()),
-            counts=browser.state_counts(),
-            next_due_at=overview.next_due,
-            schedules=tuple(schedule_view(s, now, runs.get(s.name, ())) for s in overview.schedules),
-        )
+
+def take_status(store: Store) -> Status:
+    """Look now. Raises StoreError."""
+    overview, browser = Overview.take(store), Browser(store)
+    now = overview.now
+    runs = browser.schedule_runs([schedule.name for schedule in overview.schedules], LAST_RUNS)
+    return Status(
+        at=now,
+        problems=overview.problems(),
+        workers=tuple(worker_view(worker, now) for worker in overview.workers),
+        queues=tuple(queue_summary(queue, overview.workers, now) for queue in browser.queues()),
+        counts=browser.state_counts(),
+        next_due_at=overview.next_due,
+        schedules=tuple(schedule_view(s, now, runs.get(s.name, ())) for s in overview.schedules),
+    )

@@ -148,7 +148,7 @@ def _word_of(record: JobRecord) -> str:
 def job_view(row: JobRow | JobWhole) -> JobView:
     """One job of a list, or with all that is stored of it."""
     record = row.record
-    progress = Progress.from_text(record.progress)
+    progress = Progress._from_text(record.progress)
     has_ended = record.started_at is not None and record.finished_at is not None
     return _view(
         JobView,
@@ -237,7 +237,7 @@ def try_views(job: JobView, whole: JobWhole) -> tuple[TryView, ...]:
         lines = tuple(whole.lines.get(claim, ()))
         if (one := stored.get(claim)) is not None:
             took_ms = one.finished_at - one.started_at if one.started_at else None
-            failure = Failure.from_text(one.error, None)
+            failure = Failure._from_text(one.error, None)
             own = {"took_ms": took_ms, "error": error_view(one.error, None), "traceback": failure.traceback}
             views.append(_view(TryView, one, **own, lines=lines, is_stored=True))
             continue

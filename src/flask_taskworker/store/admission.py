@@ -59,9 +59,9 @@ def charge(dialect: Dialect, run: Run, lanes: Mapping[str, int], limits: Mapping
     moments = []
     for lane in sorted(lanes):
         numbers = limits.get(limit_of(lane))
-        if numbers is not None and (interval := numbers.interval_us):
+        if numbers is not None and (interval := numbers._interval_us):
             burst = numbers.burst or 1
-            least, most = now * 1000 - numbers.slack_us, now * 1000 + burst * interval
+            least, most = now * 1000 - numbers._slack_us, now * 1000 + burst * interval
             values = {"lane": lane, "cost": lanes[lane] * interval, "early": (burst - 1) * interval}
             ((open_at,),) = run(statements.charge(dialect), {**values, "least": least, "most": most})
             moments.append(open_at)
@@ -410,7 +410,7 @@ class Known:
     def interval_us(self, lane: str) -> int:
         """The time between two starts of a lane, or 0 where its limit has no rate."""
         limit = self.limits.get(limit_of(lane))
-        return limit.interval_us if limit is not None else 0
+        return limit._interval_us if limit is not None else 0
 
     def serves(self, queue: str) -> bool:
         """Whether a worker would take a job of that queue."""

@@ -410,7 +410,7 @@ def _reason(parent: int, state: str | None, rule: str) -> str:
     """Why a job that waited was cancelled, as it is stored."""
     what = f"Job {parent} {_WORDS.get(state or '', 'ended')}" if parent > 0 else f"Batch {-parent} has ended"
     wanted = {"succeeded": "succeed", "failed": "fail"}.get(rule, "end")
-    return Failure(kind="cancelled", type="", message=f"{what}. This job waited for it to {wanted}.").to_text()
+    return Failure(kind="cancelled", type="", message=f"{what}. This job waited for it to {wanted}.")._to_text()
 
 
 def _ids(ids: Iterable[int]) -> dict[str, str]:

@@ -589,17 +589,17 @@ class WorkerStore:
             outcome.ending.failures,
             int(outcome.ending is not OutcomeKind.RELEASED),
             outcome.result,
-            outcome.failure.to_text() if outcome.failure else None,
+            outcome.failure._to_text() if outcome.failure else None,
             outcome.failure.kind if outcome.failure else None,
             group_of(claim.task, outcome.failure) if outcome.failure and outcome.ending is OutcomeKind.FAILED else None,
             ended.ended_at,
             ended.ended_at + keep,
-            ended.progress.to_text() if ended.progress else None,
+            ended.progress._to_text() if ended.progress else None,
         )
 
     async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
         """Write the progress that jobs report."""
-        rows = [(claim.id, claim.claim, progress.to_text()) for claim, progress in reports]
+        rows = [(claim.id, claim.claim, progress._to_text()) for claim, progress in reports]
         await self._write_rows(self._report_progress, rows)
 
     async def _write_rows(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -808,7 +808,7 @@ def _states(rows: Iterable[Sequence[Any]]) -> dict[int, str]:
 
 def _attempt_row(worker_id: str, ended: Ended) -> tuple[object, ...]:
     outcome, claim = ended.outcome, ended.claim
-    error = outcome.failure.to_text() if outcome.failure else None
+    error = outcome.failure._to_text() if outcome.failure else None
     return (
         claim.id,
         claim.claim,

@@ -254,8 +254,8 @@ class Heartbeat:
             "now": now,
             "expires_at": now + to_duration_ms(self._store.keep_succeeded),
             "failed_expires_at": now + to_duration_ms(self._store.keep_failed),
-            "crashed": CRASHED.to_text(),
-            "interrupted": INTERRUPTED.to_text(),
+            "crashed": CRASHED._to_text(),
+            "interrupted": INTERRUPTED._to_text(),
         }
         statements = (worker_statements.sweep(dialect, "dead"), worker_statements.sweep(dialect, "left"))
 

@@ -131,7 +131,7 @@ def test_frames_and_place_are_found_inside_groups() -> None:
     failure = raised(grouped)
     frames = frames_of(failure.traceback)
     assert {("noted", 'int("x")'), ("chained", "noted()")} <= {(frame.function, frame.source) for frame in frames}
-    assert (place_in(failure.to_text()) or "").endswith("<lambda>")
+    assert (place_in(failure._to_text()) or "").endswith("<lambda>")
 
 
 class Unreadable(Exception):
@@ -171,7 +171,7 @@ class Loader:
 def test_what_cannot_be_described_still_becomes_a_failure(function: Callable[[], object], words: str) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011
         function()
-    assert words in failure_of(caught.value).to_text().replace('\\"', '"')
+    assert words in failure_of(caught.value)._to_text().replace('\\"', '"')
 
 
 def test_a_wide_and_deep_group_has_a_short_traceback() -> None:

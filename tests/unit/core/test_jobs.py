@@ -24,7 +24,7 @@ RECORD = JobRecord(
     max_attempts=3,
     timeout=None,
     failures=1,
-    progress=Progress(1, 2).to_text(),
+    progress=Progress(1, 2)._to_text(),
     created_at=1000,
 )
 

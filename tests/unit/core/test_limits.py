@@ -110,7 +110,7 @@ def test_clock_that_is_set_back_stalls_for_the_burst_at_most() -> None:
     ahead = LaneFacts(0, 0, tat=(NOW + 3_600_000) * 1000)
     number, opens_at, tat = room(BURST, ahead, NOW, 250)
     assert (number, opens_at) == (0, NOW + 52)
-    assert tat == NOW * 1000 + 5 * TWENTY.interval_us
+    assert tat == NOW * 1000 + 5 * TWENTY._interval_us
 
 
 def test_closed_lane_has_no_room_until_it_opens() -> None:
@@ -120,14 +120,14 @@ def test_closed_lane_has_no_room_until_it_opens() -> None:
 
 
 def test_rate_takes_any_period() -> None:
-    assert Limit("a", rate=Rate(100, per=timedelta(minutes=1)))._numbers.interval_us == 600_000
-    assert Limit("a", rate=Rate(3, per=1))._numbers.interval_us == 333_334
+    assert Limit("a", rate=Rate(100, per=timedelta(minutes=1)))._numbers._interval_us == 600_000
+    assert Limit("a", rate=Rate(3, per=1))._numbers._interval_us == 333_334
 
 
 def test_close_starts_may_be_late_and_are_a_little_further_apart_for_it() -> None:
-    assert (TWENTY.slack_us, TWENTY.interval_us) == (20_000, 52_000)
-    assert Numbers(amount=6_000, per_us=60_000_000).slack_us == 50_000
-    assert Numbers(running=3).slack_us == 0
+    assert (TWENTY._slack_us, TWENTY._interval_us) == (20_000, 52_000)
+    assert Numbers(amount=6_000, per_us=60_000_000)._slack_us == 50_000
+    assert Numbers(running=3)._slack_us == 0
 
 
 # -- rates as text -----------------------------------------------------------------------------------------------------

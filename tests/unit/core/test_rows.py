@@ -29,22 +29,22 @@ def test_outcomes_lead_to_states(kind: OutcomeKind, state: JobState, failures: i
 
 def test_a_failure_comes_back_from_its_text() -> None:
     failure = Failure(kind="timeout", type="TimeoutError", message='too "slow"\n', traceback="…")
-    assert Failure.from_text(failure.to_text(), "timeout") == failure
+    assert Failure._from_text(failure._to_text(), "timeout") == failure
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[1]", "[" * 100_000])
 def test_a_text_of_another_origin_is_the_message(text: str) -> None:
-    assert Failure.from_text(text, None) == Failure(kind="exception", type="", message=text)
+    assert Failure._from_text(text, None) == Failure(kind="exception", type="", message=text)
 
 
 @pytest.mark.parametrize("progress", [Progress(1), Progress(0.5, 2, "half")])
 def test_progress_comes_back_from_its_text(progress: Progress) -> None:
-    assert Progress.from_text(progress.to_text()) == progress
+    assert Progress._from_text(progress._to_text()) == progress
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]", '["a", 2, ""]', "[" * 100_000])
 def test_a_damaged_progress_is_none(text: str | None) -> None:
-    assert Progress.from_text(text) is None
+    assert Progress._from_text(text) is None
 
 
 def test_a_name_in_a_log_is_short_and_on_one_line() -> None:

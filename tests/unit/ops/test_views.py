@@ -85,7 +85,7 @@ def test_json_of_a_view_has_moments_in_iso_and_views_inside() -> None:
 
 
 def test_progress_without_a_total_has_no_percentage() -> None:
-    view = job_view(job(progress=Progress(3).to_text()))
+    view = job_view(job(progress=Progress(3)._to_text()))
     assert (view.progress, view.percent) == (Progress(3), None)
     assert job_view(job(progress='[9, 4, ""]')).percent == 100.0
 

@@ -480,11 +480,11 @@ def test_progress_is_written_for_the_one_who_runs_the_job(bench: Bench) -> None:
     bench.worker()
     claim = bench.claimed()
     bench.do(lambda work: work.report_progress([(claim, Progress(1, 2, "é")), (claim._replace(claim=9), Progress(5))]))
-    assert Progress.from_text(bench.record(claim.id).progress) == Progress(1, 2, "é")
+    assert Progress._from_text(bench.record(claim.id).progress) == Progress(1, 2, "é")
     # The success of an atomic job may come before the last that it told; that of another execution counts never.
     bench.finish(claim, WITH_RESULT)
     bench.do(lambda work: work.report_progress([(claim, Progress(9)), (claim._replace(claim=9), Progress(5))]))
-    assert Progress.from_text(bench.record(claim.id).progress) == Progress(9)
+    assert Progress._from_text(bench.record(claim.id).progress) == Progress(9)
 
 
 def test_progress_of_a_job_that_waits_for_its_next_try_is_not_changed(bench: Bench) -> None:
@@ -499,7 +499,7 @@ def test_last_progress_comes_with_the_ending(bench: Bench) -> None:
     bench.worker()
     claim = bench.claimed()
     bench.finish(claim, SUCCESS, progress=Progress(2, 2))
-    assert Progress.from_text(bench.record(claim.id).progress) == Progress(2, 2)
+    assert Progress._from_text(bench.record(claim.id).progress) == Progress(2, 2)
 
 
 def test_texts_of_every_kind_come_back_unharmed(bench: Bench) -> None:
@@ -524,7 +524,7 @@ def test_words_of_sql_are_only_words(bench: Bench) -> None:
         failure = Failure(kind=words, type=words, message=words, traceback=words)
         bench.finish(claim, Outcome(OutcomeKind.FAILED, failure=failure))
         ending = bench.store.ending(job_id)
-        assert Failure.from_text(ending.error, ending.failure_kind) == failure
+        assert Failure._from_text(ending.error, ending.failure_kind) == failure
         assert bench.store.add([bench.new(uid=words, task=words)])[0].id == job_id
 
 

@@ -143,7 +143,7 @@ def all_of(view: View, job_id: int) -> Response:
             case "error" if job_view(whole).error is None:
                 raise NotFound(f"Job {job_id} has no error.")
             case "error":
-                failure = Failure.from_text(whole.error, None)
+                failure = Failure._from_text(whole.error, None)
                 text = without_logins(failure.traceback or failure.message)
             case "log":
                 lines = [line for _, some in sorted(whole.lines.items()) for line in some]
