@@ -95,12 +95,12 @@ def add_commands(app: Flask, group: click.Group, name: str, remedy: str) -> None
     if name in app.cli.commands:
         warn("the app's own", "Flask-TaskWorker's")
     app.cli.add_command(group, name)
-    add_command = app.cli.add_command
+    add_command, taken = app.cli.add_command, name
 
-    def add_another(cmd: click.Command, name_of_cmd: str | None = None) -> None:
-        if (name_of_cmd or cmd.name) == name and cmd is not group:
+    def add_another(cmd: click.Command, name: str | None = None) -> None:
+        if (name or cmd.name) == taken and cmd is not group:
             warn("Flask-TaskWorker's", "the app's own")
-        add_command(cmd, name_of_cmd)
+        add_command(cmd, name)
 
     # A command that is added later, by a blueprint for example, replaces the group silently.
     app.cli.add_command = add_another  # type: ignore[method-assign, assignment]

@@ -42,6 +42,13 @@ def test_two_groups_of_one_name_are_warned_of(
     assert f"has two commands `flask {extension[1]}`" in caplog.text
 
 
+def test_extensions_add_commands_by_the_keyword_that_click_has(make_app: Callable[..., Flask]) -> None:
+    app = make_app()
+    BackgroundTaskWorker(app)
+    app.cli.add_command(click.Group("db"), name="migrations")  # as Flask-Migrate does
+    assert "migrations" in app.cli.commands
+
+
 def test_group_may_have_another_name(make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture) -> None:
     app = make_app(TASKER_COMMAND="jobs")
     with caplog.at_level(logging.WARNING):
