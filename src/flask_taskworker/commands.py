@@ -103,7 +103,7 @@ def add_commands(app: Flask, group: click.Group, name: str, remedy: str) -> None
         add_command(cmd, name)
 
     # A command that is added later, by a blueprint for example, replaces the group silently.
-    app.cli.add_command = add_another  # type: ignore[method-assign, assignment]
+    app.cli.add_command = add_another  # type: ignore[method-assign]
 
 
 tasks_command: TasksGroup = TasksGroup(
