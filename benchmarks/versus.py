@@ -219,10 +219,10 @@ def measure(what: What, jobs: int, a_database: ADatabase) -> Any:
         return run([python, "-m", f"{__package__}.{module}", *arguments, str(path), str(jobs)])
 
 
-def run(command: Sequence[str]) -> Any:
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
     """What it prints as JSON. Whatever it started ends with it."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     try:
         output, errors = process.communicate(timeout=PATIENCE)
