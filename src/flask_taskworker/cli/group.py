@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -319,8 +319,11 @@ class Period(ParamType):
         return seconds
 
 
+_TIME_OF_DAY = re.compile(r"\d\d:\d\d(:\d\d)?")
+
+
 class Moment(ParamType):
-    """A moment in ISO 8601 with its offset from UTC."""
+    """A moment in ISO 8601 with its offset from UTC, or the next time of day on the clock of this machine."""
 
     name = "moment"
 
@@ -329,9 +332,13 @@ class Moment(ParamType):
         if isinstance(value, datetime):
             return value
         try:
+            if _TIME_OF_DAY.fullmatch(value):
+                now = datetime.now()  # noqa: DTZ005 - the clock on the wall
+                next_one = datetime.combine(now, time.fromisoformat(value))
+                return (next_one if next_one > now else next_one + timedelta(days=1)).astimezone()
             moment = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is not a moment. Give one such as 2026-05-01T12:00:00Z.", param, ctx)
+            self.fail(f"{value!r} is not a moment. Give one such as 2026-05-01T12:00:00Z or 18:00.", param, ctx)
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no offset from UTC. Add one, such as {moment.isoformat()}Z.", param, ctx)
         return moment

@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import click
 
 from ..commands import tasks_command
+from ..core.clock import to_ms
 from ..core.filters import JobFilter
 from ..core.words import stamp
 from ..errors import JobFinished, JobNotFound, NotAccepted, StepError
@@ -21,6 +23,7 @@ from .group import (
     NOTHING,
     QUEUE,
     YES,
+    Moment,
     Period,
     app_state,
     browser,
@@ -31,7 +34,7 @@ from .group import (
     operations,
     tell,
 )
-from .text import plural
+from .text import moment, plural
 
 _REFUSALS = {
     "retry": "only failed and cancelled jobs can be retried",
@@ -262,7 +265,8 @@ def with_progress(batches: Iterable[int], number: int, label: str) -> Iterator[i
 
 @tasks_command.command("pause")
 @click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, type=QUEUE)
-def pause(queues: tuple[str, ...]) -> None:
+@click.option("--until", type=Moment(), metavar="MOMENT", help="Resume them then: 18:00, 2026-05-01T12:00:00Z.")
+def pause(queues: tuple[str, ...], until: datetime | None) -> None:
     """Pause queues. Running jobs finish; no new jobs start.
 
     Jobs can still be enqueued.
@@ -270,8 +274,8 @@ def pause(queues: tuple[str, ...]) -> None:
     for name in queues:
         if name not in known_queues(app_state()):
             tell(f"Note: no task uses the queue {name!r}.")
-        operations().pause_queue(name)
-        tell(f"Queue {name!r} is paused.")
+        operations().pause_queue(name, until)
+        tell(f"Queue {name!r} is paused{'' if until is None else f' until {moment(to_ms(until))}'}.")
 
 
 @tasks_command.command("resume")

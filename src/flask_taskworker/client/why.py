@@ -48,8 +48,8 @@ class Facts:
     """Whether it must run alone."""
     ahead: int
     """Ready jobs of its queue and kind that go first, counted up to MOST; of a job that runs alone, of those."""
-    paused: tuple[int | None, str | None] | None
-    """Since when its queue is paused, and who has paused it."""
+    paused: tuple[int | None, str | None, int | None] | None
+    """Since when its queue is paused, who has paused it, and until when."""
     ready: frozenset[str]
     """The queues with ready jobs."""
     workers: tuple[WorkerRow, ...]
@@ -164,10 +164,13 @@ def _queue(facts: Facts, claiming: Sequence[WorkerRow], serving: Sequence[Worker
     """What holds back every job of its queue, or of its task."""
     queue = facts.job.queue
     if facts.paused is not None:
-        since, who = facts.paused
+        since, who, until = facts.paused
         when = "" if since is None else f" since {_stamp(since)}"
         text = f"Queue {queue!r} is paused{when} by {who or 'an unknown user'}."
-        yield Reason(kind="paused", text=text, ends=f"Resume it: flask tasks resume {shlex.quote(queue)}")
+        ends = f"Resume it: flask tasks resume {shlex.quote(queue)}"
+        if until is not None:
+            ends += f". Its pause is over at {_stamp(until)}"
+        yield Reason(kind="paused", text=text, ends=ends, at=None if until is None else from_ms(until))
     if not facts.is_known:
         text = f"This code does not declare the task {facts.job.task!r}. A worker without it puts the job back."
         yield Reason(kind="unknown task", text=text, ends="Deploy code that declares it, or discard the job.")

@@ -324,8 +324,8 @@ class Browser:
         """The queues with jobs, those that are paused, those that worked in the last hour, and *also*, by name."""
         ready = {name: (number, oldest) for name, number, oldest in self._read(statements.QUEUES, {"most": MOST})}
         facts = self._read(statements.RUNNING_AND_PAUSED, {})
-        running: dict[str, int] = {name: number for name, is_paused, number, _, _ in facts if not is_paused}
-        paused = {name: (at, who) for name, is_paused, _, at, who in facts if is_paused}
+        running: dict[str, int] = {name: number for name, is_paused, number, *_ in facts if not is_paused}
+        paused = {name: pause for name, is_paused, _, *pause in facts if is_paused}
         worked = {f.key: f for f in self.figures(self._store.clock() - HOUR_MS, step=MAX_ID, by="queue")}
         return [
             QueueState(
@@ -334,8 +334,7 @@ class Browser:
                 running=running.get(name, 0),
                 oldest_at=ready.get(name, (0, None))[1],
                 paused=name in paused,
-                paused_at=paused.get(name, (None, None))[0],
-                paused_by=paused.get(name, (None, None))[1],
+                **dict(zip(("paused_at", "paused_by", "paused_until"), paused.get(name, [None] * 3), strict=True)),
                 figures=worked.get(name),
             )
             for name in sorted({*ready, *running, *paused, *worked, *also})

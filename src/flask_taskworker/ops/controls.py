@@ -47,9 +47,13 @@ class QueueControl:
         """Whether it is paused now."""
         return self.summary.paused_at is not None
 
-    def pause(self, *, who: str = WHO) -> None:
-        """Start no more of its jobs; running ones go on. *who* stands in the audit log."""
-        operations(self._state, who).pause_queue(self.name)
+    def pause(self, *, until: datetime | None = None, who: str = WHO) -> None:
+        """Start no more of its jobs; running ones go on. *who* stands in the audit log.
+
+        *until*: an aware datetime at which a worker resumes it; without it :meth:`resume` does. Raises
+        DeclarationError for one that is naive or has passed.
+        """
+        operations(self._state, who).pause_queue(self.name, until)
 
     def resume(self, *, who: str = WHO) -> bool:
         """Start its jobs again; False if it was not paused."""

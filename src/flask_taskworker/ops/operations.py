@@ -7,6 +7,7 @@ batches, each a transaction of its own, so that workers can use the database bet
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from flask import Flask
@@ -14,7 +15,7 @@ from flask import Flask
 from .. import signals
 from ..client.batches import retry_members
 from ..client.client import Client
-from ..core.clock import from_ms, to_ms
+from ..core.clock import from_ms, require_aware, to_ms
 from ..core.filters import JobFilter
 from ..core.jobs import Job
 from ..core.limits import Numbers, declared_limits
@@ -294,9 +295,16 @@ class Operations:
 
     # -- queues and schedules -----------------------------------------------------------------------------------------
 
-    def pause_queue(self, name: str) -> None:
-        """Pause a queue: running jobs finish, no new jobs start."""
-        parameters = {"name": name, "now": self._store.clock(), "who": self._who}
+    def pause_queue(self, name: str, until: datetime | None = None) -> None:
+        """Pause a queue: running jobs finish, no new jobs start.
+
+        *until*: when a worker resumes it. Raises DeclarationError for a naive moment, and for one that has passed.
+        """
+        now = self._store.clock()
+        over_at = None if until is None else to_ms(require_aware(until, "until"))
+        if over_at is not None and over_at <= now:
+            raise DeclarationError(f"until = {until} has passed. Give a moment to come.")
+        parameters = {"name": name, "now": now, "who": self._who, "until": over_at}
 
         def pause(flows: Flows) -> list[Row]:
             rows = flows.run(statements.PAUSE_QUEUE, parameters)

@@ -128,6 +128,7 @@ class QueueState:
     paused: bool
     paused_at: int | None
     paused_by: str | None
+    paused_until: int | None
     figures: Figures | None
     """Those of the last hour."""
 

@@ -421,6 +421,8 @@ class QueueSummary:
     oldest_at: int | None
     paused_at: int | None
     paused_by: str | None
+    paused_until: int | None
+    """When it is resumed by itself."""
     done_last_hour: int
     failed_last_hour: int
     p95_wait: Percentile | None

@@ -172,8 +172,9 @@ queue: Table = Table(
     Column("paused", Integer, nullable=False, server_default=text("0")),
     Column("paused_at", Big),
     Column("paused_by", Text),
+    Column("paused_until", Big),
     _flags("taskworker_queue", "paused"),
-    _moments("taskworker_queue", "paused_at"),
+    _moments("taskworker_queue", "paused_at", "paused_until"),
 )
 
 # How much of what may run at once, and how often it may start: as code declares it, or as it was set at run time.

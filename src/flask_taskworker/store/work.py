@@ -29,6 +29,7 @@ from .admission import (
     close_lane,
     declare_limits,
     in_order,
+    resume_queue,
     tidy,
     touch,
 )
@@ -75,6 +76,8 @@ class Peek:
     """The queues that have ready jobs of each kind."""
     suspects: tuple[str, ...]
     """The queues that have ready jobs which must run alone."""
+    next_resume: int | None = None
+    """When the next pause of a queue is over."""
     changed: bool = False
     """Whether limited jobs have changed, so that others may be admitted."""
     next_open: int | None = None
@@ -238,10 +241,24 @@ class WorkerStore:
             next_fire=moments["fire"],
             queues=queues,
             suspects=suspects,
+            next_resume=moments["resume"],
             changed=bool(moments["changed"]),
             next_open=moments["open"],
             limits=limits,
         )
+
+    async def resume_queues(self) -> list[str]:
+        """Resume the queues that were paused until now, and return their names."""
+        now, dialect = self._store.clock(), self._dialect
+
+        def body(run: Run) -> list[str]:
+            over = [name for (name,) in run(limit_statements.PAUSES_OVER, {"now": now})]
+            for name in over:
+                run(operation_statements.RESUME_QUEUE, {"name": name})
+                resume_queue(dialect, run, name)
+            return over
+
+        return await self._link.transaction(body)
 
     async def claim(self, worker_id: str, queue: str, kind: str, number: int) -> list[Claim]:
         """Take up to *number* ready jobs, highest priority and oldest first. None for a worker declared dead."""

@@ -30,6 +30,8 @@ class QueueView:
         """When the next scheduled job is due, in epoch milliseconds."""
         self.next_fire: int | None = None
         """When the next schedule fires, in epoch milliseconds."""
+        self.next_resume: int | None = None
+        """When the next pause of a queue is over, in epoch milliseconds."""
         self.suspects: list[str] = []
         """The queues with jobs that must run alone."""
         self.must_admit: bool = False
@@ -88,6 +90,7 @@ class QueueView:
     def take(self, peek: Peek) -> None:
         """Believe what the database said."""
         self.next_due, self.next_fire = peek.next_due, peek.next_fire
+        self.next_resume = peek.next_resume
         self.next_open, self.limits = peek.next_open, peek.limits
         self.must_admit = peek.changed
         self.suspects = self._in_order(peek.suspects)

@@ -205,7 +205,8 @@ class WorkLoop:
             return 0.0
         delays = [min(self._next_look, self._watch.idle_until) - self._loop.time(), *self._chores()]
         now = self._store.clock()
-        delays += [(moment - now) / 1000 for moment in (view.next_due, view.next_fire) if moment is not None]
+        moments = (view.next_due, view.next_fire, view.next_resume)
+        delays += [(moment - now) / 1000 for moment in moments if moment is not None]
         if view.next_open is not None:
             delays.append((view.next_open - self.work.lane_now()) / 1000)
         return min(delays)
@@ -247,6 +248,8 @@ class WorkLoop:
         elif view.has_news:
             view.take_hints()
         now = self._store.clock()
+        if view.next_resume is not None and view.next_resume <= now:
+            await self._resume_queues()
         fires, promotes = (moment is not None and moment <= now for moment in (view.next_fire, view.next_due))
         lane_now = self.work.lane_now()
         opens = view.next_open is not None and view.next_open <= lane_now
@@ -277,6 +280,14 @@ class WorkLoop:
         if view.must_admit or opens:
             admitted = await self._admit(worker_id, lane_now)
         return len(made_ready) + admitted
+
+    async def _resume_queues(self) -> None:
+        """Resume what was paused until now, and look again."""
+        self.view.next_resume = None
+        for name in await self.work.resume_queues():
+            log.info("queue %r is no longer paused: its time is over", name)
+        self.view.must_look = True
+        self._client.wake()
 
     async def _see_limits(self) -> None:
         """Store the limits of the code, if tasks were added since the last time."""

@@ -59,7 +59,11 @@ FREE = Facts(
         ({}, "next", "Nothing stands in its way. A worker takes it next."),
         ({"ahead": 1}, "in line", "1 job goes first. Those have begun."),
         ({"ahead": 12}, "in line", "12 jobs go first."),
-        ({"paused": (NOW, "ana")}, "paused", "Queue 'web' is paused since 2027-01-15 08:00:00 UTC by ana. Resume it: "),
+        (
+            {"paused": (NOW, "ana", None)},
+            "paused",
+            "Queue 'web' is paused since 2027-01-15 08:00:00 UTC by ana. Resume it: ",
+        ),
         ({"workers": ()}, "no worker", "No living worker takes jobs. Start one: flask tasks run"),
         ({"workers": (worker(age=40_000), worker(state="draining"))}, "no worker", "No living worker takes jobs."),
         ({"workers": (worker(queues=["mail"]),)}, "no worker", "No living worker takes jobs of queue 'web'."),
@@ -109,7 +113,7 @@ FREE = Facts(
             "A job has closed queue 'web'. The next may start in 1 min: at",
         ),
         ({"queue_limit": (Numbers(running=2), LaneFacts(1, 0))}, "next", "A worker takes it next."),
-        (held(phase=4) | {"paused": (NOW, "ana")}, "paused", "Queue 'web' is paused"),
+        (held(phase=4) | {"paused": (NOW, "ana", None)}, "paused", "Queue 'web' is paused"),
         ({"is_known": False}, "unknown task", "This code does not declare the task 'add'."),
         ({"free_bytes": NO_SPACE - 1}, "disk full", "The disk of the database is full: 10.0 MB are left."),
         (
@@ -132,11 +136,11 @@ def test_every_reason_says_what_would_end_it(changes: dict[str, Any], kind: str,
 
 @pytest.mark.parametrize("state", ["running", "succeeded", "failed", "cancelled"])
 def test_a_job_that_does_not_wait_has_no_reasons(state: str) -> None:
-    assert reasons(replace(FREE, job=job(state), paused=(None, None), workers=())) == []
+    assert reasons(replace(FREE, job=job(state), paused=(None, None, None), workers=())) == []
 
 
 def test_reasons_add_up() -> None:
-    facts = replace(FREE, job=job("scheduled", run_at=NOW + 5), paused=(None, None), workers=(), is_known=False)
+    facts = replace(FREE, job=job("scheduled", run_at=NOW + 5), paused=(None, None, None), workers=(), is_known=False)
     assert [reason.kind for reason in reasons(facts)] == ["due", "paused", "unknown task", "no worker"]
 
 

@@ -207,7 +207,7 @@ def test_a_worker_shows_what_it_said_of_itself() -> None:
 )
 def test_a_queue_has_the_same_state_wherever_it_is_shown(values: Any, workers: list[WorkerRow], state: str) -> None:
     nothing: dict[str, Any] = {"name": "q", "ready": 0, "running": 0, "oldest_at": None, "paused": False}
-    rest: dict[str, Any] = {"paused_at": None, "paused_by": None, "figures": None}
+    rest: dict[str, Any] = {"paused_at": None, "paused_by": None, "paused_until": None, "figures": None}
     view = queue_summary(QueueState(**{**nothing, **rest, **values}), workers, NOW)
     assert view.state == state
     assert view.slots == (2 if state in ("ok", "slow") else 0)

@@ -329,9 +329,9 @@ QUEUES = (
 
 
 RUNNING_AND_PAUSED = (
-    "SELECT queue, 0 AS paused, count(*), CAST(NULL AS bigint), CAST(NULL AS text) FROM taskworker_job "
-    "WHERE state = 'running' GROUP BY queue "
-    "UNION ALL SELECT name, 1, 0, paused_at, paused_by FROM taskworker_queue WHERE paused = 1"
+    "SELECT queue, 0 AS paused, count(*), CAST(NULL AS bigint), CAST(NULL AS text), CAST(NULL AS bigint) "
+    "FROM taskworker_job WHERE state = 'running' GROUP BY queue "
+    "UNION ALL SELECT name, 1, 0, paused_at, paused_by, paused_until FROM taskworker_queue WHERE paused = 1"
 )
 """How many jobs of each queue run (a row with ``paused`` 0), and the queues that are paused (a row with 1)."""
 

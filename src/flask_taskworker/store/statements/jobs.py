@@ -308,8 +308,8 @@ def peek(dialect: Dialect) -> str:
     """What there is to do: rows of (what, queue, number).
 
     ``due``: when the next scheduled job is due. ``fire``: when the next schedule of ``:may_fire`` fires.
-    ``changed``: 1 where limited jobs have changed. ``open``: when to look at the next lane again. ``limit``: a limit,
-    and whether it has a rate. ``clock``: what PostgreSQL's clock says.
+    ``resume``: when the next pause of a queue is over. ``changed``: 1 where limited jobs have changed. ``open``: when
+    to look at the next lane again. ``limit``: a limit, and whether it has a rate. ``clock``: what PostgreSQL's says.
     ``async`` and ``sync``: a queue that has ready jobs of that kind. The recursive part jumps from queue to queue in
     the index (SQLite wiki, "loose index scan"), so its cost is one look a queue, however long the queues are.
     """
@@ -326,6 +326,7 @@ def peek(dialect: Dialect) -> str:
         "(SELECT min(run_at) FROM taskworker_job WHERE state = 'scheduled') AS number "
         "UNION ALL SELECT 'fire', NULL, (SELECT min(next_at) FROM taskworker_schedule WHERE paused = 0 "
         f"AND next_at IS NOT NULL AND {_may_fire(dialect)}) "
+        "UNION ALL SELECT 'resume', NULL, (SELECT min(paused_until) FROM taskworker_queue WHERE paused = 1) "
         "UNION ALL SELECT 'changed', NULL, (SELECT 1 FROM taskworker_permit WHERE phase = 0 LIMIT 1) "
         "UNION ALL SELECT 'open', NULL, (SELECT min(open_at) FROM taskworker_lane WHERE open_at IS NOT NULL) "
         f"{clock}"

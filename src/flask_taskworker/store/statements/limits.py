@@ -291,6 +291,10 @@ def unpark(dialect: Dialect) -> str:
     return f"UPDATE taskworker_permit SET phase = 0 WHERE phase = 4 AND queue IN {dialect.names('queues')}"
 
 
+PAUSES_OVER = "SELECT name FROM taskworker_queue WHERE paused = 1 AND paused_until <= :now"
+"""The queues that were paused until now."""
+
+
 def queues_in(phase: int) -> str:
     """The queues of the places in that phase."""
     return f"SELECT DISTINCT queue FROM taskworker_permit WHERE phase = {phase}"

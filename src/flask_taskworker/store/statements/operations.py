@@ -133,18 +133,19 @@ def purge(dialect: Dialect) -> str:
 
 
 PAUSE_QUEUE = (
-    "INSERT INTO taskworker_queue (name, paused, paused_at, paused_by) VALUES (:name, 1, :now, :who) "
-    "ON CONFLICT (name) DO UPDATE SET paused = 1, "
+    "INSERT INTO taskworker_queue (name, paused, paused_at, paused_by, paused_until) "
+    "VALUES (:name, 1, :now, :who, :until) "
+    "ON CONFLICT (name) DO UPDATE SET paused = 1, paused_until = excluded.paused_until, "
     "paused_at = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_at ELSE excluded.paused_at "
     "END, paused_by = CASE WHEN taskworker_queue.paused = 1 THEN taskworker_queue.paused_by "
     "ELSE excluded.paused_by END RETURNING name"
 )
-"""Pause a queue; one that is paused stays as it is."""
+"""Pause a queue, until ``:until`` where that is not NULL; who paused one that is paused already stays the same."""
 
 
 RESUME_QUEUE = (
-    "UPDATE taskworker_queue SET paused = 0, paused_at = NULL, paused_by = NULL WHERE name = :name AND paused = 1 "
-    "RETURNING name"
+    "UPDATE taskworker_queue SET paused = 0, paused_at = NULL, paused_by = NULL, paused_until = NULL "
+    "WHERE name = :name AND paused = 1 RETURNING name"
 )
 """Resume a queue."""
 

@@ -54,7 +54,9 @@ def why(dialect: Dialect) -> str:
         f"WITH RECURSIVE r(name) AS ({next_queue} UNION ALL SELECT ({next_queue} AND queue > r.name) FROM r "
         "WHERE r.name IS NOT NULL) SELECT name FROM r WHERE name IS NOT NULL"
     )
-    paused = f"SELECT paused_at, paused_by FROM taskworker_queue WHERE name = {its('queue')} AND paused = 1"
+    paused = (
+        f"SELECT paused_at, paused_by, paused_until FROM taskworker_queue WHERE name = {its('queue')} AND paused = 1"
+    )
     parents = (
         "SELECT e.parent_id, e.rule, p.state FROM taskworker_edge AS e LEFT JOIN taskworker_job AS p "
         "ON p.id = e.parent_id WHERE e.child_id = :id AND e.met IN (0, 2) ORDER BY e.parent_id LIMIT 4"
@@ -78,7 +80,7 @@ def why(dialect: Dialect) -> str:
             "queue_limit": (queue_limit, 7),
             "job": (f"SELECT {RECORD}, solo FROM taskworker_job WHERE id = :id", len(JobRecord._fields) + 1),
             "ahead": (f"SELECT ({ordinary}) + ({suspects})", 1),
-            "paused": (paused, 2),
+            "paused": (paused, 3),
             "ready": (ready, 1),
             "workers": (WORKERS, 9),
             "alone": ("SELECT DISTINCT worker_id FROM taskworker_job WHERE state = 'running' AND solo = 1", 1),

@@ -119,7 +119,7 @@ def fill(lab: Lab, name: str = "name", worker: str = "w") -> None:
     add_worker(lab, worker, **{**INFO, "queues": [name], "version": name})
     add_worker(lab, name, state="dead")
     lab.rows("UPDATE taskworker_worker SET host = ? WHERE id = ?", name, worker)
-    lab.rows("INSERT INTO taskworker_queue VALUES (?, 1, ?, ?)", name, now, name)
+    lab.rows("INSERT INTO taskworker_queue VALUES (?, 1, ?, ?, NULL)", name, now, name)
     lab.rows(
         "INSERT INTO taskworker_schedule VALUES (?, ?, ?, '[[],{}]', ?, ?, 0, 'runtime', ?)",
         *(name, name, trigger_to_text(Every(hours=1)), now + HOUR, now - 5, now),
