@@ -42,7 +42,7 @@ from .mail.queue.delivery import register_mail
 from .mail.queue.queue import reopening
 from .ops.browse import Browser
 from .ops.bulk import register_bulk
-from .ops.controls import QueueControls, ScheduleControl, ScheduleControls
+from .ops.controls import QueueControls, ScheduleControl, ScheduleControls, WorkerControls
 from .ops.status import Status, take_status
 from .state import KEY, AppState, close_state, replace_predecessor
 from .store.drivers import make_driver
@@ -380,6 +380,11 @@ class TaskWorker:
     def schedules(self) -> ScheduleControls:
         """The schedules of the current app, to look at, run, change, pause, resume and remove: ``schedules[name]``."""
         return ScheduleControls(self._state())
+
+    @property
+    def workers(self) -> WorkerControls:
+        """The living workers of the current app, to look at, stop and make quiet: ``workers[name].stop()``."""
+        return WorkerControls(self._state())
 
     def status(self) -> Status:
         """How the current app stands: problems, workers, queues, jobs and schedules. Raises AppError, StoreError."""

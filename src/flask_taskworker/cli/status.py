@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import click
 
 from ..commands import tasks_command
 from ..core.filters import STATES
 from ..core.words import MOST, counted, spoken
+from ..errors import DeclarationError
 from ..ops.status import Status, take_status
 from ..ops.views import as_json
 from ..store.sql import Store
-from .group import AS_JSON, UNHEALTHY, Period, app_state
+from .group import AS_JSON, NOTHING, UNHEALTHY, Period, app_state, operations, tell
 from .schedules import next_words
 from .text import moment, safe, table, to_json
 
@@ -51,10 +53,28 @@ def status(in_json: bool, watch: float | None) -> None:
 
 
 @tasks_command.command("workers")
+@click.argument("act", metavar="[stop|quiet]", type=click.Choice(["stop", "quiet"]), required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @AS_JSON
 @WATCH
-def workers(in_json: bool, watch: float | None) -> None:
-    """List the workers: what they run, what they take, and how they are."""
+def workers(act: Literal["stop", "quiet"] | None, name: str | None, in_json: bool, watch: float | None) -> None:
+    """List the workers: what they run, what they take, and how they are; or stop one.
+
+    With "quiet" a worker takes no more jobs and goes on with those that it runs. With "stop" it then ends, as after
+    SIGTERM, within about a second if nothing runs. NAME is its name or its id. Exits with 3 if no living worker
+    has that name, or if it was asked before.
+    """
+    if act is not None:
+        if name is None:
+            raise click.UsageError("Say which worker: give its name or its id.")
+        try:
+            asked = operations().ask_worker(name, act)
+        except DeclarationError as error:
+            tell(str(error))
+            sys.exit(NOTHING)
+        words = f"asked to {'stop' if act == 'stop' else 'be quiet'}"
+        tell(f"Worker {name} is {words}." if asked else f"Worker {name} was {words} before.")
+        sys.exit(0 if asked else NOTHING)
     for seen in _looks(app_state().store, watch, in_json=in_json):
         click.echo("\n".join(to_json(as_json(one)) for one in seen.workers) if in_json else "\n".join(_workers(seen)))
 

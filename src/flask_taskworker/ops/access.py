@@ -25,11 +25,24 @@ from ..store.sql import Store
 
 log: Logger = get_logger("dashboard")
 
-PERMISSIONS = ("view", "payload", "mail_body", "retry", "cancel", "discard", "run", "pause", "limits", "tell")
+PERMISSIONS = (
+    "view",
+    "payload",
+    "mail_body",
+    "retry",
+    "cancel",
+    "discard",
+    "run",
+    "pause",
+    "limits",
+    "tell",
+    "workers",
+)
 """``view``: the pages. ``payload``: arguments, results and log lines. ``mail_body``: the text of mails, which may hold
 links that log a user in. The others: the actions of that name; ``discard`` includes restoring, ``run`` is to run a
 scheduled job or a schedule now, and to have the mail server asked, ``pause`` is to pause and resume queues and
-schedules, ``limits`` to change limits, ``tell`` to give jobs the notices that they wait for."""
+schedules, ``limits`` to change limits, ``tell`` to give jobs the notices that they wait for,
+``workers`` to stop workers and to make them quiet."""
 
 EVERYTHING = frozenset(PERMISSIONS)
 _VIEW = frozenset({"view"})

@@ -16,9 +16,9 @@ from ..errors import DeclarationError
 from ..state import AppState
 from ..store.sql import ScheduleRow
 from .browse import Browser
-from .operations import Operations
+from .operations import Operations, worker_named
 from .status import LAST_RUNS
-from .views import QueueSummary, ScheduleView, declared_schedules, queue_summary, schedule_view
+from .views import QueueSummary, ScheduleView, WorkerView, declared_schedules, queue_summary, schedule_view
 
 WHO = "code"
 """Who has done it, in the audit log."""
@@ -73,6 +73,50 @@ class QueueControls(Mapping[str, QueueControl]):
         declared = {task.options.queue for task in self._state.registry}
         self._state.store.driver.prepare()
         return iter(sorted(queue.name for queue in Browser(self._state.store).queues(also=sorted(declared))))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+class WorkerControl:
+    """One living worker. Safe from any thread, and from any process."""
+
+    def __init__(self, state: AppState, name: str) -> None:
+        self._state = state
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name}>"
+
+    @property
+    def summary(self) -> WorkerView:
+        """How it stands, as ``flask tasks workers --json`` says it. Raises DeclarationError once it has ended."""
+        return worker_named(self._state.store, self.name)
+
+    def quiet(self, *, who: str = WHO) -> bool:
+        """Have it take no more jobs, while its running ones go on; False if it was asked before."""
+        return operations(self._state, who).ask_worker(self.name, "quiet")
+
+    def stop(self, *, who: str = WHO) -> bool:
+        """Have it stop as after SIGTERM, within about a second; False if it was asked before."""
+        return operations(self._state, who).ask_worker(self.name, "stop")
+
+
+class WorkerControls(Mapping[str, WorkerControl]):
+    """The living workers by id. A name gives its worker, too, while no other living one has it."""
+
+    def __init__(self, state: AppState) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> WorkerControl:
+        try:
+            return WorkerControl(self._state, worker_named(self._state.store, name).id)
+        except DeclarationError as error:
+            raise KeyError(str(error)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        self._state.store.look()
+        return iter([row.id for row in self._state.store.workers() if row.state in ("alive", "draining")])
 
     def __len__(self) -> int:
         return len(list(iter(self)))

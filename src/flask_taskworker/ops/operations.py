@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from flask import Flask
 
@@ -32,9 +32,10 @@ from ..store.statements import browse as browse_statements
 from ..store.statements import limits as limit_statements
 from ..store.statements import operations as statements
 from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, REMOVE_SCHEDULE, SCHEDULE_SOURCE, batch_of
+from ..store.statements.workers import WISH
 from ..store.work import PRUNE_BATCH, remove_parts
 from .browse import Browser, Names
-from .views import JobView
+from .views import JobView, WorkerView, worker_view
 
 _HIDEABLE = ("scheduled", "held", "ready", "succeeded", "failed", "cancelled")
 FITTING: dict[str, tuple[str, ...]] = {
@@ -328,6 +329,15 @@ class Operations:
         self._client.announce(signals.queue_paused, queue=name, paused=False)
         return True
 
+    def ask_worker(self, name: str, wish: Literal["quiet", "stop"]) -> bool:
+        """Ask one worker to take no more jobs, or to stop as after SIGTERM; False if it was asked before.
+
+        *name*: its name or id. Raises DeclarationError unless it is that of exactly one living worker.
+        """
+        worker = worker_named(self._store, name)
+        rows = {"id": worker.id, "wish": wish}
+        return self._do(wish, f"worker {worker.name} ({worker.id})", lambda flows: flows.run(WISH, rows))
+
     def pause_schedule(self, name: str) -> bool:
         """Pause a schedule; False if it was paused. Raises DeclarationError if none has this name."""
         return self._on_schedule(name, "pause", statements.PAUSE_SCHEDULE)
@@ -492,6 +502,20 @@ class Act:
         """Send the signal dashboard_action."""
         values = {"who": self._who, "action": self.action, "target": self._target, "number": self.number}
         self._client.announce(signals.dashboard_action, **values)
+
+
+def worker_named(store: Store, name: str) -> WorkerView:
+    """The living worker of that name, or id. Raises DeclarationError unless there is exactly one."""
+    store.look()
+    now = store.clock()
+    living = [worker_view(row, now) for row in store.workers() if row.state in ("alive", "draining")]
+    found = [worker for worker in living if name in (worker.id, worker.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(worker.id for worker in found)
+        raise DeclarationError(f"{len(found)} living workers are named {name!r:.200}. Give the id of one: {ids}")
+    raise DeclarationError(f"No living worker is named {name!r:.200}. List them: flask tasks workers")
 
 
 def is_possible(action: str, job: JobView) -> bool:

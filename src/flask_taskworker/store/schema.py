@@ -161,7 +161,9 @@ worker: Table = Table(
     Column("beat_at", Big, nullable=False),
     Column("state", Text, nullable=False),
     Column("info", Text, nullable=False),
+    Column("wish", Text),
     CheckConstraint("state IN ('alive', 'draining', 'dead', 'left')", name="taskworker_worker_state"),
+    CheckConstraint("wish IN ('quiet', 'stop')", name="taskworker_worker_wish"),
     _moments("taskworker_worker", "started_at", "beat_at"),
 )
 

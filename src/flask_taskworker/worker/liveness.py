@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 from ..core.loggers import Logger, get_logger
 from ..core.rows import CRASHED, INTERRUPTED, JobRecord, OutcomeKind, shown
@@ -66,6 +66,8 @@ class News:
     """These jobs, (id, claim), were asked to stop."""
     rescued: Callable[[list[JobRecord]], None]
     """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
+    wished: Callable[[Literal["quiet", "stop"]], None]
+    """Someone has asked it to be quiet, or to stop; told with each beat from then on."""
     reached: Callable[[], None]
     """The database answers again, or is another, or the clock was set back: the worker should look for itself."""
 
@@ -200,9 +202,12 @@ class Heartbeat:
             "info": json.dumps(self._info()),
             "server_started_at": self._presence.server_started_at,
         }
-        if not link.write(worker_statements.BEAT, parameters):
+        rows = link.write(worker_statements.BEAT, parameters)
+        if not rows:
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
+        if (wish := rows[0][1]) is not None:
+            self._news.wished(wish)
         if running := self._news.running():
             sql = worker_statements.cancel_requests(self._store.driver.dialect)
             rows = link.read(sql, {"batch": batch_of([(job_id,) for job_id in running])})

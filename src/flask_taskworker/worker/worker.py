@@ -9,7 +9,7 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 from flask import Flask
 
@@ -74,7 +74,7 @@ class Worker:
             registry=registry,
             config=config,
             find_app=find_app,
-            may_begin=lambda: self._registration.is_current and not self._given_up,
+            may_begin=lambda: self._registration.is_current and not (self._given_up or self._quiet),
             bounds=bounds,
             role=role,
             timing=timing,
@@ -90,6 +90,7 @@ class Worker:
                 running=lambda: [job.claim.id for _, job in self.running_jobs()],
                 cancel=lambda jobs: self._call(self.work_loop.jobs.cancel, jobs),
                 rescued=lambda records: self._call(self.work_loop.on_rescued, records),
+                wished=self._on_wish,
                 reached=self.wake,
             ),
             on_wake=self._hear,
@@ -97,7 +98,7 @@ class Worker:
             timing=timing,
         )
         self._back_off = 0.0
-        self._declared_dead = self._has_begun = self._given_up = False
+        self._declared_dead = self._has_begun = self._given_up = self._quiet = False
         self.is_stopping: bool = False
         """Whether it takes no more jobs. Safe from any thread."""
         self._deadline = math.inf
@@ -145,6 +146,16 @@ class Worker:
         A second call can only shorten the time. Safe from any thread.
         """
         self._call(self._stop, timeout)
+
+    def _on_wish(self, wish: Literal["quiet", "stop"]) -> None:
+        """An operator has asked for it. Safe from any thread."""
+        if not self._quiet:
+            self._quiet = True
+            log.info(
+                "worker %s was asked to %s: it takes no more jobs", self.id, "stop" if wish == "stop" else "be quiet"
+            )
+        if wish == "stop" and not self.is_stopping:
+            self.stop()
 
     def give_up(self, *, declare: bool) -> None:
         """Let other workers have the jobs, as if the process had ended. Safe from any thread.
@@ -273,6 +284,8 @@ class Worker:
                 self._registration.leave(holding=False)
                 self.id = await self._registration.join()
                 self._declared_dead = False
+                if self._quiet:
+                    await self.work_loop.work.start_draining(self.id)
                 log.warning("worker %s is back under this new id", self.id)
             delay = await self.work_loop.turn(self.id)
         except (Exception, asyncio.CancelledError) as error:

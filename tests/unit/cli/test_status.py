@@ -162,6 +162,21 @@ def test_status_shows_paused_queues_and_lets_their_jobs_wait(shop: Shop) -> None
     assert shop("status").code == 4
 
 
+def test_one_worker_is_asked_to_stop_by_name_or_id(shop: Shop) -> None:
+    shop.register_worker()
+    assert "asked to be quiet" in shop("workers", "quiet", "web1:4312").err
+    assert "draining" in shop("workers").out
+    assert "asked to stop" in shop("workers", "stop", "0123456789ab").err
+    again, unknown, unnamed = (
+        shop("workers", "stop", "web1:4312"),
+        shop("workers", "stop", "other"),
+        shop("workers", "stop"),
+    )
+    assert (again.code, unknown.code, unnamed.code) == (3, 3, 2)
+    assert again.err.strip() == "Worker web1:4312 was asked to stop before."
+    assert "No living worker" in unknown.err
+
+
 def test_workers_and_queues_are_lists_of_their_own_with_the_facts_of_the_status(shop: Shop) -> None:
     assert shop("workers").out.strip() == "No worker runs. Start one: flask tasks run"
     assert (shop("queues").out.strip(), shop("queues", "--json").out.strip()) == ("No queue has jobs.", "")

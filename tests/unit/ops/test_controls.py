@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,8 @@ from flask import Flask
 
 from flask_taskworker import At, BackgroundTaskWorker, Cron, Every, JobFailed, JobNotFound, JobState, Retry, current_job
 from flask_taskworker.errors import ArgumentsError, DeclarationError
+from flask_taskworker.ops.browse import Browser
+from tests.support.waiting import wait_for
 
 PATIENCE = 20.0
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -20,6 +23,46 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 def idle(app: Flask, make_worker: Callable[..., BackgroundTaskWorker]) -> BackgroundTaskWorker:
     """A TaskWorker whose jobs wait."""
     return make_worker(app, start=False)
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.both_databases
+def test_a_quiet_worker_takes_no_more_jobs_and_a_stopped_one_ends(
+    app: Flask, make_worker: Callable[..., BackgroundTaskWorker]
+) -> None:
+    task_worker, go, began = make_worker(app), threading.Event(), threading.Event()
+
+    @task_worker.task
+    def hold() -> None:
+        began.set()
+        go.wait(PATIENCE)
+
+    running = hold.enqueue()
+    assert began.wait(PATIENCE)
+    (name,) = task_worker.workers
+    worker = task_worker.workers[name]
+    assert worker.quiet(who="ana")
+    assert not worker.quiet()
+    later = hold.enqueue()
+    go.set()
+    running.result(timeout=PATIENCE)
+    assert worker.summary.state == "draining"
+    assert later.refresh().state is JobState.READY
+    assert worker.stop(who="ana")
+    wait_for(lambda: not list(task_worker.workers))
+    assert later.refresh().state is JobState.READY
+    notes = [
+        (row.who, row.action, row.target.split()[0]) for row in Browser(app.extensions["taskworker"].store).audit()
+    ]
+    assert notes == [("ana", "stop", "worker"), ("ana", "quiet", "worker")]
+
+
+def test_a_worker_that_does_not_live_cannot_be_stopped(idle: BackgroundTaskWorker) -> None:
+    idle._state().store.driver.prepare()
+    with pytest.raises(KeyError, match="No living worker"):
+        idle.workers["web-1"]
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------

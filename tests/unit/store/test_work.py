@@ -107,6 +107,7 @@ class Bench:
         rescued: list[JobRecord] = []
         news = News(
             lost=lambda: None, running=lambda: (), cancel=lambda _: None, rescued=rescued.extend,
+            wished=lambda wish: None,
             reached=lambda: None,
         )  # fmt: skip
         presence = self.store.driver.presence(worker_id)

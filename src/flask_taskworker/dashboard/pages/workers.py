@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from flask import Response
 
 from ...ops.rows import JobRow
@@ -37,4 +39,24 @@ def page(view: View) -> Response:
     return view.page("workers.html", {"workers": workers, **pages}, title="Workers")
 
 
-ROUTES = (Route("/workers", "workers", page, arguments=("page",)),)
+def quiet(view: View) -> Response:
+    """One worker takes no more jobs."""
+    return _ask(view, "quiet", "takes no more jobs")
+
+
+def stop(view: View) -> Response:
+    """One worker stops, as after SIGTERM."""
+    return _ask(view, "stop", "is asked to stop")
+
+
+def _ask(view: View, wish: Literal["quiet", "stop"], words: str) -> Response:
+    name = view.form("name")
+    done = view.operations("workers").ask_worker(name, wish)
+    return view.redirect("workers", message=f"Worker {name} {words if done else 'was asked for that before'}.")
+
+
+ROUTES = (
+    Route("/workers", "workers", page, arguments=("page",)),
+    Route("/workers/quiet", "quiet_worker", quiet, methods=("POST",), permission="workers"),
+    Route("/workers/stop", "stop_worker", stop, methods=("POST",), permission="workers"),
+)

@@ -21,9 +21,9 @@ ADD_WORKER = (
 BEAT = (
     "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info, "
     "server_started_at = :server_started_at "
-    "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat"
+    "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat, wish"
 )
-"""One heartbeat. No row comes back to a worker that was declared dead."""
+"""One heartbeat, which reads what the worker is asked to do. No row comes back to a worker that was declared dead."""
 
 START_DRAINING = "UPDATE taskworker_worker SET state = 'draining' WHERE id = :id AND state = 'alive'"
 """Say that a worker claims no more."""
@@ -36,6 +36,13 @@ ADD_MISSING_WORKERS = (
     "ON CONFLICT (id) DO NOTHING RETURNING id"
 )
 """Add a dead worker for each one that holds a job and has no row, so that the job is rescued like others."""
+
+WISH = (
+    "UPDATE taskworker_worker SET wish = :wish, state = 'draining' "
+    "WHERE id = :id AND state IN ('alive', 'draining') AND (wish IS NULL OR (wish = 'quiet' AND :wish = 'stop')) "
+    "RETURNING id"
+)
+"""Ask a living worker to be quiet or to stop. From now on its claims are refused; it learns why with its next beat."""
 
 GIVE_UP = "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
 """A worker says of itself that it is dead, and so lets others have its jobs."""

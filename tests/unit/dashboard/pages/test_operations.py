@@ -169,6 +169,8 @@ ACTS = (
     ("/schedules/pause", "hourly", "pause"),
     ("/schedules/resume", "hourly", "pause"),
     ("/schedules/skip", "hourly", "pause"),
+    ("/workers/quiet", "web1:4312", "workers"),
+    ("/workers/stop", "web1:4312", "workers"),
 )
 
 
@@ -194,6 +196,29 @@ def test_act_on_what_is_not_there_is_404(lab: Lab) -> None:
         assert lab.post(path, name="gone").status_code == 404
         assert lab.post(path).status_code == 404
     assert lab.audit() == []
+
+
+def test_one_worker_is_asked_to_be_quiet_and_to_stop(lab: Lab) -> None:
+    lab.store.driver.prepare()
+    lab.rows(
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
+        "VALUES ('w1', 'web1', 4312, 1, ?, 'alive', '{}'), ('w2', 'web1', 4313, 1, ?, 'alive', '{}')",
+        *[lab.store.clock()] * 2,
+    )
+    assert "Have the worker web1:4312 take no more jobs" in lab.page("/workers")
+    for wish, words in (
+        ("quiet", "takes no more jobs"),
+        ("stop", "is asked to stop"),
+        ("stop", "asked for that before"),
+    ):
+        response = lab.post(f"/workers/{wish}", name="web1:4312")
+        assert response.status_code == 303
+        assert words in lab.client.get(response.location).text
+    assert lab.rows("SELECT id, state, wish FROM taskworker_worker ORDER BY id") == [
+        ("w1", "draining", "stop"),
+        ("w2", "alive", None),
+    ]
+    assert [note.action for note in lab.audit()] == ["stop", "quiet"]
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
