@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import enum
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence, Set
 from datetime import date, datetime, time
 from typing import Any
@@ -70,10 +72,14 @@ def plural(number: int, noun: str, nouns: str = "") -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Set[str] = frozenset()) -> list[str]:
-    """Lines with aligned columns, indented by two; the columns named in *right* are aligned on the right."""
+    """Lines with aligned columns, indented by two; the columns named in *right* are aligned on the right.
+
+    At a terminal they are cut to its width.
+    """
+    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     cells = [list(headers), *([safe(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    return [
+    lines = [
         "  "
         + "  ".join(
             cell.rjust(width) if header in right else cell.ljust(width)
@@ -81,6 +87,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Set[s
         ).rstrip()
         for row in cells
     ]
+    return [line if most is None or len(line) <= most else f"{line[: most - 1]}…" for line in lines]
 
 
 def pairs(rows: Sequence[tuple[str, str | None]]) -> list[str]:

@@ -109,20 +109,26 @@ class Browser:
         *everywhere*: look at all jobs, window by window, where a list begins with the few that are next.
         """
         below, floor = MAX_ID if before is None else before, None
+        first = 0 if chosen.after is None else self._place(chosen.after - SKEW_MS)[0]
+        if chosen.before is not None:
+            below = min(below, self._place(chosen.before + SKEW_MS)[1] + 1)
         if everywhere or statements.few_ids(chosen) is None:
             # Asked for once: the window grows by what is pruned meanwhile, and its end then was not looked at.
             sql = statements.jobs_floor(self._dialect, chosen, everywhere=everywhere)
             end = self._read(sql, _parameters(chosen, below))
-            floor = end[0][0] if end else None
+            # Below the first that may fit, nothing is left to look at.
+            floor = end[0][0] if end and end[0][0] > first else None
         if not chosen.args:
             sql = statements.jobs(self._dialect, chosen, everywhere=everywhere)
-            found = self._read(sql, {**_parameters(chosen, below, floor), "limit": limit + 1})
+            found = self._read(sql, {**_parameters(chosen, below, floor or first), "limit": limit + 1})
             rows = [job_row(row) for row in found]
             if len(rows) > limit:
                 return JobList(rows=rows[:limit], older=rows[limit - 1].record.id, searched_out=False)
             return JobList(rows=rows, older=floor, searched_out=floor is not None)
         older, ids = floor, []
-        for looked, (job_id, task, args) in enumerate(self._args(chosen, below, floor or 0, everywhere=everywhere), 1):
+        for looked, (job_id, task, args) in enumerate(
+            self._args(chosen, below, floor or first, everywhere=everywhere), 1
+        ):
             if args_fit(args, chosen.args, names(task)):
                 ids.append(job_id)
             if len(ids) == limit or looked == ARGS_WINDOW:
@@ -130,6 +136,11 @@ class Browser:
                 break
         rows = list(self.jobs_by_id(ids).values())
         return JobList(rows=rows, older=older, searched_out=older is not None and len(ids) < limit)
+
+    def _place(self, moment: int) -> tuple[int, int]:
+        """Around which numbers the jobs of that moment (epoch ms) are, however many there are: found by halving."""
+        low, high = self._read(statements.PLACE, {"parent": 0, "moment": moment})[0]
+        return low or 0, MAX_ID - 1 if high is None else high
 
     def _args(self, chosen: JobFilter, below: int, floor: int, *, everywhere: bool) -> Iterator[Row]:
         """Id, task and arguments of the jobs that fit but for these."""

@@ -13,7 +13,7 @@ from flask_taskworker import BackgroundTaskWorker, Every, Mail, Message
 from flask_taskworker.core.filters import JobFilter
 from flask_taskworker.errors import JobNotFound
 from flask_taskworker.ops import browse, rows
-from flask_taskworker.ops.browse import Browser
+from flask_taskworker.ops.browse import WINDOW, Browser
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.ops.rows import LogLine
 from flask_taskworker.store.rollups import Percentile
@@ -707,3 +707,23 @@ def test_lane_and_limit_find_their_jobs_in_every_state(browser: Browser, rows: R
     assert browser.count_all(chosen("lane:shop")) == 6
     assert browser.job(one).lane == "shop:7"
     assert browser.job(ids[-1]).lane is None
+
+
+# -- moments -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_filter_by_moment_begins_at_its_jobs_however_many_are_newer(browser: Browser, rows: Rows) -> None:
+    number = 3 * WINDOW
+    store_many(rows, number, state="'succeeded'", created_at="1000000 + i * 1000")
+    ids = [row[0] for row in rows("SELECT id FROM taskworker_job ORDER BY id")]
+    early = browser.jobs(JobFilter(before=1_000_000 + 3_500), limit=5)
+    assert [row.record.id for row in early.rows] == [ids[2], ids[1], ids[0]]
+    assert (early.older, early.searched_out) == (None, False)
+    late = browser.jobs(JobFilter(after=1_000_000 + (number - 1) * 1000), limit=5)
+    assert [row.record.id for row in late.rows] == [ids[-1], ids[-2]]
+    assert (late.older, late.searched_out) == (None, False)
+    middle = 1_000_000 + WINDOW * 1000
+    some = browser.jobs(JobFilter(after=middle, before=middle + 2_000), limit=5)
+    assert [row.record.id for row in some.rows] == [ids[WINDOW], ids[WINDOW - 1]]
+    assert not browser.jobs(JobFilter(after=1_000_000 + (number + 9) * 1000)).rows
+    assert not browser.jobs(JobFilter(before=1_000)).rows

@@ -249,6 +249,10 @@ def _place(moment: str) -> str:
     )
 
 
+PLACE = f"WITH RECURSIVE {_place('moment')} SELECT max(low), min(high) FROM moment_at"
+"""Two numbers: those up to the first are of jobs before ``:moment``, and those above the second are of later ones."""
+
+
 def count_states() -> str:
     """How many jobs have each state, each counted up to ``:most``; ``finished`` up to four times that."""
     counted = "SELECT '{}' AS what, (SELECT count(*) FROM (SELECT 1 FROM taskworker_job WHERE {} LIMIT {}) AS c)"
