@@ -173,6 +173,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
             "kwargs": kwargs,
             "result": result,
             "traceback": page.traceback or None,
+            "meta": page.meta,
             "origin": page.origin or None,
             "expires_ms": page.expires_ms,
             "tries": as_json(page.tries),
@@ -192,6 +193,7 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
         ("lane", page.lane),
         ("arguments", ", ".join(words) or "none"),
         ("result", to_json(result) if job.state == "succeeded" else None),
+        ("meta", to_json(page.meta) if page.meta else None),
         ("by", ", ".join(f"{name} {value}" for name, value in page.origin.items()) or None),
         ("expires", f"{spoken(page.expires_ms)} after it is due" if page.expires_ms is not None else None),
         (

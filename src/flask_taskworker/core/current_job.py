@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from ..errors import ArgumentsError, JobCancelled, LeaseLost, StepError
 from .batches import Batch
 from .clock import from_ms
 from .jobs import Job, Shown, moment
-from .rows import Claim, Failure, Progress, read_origin
+from .rows import Claim, Failure, Progress, Report, read_origin
 from .steps import Cursor, HandedOver, StepsOfTry
 
 P = ParamSpec("P")
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 MAX_PROGRESS_TEXT = 500
 """Characters."""
+MAX_META = 10_000
+"""Characters of JSON."""
 
 
 class JobFlows(Protocol):
@@ -73,7 +76,7 @@ class RunningJob:
     """One execution as the task sees it through :data:`current_job`."""
 
     claim: Claim
-    report: Callable[[RunningJob, Progress], None]
+    on_report: Callable[[RunningJob, Report], None]
     flows: JobFlows | None = None
     """Where it learns of its batch and its parents."""
     steps: JobSteps | None = None
@@ -98,8 +101,8 @@ class RunningJob:
     """What went wrong, once its ending is logged."""
     thread: int | None = None
     """The thread that runs a sync job."""
-    reported: Progress | None = None
-    """Its last progress."""
+    reported: Report | None = None
+    """What it has said last."""
     log_level: float = math.inf
     """The lowest level of the log records that are kept with it."""
     on_line: Callable[[RunningJob], None] | None = None
@@ -114,6 +117,11 @@ class RunningJob:
     """The ids of the trace and the span around it, where there is tracing."""
     carried: Mapping[str, Any] | None = None
     """The values that it carries, where this process knows of any."""
+
+    def report(self, **news: Any) -> None:
+        """Say something besides what it has said before."""
+        self.reported = replace(self.reported or Report(), **news)
+        self.on_report(self, self.reported)
 
     @property
     def ends_when_cancelled(self) -> bool:
@@ -208,6 +216,15 @@ class CurrentJob:
         return self._job().carried or {}
 
     @property
+    def meta(self) -> Meta:
+        """A small dict of this try that others read as ``job.meta`` while the job runs, and when it has ended.
+
+        Keys are strings and values what JSON holds, 10,000 characters in all: else it raises ArgumentsError. A change
+        is seen when a value is set or deleted, not inside a value. Written as :meth:`progress` is, twice a second.
+        """
+        return Meta(self._job())
+
+    @property
     def batch(self) -> Batch | None:
         """The batch that the job belongs to, or whose callback it is; None without one."""
         job = self._job()
@@ -227,7 +244,7 @@ class CurrentJob:
         job = self._job()
         # The worker writes it later, together with other jobs' news: nothing that it cannot write may get there.
         total = None if total is None else _number("total", total)
-        job.report(job, Progress(_number("done", done), total, _plain(text)))
+        job.report(progress=Progress(_number("done", done), total, _plain(text)))
 
     def check(self) -> None:
         """Raise JobCancelled if the job was asked to stop, LeaseLost if another worker owns it now.
@@ -311,6 +328,55 @@ class CurrentJob:
                 "the task with jobs.perform(task, …)."
             )
         return job.steps, job
+
+
+class Meta(MutableMapping[str, Any]):
+    """What a job lets others know while it runs. Safe from any thread of the job."""
+
+    __slots__ = ("_job",)
+
+    def __init__(self, job: RunningJob) -> None:
+        self._job = job
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        try:
+            same = json.loads(json.dumps({key: value}, allow_nan=False)) == {key: value}
+        except (TypeError, ValueError, RecursionError):
+            same = False
+        if not same:
+            raise ArgumentsError(
+                f"meta[{key!r:.80}] = {value!r:.100} cannot be stored. Allowed: a string as the key, and strings, "
+                "numbers, True, False, None, and lists and dicts of these."
+            )
+        self._set({**self._values(), key: value})
+
+    def __delitem__(self, key: str) -> None:
+        values = dict(self._values())
+        del values[key]
+        self._set(values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+    def _values(self) -> Mapping[str, Any]:
+        return self._job.reported.meta if self._job.reported is not None else {}
+
+    def _set(self, values: dict[str, Any]) -> None:
+        if (size := len(json.dumps(values))) > MAX_META:
+            raise ArgumentsError(
+                f"meta would take {size:,} characters of JSON; {MAX_META:,} are allowed. Keep the rest where your "
+                "application keeps its data, or return it."
+            )
+        self._job.report(meta=values)
 
 
 def refuse_swallowed(job: RunningJob) -> None:

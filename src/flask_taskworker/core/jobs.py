@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cas
 from ..errors import JobCancelled, JobFailed, JobNotFound
 from .clock import from_ms
 from .habits import JOB_METHODS, no_attribute
-from .rows import NOTICE, WAITS, Failure, JobRecord, JobState, Progress, shown
+from .rows import NOTICE, WAITS, Failure, JobRecord, JobState, Progress, read_meta, shown
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -157,6 +157,8 @@ class Job(Generic[R]):
     """The schedule's fire time that this job stands for (UTC), or None."""
     progress: Shown[Progress | None] = Shown(lambda job: Progress._from_text(job._record.progress))
     """The job's last progress, or None."""
+    meta: Shown[Mapping[str, Any]] = Shown(lambda job: read_meta(job._record.progress))
+    """What the job lets others know by ``current_job.meta``, as of the last look."""
 
     merged: Shown[bool] = Shown(lambda job: job._merged)
     """Whether the job was there already and stands for the call that returned it, too: see ``unique=``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -333,11 +334,35 @@ class Progress:
     def _from_text(cls, text: str | None) -> Progress | None:
         """Read the stored form; None where there is none that can be read."""
         try:
-            done, total, words = json.loads(text or "")
+            done, total, words, *_ = json.loads(text or "")
         except (ValueError, TypeError, RecursionError):
             return None
         numbers = isinstance(done, int | float) and isinstance(total, int | float | None)
         return cls(done, total, str(words)) if numbers else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a job has said so far while it runs."""
+
+    progress: Progress | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_text(self) -> str:
+        """The stored form: that of the progress, with the values behind it."""
+        if not self.meta:
+            return "null" if self.progress is None else self.progress._to_text()
+        done = (None, None, "") if self.progress is None else astuple(self.progress)
+        return json.dumps([*done, self.meta])
+
+
+def read_meta(text: str | None) -> dict[str, Any]:
+    """The values in the stored form of a :class:`Report`."""
+    try:
+        _, _, _, meta = json.loads(text or "")
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
 
 
 EXPIRES = "expires_ms"

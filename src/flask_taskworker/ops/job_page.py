@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.around import CARRIED
-from ..core.rows import CHILD, EXPIRES, PARENT, THEN, Failure, read_origin
+from ..core.rows import CHILD, EXPIRES, PARENT, THEN, Failure, read_meta, read_origin
 from ..store.rollups import Percentile
 from .browse import HOUR_MS, MOST_TEXT, Browser
 from .rows import CallCount, JobRow, StepRow, add_up
@@ -61,6 +61,8 @@ class JobPage:
     """Whether it waits for others, or others for it, or did."""
     args: str
     result: str | None
+    meta: dict[str, Any]
+    """What it has let others know by ``current_job.meta``."""
     origin: dict[str, Any]
     """Where it was enqueued: see ``client/origin.py``."""
     expires_ms: int | None
@@ -95,6 +97,7 @@ class JobPage:
             args=whole.args,
             result=whole.result,
             expires_ms=origin.pop(EXPIRES, None),
+            meta=read_meta(whole.record.progress),
             origin=origin,
             traceback=Failure._from_text(whole.error, None).traceback,
             tries=try_views(job, whole),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..core.failures import group_of
 from ..core.limits import QUEUE, LaneFacts, Numbers, Room, room
 from ..core.loggers import Logger, get_logger
-from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Progress
+from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Report
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
 from .admission import (
@@ -133,7 +133,7 @@ class Ended:
     outcome: Outcome
     started_at: int
     ended_at: int
-    progress: Progress | None = None
+    report: Report | None = None
     lines: str | None = None
     """What it has logged, as JSON."""
 
@@ -450,7 +450,7 @@ class WorkerStore:
             except RowRefused:
                 for pair in piece:
                     await self._record_alone(worker_id, pair, book)
-        if reports := [(e.claim, e.progress) for e in ended if e.progress is not None and e.outcome.recorded]:
+        if reports := [(e.claim, e.report) for e in ended if e.report is not None and e.outcome.recorded]:
             await self.report_progress(reports)
         return book
 
@@ -611,12 +611,12 @@ class WorkerStore:
             group_of(claim.task, outcome.failure) if outcome.failure and outcome.ending is OutcomeKind.FAILED else None,
             ended.ended_at,
             ended.ended_at + keep,
-            ended.progress._to_text() if ended.progress else None,
+            ended.report.to_text() if ended.report else None,
         )
 
-    async def report_progress(self, reports: Sequence[tuple[Claim, Progress]]) -> None:
-        """Write the progress that jobs report."""
-        rows = [(claim.id, claim.claim, progress._to_text()) for claim, progress in reports]
+    async def report_progress(self, reports: Sequence[tuple[Claim, Report]]) -> None:
+        """Write what jobs report."""
+        rows = [(claim.id, claim.claim, report.to_text()) for claim, report in reports]
         await self._write_rows(self._report_progress, rows)
 
     async def _write_rows(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -802,7 +802,7 @@ def _is_plain(ended: Ended) -> bool:
         and not outcome.recorded
         and outcome.result is None
         and outcome.keep is None
-        and ended.progress is None
+        and ended.report is None
         and not ended.claim.failures
     )
 

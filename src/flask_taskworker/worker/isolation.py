@@ -28,7 +28,7 @@ from flask import Flask
 from ..core.current_job import RunningJob
 from ..core.hints import importable_name
 from ..core.loggers import Logger, get_logger
-from ..core.rows import Claim, Outcome, Progress
+from ..core.rows import Claim, Outcome, Report
 from ..errors import AppError, ProcessDied
 from .job_log import MAX_LINES
 from .thread_bridge import OwnTask
@@ -69,7 +69,7 @@ class JobOrder(NamedTuple):
 class News(NamedTuple):
     """What a job has to say while it runs."""
 
-    progress: Progress | None
+    report: Report | None
     lines: tuple[tuple[int, str, str, str], ...]
 
 
@@ -181,9 +181,10 @@ class JobServer:
         try:
             while True:
                 match await _areceive(reader):
-                    case News(progress, lines):
-                        if progress is not None:
-                            job.report(job, progress)
+                    case News(report, lines):
+                        if report is not None:
+                            job.reported = report
+                            job.on_report(job, report)
                         if lines and job.on_line is not None:
                             job.lines = deque(lines, maxlen=MAX_LINES)
                             job.on_line(job)

@@ -34,7 +34,7 @@ from flask.cli import NoAppException, ScriptInfo
 
 from ..client.threads import flush_output
 from ..core.current_job import RunningJob
-from ..core.rows import OutcomeKind, Progress
+from ..core.rows import OutcomeKind, Report
 from .executor import Executor
 from .isolation import COMMAND, KILL, START, STOPPING, End, Ending, JobOrder, News, ServerOrder, framed, receive
 from .job_log import install as install_job_log
@@ -200,7 +200,7 @@ class JobProcess:
         self._link = link
         self._lock = threading.Lock()
         self._news = threading.Event()
-        self._progress: Progress | None = None
+        self._report: Report | None = None
         self._is_ending = False
         """The worker wants it to end."""
         self._is_done = False
@@ -264,10 +264,10 @@ class JobProcess:
 
     # -- what the worker hears --------------------------------------------------------------------------------------
 
-    def _note(self, job: RunningJob, progress: Progress | None = None) -> None:
+    def _note(self, job: RunningJob, report: Report | None = None) -> None:
         """From any thread."""
-        if progress is not None:
-            self._progress = progress
+        if report is not None:
+            self._report = report
         self._news.set()
 
     def _tell(self, job: RunningJob) -> None:
@@ -282,8 +282,8 @@ class JobProcess:
         if self._news.is_set():
             # Before the look: what comes from now on is sent again.
             self._news.clear()
-            progress, self._progress = self._progress, None
-            self._send(News(progress, tuple(job.lines or ())))
+            report, self._report = self._report, None
+            self._send(News(report, tuple(job.lines or ())))
 
     def _send(self, message: object) -> None:
         with self._lock, suppress(OSError):

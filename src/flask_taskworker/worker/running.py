@@ -20,7 +20,7 @@ from .. import signals
 from ..core.config import TaskWorkerConfig
 from ..core.current_job import JobFlows, JobSteps, RunningJob, set_running
 from ..core.loggers import Logger, get_logger
-from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Progress
+from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Report
 from ..errors import AppError
 from ..store.work import Ended
 from .executor import Executor
@@ -197,7 +197,7 @@ class RunningJobs:
         """Whether all threads are used by jobs that wait for others."""
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
-        self._reports: dict[RunningJob, Progress] = {}
+        self._reports: dict[RunningJob, Report] = {}
         self._logging = LoggingJobs()
         self._loop = asyncio.get_running_loop()
         self.ended: list[Ended] = []
@@ -412,20 +412,20 @@ class RunningJobs:
         ended, self.ended = self.ended, []
         return ended
 
-    def take_reports(self) -> list[tuple[Claim, Progress]]:
-        """The progress of running jobs."""
+    def take_reports(self) -> list[tuple[Claim, Report]]:
+        """What running jobs have to say."""
         reports, self._reports = self._reports, {}
-        return [(job.claim, progress) for job, progress in reports.items()]
+        return [(job.claim, report) for job, report in reports.items()]
 
     def take_lines(self) -> list[tuple[Claim, str]]:
         """What running jobs have logged so far, of those whose lines are to be stored by now."""
         return self._logging.take(self._loop.time())
 
-    def note_news(self, job: RunningJob, progress: Progress | None = None) -> None:
-        """A job has progress, or a log line, to be stored. From any thread: each assignment is atomic."""
+    def note_news(self, job: RunningJob, report: Report | None = None) -> None:
+        """A job has a report, or a log line, to be stored. From any thread: each assignment is atomic."""
         is_first = not self.reporting
-        if progress is not None:
-            self._reports[job] = job.reported = progress
+        if report is not None:
+            self._reports[job] = report
         else:
             self._logging[job] = True
         if is_first:

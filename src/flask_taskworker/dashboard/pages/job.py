@@ -68,6 +68,7 @@ def page(view: View, job_id: int) -> Response:
         "payload": view.may("payload"),
         **_shown(view, found, "args"),
         **_shown(view, found, "result"),
+        "meta": redact.cut(_covered(view, job.task, "result", json.dumps(found.meta))) if view.may("payload") else None,
         "error": job.error and _error(job.error, found.traceback, MAX_TRACEBACK),
         **_tries(view, found),
         "waits_for": next((s.name for s in found.steps if s.kind == "wait" and s.ended_at is None), None)

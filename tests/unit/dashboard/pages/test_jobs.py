@@ -479,7 +479,7 @@ def test_act_on_many_stops_after_a_batch_when_it_is_cancelled(lab: Lab) -> None:
     store_many(lab.rows, 2_500, state="'failed'")
     names = dict.fromkeys(Claim._fields, "")
     claim = Claim(**names)._replace(id=MAX_ID, claim=1)  # type: ignore[arg-type]
-    set_running(RunningJob(claim, report=lambda job, progress: None, cancelled=True))
+    set_running(RunningJob(claim, on_report=lambda job, report: None, cancelled=True))
     try:
         with lab.app.app_context(), pytest.raises(JobCancelled):
             act_on_all("discard", "state:failed", "ana", lab.browser.end())
