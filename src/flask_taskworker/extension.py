@@ -40,6 +40,7 @@ from .core.unique import Unique
 from .errors import AppError, ArgumentsError, ConnectionLost, NotReachable, TaskWorkerError
 from .mail.queue.delivery import register_mail
 from .mail.queue.queue import reopening
+from .ops.alerts import AlertWatch
 from .ops.browse import Browser
 from .ops.bulk import register_bulk
 from .ops.controls import QueueControls, ScheduleControl, ScheduleControls, WorkerControls
@@ -136,6 +137,8 @@ class TaskWorker:
             workers=self._workers,
             forget=lambda app: self._states.pop(app, None),
         )
+        if config.alerts is not None:
+            state.client.on_minute = AlertWatch(find_app)
         with self._lock:
             replace_predecessor(state)
             self._states[app] = state

@@ -27,6 +27,9 @@ queue_paused: NamedSignal = _signals.signal("queue-paused", "A queue was paused 
 dashboard_action: NamedSignal = _signals.signal(
     "dashboard-action", "A person acted through a page or a command. Keywords: who, action, target, number."
 )
+alert_changed: NamedSignal = _signals.signal(
+    "alert-changed", "A problem that TASKER_ALERTS asks for has begun or is over. Keyword: alert."
+)
 worker_started: NamedSignal = _signals.signal("worker-started", "A worker begins to claim. Keyword: worker.")
 worker_stopped: NamedSignal = _signals.signal("worker-stopped", "A worker has ended. Keyword: worker.")
 email_queued: NamedSignal = _signals.signal("email-queued", "A mail was accepted for later. Keywords: message, job.")

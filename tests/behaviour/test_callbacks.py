@@ -21,7 +21,7 @@ MakeWorker = Callable[..., BackgroundTaskWorker]
 
 
 class Shop:
-    """A task that does as it is told, and callbacks that note for which job they were called."""
+    """A task that fails or succeeds on request, and callbacks that note for which job they were called."""
 
     def __init__(self, task_worker: BackgroundTaskWorker, **options: Any) -> None:
         self.heard: list[tuple[str, int | None]] = []
@@ -32,8 +32,8 @@ class Shop:
             self.heard.append(("praise", current_job.parent))
 
         @task_worker.task
-        def alarm(whom: str) -> None:
-            self.heard.append((whom, current_job.parent))
+        def alarm(team: str) -> None:
+            self.heard.append((team, current_job.parent))
 
         @task_worker.task(on_success=praise, on_failure=alarm.bind("ops"), **options)
         def work() -> int:
@@ -142,7 +142,7 @@ def test_what_cannot_be_called_is_refused_where_it_is_declared(task_worker: Back
 
     for call, words in (
         (lambda: None, rf"on_{event} = <function .* Give a call: on_{event}=task\.bind"),
-        (shop.alarm, "whom"),
+        (shop.alarm, "team"),
         (shop.alarm.using(uid="one").bind("ops"), "takes no uid"),
         (stranger.praise, "belongs to another TaskWorker"),
     ):

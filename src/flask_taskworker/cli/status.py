@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 import click
+from flask import current_app
 
 from ..commands import tasks_command
 from ..core.filters import STATES
 from ..core.words import MOST, counted, spoken
 from ..errors import DeclarationError
+from ..ops.alerts import look as send_alerts
 from ..ops.status import Status, take_status
 from ..ops.views import as_json
 from ..store.sql import Store
@@ -38,7 +40,8 @@ WATCH = click.option(
 @tasks_command.command("status")
 @click.option("--json", "in_json", is_flag=True, help="Print one JSON object.")
 @WATCH
-def status(in_json: bool, watch: float | None) -> None:
+@click.option("--alert", is_flag=True, help="Also send the alerts that TASKER_ALERTS asks for, as workers do.")
+def status(in_json: bool, watch: float | None, alert: bool) -> None:
     """Show whether everything is healthy.
 
     Lists workers, queues, counts and schedules. Exits with 4 if something is wrong: jobs are ready or due and no living
@@ -47,6 +50,8 @@ def status(in_json: bool, watch: float | None) -> None:
     queues may wait.
     """
     store = app_state().store
+    if alert:
+        send_alerts(current_app._get_current_object())  # type: ignore[attr-defined]
     for seen in _looks(store, watch, in_json=in_json):
         click.echo(_as_json(seen) if in_json else _as_text(seen))
     sys.exit(UNHEALTHY if seen.problems else 0)

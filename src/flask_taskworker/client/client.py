@@ -66,6 +66,8 @@ class Client:
         """Wakes the worker of this process, if there is one."""
         self.worker_thread: threading.Thread | None = None
         """The thread of this process's event loop, where waiting for a result would never end."""
+        self.on_minute: Callable[[], None] | None = None
+        """Called by the worker of this process once a minute. Must not block."""
         self._registry = registry
         self._codec = registry.codec
         self._find_app = find_app

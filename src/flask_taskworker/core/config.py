@@ -41,6 +41,35 @@ def _queue_limits(key: str, value: Any) -> dict[str, Limit]:
     return dict(value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRules:
+    """When an operator is to be told."""
+
+    latency: timedelta | None
+    """How long a ready job may wait."""
+    failed_per_hour: int | None
+    """How many jobs may fail in an hour."""
+    mail: tuple[str, ...]
+    """Who gets a mail."""
+
+
+def _alerts(key: str, value: Any) -> AlertRules | None:
+    allowed = 'a dict such as {"latency": 60, "failed_per_hour": 50, "mail": ["ops@example.org"]}, or None'
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or set(value) - set(AlertRules.__dataclass_fields__):
+        raise ConfigError._of(key, value, allowed)
+    latency, failed, mail = (value.get(name) for name in ("latency", "failed_per_hour", "mail"))
+    addresses = [mail] if isinstance(mail, str) else mail or []
+    if not isinstance(addresses, list | tuple) or not all(isinstance(one, str) and "@" in one for one in addresses):
+        raise ConfigError._of(f"{key}['mail']", mail, "an address, or a list of addresses")
+    return AlertRules(
+        latency=None if latency is None else period()(f"{key}['latency']", latency),
+        failed_per_hour=None if failed is None else whole_number(f"{key}['failed_per_hour']", failed),
+        mail=tuple(addresses),
+    )
+
+
 def _word(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or not value or " " in value:
         raise ConfigError._of(key, value, 'a word, such as "tasks"')
@@ -153,6 +182,10 @@ class TaskWorkerConfig:
     queue_limits: Mapping[str, Limit] = setting(_queue_limits, dict)
     """How many jobs of a queue run at once, or start in a time, over all processes: a dict of queue names and
     ``Limit``. Defaults to {}."""
+
+    alerts: AlertRules | None = setting(_alerts)
+    """When a signal and a mail say that something is wrong: a dict with "latency" (seconds), "failed_per_hour" and
+    "mail" (addresses), each optional. Defaults to None: no alerts."""
 
     listen: bool = setting(flag, True)
     """PostgreSQL: hear notifications, hold a session lock, use prepared statements. False for PgBouncer in transaction

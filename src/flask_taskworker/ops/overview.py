@@ -100,10 +100,10 @@ class Overview:
                 if unable:
                     what = "1 schedule" if unable == 1 else f"{unable} schedules"
                     found.append(f"Worker {name} cannot fire {what}. Its log names them and says why.")
-        return [*found, *self._waiting(), *self._late()]
+        return [*found, *self.unserved(), *self._slow(), *self._late()]
 
-    def _waiting(self) -> Iterator[str]:
-        """Of jobs that are ready or due, and of no paused queue."""
+    def unserved(self) -> Iterator[str]:
+        """Which jobs are ready or due, in a queue that is not paused, with no worker that takes them."""
         queues = [queue for queue in self.queues if queue.name not in self.paused]
         infos = [info_of(worker) for worker in self.claiming]
         ready = sum(queue.ready for queue in queues) if self.paused else self.ready
@@ -129,8 +129,11 @@ class Overview:
             yield f"{counted(ready)} jobs are ready and no living worker takes them. {_START}"
         elif self.next_due is not None and self.now - self.next_due > LATE_MS:
             yield f"Jobs have been due for {spoken(self.now - self.next_due)} and no living worker takes them. {_START}"
-        for queue in queues:
-            if self.now - queue.oldest_at > LONG_WAIT_MS and queue.name not in self.limited:
+
+    def _slow(self) -> Iterator[str]:
+        for queue in self.queues:
+            is_free = queue.name not in self.paused and queue.name not in self.limited
+            if is_free and self.now - queue.oldest_at > LONG_WAIT_MS:
                 yield f"A job in queue {queue.name!r} has been ready for {spoken(self.now - queue.oldest_at)}."
 
     def _late(self) -> Iterator[str]:

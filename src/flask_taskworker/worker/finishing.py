@@ -179,6 +179,8 @@ class OutcomeWriter:
             wrong, effects = await self._work.tidy_flows()
             self.healed += wrong
             self._follow(effects)
+            if self._client.on_minute is not None:
+                self._client.on_minute()
             # A server may have committed a claim long after the connection was lost.
             await self.reconcile(worker_id)
             self._next_cleaning = now + self._timing.cleaning_interval * random.uniform(0.8, 1.2)

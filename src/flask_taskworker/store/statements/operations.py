@@ -181,5 +181,14 @@ ADD_TO_NOTE = "UPDATE taskworker_audit SET number = number + :number WHERE id = 
 """Note that an act has gone on."""
 
 
+ALERTS = "SELECT value FROM taskworker_meta WHERE name = 'alerts'"
+"""The alerts that hold, as JSON."""
+
+CHANGE_ALERTS = (
+    "INSERT INTO taskworker_meta (name, value) VALUES ('alerts', :value) "
+    "ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE taskworker_meta.value = :before RETURNING name"
+)
+"""Store the alerts that hold, unless another process has changed them since ``:before``: then no row comes back."""
+
 REMOVE_NOTES = "DELETE FROM taskworker_audit WHERE at < :before"
 """Delete the notes of acts before ``:before``."""
