@@ -354,9 +354,15 @@ class TaskWorker:
         """The jobs that fit, newest first, read page by page. Without arguments all but the discarded ones.
 
         ``words``: a filter as ``flask tasks jobs`` takes it, such as ``"state:failed after:-1h"``. ``task``: a task, or
-        a name in which ``*`` stands for anything. ``args``: how the values of arguments begin, as text, by the names
-        of the parameters. ``limit``: how many at most. Raises ArgumentsError at the call, StoreError, AppError.
+        a name in which ``*`` stands for anything. ``args``: the values of arguments by the names of the parameters.
+        ``limit``: how many at most. Raises ArgumentsError at the call, StoreError, AppError.
         """
+        if not isinstance(words, str):
+            raise ArgumentsError(f"{words!r:.100} is not a filter. Name what you look for, as jobs(task=…).")
+        if not isinstance(args, Mapping | None):
+            raise ArgumentsError(f"args = {args!r:.100} is not allowed. Allowed: a dict, as {{'order_id': 7}}.")
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ArgumentsError(f"limit = {limit!r:.100} is not allowed. Allowed: a whole number, or None.")
         store, registry = self._state().client.store, self._registry
         states = [state] if isinstance(state, str) else state
         chosen = JobFilter.parse(" ".join([words, *(f"state:{one}" for one in states)]), store.clock())
@@ -364,7 +370,7 @@ class TaskWorker:
             chosen,
             task=(task.name if isinstance(task, Task) else task) or chosen.task,
             queue=queue or chosen.queue,
-            args=chosen.args + tuple((name, str(value)) for name, value in (args or {}).items()),
+            args=chosen.args + tuple((name, registry.codec.shown(value)) for name, value in (args or {}).items()),
         )
         pages = Browser(store).records(chosen, names=registry.parameters_of)
         return (Job(record, self._state().client) for record in itertools.islice(pages, limit))
@@ -391,7 +397,9 @@ class TaskWorker:
 
     def status(self) -> Status:
         """How the current app stands: problems, workers, queues, jobs and schedules. Raises AppError, StoreError."""
-        return take_status(self._state().client.store)
+        store = self._state().client.store
+        store.driver.prepare()
+        return take_status(store)
 
     def batch(
         self,

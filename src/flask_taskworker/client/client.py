@@ -390,7 +390,11 @@ class Client:
 
     def arguments(self, job_id: int, task: str) -> Mapping[str, Any]:
         """The arguments by the names of the parameters. Raises JobNotFound, NotDecodable."""
-        args, kwargs = self._codec.decode_call(self.store.args(job_id))
+        return self.named(task, self.store.args(job_id))
+
+    def named(self, task: str, encoded: str) -> Mapping[str, Any]:
+        """An encoded call of a task by the names of its parameters. Raises NotDecodable."""
+        args, kwargs = self._codec.decode_call(encoded)
         known = self._registry.get(task)
         return {"args": args, **kwargs} if known is None else known._named(args, kwargs)
 

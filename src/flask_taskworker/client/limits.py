@@ -19,6 +19,9 @@ class LimitSetting:
         self.name = name
         self._declared = declared
 
+    def __repr__(self) -> str:
+        return f"<Limit {self.name}>"
+
     @property
     def numbers(self) -> Numbers:
         """What holds now. Raises DeclarationError where no such limit is stored or declared."""
@@ -30,6 +33,8 @@ class LimitSetting:
 
     def set(self, *, running: int | None = None, rate: Rate | None = None, who: str = "code") -> Numbers:
         """Change what is given; the rest stays. Running jobs go on, and no new ones start above the limit."""
+        if running is None and rate is None:
+            raise DeclarationError(f"Nothing is given for {self.name!r}. Give it running=…, rate=Rate(…) or both.")
         given = Limit(running=running, rate=rate)._numbers
         changed = {name: value for name, value in asdict(given).items() if value is not None}
         numbers = replace(self.numbers, **changed)

@@ -164,6 +164,10 @@ class Codec:
             return text
         return _dump(_Packer(self._name_of, self._unknown).packed("value", value, 0), "This value takes")
 
+    def shown(self, value: Any) -> str:
+        """A value as a filter names it: text as it is, anything else as JSON. Raises NotEncodable."""
+        return value if isinstance(value, str) else json.dumps(json.loads(self.encode(value)))
+
     # ---- in ----
 
     def decode_call(self, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

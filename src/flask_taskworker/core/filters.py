@@ -65,7 +65,7 @@ class JobFilter:
     after: int | None = None
     before: int | None = None
     args: tuple[tuple[str, str], ...] = ()
-    """Names of arguments, and how their values begin when written as text."""
+    """Names of arguments, and their values, written as text or JSON."""
     discarded: bool = False
     """The discarded jobs, rather than the others."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_args
 
 from ..errors import ArgumentsError, DeclarationError, TaskExists, TaskNotFound
@@ -410,6 +411,15 @@ class Task(Call[P, R], Generic[P, R, Returned]):
                 hint = hint_for_call(self.name.rpartition(".")[2], args, kwargs, self._called.parameters)
                 raise ArgumentsError(f"Invalid arguments for {self.name}{self._called}: {error}.{hint}") from None
         return self._codec.encode_call(args, dict(kwargs))
+
+    def _changed(self, encoded: str, changes: Mapping[str, Any]) -> str:
+        """An encoded call with other values for some parameters; those that are not named stay."""
+        args, kwargs = self._codec.decode_call(encoded)
+        parameters = self._called.parameters
+        if {one.kind for one in parameters.values()} & {Parameter.VAR_POSITIONAL, Parameter.POSITIONAL_ONLY}:
+            # These have no names.
+            return self._encode(args, {**kwargs, **changes})
+        return self._encode((), {**dict(zip(parameters, args, strict=False)), **kwargs, **changes})
 
     def _check_key(self, what: str, key: str | Callable[..., object] | None) -> None:
         """Raise DeclarationError where a key is the name of no parameter."""

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from ..core.jobs import Job, moment
-from ..core.tasks import DeclaredSchedule
+from ..core.tasks import DeclaredSchedule, check_name, check_trigger
 from ..core.triggers import Trigger, trigger_from_text
 from ..errors import DeclarationError
 from ..state import AppState
@@ -67,7 +67,11 @@ class QueueControls(Mapping[str, QueueControl]):
         self._state = state
 
     def __getitem__(self, name: str) -> QueueControl:
+        check_name("queue", name)
         return QueueControl(self._state, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
 
     def __iter__(self) -> Iterator[str]:
         declared = {task.options.queue for task in self._state.registry}
@@ -148,6 +152,17 @@ class ScheduleControl:
         return trigger_from_text(self._row().trigger)
 
     @property
+    def task(self) -> str:
+        """The name of its task."""
+        return self._row().task
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What its jobs are called with, by the names of the parameters, as in ``job.arguments``."""
+        row = self._row()
+        return self._state.client.named(row.task, row.args)
+
+    @property
     def next_at(self) -> datetime | None:
         """When it fires next (UTC), or None."""
         return moment(self._row().next_at)
@@ -170,14 +185,22 @@ class ScheduleControl:
         return operations(self._state, who).run_schedule(self.name)
 
     def change(self, trigger: Trigger | None = None, *, args: tuple[Any, ...] | None = None, **kwargs: Any) -> None:
-        """Give it another trigger, or other arguments; what is not given stays.
+        """Give it another trigger, or other values for the parameters that are named; the rest stays.
 
-        Raises DeclarationError for a schedule in code, ArgumentsError for arguments that do not fit the task.
+        With ``args`` all arguments are replaced. Raises DeclarationError for a schedule in code, ArgumentsError for
+        arguments that do not fit the task.
         """
         row = self._row()
+        if row.source != "runtime":
+            raise DeclarationError(
+                f"The schedule {self.name!r} is declared in code: change it there, or pause it here."
+            )
+        if trigger is not None:
+            check_trigger(trigger)
         encoded = row.args
         if args is not None or kwargs:
-            encoded = self._state.registry.find(row.task)._encode(args or (), kwargs)
+            task = self._state.registry.find(row.task)
+            encoded = task._encode(args, kwargs) if args is not None else task._changed(row.args, kwargs)
         given = trigger or trigger_from_text(row.trigger)
         self._state.client.put_schedule(DeclaredSchedule(name=self.name, task=row.task, trigger=given, args=encoded))
 
@@ -200,7 +223,9 @@ class ScheduleControls(Mapping[str, ScheduleControl]):
 
     def __getitem__(self, name: str) -> ScheduleControl:
         if name not in _names(self._state):
-            raise KeyError(name)
+            raise KeyError(
+                f"No schedule is named {name!r:.200}. There are: {', '.join(_names(self._state)) or 'none'}."
+            )
         return ScheduleControl(self._state, name)
 
     def __iter__(self) -> Iterator[str]:

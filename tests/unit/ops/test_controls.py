@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_taskworker import At, BackgroundTaskWorker, Cron, Every, JobFailed, JobNotFound, JobState, Retry, current_job
+from flask_taskworker import (
+    At,
+    BackgroundTaskWorker,
+    Cron,
+    Every,
+    JobFailed,
+    JobNotFound,
+    JobState,
+    Limit,
+    Retry,
+    current_job,
+)
 from flask_taskworker.errors import ArgumentsError, DeclarationError
 from flask_taskworker.ops.browse import Browser
 from tests.support.waiting import wait_for
@@ -221,6 +232,75 @@ def test_queue_is_paused_and_resumed_for_all_processes(idle: BackgroundTaskWorke
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def test_schedule_is_changed_in_one_argument_and_says_what_it_calls(idle: BackgroundTaskWorker) -> None:
+    @idle.task(name="digest")
+    def digest(user: int, kind: str = "short", *, copies: int = 1) -> None: ...
+
+    digest.schedule(Every(hours=1), name="of Ana", args=(7,), kwargs={"copies": 2})
+    schedule = idle.schedules["of Ana"]
+    schedule.change(kind="long")
+    assert (schedule.task, schedule.arguments) == ("digest", {"user": 7, "kind": "long", "copies": 2})
+    assert schedule.trigger == Every(hours=1)
+    schedule.change(Cron("0 1 * * *"))
+    assert schedule.arguments == {"user": 7, "kind": "long", "copies": 2}
+    schedule.change(args=(8,))
+    assert schedule.arguments == {"user": 8, "kind": "short", "copies": 1}
+    with pytest.raises(ArgumentsError, match="usr"):
+        schedule.change(usr=9)
+    with pytest.raises(DeclarationError, match=r"Give Cron\('0 1"):
+        schedule.change("0 1 * * *")  # type: ignore[arg-type]
+
+
+def test_schedule_in_code_says_where_it_is_changed(idle: BackgroundTaskWorker) -> None:
+    @idle.task(name="tidy", schedule=Cron("0 4 * * *"))
+    def tidy() -> None: ...
+
+    with pytest.raises(DeclarationError, match="declared in code: change it there, or pause it"):
+        idle.schedules["tidy"].change(Every(hours=1))
+    with pytest.raises(KeyError, match="No schedule is named 'tydy'. There are: tidy"):
+        idle.schedules["tydy"]
+    assert idle.schedules.get("tydy") is None
+
+
+def test_wrong_words_for_jobs_are_refused_at_the_call_with_the_right_ones(idle: BackgroundTaskWorker) -> None:
+    @idle.task
+    def send(order: int, paid: bool = False, note: str | None = None) -> None: ...
+
+    first, second = send.enqueue(1, paid=True), send.enqueue(2, note="x")
+    assert list(idle.jobs(args={"paid": True})) == [first]
+    assert list(idle.jobs(args={"order": 2, "note": "x"})) == [second]
+    with pytest.raises(ArgumentsError, match=r"jobs\(task=…\)"):
+        idle.jobs(send)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentsError, match="a dict, as"):
+        idle.jobs(args="Ana")  # type: ignore[arg-type]
+    for limit in (-1, "3", 1.5, True):
+        with pytest.raises(ArgumentsError, match="limit = "):
+            idle.jobs(limit=limit)  # type: ignore[arg-type]
+
+
+@pytest.mark.no_tables_yet
+def test_status_before_there_are_tables_makes_them(idle: BackgroundTaskWorker) -> None:
+    assert idle.status().queues == ()
+
+
+def test_queue_without_jobs_can_be_paused_and_is_not_among_the_queues(idle: BackgroundTaskWorker) -> None:
+    idle.task(queue="mail")(plain)
+    assert ("mail" in idle.queues, "none" in idle.queues, idle.queues["none"].paused) == (True, False, False)
+    with pytest.raises(DeclarationError, match="queue = 7 is not allowed"):
+        idle.queues[7]  # type: ignore[index]
+
+
+def plain() -> None: ...
+
+
+def test_limit_to_which_nothing_is_given_says_what_it_takes(idle: BackgroundTaskWorker) -> None:
+    idle.task(limit=Limit("carrier", running=2))(plain)
+    limit = idle.limits["carrier"]
+    assert repr(limit) == "<Limit carrier>"
+    with pytest.raises(DeclarationError, match=r"'carrier'. Give it running=…"):
+        limit.set()
 
 
 def test_schedule_in_code_is_run_and_paused_before_any_worker_has_stored_it(idle: BackgroundTaskWorker) -> None:
