@@ -22,8 +22,8 @@ INTERRUPTED = 130
 
 _ORDER = (
     *("run", "status", "workers", "queues", "doctor", "list", "call", "jobs", "job", "why", "failures"),
-    *("retry", "cancel", "discard", "restore", "run-now", "tell", "pause", "resume", "limits", "limit", "batches"),
-    *("batch", "purge", "schedule", "db"),
+    *("retry", "cancel", "discard", "restore", "run-now", "tell", "change", "pause", "resume", "limits", "limit"),
+    *("batches", "batch", "purge", "schedule", "db"),
 )
 
 

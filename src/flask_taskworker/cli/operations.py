@@ -15,7 +15,7 @@ from ..commands import tasks_command
 from ..core.clock import to_ms
 from ..core.filters import JobFilter
 from ..core.words import stamp
-from ..errors import JobFinished, JobNotFound, NotAccepted, StepError
+from ..errors import ArgumentsError, DeclarationError, JobFinished, JobNotFound, NotAccepted, StepError
 from ..ops.operations import FITTING, is_possible
 from ..ops.views import job_view
 from .group import (
@@ -180,6 +180,32 @@ def tell_job(job_id: int, name: str, value: str) -> None:
     except StepError as error:
         raise click.UsageError(str(error)) from None
     tell(f"Job {job_id} has the notice {name!r}.")
+
+
+@tasks_command.command("change")
+@click.argument("job_id", metavar="ID", type=int, shell_complete=complete_job_in("scheduled", "held", "ready"))
+@click.option(
+    "--at", "run_at", type=Moment(), metavar="MOMENT", help="Run it at this time: 18:00, 2026-05-01T12:00:00Z."
+)
+@click.option("--queue", metavar="QUEUE", type=QUEUE, help="Put it into this queue.")
+@click.option("--priority", type=int, metavar="N", help="Give it this priority; higher runs first.")
+def change(job_id: int, **changes: Any) -> None:
+    """Change a job that no worker has taken yet.
+
+    Exits with 3 if one has. Its arguments are changed in Python: task_worker.get_job(ID).change(args=…).
+    """
+    if all(value is None for value in changes.values()):
+        raise click.UsageError("Give what is to be changed: --at, --queue or --priority.")
+    try:
+        done = operations().change(job_id, **changes)
+    except JobNotFound as error:
+        tell(str(error))
+        sys.exit(NOTHING)
+    except (ArgumentsError, DeclarationError) as error:
+        raise click.UsageError(str(error)) from None
+    tell(f"Job {job_id} is {'changed' if done else 'not changed: a worker has taken it, or it has ended'}.")
+    if not done:
+        sys.exit(NOTHING)
 
 
 # -- by number ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from blinker import Signal
@@ -22,12 +23,20 @@ from flask import Flask, has_app_context, url_for
 from sqlalchemy import Engine
 
 from .. import signals
-from ..core.clock import as_seconds, from_ms
+from ..core.clock import as_seconds, from_ms, require_aware, to_ms
 from ..core.current_job import waiting_for_others
 from ..core.jobs import Job, Reason
 from ..core.loggers import Logger, get_logger
-from ..core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
-from ..core.tasks import Bound, DeclaredSchedule, EnqueueOptions, Task, TaskRegistry
+from ..core.rows import WAITS, Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind
+from ..core.tasks import (
+    Bound,
+    DeclaredSchedule,
+    EnqueueOptions,
+    Task,
+    TaskRegistry,
+    check_name,
+    check_priority,
+)
 from ..core.triggers import describe
 from ..errors import ArgumentsError, DeclarationError, JobCancelled, JobFailed, JobNotFound, JobTimeout, LeaseLost
 from ..store.driver import Run
@@ -478,6 +487,34 @@ class Client:
         done = self.store.retry(job_id, following=following, fresh=fresh)
         self.wake()
         return done
+
+    def change(self, job_id: int, **changes: Any) -> bool:
+        """Change a waiting job: see :meth:`Job.change`."""
+        values = self.checked_change(self.store.record(job_id), **changes)
+        return bool(self.store.change(lambda flows: flows.change(values)))
+
+    def checked_change(
+        self,
+        job: JobRecord,
+        *,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        args: Sequence[Any] | Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """What ``Flows.change`` takes. Raises ArgumentsError, DeclarationError or NotEncodable."""
+        if priority is not None:
+            check_priority(priority)
+        if queue is not None:
+            check_name("queue", queue)
+        due_at = None
+        if run_at is not None:
+            if job.marks & WAITS:
+                raise ArgumentsError(f"Job {job.id} waits for others, which say when it is due. Leave run_at out.")
+            due_at = to_ms(require_aware(run_at, "run_at"))
+            due_at = due_at if due_at > self.store.clock() else 0
+        encoded = None if args is None else self._registry.find(job.task)._encode_others(args)
+        return {"id": job.id, "priority": priority, "run_at": due_at, "queue": queue, "args": encoded}
 
     def close(self) -> None:
         """Close the database's connections and end idle threads; new ones are made when needed."""

@@ -6,7 +6,7 @@ Pure: nothing here reads a clock or touches a database. A :class:`Job` is a hand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,6 +53,9 @@ class JobClient(Protocol):
 
     def tell(self, uid: str, name: str, value: Any, session: Any = None) -> None:
         """Tell a job something: see :meth:`Job.tell`."""
+
+    def change(self, job_id: int, **changes: Any) -> bool:
+        """Change a waiting job: see :meth:`Job.change`."""
 
     def why(self, job_id: int) -> list[Reason]:
         """What a waiting job waits for. Raises JobNotFound."""
@@ -264,6 +267,22 @@ class Job(Generic[R]):
         JobFinished, JobNotFound, or StepError for a value that cannot be stored.
         """
         self._client.tell(self.uid, name, value, session)
+
+    def change(
+        self,
+        *,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        args: Sequence[Any] | Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Change what is given of a job that no worker has taken yet; False if one has.
+
+        *run_at*: an aware datetime; one that has passed makes the job due now. *args*: a tuple of all arguments, or a
+        dict of them by name, checked as those of ``enqueue`` are. Raises ArgumentsError, too for a job whose limit or
+        unique key comes from its arguments, or that waits for others and is to be due earlier; JobNotFound.
+        """
+        return self._client.change(self._stored_id(), priority=priority, run_at=run_at, queue=queue, args=args)
 
     def why(self) -> list[Reason]:
         """What the job waits for, each with what would end it; empty for one that runs or has ended.

@@ -470,6 +470,16 @@ class Task(Call[P, R], Generic[P, R, Returned]):
                 )
         return encoded
 
+    def _encode_others(self, args: Sequence[Any] | Mapping[str, Any]) -> str:
+        """Encode the arguments that a stored job is to have instead of its own."""
+        for keyed in (self.options.limit, self.options.unique):
+            if keyed is not None and keyed.key is not None:
+                raise ArgumentsError(
+                    f"The {type(keyed).__name__} of {self.name} takes its key from the arguments, so a stored job "
+                    "keeps them. Cancel the job, and enqueue another."
+                )
+        return self._encode_calls([args])[0]
+
     def _declared_schedules(self) -> list[DeclaredSchedule]:
         """The schedules that the decorator was given; several are numbered from the second on."""
         options = self.options

@@ -190,6 +190,15 @@ class Operations:
         target = f"job {job_id} ({record.task}): {name}"
         self._do("tell", target, lambda flows: [(steps.tell_within(flows, record.uid, name, value),)])
 
+    def change(self, job_id: int, **changes: Any) -> bool:
+        """Change a job as ``Job.change`` does; False if a worker has taken it. Raises JobNotFound, ArgumentsError."""
+        record = self._store.record(job_id)
+        values = self._client.checked_change(record, **changes)
+        given = [name for name, value in changes.items() if value is not None]
+        words = [f"{name} {getattr(record, name)} → {changes[name]}" for name in given if name != "args"]
+        target = f"job {job_id} ({record.task}): {', '.join(words)}"
+        return self._do("change", target, lambda flows: flows.change(values))
+
     def act_on_batch(self, action: str, batch_id: int) -> int:
         """Do *action* to a batch: "retry" (how many jobs), "cancel" or "seal" (1 if it did). Raises BatchNotFound."""
         row = Browser(self._store).batch(batch_id)

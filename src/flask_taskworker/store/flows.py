@@ -17,7 +17,7 @@ from typing import Any
 
 from ..core.around import CARRIED
 from ..core.batches import BatchRow, Event, code_of
-from ..core.rows import CALLS, MEMBER, NOTICE, PARENT, THEN, WAITS, Failure, JobRecord, NewJob, read_origin
+from ..core.rows import CALLS, LIMITED, MEMBER, NOTICE, PARENT, THEN, WAITS, Failure, JobRecord, NewJob, read_origin
 from ..errors import NotAccepted
 from .admission import add_permits, touch
 from .driver import Row, Run
@@ -189,9 +189,22 @@ class Flows:
 
     def wake(self, ids: Iterable[int]) -> None:
         """Have those of these jobs run that wait for a notice which is there."""
-        rows = self.run(step_statements.wake(self._dialect), _ids(ids))
+        self.moved(self.run(step_statements.wake(self._dialect), _ids(ids)))
+
+    def moved(self, rows: Sequence[Row]) -> None:
+        """These waiting jobs, rows of (id, state, marks, queue, kind), wait for something else now, or for nothing."""
         self.effects.admits |= touch(self._dialect, self.run, rows)
         self.effects.ready |= {(queue, kind) for _, state, _, queue, kind in rows if state == "ready"}
+
+    def change(self, values: Mapping[str, Any]) -> list[Row]:
+        """Change a job as ``Client.checked_change`` has it: its row, or none where a worker has taken it."""
+        rows = self.run(operation_statements.CHANGE, values)
+        if rows and values["queue"] is not None and rows[0][2] & LIMITED:
+            self.run(operation_statements.MOVE_PLACE, values)
+        self.moved(rows)
+        # Workers look again: it may be due before anything that they know of.
+        self.effects.admits |= bool(rows)
+        return rows
 
     def _follow(self, ended: list[Row]) -> None:
         parents = [(row[0], row[1]) for row in ended if row[2] & PARENT]
@@ -213,9 +226,7 @@ class Flows:
     def _release(self, ids: Iterable[int]) -> None:
         """These jobs wait for no parent any more."""
         if chosen := sorted(ids):
-            rows = self.run(statements.release(self._dialect), {**_ids(chosen), "now": self.now})
-            self.effects.admits |= touch(self._dialect, self.run, rows)
-            self.effects.ready |= {(queue, kind) for _, state, _, queue, kind in rows if state == "ready"}
+            self.moved(self.run(statements.release(self._dialect), {**_ids(chosen), "now": self.now}))
 
     def _cancel_broken(self) -> list[Row]:
         """Cancel the jobs whose parents did not end as they asked, and theirs in turn; no more than a piece."""

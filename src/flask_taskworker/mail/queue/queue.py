@@ -468,3 +468,7 @@ class SuppressedMails:
     def retry(self, job_id: int, *, following: bool = False, fresh: bool = False) -> bool:
         """It has not failed."""
         return False
+
+    def change(self, job_id: int, **changes: Any) -> bool:
+        """It does not wait."""
+        return False

@@ -43,6 +43,20 @@ def special_retries(dialect: Dialect, fits: str) -> str:
     )
 
 
+_DUE = "CAST(:run_at AS bigint)"
+CHANGE = (
+    "UPDATE taskworker_job SET priority = COALESCE(:priority, priority), queue = COALESCE(:queue, queue), "
+    f"args = COALESCE(:args, args), run_at = COALESCE({_DUE}, run_at), "
+    f"state = CASE WHEN {_DUE} IS NULL THEN state WHEN {_DUE} > 0 THEN 'scheduled' ELSE {AT_ONCE} END "
+    "WHERE id = :id AND claim = 0 AND state IN ('scheduled', 'held', 'ready') "
+    f"AND ({_DUE} IS NULL OR marks & {WAITS} = 0) RETURNING id, state, marks, queue, kind"
+)
+"""Change a job that no worker has taken; not when one is due that waits for others. NULL leaves a value as it is."""
+
+MOVE_PLACE = "UPDATE taskworker_permit SET queue = :queue WHERE job_id = :id"
+"""A limited job has another queue now."""
+
+
 def cancel(dialect: Dialect, fits: str) -> str:
     """Cancel waiting jobs, ask running ones to stop."""
     return (

@@ -14,6 +14,7 @@ TOUCHED = {
     *("jobs.CANCEL", "jobs.RETRY", "jobs.FINISH_ONE", "jobs.promote", "jobs.finish", "workers.sweep", "keys.merge"),
     *("flows.release", "flows.cancel_children", "flows.wait_again", "steps.wake", "jobs.finish_succeeded"),
     *("operations.retry", "operations.cancel", "operations.discard", "operations._RESTORE", "operations.run"),
+    "operations.CHANGE",
     *("limits.let_in", "limits.take_back"),
 }
 """Followed by Flows.changed, Flows.back or touch, or part of admission."""
