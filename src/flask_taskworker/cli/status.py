@@ -44,10 +44,10 @@ WATCH = click.option(
 def status(in_json: bool, watch: float | None, alert: bool) -> None:
     """Show whether everything is healthy.
 
-    Lists workers, queues, counts and schedules. Exits with 4 if something is wrong: jobs are ready or due and no living
-    worker takes them, a worker has not checked in for 30 seconds, its event loop is blocked or hung jobs hold all its
-    threads, a schedule is late by more than a minute, or a job has been ready for more than 5 minutes. Jobs of paused
-    queues may wait.
+    Lists workers, queues, counts and schedules. Exits with 4 if something is wrong: jobs are ready or due and no
+    living worker takes them, a worker has not checked in for 30 seconds, its event loop is blocked or hung jobs
+    hold all its threads, a schedule is late by more than a minute, finished jobs are not deleted, or a job has been
+    ready for more than 5 minutes. Jobs of paused queues may wait.
     """
     store = app_state().store
     if alert:

@@ -16,6 +16,9 @@ LONG_WAIT_MS = 300_000
 LATE_MS = 60_000
 """What is due for longer than this, with no worker to take it, is late."""
 
+LATE_PRUNING_MS = 3_600_000
+"""A finished job that should have been deleted before this time is kept too long."""
+
 BLOCKED_MS = 5_000
 """An event loop that has not turned for this long is blocked."""
 

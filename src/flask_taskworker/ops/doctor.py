@@ -23,7 +23,7 @@ from typing import Any, Literal
 from flask import Flask
 from sqlalchemy.engine import URL
 
-from ..client.health import name_of
+from ..client.health import LATE_PRUNING_MS, name_of
 from ..core.mail_config import MailConfig
 from ..core.words import counted, spoken
 from ..errors import NotSupported, SchemaError, StoreError
@@ -50,7 +50,6 @@ LONG_LOG = 64_000_000
 
 SKEW_MS = 2_000
 LATE_BEAT_MS = 5_000
-LATE_PRUNING_MS = 3_600_000
 LONG_OPEN_MS = 3_600_000
 
 _NETWORK = frozenset(

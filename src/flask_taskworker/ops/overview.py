@@ -7,8 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..client.health import BLOCKED_MS, LATE_MS, LONG_WAIT_MS, info_of, is_late, is_silent, name_of, takes
+from ..client.health import (
+    BLOCKED_MS,
+    LATE_MS,
+    LATE_PRUNING_MS,
+    LONG_WAIT_MS,
+    info_of,
+    is_late,
+    is_silent,
+    name_of,
+    takes,
+)
 from ..core.words import MOST, counted, spoken
+from ..store.schema import FINISHED
 from ..store.sql import ScheduleRow, Store, WorkerRow
 from ..store.statements import browse as browse_statements
 from ..store.statements import jobs as job_statements
@@ -42,6 +53,8 @@ class Overview:
     """Names of paused queues: their jobs may wait."""
     held: Mapping[str, int]
     """How many jobs of each queue wait for their limits; each phase of them is counted up to MOST."""
+    is_kept_too_long: bool
+    """Whether a finished job should have been deleted an hour ago."""
     limited: frozenset[str]
     """Names of queues with a limit: their jobs may wait for that."""
 
@@ -49,7 +62,8 @@ class Overview:
     def take(cls, store: Store) -> Overview:
         """Look now. Bounded, and creates nothing. Raises StoreError."""
         store.look()
-        rows = store.driver.read(_statement(store.driver.dialect), {"most": MOST})
+        parameters = {"most": MOST, "before": store.clock() - LATE_PRUNING_MS}
+        rows = store.driver.read(_statement(store.driver.dialect), parameters)
         found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}
         return cls(
             workers=tuple(WorkerRow(*row) for row in found["workers"]),
@@ -61,6 +75,7 @@ class Overview:
             next_due=found["next_due"][0][0],
             paused=frozenset(row[0] for row in found["paused"]),
             held=dict(map(tuple, found["held"])),
+            is_kept_too_long=bool(found["kept"]),
             limited=frozenset(row[0] for row in found["limited"]),
             now=store.clock(),
         )
@@ -100,6 +115,10 @@ class Overview:
                 if unable:
                     what = "1 schedule" if unable == 1 else f"{unable} schedules"
                     found.append(f"Worker {name} cannot fire {what}. Its log names them and says why.")
+        if self.is_kept_too_long and self.claiming:
+            found.append(
+                "Finished jobs should have been deleted an hour ago, and were not. The log of a worker says why."
+            )
         return [*found, *self.unserved(), *self._slow(), *self._late()]
 
     def unserved(self) -> Iterator[str]:
@@ -165,6 +184,10 @@ def _statement(dialect: Dialect) -> str:
         "any": ("SELECT 1 FROM taskworker_job LIMIT 1", 1),
         "schedules": (job_statements.SCHEDULES, len(_SCHEDULE)),
         "next_due": (job_statements.NEXT_DUE, 1),
+        "kept": (
+            f"SELECT 1 FROM taskworker_job WHERE {FINISHED} AND expires_at < :before LIMIT 1",
+            1,
+        ),
         "paused": ("SELECT name FROM taskworker_queue WHERE paused = 1", 1),
         "held": (browse_statements.HELD_BY_QUEUE, 2),
         "limited": ("SELECT substr(name, 7) FROM taskworker_limit WHERE substr(name, 1, 6) = 'queue:'", 1),

@@ -89,6 +89,8 @@ class WorkersHealth:
             return "no worker has started"
         if self.is_stopping():
             return "it stops"
+        if any(worker.is_quiet for worker in workers):
+            return "a worker was asked to be quiet"
         return None if all(worker.is_claiming for worker in workers) else "a worker does not reach the database"
 
     def is_stopping(self) -> bool:

@@ -74,7 +74,7 @@ class Worker:
             registry=registry,
             config=config,
             find_app=find_app,
-            may_begin=lambda: self._registration.is_current and not (self._given_up or self._quiet),
+            may_begin=lambda: self._registration.is_current and not (self._given_up or self.is_quiet),
             bounds=bounds,
             role=role,
             timing=timing,
@@ -98,7 +98,9 @@ class Worker:
             timing=timing,
         )
         self._back_off = 0.0
-        self._declared_dead = self._has_begun = self._given_up = self._quiet = False
+        self._declared_dead = self._has_begun = self._given_up = False
+        self.is_quiet: bool = False
+        """Whether an operator has asked it to take no more jobs. Safe from any thread."""
         self.is_stopping: bool = False
         """Whether it takes no more jobs. Safe from any thread."""
         self._deadline = math.inf
@@ -114,7 +116,7 @@ class Worker:
     def is_claiming(self) -> bool:
         """Whether it takes jobs, and the database answers. Safe from any thread."""
         is_healthy = not self._back_off and not self._declared_dead and not self._registration.is_failing
-        return self._has_begun and not self.is_stopping and is_healthy
+        return self._has_begun and not (self.is_stopping or self.is_quiet) and is_healthy
 
     @property
     def runs_threads(self) -> bool:
@@ -149,8 +151,8 @@ class Worker:
 
     def _on_wish(self, wish: Literal["quiet", "stop"]) -> None:
         """An operator has asked for it. Safe from any thread."""
-        if not self._quiet:
-            self._quiet = True
+        if not self.is_quiet:
+            self.is_quiet = True
             log.info(
                 "worker %s was asked to %s: it takes no more jobs", self.id, "stop" if wish == "stop" else "be quiet"
             )
@@ -284,7 +286,7 @@ class Worker:
                 self._registration.leave(holding=False)
                 self.id = await self._registration.join()
                 self._declared_dead = False
-                if self._quiet:
+                if self.is_quiet:
                     await self.work_loop.work.start_draining(self.id)
                 log.warning("worker %s is back under this new id", self.id)
             delay = await self.work_loop.turn(self.id)

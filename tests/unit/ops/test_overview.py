@@ -11,6 +11,7 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, Every, Limit, Mail
 from flask_taskworker.dashboard import create_dashboard
 from flask_taskworker.dashboard.blueprint import ROUTES
+from flask_taskworker.errors import StoreError
 from flask_taskworker.ops import overview as module
 from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.operations import Operations
@@ -190,3 +191,24 @@ def add_worker(store: Store, *, queues: list[str] | None) -> None:
     info = json.dumps({"queues": queues, "concurrency": 1, "threads": 1})
     values = {"host": "h", "pid": 7, "now": store.clock(), "server_started_at": None, "info": info}
     store.driver.write(worker_statements.ADD_WORKER, {"id": f"w{queues}", **values})
+
+
+def test_finished_jobs_that_no_worker_deletes_are_a_problem(store: Store, rows: Rows) -> None:
+    store.driver.prepare()
+    now = store.clock()
+    store_jobs(rows, {"state": "succeeded", "expires_at": now - 2 * 3_600_000})
+    assert Overview.take(store).problems() == []
+    rows(
+        "INSERT INTO taskworker_worker (id, host, pid, started_at, beat_at, state, info) "
+        "VALUES ('w', '', 1, 1, ?, 'alive', '{}')",
+        now,
+    )
+    (problem,) = Overview.take(store).problems()
+    assert problem.startswith("Finished jobs should have been deleted an hour ago")
+
+
+@pytest.mark.no_tables_yet
+def test_a_look_at_the_health_creates_nothing(store: Store) -> None:
+    with pytest.raises(StoreError, match="No tables found"):
+        Overview.take(store)
+    assert store.driver.schema_version() is None
