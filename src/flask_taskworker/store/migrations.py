@@ -125,9 +125,11 @@ def ddl(dialect: Dialect) -> list[str]:
 def _create_table(dialect: Dialect, table: Table) -> list[str]:
     # Found by name: the other dialect, 3 MB, need not be in memory.
     words: Any = URL.create(dialect.name).get_dialect()()
-    strict = " STRICT" if dialect.name == "sqlite" else ""
+    created = str(CreateTable(table).compile(dialect=words)).strip()
+    if dialect.name == "sqlite":
+        created += " STRICT" if table.dialect_options["sqlite"]["with_rowid"] else ", STRICT"
     return [
-        str(CreateTable(table).compile(dialect=words)).strip() + strict,
+        created,
         *(
             str(CreateIndex(index).compile(dialect=words))
             + (f" WHERE {index.info[WHERE]}" if WHERE in index.info else "")

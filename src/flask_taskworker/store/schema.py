@@ -343,6 +343,8 @@ step: Table = Table(
     Column("result", Text),
     CheckConstraint("kind IN ('step', 'sleep', 'wait')", name="taskworker_step_kind"),
     _moments("taskworker_step", "began_at", "ended_at", "due_at"),
+    # A step is one page to write then, not two.
+    sqlite_with_rowid=False,
 )
 
 # Notices for jobs that have not taken them yet.
