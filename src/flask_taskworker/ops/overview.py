@@ -60,8 +60,8 @@ class Overview:
 
     @classmethod
     def take(cls, store: Store) -> Overview:
-        """Look now. Bounded, and creates nothing. Raises StoreError."""
-        store.look()
+        """Look now. Bounded. Raises StoreError."""
+        store.driver.prepare()
         parameters = {"most": MOST, "before": store.clock() - LATE_PRUNING_MS}
         rows = store.driver.read(_statement(store.driver.dialect), parameters)
         found: dict[str, list[Any]] = {name: json.loads(text or "[]") for name, text in rows}

@@ -31,7 +31,8 @@ class Status:
 
 
 def take_status(store: Store) -> Status:
-    """Look now. Raises StoreError."""
+    """Look now; creates nothing. Raises StoreError."""
+    store.look()
     overview, browser = Overview.take(store), Browser(store)
     now = overview.now
     runs = browser.schedule_runs([schedule.name for schedule in overview.schedules], LAST_RUNS)

@@ -17,6 +17,7 @@ from flask_taskworker.ops.browse import Browser
 from flask_taskworker.ops.operations import Operations
 from flask_taskworker.ops.overview import Overview, ended, latest_failures
 from flask_taskworker.ops.rows import QueueRow, add_up
+from flask_taskworker.ops.status import take_status
 from flask_taskworker.store.sql import MAX_ID, Store
 from flask_taskworker.store.statements import workers as worker_statements
 from tests.support.stored import Rows, counts_of, store_jobs
@@ -210,5 +211,5 @@ def test_finished_jobs_that_no_worker_deletes_are_a_problem(store: Store, rows: 
 @pytest.mark.no_tables_yet
 def test_a_look_at_the_health_creates_nothing(store: Store) -> None:
     with pytest.raises(StoreError, match="No tables found"):
-        Overview.take(store)
+        take_status(store)
     assert store.driver.schema_version() is None
