@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NoReturn
 
 import click
 from flask import current_app
@@ -20,7 +20,7 @@ from ..ops.views import as_json
 from ..store.sql import Store
 from .group import AS_JSON, NOTHING, UNHEALTHY, Period, app_state, operations, tell
 from .schedules import next_words
-from .text import moment, safe, table, to_json
+from .text import moment, plural, safe, table, to_json
 
 _NEXT_SCHEDULES = 10
 _WATCH = 2.0
@@ -57,18 +57,43 @@ def status(in_json: bool, watch: float | None, alert: bool) -> None:
     sys.exit(UNHEALTHY if seen.problems else 0)
 
 
+def _set_slots(name: str | None, threads: int | None, concurrency: int | None) -> NoReturn:
+    names = [one.id for one in app_state().store.workers() if one.state == "alive"] if name is None else [name]
+    try:
+        done = [one for one in names if operations().set_slots(one, threads=threads, concurrency=concurrency)]
+    except DeclarationError as error:
+        tell(str(error))
+        sys.exit(NOTHING)
+    tell(f"{plural(len(done), 'worker')} changed; each learns it within about a second.")
+    sys.exit(0 if done else NOTHING)
+
+
 @tasks_command.command("workers")
-@click.argument("act", metavar="[stop|quiet]", type=click.Choice(["stop", "quiet"]), required=False)
+@click.argument("act", metavar="[stop|quiet|set]", type=click.Choice(["stop", "quiet", "set"]), required=False)
 @click.argument("name", metavar="[NAME]", required=False)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help='With "set": sync jobs at once.')
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help='With "set": async jobs at once.')
 @AS_JSON
 @WATCH
-def workers(act: Literal["stop", "quiet"] | None, name: str | None, in_json: bool, watch: float | None) -> None:
-    """List the workers: what they run, what they take, and how they are; or stop one.
+def workers(
+    act: Literal["stop", "quiet", "set"] | None,
+    name: str | None,
+    threads: int | None,
+    concurrency: int | None,
+    in_json: bool,
+    watch: float | None,
+) -> None:
+    """List the workers: what they run, what they take, and how they are; or stop one, or change its slots.
 
     With "quiet" a worker takes no more jobs and goes on with those that it runs. With "stop" it then ends, as after
-    SIGTERM, within about a second if nothing runs. NAME is its name or its id. Exits with 3 if no living worker
-    has that name, or if it was asked before.
+    SIGTERM, within about a second if nothing runs. With "set" it runs as many jobs at once as the options say, until
+    it ends; without NAME all workers do. NAME is its name or its id. Exits with 3 if no living worker has that name,
+    or if it was asked before.
     """
+    if act == "set":
+        _set_slots(name, threads, concurrency)
+    if threads is not None or concurrency is not None:
+        raise click.UsageError("--threads and --concurrency go with set: flask tasks workers set --threads 4")
     if act is not None:
         if name is None:
             raise click.UsageError("Say which worker: give its name or its id.")

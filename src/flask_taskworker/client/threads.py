@@ -35,7 +35,8 @@ class ThreadPool(Executor):
 
     def __init__(self, size: int, name: str, *, refuse: bool = False) -> None:
         """*refuse*: a call for which there should be a further thread, and none can be started, is refused."""
-        self._size = size
+        self.size: int = size
+        """The most threads. It may grow."""
         self._name = name
         self._refuse = refuse
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -48,7 +49,7 @@ class ThreadPool(Executor):
         if self._closed:
             raise PoolClosed
         # Before it stands in line: a thread that can be started later must not run what was refused.
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self.size:
             self._grow()
         future: Future[T] = Future()
         self._calls.put((future, lambda: fn(*args, **kwargs)))

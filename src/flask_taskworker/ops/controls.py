@@ -101,6 +101,13 @@ class WorkerControl:
         """Have it take no more jobs, while its running ones go on; False if it was asked before."""
         return operations(self._state, who).ask_worker(self.name, "quiet")
 
+    def set(self, *, threads: int | None = None, concurrency: int | None = None, who: str = WHO) -> bool:
+        """Have it run that many sync and async jobs at once, within about a second; False if it takes no jobs.
+
+        It holds until the worker ends. Raises DeclarationError for a number below 1, and without any.
+        """
+        return operations(self._state, who).set_slots(self.name, threads=threads, concurrency=concurrency)
+
     def stop(self, *, who: str = WHO) -> bool:
         """Have it stop as after SIGTERM, within about a second; False if it was asked before."""
         return operations(self._state, who).ask_worker(self.name, "stop")

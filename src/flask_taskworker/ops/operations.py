@@ -32,11 +32,13 @@ from ..store.statements import browse as browse_statements
 from ..store.statements import limits as limit_statements
 from ..store.statements import operations as statements
 from ..store.statements.jobs import REMOVE_ENDED_SCHEDULE, REMOVE_SCHEDULE, SCHEDULE_SOURCE, batch_of
-from ..store.statements.workers import WISH
+from ..store.statements.workers import SET_SLOTS, WISH
 from ..store.work import PRUNE_BATCH, remove_parts
 from .browse import Browser, Names
 from .views import JobView, WorkerView, worker_view
 
+MOST_SLOTS = 10_000
+"""How many jobs of a kind one worker may be asked to run at once."""
 _HIDEABLE = ("scheduled", "held", "ready", "succeeded", "failed", "cancelled")
 FITTING: dict[str, tuple[str, ...]] = {
     "retry": ("failed", "cancelled"),
@@ -346,6 +348,31 @@ class Operations:
         worker = worker_named(self._store, name)
         rows = {"id": worker.id, "wish": wish}
         return self._do(wish, f"worker {worker.name} ({worker.id})", lambda flows: flows.run(WISH, rows))
+
+    def set_slots(self, name: str, *, threads: int | None, concurrency: int | None) -> bool:
+        """Have one worker run that many sync and async jobs at once; False if it takes no jobs. None leaves a number.
+
+        *name*: its name or id. Raises DeclarationError unless it is that of exactly one living worker, and for a number
+        below 1 or beyond 10,000.
+        """
+        for what, number in (("threads", threads), ("concurrency", concurrency)):
+            if number is not None and (type(number) is not int or not 1 <= number <= MOST_SLOTS):
+                raise DeclarationError(
+                    f"{what} = {number!r:.80} is not allowed. Allowed: a whole number from 1 to {MOST_SLOTS:,}."
+                )
+        if threads is None and concurrency is None:
+            raise DeclarationError("Nothing is to be set. Give threads=… for sync jobs, concurrency=… for async ones.")
+        worker = worker_named(self._store, name)
+        rows = {"id": worker.id, "threads": threads, "concurrency": concurrency}
+        words = ", ".join(
+            f"{what} {before} to {number}"
+            for what, before, number in (
+                ("threads", worker.sync_slots, threads),
+                ("concurrency", worker.async_slots, concurrency),
+            )
+            if number is not None
+        )
+        return self._do("slots", f"worker {worker.name} ({worker.id}): {words}", lambda f: f.run(SET_SLOTS, rows))
 
     def pause_schedule(self, name: str) -> bool:
         """Pause a schedule; False if it was paused. Raises DeclarationError if none has this name."""

@@ -162,8 +162,12 @@ worker: Table = Table(
     Column("state", Text, nullable=False),
     Column("info", Text, nullable=False),
     Column("wish", Text),
+    # How many jobs of each kind it runs at once, where that was set while it runs.
+    Column("threads", Integer),
+    Column("concurrency", Integer),
     CheckConstraint("state IN ('alive', 'draining', 'dead', 'left')", name="taskworker_worker_state"),
     CheckConstraint("wish IN ('quiet', 'stop')", name="taskworker_worker_wish"),
+    CheckConstraint("threads >= 1 AND concurrency >= 1", name="taskworker_worker_slots"),
     _moments("taskworker_worker", "started_at", "beat_at"),
 )
 

@@ -391,6 +391,10 @@ class Executor:
             self._server = self.open_server()
         return self._server
 
+    def allow_threads(self, number: int) -> None:
+        """As many sync jobs may run at once from now on."""
+        self._bridge.allow(number)
+
     def end_processes(self) -> None:
         """End isolated jobs at once. Safe from any thread."""
         if self._server is not None:

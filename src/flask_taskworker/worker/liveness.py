@@ -68,6 +68,8 @@ class News:
     """These jobs are no longer a dead worker's: they went back to their queues, or ended."""
     wished: Callable[[Literal["quiet", "stop"]], None]
     """Someone has asked it to be quiet, or to stop; told with each beat from then on."""
+    sized: Callable[[str, int], None]
+    """How many jobs of a kind are to run at once; told with each beat from when someone has set it."""
     reached: Callable[[], None]
     """The database answers again, or is another, or the clock was set back: the worker should look for itself."""
 
@@ -206,8 +208,12 @@ class Heartbeat:
         if not rows:
             log.error("worker %s was declared dead by another: it was frozen or cut off for too long", self._id)
             return False
-        if (wish := rows[0][1]) is not None:
+        _, wish, threads, concurrency = rows[0]
+        if wish is not None:
             self._news.wished(wish)
+        for kind, size in (("sync", threads), ("async", concurrency)):
+            if size is not None:
+                self._news.sized(kind, size)
         if running := self._news.running():
             sql = worker_statements.cancel_requests(self._store.driver.dialect)
             rows = link.read(sql, {"batch": batch_of([(job_id,) for job_id in running])})

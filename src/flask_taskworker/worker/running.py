@@ -225,6 +225,24 @@ class RunningJobs:
         """Whether a job has progress or log lines that are not written yet."""
         return bool(self._reports or self._logging)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many jobs of each kind run at once. Safe from any thread."""
+        return {kind: slots.size for kind, slots in self._slots.items()}
+
+    def resize(self, kind: str, size: int) -> None:
+        """Run as many jobs of that kind at once from now on. Where more run now, they end first."""
+        slots = self._slots[kind]
+        if size == slots.size:
+            return
+        log.info("%s jobs at once: %s, and %s until now", kind, size, slots.size)
+        slots.size = size
+        if kind == "sync":
+            self.hung.size = self.standstill.size = size
+            self._executor.allow_threads(size)
+        self._fill(kind)
+        self._on_change()
+
     def room(self, kind: str) -> int:
         """How many jobs of that kind to claim now."""
         return self._slots[kind].room

@@ -83,6 +83,10 @@ class ThreadBridge:
             self._grow()
         return future
 
+    def allow(self, size: int) -> None:
+        """Use up to *size* threads from now on. Those that are there stay."""
+        self._size = self._pool.size = max(size, self._size)
+
     def withdraw(self, future: asyncio.Future[Any]) -> bool:
         """Take a call back, if it has not begun: True, and then it never will."""
         if self._waiting.pop(future, _GONE) is _GONE:

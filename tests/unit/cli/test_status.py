@@ -162,6 +162,20 @@ def test_status_shows_paused_queues_and_lets_their_jobs_wait(shop: Shop) -> None
     assert shop("status").code == 4
 
 
+def test_the_slots_of_one_worker_or_of_all_are_set(shop: Shop) -> None:
+    shop.register_worker()
+    assert "1 worker changed" in shop("workers", "set", "--threads", "4").err
+    assert "1 worker changed" in shop("workers", "set", "web1:4312", "--concurrency", "9").err
+    empty, unknown, useless, alone = (
+        shop("workers", "set"),
+        shop("workers", "set", "other", "--threads", "4"),
+        shop("workers", "set", "--threads", "0"),
+        shop("workers", "--threads", "4"),
+    )
+    assert (empty.code, unknown.code, useless.code, alone.code) == (3, 3, 2, 2)
+    assert "go with set" in alone.err
+
+
 def test_one_worker_is_asked_to_stop_by_name_or_id(shop: Shop) -> None:
     shop.register_worker()
     assert "asked to be quiet" in shop("workers", "quiet", "web1:4312").err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -68,6 +69,63 @@ def test_a_quiet_worker_takes_no_more_jobs_and_a_stopped_one_ends(
         (row.who, row.action, row.target.split()[0]) for row in Browser(app.extensions["taskworker"].store).audit()
     ]
     assert notes == [("ana", "stop", "worker"), ("ana", "quiet", "worker")]
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_worker_runs_more_or_fewer_jobs_at_once_from_its_next_heartbeat_on(
+    app: Flask, make_worker: Callable[..., BackgroundTaskWorker], kind: str
+) -> None:
+    task_worker = make_worker(app)
+    began: set[int] = set()
+    go = threading.Event()
+
+    def hold(number: int) -> None:
+        began.add(number)
+        go.wait(PATIENCE)
+
+    async def ahold(number: int) -> None:
+        began.add(number)
+        while not go.is_set():
+            await asyncio.sleep(0.01)
+
+    task = task_worker.task(hold if kind == "sync" else ahold)
+    wait_for(lambda: list(task_worker.workers))
+    (name,) = task_worker.workers
+    worker = task_worker.workers[name]
+
+    def at_once(number: int) -> None:
+        assert worker.set(**{"threads" if kind == "sync" else "concurrency": number}, who="ana")
+        wait_for(lambda: (worker.summary.sync_slots if kind == "sync" else worker.summary.async_slots) == number)
+
+    at_once(2)
+    jobs = task.enqueue_many([(number,) for number in range(60)])
+    wait_for(lambda: len(began) == 2)
+    at_once(50)
+    wait_for(lambda: len(began) == 50)
+    go.set()
+    for job in jobs:
+        job.wait(PATIENCE)
+    (note, *_) = Browser(app.extensions["taskworker"].store).audit()
+    assert (note.who, note.action) == ("ana", "slots")
+    assert note.target.endswith(f"{'threads' if kind == 'sync' else 'concurrency'} 2 to 50")
+
+
+@pytest.mark.parametrize(
+    ("slots", "words"),
+    [
+        ({}, "Nothing is to be set"),
+        ({"threads": 0}, "threads = 0 is not allowed. Allowed: a whole number from 1 to 10,000"),
+        ({"concurrency": 1.5}, "concurrency = 1.5 is not allowed"),
+    ],
+)
+def test_a_number_of_slots_that_makes_no_sense_is_refused(
+    app: Flask, make_worker: Callable[..., BackgroundTaskWorker], slots: dict[str, Any], words: str
+) -> None:
+    task_worker = make_worker(app)
+    wait_for(lambda: list(task_worker.workers))
+    with pytest.raises(DeclarationError, match=words):
+        next(iter(task_worker.workers.values())).set(**slots)
 
 
 def test_a_worker_that_does_not_live_cannot_be_stopped(idle: BackgroundTaskWorker) -> None:

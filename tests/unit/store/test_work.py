@@ -108,6 +108,7 @@ class Bench:
         news = News(
             lost=lambda: None, running=lambda: (), cancel=lambda _: None, rescued=rescued.extend,
             wished=lambda wish: None,
+            sized=lambda kind, size: None,
             reached=lambda: None,
         )  # fmt: skip
         presence = self.store.driver.presence(worker_id)

@@ -40,6 +40,7 @@ class Watch:
             cancel=lambda jobs: self.heard.append(f"cancel {jobs}"),
             rescued=self.rescued.extend,
             wished=lambda wish: None,
+            sized=lambda kind, size: None,
             reached=lambda: self.heard.append("reached"),
         )
         made = Heartbeat(self._store, presence, worker_id, news=news, info=dict, timing=Timing(beat=3600))

@@ -21,7 +21,7 @@ ADD_WORKER = (
 BEAT = (
     "UPDATE taskworker_worker SET beat = beat + 1, beat_at = :now, info = :info, "
     "server_started_at = :server_started_at "
-    "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat, wish"
+    "WHERE id = :id AND state IN ('alive', 'draining') RETURNING beat, wish, threads, concurrency"
 )
 """One heartbeat, which reads what the worker is asked to do. No row comes back to a worker that was declared dead."""
 
@@ -43,6 +43,12 @@ WISH = (
     "RETURNING id"
 )
 """Ask a living worker to be quiet or to stop. From now on its claims are refused; it learns why with its next beat."""
+
+SET_SLOTS = (
+    "UPDATE taskworker_worker SET threads = COALESCE(CAST(:threads AS integer), threads), "
+    "concurrency = COALESCE(CAST(:concurrency AS integer), concurrency) WHERE id = :id AND state = 'alive' RETURNING id"
+)
+"""Say how many jobs of each kind a living worker runs at once; NULL leaves it. It learns that with its next beat."""
 
 GIVE_UP = "UPDATE taskworker_worker SET state = 'dead' WHERE id = :id AND state IN ('alive', 'draining')"
 """A worker says of itself that it is dead, and so lets others have its jobs."""

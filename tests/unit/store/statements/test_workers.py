@@ -32,14 +32,14 @@ def test_worker_that_registers_twice_has_one_row(ready: Store) -> None:
 
 
 def test_beat_of_a_worker_that_was_given_up_says_so(ready: Store) -> None:
-    assert [tuple(row) for row in beat(ready)] == [(1, None)]
+    assert [tuple(row) for row in beat(ready)] == [(1, None, None, None)]
     ready.driver.write(statements.GIVE_UP, ROW)
     assert beat(ready) == []
 
 
 def test_draining_worker_still_beats(ready: Store) -> None:
     ready.driver.write(statements.START_DRAINING, ROW)
-    assert [tuple(row) for row in beat(ready)] == [(1, None)]
+    assert [tuple(row) for row in beat(ready)] == [(1, None, None, None)]
     assert [row[0] for row in ready.driver.read("SELECT state FROM taskworker_worker", {})] == ["draining"]
 
 
