@@ -50,8 +50,8 @@ def kill_under_limits(run: Run) -> Result:
         wrong = _read(stage, statements.heal(stage.shop.store.driver.dialect), after=0, number=jobs + 1)
         settle(stage, WORKERS)
         # Nothing is killed any more, and the four workers have a slot for each place in these lanes.
-        number = run.choose(100, 6)
-        busy = [(FRESH + turn % CALM_LANES, 0.1 + 0.1 * stage.chance.random()) for turn in range(number * CALM_LANES)]
+        number = run.choose(60, 3)
+        busy = [(FRESH + turn % CALM_LANES, 0.5 + 0.5 * stage.chance.random()) for turn in range(number * CALM_LANES)]
         stage.enqueue("ship", busy)
         until(lambda: sum(line.x >= FRESH for line in stage.evidence("ship-")) == len(busy), "the calm ones end", 600)
         share = busy_share(stage.evidence("ship+"), stage.evidence("ship-"))

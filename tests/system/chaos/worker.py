@@ -186,9 +186,10 @@ class Shop:
             return token
 
         @task(name="shop.walk")
-        def walk(number: int, seconds: float) -> None:
+        def walk(number: int, seconds: float, writes: bool = True) -> None:
+            plain, writing = (current_job.step, begin), (partial(current_job.step_in, self.session), add)
             for which in range(number):
-                for step, does in ((current_job.step, begin), (partial(current_job.step_in, self.session), add)):
+                for step, does in (plain, writing) if writes else (plain,):
                     place = (current_job.id * MOST_STEPS + which) * 2 + (does is add)
                     token = step(f"{does.__name__} {which}", does, place, seconds)  # type: ignore[operator]
                     record(folder, "step-", (place << TOKEN_BITS) + token)
