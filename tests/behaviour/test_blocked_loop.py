@@ -22,7 +22,7 @@ from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Every, Retry, TaskWorkerError
 from flask_taskworker.core.clock import from_ms
-from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind, Progress
+from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind, Progress, ProgressReport
 from flask_taskworker.core.tasks import DeclaredSchedule
 from flask_taskworker.errors import NotAccepted
 from flask_taskworker.store.drivers import make_driver
@@ -73,7 +73,9 @@ ACTS: dict[str, Act] = {
     "promote": lambda work, _: work.promote(),
     "admit limited jobs": lambda work, _: work.admit(),
     "look after batches": lambda work, _: work.tidy_flows(),
-    "report progress": lambda work, claims: work.report_progress([(claim, Progress(1, 2)) for claim in claims]),
+    "report progress": lambda work, claims: work.report_progress(
+        [(claim, ProgressReport(Progress(1, 2))) for claim in claims]
+    ),
     "claim large jobs": lambda work, _: work.claim("w", "large", "async", 5),
 }
 

@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, Every, JobState, current_job
-from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind, Progress, Report
+from flask_taskworker.core.rows import Claim, Failure, NewJob, Outcome, OutcomeKind, Progress, ProgressReport
 from flask_taskworker.store.driver import Run
 from flask_taskworker.store.sql import Store
 from flask_taskworker.store.statements.jobs import in_pieces
@@ -220,7 +220,7 @@ def test_last_progress_is_stored_with_the_ending_where_the_row_was_locked_before
         (worker,) = idle_worker._workers()
         with row_lock(url, "taskworker_job", "id", job.id):
             worker._loop.call_soon_threadsafe(go_on.set)
-            wait_for(lambda: [one.reported for _, one in worker.running_jobs()] == [Report(Progress(9))])
+            wait_for(lambda: [one.reported for _, one in worker.running_jobs()] == [ProgressReport(Progress(9))])
             wait_for(lambda: not worker.work_loop.jobs.reporting, "the worker has taken it")
             later = counts.enqueue(1)
             wait_for(lambda: later.refresh().progress, "what is reported later is stored")

@@ -186,12 +186,9 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
         }
         click.echo(to_json(as_json(job) | more))
         return
-    # The call as it would be typed; the stored text where this version of the code cannot read it.
-    words = [to_json(value) for value in args] if kwargs is not None else [page.args]
-    words += [f"{name}={to_json(value)}" for name, value in (kwargs or {}).items()]
     payload = [
         ("lane", page.lane),
-        ("arguments", ", ".join(words) or "none"),
+        ("arguments", _call(page.args, args, kwargs)),
         ("result", to_json(result) if job.state == "succeeded" else None),
         ("meta", to_json(page.meta) if page.meta else None),
         ("by", ", ".join(f"{name} {value}" for name, value in page.origin.items()) or None),
@@ -207,6 +204,13 @@ def show_job(job_id: int, follow: bool, in_json: bool) -> None:
         click.echo(safe(_step_line(step)))
     for one in page.tries:
         click.echo("\n".join(_try_lines(one)))
+
+
+def _call(stored: str, args: Any, kwargs: Any) -> str:
+    """The arguments as they would be typed; the stored text where this version of the code cannot read it."""
+    words = [to_json(value) for value in args] if kwargs is not None else [stored]
+    words += [f"{name}={to_json(value)}" for name, value in (kwargs or {}).items()]
+    return ", ".join(words) or "none"
 
 
 def _step_line(step: StepRow) -> str:

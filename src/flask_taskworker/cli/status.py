@@ -72,7 +72,7 @@ def _set_slots(name: str | None, threads: int | None, concurrency: int | None) -
 @click.argument("act", metavar="[stop|quiet|set]", type=click.Choice(["stop", "quiet", "set"]), required=False)
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help='With "set": sync jobs at once.')
-@click.option("--concurrency", type=click.IntRange(1), metavar="N", help='With "set": async jobs at once.')
+@click.option("-c", "--concurrency", type=click.IntRange(1), metavar="N", help='With "set": async jobs at once.')
 @AS_JSON
 @WATCH
 def workers(

@@ -16,7 +16,7 @@ from ..errors import ArgumentsError, JobCancelled, LeaseLost, StepError
 from .batches import Batch
 from .clock import from_ms
 from .jobs import Job, Shown, moment
-from .rows import Claim, Failure, Progress, Report, read_origin
+from .rows import Claim, Failure, Progress, ProgressReport, read_origin
 from .steps import Cursor, HandedOver, StepsOfTry
 
 P = ParamSpec("P")
@@ -76,7 +76,7 @@ class RunningJob:
     """One execution as the task sees it through :data:`current_job`."""
 
     claim: Claim
-    on_report: Callable[[RunningJob, Report], None]
+    on_report: Callable[[RunningJob, ProgressReport], None]
     flows: JobFlows | None = None
     """Where it learns of its batch and its parents."""
     steps: JobSteps | None = None
@@ -101,7 +101,7 @@ class RunningJob:
     """What went wrong, once its ending is logged."""
     thread: int | None = None
     """The thread that runs a sync job."""
-    reported: Report | None = None
+    reported: ProgressReport | None = None
     """What it has said last."""
     log_level: float = math.inf
     """The lowest level of the log records that are kept with it."""
@@ -120,7 +120,7 @@ class RunningJob:
 
     def report(self, **news: Any) -> None:
         """Say something besides what it has said before."""
-        self.reported = replace(self.reported or Report(), **news)
+        self.reported = replace(self.reported or ProgressReport(), **news)
         self.on_report(self, self.reported)
 
     @property

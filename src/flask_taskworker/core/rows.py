@@ -342,7 +342,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ProgressReport:
     """What a job has said so far while it runs."""
 
     progress: Progress | None = None
@@ -357,7 +357,7 @@ class Report:
 
 
 def read_meta(text: str | None) -> dict[str, Any]:
-    """The values in the stored form of a :class:`Report`."""
+    """The values in the stored form of a :class:`ProgressReport`."""
     try:
         _, _, _, meta = json.loads(text or "")
     except (ValueError, TypeError, RecursionError):

@@ -345,17 +345,15 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         task's. ``unique``, a string, a number, a UUID or a tuple of these: at most one unfinished job of this task
         with that key; enqueueing again returns it, and its ``merged`` is true. ``until="started"``, ``within``,
         ``debounce``, ``at_most`` and ``latest`` say when, as :class:`Unique` does.
-        ``limit_key``: the key under the task's limit, instead of the one that its arguments give.
-        ``uid``: the job's own name; enqueueing again with it returns the same job, so a repeat never doubles it.
+        ``limit_key``: the key under the limit, instead of the one that the arguments give. ``uid``: the job's own
+        name; enqueueing again with it returns the same job.
         ``batch``: the batch that it belongs to. ``after``: a job, a batch, or a list of them, that it waits for until
         they have "succeeded", or as ``when`` says, "ended" or "failed". Where one ends otherwise, it is cancelled.
         ``session``: an SQLAlchemy session or connection (with :meth:`aenqueue` also an asynchronous one): the job
         exists once its transaction has committed, and not at all if it is rolled back. Until then it is ``pending``.
         """
         if unknown:
-            hint = hint_for_call(self.name.rpartition(".")[2], (), unknown, {})
-            hint = hint or f" It takes {', '.join(Using.__annotations__)}."
-            raise ArgumentsError(f"using() takes no {', '.join(unknown)}.{hint}")
+            raise self._unknown_options(unknown)
         options = EnqueueOptions(
             delay=None if delay is None else as_timedelta(delay, "delay"),
             run_at=run_at,
@@ -379,6 +377,11 @@ class Task(Call[P, R], Generic[P, R, Returned]):
         if options._merging is not None and options.unique is None and self.options.unique is None:
             raise ArgumentsError("until, within, debounce, at_most and latest are about a key. Give unique=…, too.")
         return Call(self, options)
+
+    def _unknown_options(self, unknown: Mapping[str, Any]) -> ArgumentsError:
+        hint = hint_for_call(self.name.rpartition(".")[2], (), unknown, {})
+        hint = hint or f" It takes {', '.join(Using.__annotations__)}."
+        return ArgumentsError(f"using() takes no {', '.join(unknown)}.{hint}")
 
     def schedule(
         self, trigger: Trigger, *, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -707,14 +710,6 @@ def task_options(
         )
     for name in sensitive:
         check_name("sensitive", name)
-    # Flask-SQLAlchemy-Lite's db.session is looked up again in each app context.
-    looks_up = isinstance(getattr(type(atomic), "session", None), property)
-    session = (lambda: atomic.session) if looks_up else getattr(atomic, "session", atomic)
-    if session is not None and not callable(session):
-        raise DeclarationError(
-            f"atomic = {atomic!r:.100} is not allowed. Allowed: Flask-SQLAlchemy's db, or a callable that gives a "
-            "session."
-        )
     return TaskOptions(
         queue=queue,
         priority=priority,
@@ -729,7 +724,7 @@ def task_options(
         limit=_checked_limit(limit),
         on_success=None if on_success is None else callback_of("success", on_success),
         on_failure=None if on_failure is None else callback_of("failure", on_failure),
-        atomic=session,
+        atomic=_checked_session(atomic),
         at_most_once=bool(at_most_once),
         isolate=bool(isolate),
         sensitive=tuple(sensitive),
@@ -740,6 +735,18 @@ def _checked_limit(limit: object) -> Limit | None:
     if limit is not None and not isinstance(limit, Limit):
         raise DeclarationError(f"limit = {limit!r:.100} is not allowed. Allowed: a Limit(…), or None.")
     return limit
+
+
+def _checked_session(atomic: Any) -> Callable[[], Any] | None:
+    # Flask-SQLAlchemy-Lite's db.session is looked up again in each app context.
+    looks_up = isinstance(getattr(type(atomic), "session", None), property)
+    session = (lambda: atomic.session) if looks_up else getattr(atomic, "session", atomic)
+    if session is not None and not callable(session):
+        raise DeclarationError(
+            f"atomic = {atomic!r:.100} is not allowed. Allowed: Flask-SQLAlchemy's db, or a callable that gives a "
+            "session."
+        )
+    return session
 
 
 def _checked_unique(unique: object) -> Unique | None:

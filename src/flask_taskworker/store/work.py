@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..core.failures import group_of
 from ..core.limits import QUEUE, LaneFacts, Numbers, Room, room
 from ..core.loggers import Logger, get_logger
-from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, Report
+from ..core.rows import MEMBER, Claim, Failure, JobRecord, NewJob, Outcome, OutcomeKind, ProgressReport
 from ..core.tasks import DeclaredSchedule
 from ..errors import StoreError
 from .admission import (
@@ -133,7 +133,7 @@ class Ended:
     outcome: Outcome
     started_at: int
     ended_at: int
-    report: Report | None = None
+    report: ProgressReport | None = None
     lines: str | None = None
     """What it has logged, as JSON."""
 
@@ -614,7 +614,7 @@ class WorkerStore:
             ended.report.to_text() if ended.report else None,
         )
 
-    async def report_progress(self, reports: Sequence[tuple[Claim, Report]]) -> None:
+    async def report_progress(self, reports: Sequence[tuple[Claim, ProgressReport]]) -> None:
         """Write what jobs report."""
         rows = [(claim.id, claim.claim, report.to_text()) for claim, report in reports]
         await self._write_rows(self._report_progress, rows)

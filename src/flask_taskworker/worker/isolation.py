@@ -28,7 +28,7 @@ from flask import Flask
 from ..core.current_job import RunningJob
 from ..core.hints import importable_name
 from ..core.loggers import Logger, get_logger
-from ..core.rows import Claim, Outcome, Report
+from ..core.rows import Claim, Outcome, ProgressReport
 from ..errors import AppError, ProcessDied
 from .job_log import MAX_LINES
 from .thread_bridge import OwnTask
@@ -66,14 +66,14 @@ class JobOrder(NamedTuple):
     trace: tuple[str, str] | None
 
 
-class News(NamedTuple):
+class JobNews(NamedTuple):
     """What a job has to say while it runs."""
 
-    report: Report | None
+    report: ProgressReport | None
     lines: tuple[tuple[int, str, str, str], ...]
 
 
-class Ending(NamedTuple):
+class JobEnded(NamedTuple):
     """The last words of a job's process."""
 
     outcome: Outcome
@@ -181,7 +181,7 @@ class JobServer:
         try:
             while True:
                 match await _areceive(reader):
-                    case News(report, lines):
+                    case JobNews(report, lines):
                         if report is not None:
                             job.reported = report
                             job.on_report(job, report)
@@ -193,7 +193,7 @@ class JobServer:
                     case int(change) if job.on_wait is not None:
                         waits += change
                         job.on_wait(job, change)
-                    case Ending(outcome, exception):
+                    case JobEnded(outcome, exception):
                         return replace(outcome, exception=_unpickled(exception))
         except (asyncio.IncompleteReadError, OSError):
             raise ProcessDied(_words(await status)) from None

@@ -34,9 +34,9 @@ from flask.cli import NoAppException, ScriptInfo
 
 from ..client.threads import flush_output
 from ..core.current_job import RunningJob
-from ..core.rows import OutcomeKind, Report
+from ..core.rows import OutcomeKind, ProgressReport
 from .executor import Executor
-from .isolation import COMMAND, KILL, START, STOPPING, End, Ending, JobOrder, News, ServerOrder, framed, receive
+from .isolation import COMMAND, KILL, START, STOPPING, End, JobEnded, JobNews, JobOrder, ServerOrder, framed, receive
 from .job_log import install as install_job_log
 
 _LOOK = 1.0
@@ -71,7 +71,7 @@ def main(descriptor: int) -> NoReturn:
     gc.collect()
     gc.freeze()
     control.sendall(framed(None))
-    Server(app, control, worker).serve()
+    ForkServer(app, control, worker).serve()
 
 
 def load_app(order: ServerOrder) -> Flask:
@@ -98,7 +98,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """Not SIG_IGN: a new program would inherit that."""
 
 
-class Server:
+class ForkServer:
     """Forks processes for jobs, ends them, and says how they have ended."""
 
     def __init__(self, app: Flask, control: socket.socket, worker: int) -> None:
@@ -200,7 +200,7 @@ class JobProcess:
         self._link = link
         self._lock = threading.Lock()
         self._news = threading.Event()
-        self._report: Report | None = None
+        self._report: ProgressReport | None = None
         self._is_ending = False
         """The worker wants it to end."""
         self._is_done = False
@@ -239,7 +239,7 @@ class JobProcess:
             exception = None
             with suppress(Exception):  # its class is foreign code
                 exception = pickle.dumps(outcome.exception)
-            self._send(Ending(replace(outcome, exception=None), exception))
+            self._send(JobEnded(replace(outcome, exception=None), exception))
         flush_output()
         os._exit(0)
 
@@ -264,7 +264,7 @@ class JobProcess:
 
     # -- what the worker hears --------------------------------------------------------------------------------------
 
-    def _note(self, job: RunningJob, report: Report | None = None) -> None:
+    def _note(self, job: RunningJob, report: ProgressReport | None = None) -> None:
         """From any thread."""
         if report is not None:
             self._report = report
@@ -283,7 +283,7 @@ class JobProcess:
             # Before the look: what comes from now on is sent again.
             self._news.clear()
             report, self._report = self._report, None
-            self._send(News(report, tuple(job.lines or ())))
+            self._send(JobNews(report, tuple(job.lines or ())))
 
     def _send(self, message: object) -> None:
         with self._lock, suppress(OSError):

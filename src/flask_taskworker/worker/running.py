@@ -20,7 +20,7 @@ from .. import signals
 from ..core.config import TaskWorkerConfig
 from ..core.current_job import JobFlows, JobSteps, RunningJob, set_running
 from ..core.loggers import Logger, get_logger
-from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, Report
+from ..core.rows import INTERRUPTED, Claim, Outcome, OutcomeKind, ProgressReport
 from ..errors import AppError
 from ..store.work import Ended
 from .executor import Executor
@@ -197,7 +197,7 @@ class RunningJobs:
         """Whether all threads are used by jobs that wait for others."""
         self._tasks: dict[asyncio.Task[None], RunningJob] = {}
         self._abandoned: list[asyncio.Task[None]] = []
-        self._reports: dict[RunningJob, Report] = {}
+        self._reports: dict[RunningJob, ProgressReport] = {}
         self._logging = LoggingJobs()
         self._loop = asyncio.get_running_loop()
         self.ended: list[Ended] = []
@@ -430,7 +430,7 @@ class RunningJobs:
         ended, self.ended = self.ended, []
         return ended
 
-    def take_reports(self) -> list[tuple[Claim, Report]]:
+    def take_reports(self) -> list[tuple[Claim, ProgressReport]]:
         """What running jobs have to say."""
         reports, self._reports = self._reports, {}
         return [(job.claim, report) for job, report in reports.items()]
@@ -439,7 +439,7 @@ class RunningJobs:
         """What running jobs have logged so far, of those whose lines are to be stored by now."""
         return self._logging.take(self._loop.time())
 
-    def note_news(self, job: RunningJob, report: Report | None = None) -> None:
+    def note_news(self, job: RunningJob, report: ProgressReport | None = None) -> None:
         """A job has a report, or a log line, to be stored. From any thread: each assignment is atomic."""
         is_first = not self.reporting
         if report is not None:

@@ -85,15 +85,7 @@ class Worker:
             self._store,
             loop,
             self._in_thread,
-            news=News(
-                lost=lambda: self._call(self._on_lost),
-                running=lambda: [job.claim.id for _, job in self.running_jobs()],
-                cancel=lambda jobs: self._call(self.work_loop.jobs.cancel, jobs),
-                rescued=lambda records: self._call(self.work_loop.on_rescued, records),
-                wished=self._on_wish,
-                sized=lambda kind, size: self._call(self.work_loop.jobs.resize, kind, size),
-                reached=self.wake,
-            ),
+            news=self._news_of_beats(),
             on_wake=self._hear,
             info=self._info,
             timing=timing,
@@ -107,6 +99,17 @@ class Worker:
         self._deadline = math.inf
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
+
+    def _news_of_beats(self) -> News:
+        return News(
+            lost=lambda: self._call(self._on_lost),
+            running=lambda: [job.claim.id for _, job in self.running_jobs()],
+            cancel=lambda jobs: self._call(self.work_loop.jobs.cancel, jobs),
+            rescued=lambda records: self._call(self.work_loop.on_rescued, records),
+            wished=self._on_wish,
+            sized=lambda kind, size: self._call(self.work_loop.jobs.resize, kind, size),
+            reached=self.wake,
+        )
 
     def __repr__(self) -> str:
         return f"<Worker {self.id}>"

@@ -20,6 +20,8 @@ from flask_taskworker.worker.timing import DEFAULT_TIMING
 from tests.support.waiting import wait_for
 
 MakeApp = Callable[..., Flask]
+SHOPS: list[Flask] = []
+"""Those of the test, whose connections are closed after it."""
 RULES = {"latency": 60, "failed_per_hour": 2, "mail": "ops@example.org"}
 
 
@@ -35,10 +37,18 @@ def heard() -> Iterator[list[Alert]]:
         yield alerts
 
 
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while SHOPS:
+        SHOPS.pop().extensions["taskworker"].client.close()
+
+
 def shop(make_app: MakeApp, **config: Any) -> tuple[Flask, BackgroundTaskWorker]:
     app = make_app(TASKER_ALERTS=RULES, TESTING=True, MAIL_DEFAULT_SENDER="app@example.org", **config)
     task_worker = BackgroundTaskWorker(app)
     Mail(app)
+    SHOPS.append(app)
     return app, task_worker
 
 

@@ -17,7 +17,17 @@ from typing import Any, TypeVar
 import pytest
 from flask import Flask
 
-from flask_taskworker.core.rows import Claim, Failure, JobRecord, JobState, NewJob, Outcome, OutcomeKind, Progress
+from flask_taskworker.core.rows import (
+    Claim,
+    Failure,
+    JobRecord,
+    JobState,
+    NewJob,
+    Outcome,
+    OutcomeKind,
+    Progress,
+    ProgressReport,
+)
 from flask_taskworker.errors import JobNotFound, NotAccepted, SchemaError
 from flask_taskworker.store.migrations import ddl
 from flask_taskworker.store.sql import Store
@@ -478,14 +488,18 @@ def test_batch_of_endings_says_which_counted(bench: Bench) -> None:
     assert bench.record(lost.id).state == "running"
 
 
+def said(*numbers: Any) -> ProgressReport:
+    return ProgressReport(Progress(*numbers))
+
+
 def test_progress_is_written_for_the_one_who_runs_the_job(bench: Bench) -> None:
     bench.worker()
     claim = bench.claimed()
-    bench.do(lambda work: work.report_progress([(claim, Progress(1, 2, "é")), (claim._replace(claim=9), Progress(5))]))
+    bench.do(lambda work: work.report_progress([(claim, said(1, 2, "é")), (claim._replace(claim=9), said(5))]))
     assert Progress._from_text(bench.record(claim.id).progress) == Progress(1, 2, "é")
     # The success of an atomic job may come before the last that it told; that of another execution counts never.
     bench.finish(claim, WITH_RESULT)
-    bench.do(lambda work: work.report_progress([(claim, Progress(9)), (claim._replace(claim=9), Progress(5))]))
+    bench.do(lambda work: work.report_progress([(claim, said(9)), (claim._replace(claim=9), said(5))]))
     assert Progress._from_text(bench.record(claim.id).progress) == Progress(9)
 
 
@@ -493,14 +507,14 @@ def test_progress_of_a_job_that_waits_for_its_next_try_is_not_changed(bench: Ben
     bench.worker()
     claim = bench.claimed()
     bench.finish(claim, Outcome(OutcomeKind.RELEASED))
-    bench.do(lambda work: work.report_progress([(claim, Progress(9))]))
+    bench.do(lambda work: work.report_progress([(claim, said(9))]))
     assert bench.record(claim.id).progress is None
 
 
 def test_last_progress_comes_with_the_ending(bench: Bench) -> None:
     bench.worker()
     claim = bench.claimed()
-    bench.finish(claim, SUCCESS, progress=Progress(2, 2))
+    bench.finish(claim, SUCCESS, report=said(2, 2))
     assert Progress._from_text(bench.record(claim.id).progress) == Progress(2, 2)
 
 
