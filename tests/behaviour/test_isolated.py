@@ -36,7 +36,7 @@ def isolated(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Ite
             uri = stack.enter_context(request.getfixturevalue("schema_pool").schema())
         app = create_app(uri, str(tmp_path))
         task_worker = task_worker_of(app)
-        task_worker.timing = request.getfixturevalue("timing")
+        task_worker._timing = request.getfixturevalue("timing")
         stack.callback(app.extensions["taskworker"].client.close)
         stack.callback(task_worker.stop, timeout=0)
         task_worker.start()

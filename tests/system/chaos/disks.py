@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flask_taskworker.errors import StoreError
+from flask_taskworker.store.sqlite.driver import KEPT_LOG_BYTES
 from tests.support.postgres import connect
 from tests.system.chaos import journal
 from tests.system.chaos.fleet import until
@@ -167,7 +168,7 @@ def _await_next_beginning(stage: Stage, since: float) -> float:
 
 # -- a reader that does not end ----------------------------------------------------------------------------------------
 
-BOUND = 4 * 1024 * 1024
+BOUND = KEPT_LOG_BYTES
 """What the log is cut to; see ``store/sqlite.py``."""
 
 

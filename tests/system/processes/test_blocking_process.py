@@ -315,7 +315,7 @@ def test_start_outside_of_the_main_thread_is_refused(lab: Lab) -> None:
 
 
 LOST = """
-type(task_worker).timing = Timing(watchdog_turn=0.1, blocked_after=0.2, lost_after=1.0)
+type(task_worker)._timing = Timing(watchdog_turn=0.1, blocked_after=0.2, lost_after=1.0)
 
 @task_worker.task(name="harms")
 async def harms(how):

@@ -17,7 +17,7 @@ import pytest
 
 from tests.system.processes.parent import BACKGROUND, BLOCKING, Child, Lab
 
-QUICK_BEAT = "type(task_worker).timing = Timing(beat=0.1)"
+QUICK_BEAT = "type(task_worker)._timing = Timing(beat=0.1)"
 WORKER = """
 record("started")
 task_worker.start()
@@ -107,7 +107,7 @@ def test_worker_whose_process_stands_still_is_rescued_and_its_late_result_fenced
 
 HANGS = """
 import ctypes
-type(task_worker).timing = Timing(hung_grace=0.3)
+type(task_worker)._timing = Timing(hung_grace=0.3)
 
 @task_worker.task(name="hangs", timeout=0.5)
 def hangs():

@@ -45,4 +45,4 @@ def test_worker_stops_although_the_server_is_frozen(
         began = time.monotonic()
         worker.stop(timeout=1)
         assert time.monotonic() - began < STOPS_WITHIN
-        assert worker.workers() == []
+        assert worker._workers() == []

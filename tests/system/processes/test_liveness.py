@@ -12,7 +12,7 @@ from tests.system.processes.parent import BACKGROUND, BLOCKING, Child, Lab
 SOON = 20.0
 """Seconds: a death is noticed within a beat of 1 s, without the lock in 30; what it took is printed."""
 
-FAST = "type(task_worker).timing = Timing(beat=0.1)"
+FAST = "type(task_worker)._timing = Timing(beat=0.1)"
 
 
 def worker(lab: Lab, name: str = "app", *body: str) -> Child:
@@ -53,7 +53,7 @@ def test_restart_after_all_were_killed_rescues_at_its_boot(lab: Lab) -> None:
         child.send(signal.SIGKILL)
         child.process.wait()
     # With a beat an hour it can only be the boot that rescues.
-    worker(lab, "next", "type(task_worker).timing = Timing(beat=3600)")
+    worker(lab, "next", "type(task_worker)._timing = Timing(beat=3600)")
     again = lab.await_evidence("start", 8)[4:]
     lab.open_gate("g")
     assert [job.result(timeout=30) for job in jobs] == ["g"] * 4

@@ -56,7 +56,7 @@ def run_until_ended(lab: Lab, jobs: list) -> int:  # type: ignore[type-arg]
         "LAB": str(lab.folder),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
-    module = lab.write("app", IMPORTS, BLOCKING, "type(task_worker).timing = Timing(beat=0.1)", PILLS)
+    module = lab.write("app", IMPORTS, BLOCKING, "type(task_worker)._timing = Timing(beat=0.1)", PILLS)
     store = lab.task_worker._state().store
     deaths = 0
     process = None

@@ -45,7 +45,7 @@ OLDEST = (3, 37, 0)
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A write-ahead log above this size is copied back into the database."""
 
-KEPT_LOG_BYTES = 8 * CHECKPOINT_BYTES
+KEPT_LOG_BYTES = 4 * CHECKPOINT_BYTES
 """What stays of a log that a busy time has made long: a commit that need not lengthen it is quicker."""
 
 QUIET_BEATS = 60
