@@ -17,7 +17,7 @@ from flask_taskworker.ops.browse import Browser
 from flask_taskworker.testing import Jobs
 from flask_taskworker.worker.bounds import resident_mb
 from tests.support.apps import task_worker_of
-from tests.support.isolated import create_app, is_alive, noted
+from tests.support.isolated import create_app, engines, is_alive, noted
 from tests.support.waiting import wait, wait_for
 
 pytestmark = [
@@ -25,6 +25,13 @@ pytestmark = [
     pytest.mark.timing(beat=0.02),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def disposed() -> Iterator[None]:
+    yield
+    while engines:
+        engines.pop().dispose()
 
 
 @pytest.fixture

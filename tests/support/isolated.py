@@ -20,6 +20,9 @@ from flask_taskworker import BackgroundTaskWorker, Retry, current_job
 from flask_taskworker.extension import TaskWorker
 from tests.support.waiting import wait_for
 
+engines: list[sqlalchemy.Engine] = []
+"""To be disposed of where the app was not loaded for jobs."""
+
 
 def create_app(uri: str, folder: str, **config: Any) -> Flask:
     """The app of the worker, and of its jobs' processes."""
@@ -53,6 +56,7 @@ def declare(task_worker: TaskWorker, folder: Path, uri: str) -> None:  # noqa: C
     task_worker.carry("tenant", save=lambda: g.get("tenant"), restore=lambda tenant: setattr(g, "tenant", tenant))
 
     engine = sqlalchemy.create_engine(uri.replace("postgresql:", "postgresql+psycopg:"))
+    engines.append(engine)
     # What the app opens where it is loaded for jobs must not be shared by them.
     connections = [engine.connect()]
     with connections[0].begin():
