@@ -530,6 +530,10 @@ class TaskWorker:
             for state in states:
                 state.store.driver.check_platform()
                 state.store.driver.prepare()
+                app = state.find_app()
+                # Tasks are declared for all apps, and some may be for one of them only.
+                if len(states) == 1 and app is not None:
+                    state.client.check_atomic_tasks(app)
             self._runner = Runner(self._timing)
             self._settings, self._options = settings, options
             for state in states:

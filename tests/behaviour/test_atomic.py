@@ -526,6 +526,30 @@ def test_session_in_another_database_is_refused_before_anything_runs(
     engine.dispose()
 
 
+def test_worker_does_not_start_where_an_atomic_task_writes_into_another_database(
+    idle_worker: BackgroundTaskWorker, tmp_path: Path
+) -> None:
+    engine = engine_of(f"sqlite:///{tmp_path}/elsewhere.db")
+    idle_worker.task(atomic=scoped_session(sessionmaker(engine)), name="lost")(lambda: None)
+    with pytest.raises(DeclarationError, match="lost is atomic, so the jobs must lie in the database of its session"):
+        idle_worker.start()
+    assert idle_worker._workers() == []
+    engine.dispose()
+
+
+@pytest.mark.sqlite_only
+def test_worker_starts_where_an_atomic_task_has_a_session_in_jobs_only(
+    idle_worker: BackgroundTaskWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def session_of_this_job() -> Session:
+        raise LookupError(current_job.id)
+
+    idle_worker.task(atomic=session_of_this_job, name="careful")(lambda: None)
+    idle_worker.start()
+    with pytest.raises(JobFailed, match="LookupError: 1"):
+        idle_worker.tasks["careful"].enqueue().result(PATIENCE)
+
+
 @pytest.mark.sqlite_only
 def test_source_of_new_sessions_is_refused(
     db: SQLAlchemy, task_worker: BackgroundTaskWorker, notes: Callable[[], list[int]]

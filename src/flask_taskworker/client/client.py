@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from blinker import Signal
 from flask import Flask, has_app_context, url_for
@@ -44,7 +44,7 @@ from ..store.flows import Effects, Flows
 from ..store.sql import JobEnding, Store, next_fire_ms, record_of
 from . import signalling
 from .batches import Batches
-from .origin import current_origin
+from .origin import current_origin, module_in_import
 from .progress import ProgressFeed
 from .rows import new_job, new_jobs
 from .sessions import AtomicSession, CallerTransaction, is_async, run_within
@@ -62,6 +62,10 @@ J = TypeVar("J", bound=Job[Any])
 _FIRST_POLL = 0.005
 _LAST_POLL = 0.25
 _THREADS = 4
+_FIRST = 10
+"""What is enqueued while modules are imported comes first: later calls need not be looked at."""
+_LONGEST_LOOK = 5.0
+"""Seconds."""
 _CALLER_PATIENCE = 2.0
 """Seconds to wait for SQLite's lock while the tables are made: the caller's own transaction may hold it."""
 
@@ -80,6 +84,8 @@ class Client:
         self._registry = registry
         self._codec = registry.codec
         self._find_app = find_app
+        self._first = _FIRST
+        """How many more calls of enqueue are looked at."""
         self._engines: weakref.WeakKeyDictionary[Engine, bool] = weakref.WeakKeyDictionary()
         self._waiting = Waiting()
         self.feed: ProgressFeed = ProgressFeed(self._jobs)
@@ -97,6 +103,15 @@ class Client:
         around = self._registry.surroundings
         if around is not None and around.sees_calls:
             return self.enqueue_all([Bound(task, args, options) for args in calls], options.session)
+
+        if self._first and not (options.uid or options.unique):
+            self._first -= 1
+            if (module := module_in_import()) is not None:
+                words = (
+                    "%s is enqueued while %s is imported, so each process that imports it enqueues a job. Enqueue in a "
+                    "function that is called once, give uid=… to store the job once, or use schedule=…."
+                )
+                log.warning(words, task.name, module)
 
         def enqueue() -> list[Job[Any]]:
             rows = new_jobs(task, calls, options, self.store.clock(), self.origin())
@@ -308,6 +323,31 @@ class Client:
             on_news(ready)
         self.store.driver.wake_others(ready)
 
+    def check_atomic_tasks(self, app: Flask) -> None:
+        """Raise DeclarationError where an atomic task writes into another database than that of the jobs.
+
+        Seen from a thread and a context of its own, as in a job. Where that raises, the job fails.
+        """
+        foreign: list[str] = []
+
+        def look_at_sessions(tasks: Sequence[Task[..., Any, Any]]) -> None:
+            for task in tasks:
+                try:
+                    with app.app_context():
+                        transaction = CallerTransaction(cast(Any, task.options.atomic)())
+                        if not self.shares_database(transaction):
+                            foreign.append(task.name)
+                        cast(Any, transaction.session).close()
+                except Exception as error:  # noqa: BLE001 - the application's own function, and its database
+                    log.debug("the session of %s cannot be had outside of a job: %r", task.name, error)
+
+        if tasks := [task for task in self._registry if task.options.atomic is not None]:
+            thread = threading.Thread(target=look_at_sessions, args=(tasks,), name="taskworker-look", daemon=True)
+            thread.start()
+            thread.join(_LONGEST_LOOK)
+        for name in foreign:
+            raise DeclarationError(_foreign(name))
+
     def run_atomically(self, task: Task[..., Any, Any], claim: Claim, work: Callable[[], Outcome]) -> Outcome:
         """Run an atomic task's work and commit its writes and its success together, or neither. In a worker thread.
 
@@ -317,10 +357,7 @@ class Client:
         session = AtomicSession(task.options.atomic, task.name)
         try:
             if not self.shares_database(session.transaction):
-                raise ArgumentsError(
-                    f"{task.name} is atomic, so the jobs must lie in the database of its session. Set "
-                    "TASKER_DATABASE_URI to the session's database, or declare the task without atomic=…."
-                )
+                raise ArgumentsError(_foreign(task.name))
             session.refuse_autocommit()
             with session:
                 outcome = work()
@@ -535,6 +572,13 @@ class Client:
 
 _monotonic = functools.partial(time.monotonic)
 """Goes on where a test freezes the clock: freezegun replaces the functions that modules hold, not this one."""
+
+
+def _foreign(task: str) -> str:
+    return (
+        f"{task} is atomic, so the jobs must lie in the database of its session. Set TASKER_DATABASE_URI to the "
+        "session's database, or declare the task without atomic=…."
+    )
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import click
@@ -26,6 +28,16 @@ def current_trace() -> tuple[str, str] | None:
         add(found)
     _, trace, span, *_ = [*str(found.get("traceparent", "")).split("-"), "", ""]
     return (trace, span) if span else None
+
+
+def module_in_import() -> str | None:
+    """The module in whose import this is called, if it is. The main module is not imported."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_back is not None:
+        if (frame.f_code.co_name, frame.f_back.f_code.co_name) == ("<module>", "_call_with_frames_removed"):
+            return str(frame.f_globals.get("__name__"))
+        frame = frame.f_back
+    return None
 
 
 def current_origin(surroundings: Surroundings | None = None) -> str | None:

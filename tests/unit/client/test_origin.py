@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -132,3 +134,27 @@ def test_a_carrier_adds_what_the_job_carries(
 @pytest.mark.parametrize("text", [None, "", "{", "7", "[]", '"x"', "null"])
 def test_a_damaged_origin_is_empty(text: str | None) -> None:
     assert read_origin(text) == {}
+
+
+# -- enqueueing while a module is imported -----------------------------------------------------------------------------
+
+
+@pytest.mark.sqlite_only
+def test_enqueueing_while_a_module_is_imported_is_warned_about(
+    app: Flask,
+    idle_worker: BackgroundTaskWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    idle_worker.task(name="work")(lambda: None)
+    monkeypatch.syspath_prepend(tmp_path)
+    call = "from flask import current_app\ntasks = current_app.extensions['taskworker'].registry\n"
+    (tmp_path / "once_only.py").write_text(f"{call}tasks.find('work').using(uid='one').enqueue()\n")
+    (tmp_path / "each_time.py").write_text(f"{call}def go():\n    tasks.find('work').enqueue()\n\n\ngo()\n")
+    with app.app_context():
+        importlib.import_module("once_only")
+        assert caplog.text == ""
+        importlib.import_module("each_time").go()
+    warnings = [record.getMessage() for record in caplog.records if "imported" in record.getMessage()]
+    assert [words[:48] for words in warnings] == ["work is enqueued while each_time is imported, so"]
