@@ -240,6 +240,9 @@ def test_help_lists_every_option(make_app: Callable[..., Flask]) -> None:
     )
 
 
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def answers() -> list[tuple[str, str]]:
     """Path and name of each answer in the list of questions that newcomers ask."""
     return re.findall(r"^\| Where [^|]+\? \| `([\w/]+\.py)` `(\w+)` \|$", documentation("design.md"), re.MULTILINE)
@@ -248,6 +251,30 @@ def answers() -> list[tuple[str, str]]:
 def test_questions_of_newcomers_are_answered_by_paths_that_exist() -> None:
     assert len(answers()) == 20
     none_of(f"{path} {name}" for path, name in answers() if name not in defined_in(SOURCE / path))
+
+
+def test_ten_questions_of_newcomers_have_answers_two_clicks_from_the_first_page() -> None:
+    rows = re.findall(
+        r"^\| [^|]+\? \| \[([^\]]+)\]\(docs/([\w/-]+)\.md(?:#([\w-]+))?\) \|$", CONTRIBUTING, re.MULTILINE
+    )
+    assert len(rows) == 10
+    for title, page, anchor in rows:
+        headings = re.findall(r"^#+ (.+)$", documentation(f"{page}.md"), re.MULTILINE)
+        assert title in [heading.replace("`", "") for heading in headings], f"{page}.md has no heading {title!r}"
+        assert anchor in ("", re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")))
+        assert page in first_clicks() or any(page in listed_in(other) for other in first_clicks())
+
+
+def listed_in(page: str) -> set[str]:
+    """The pages in the navigation below a page."""
+    entries = re.findall(r"^```\{toctree\}\n(.*?)^```", documentation(f"{page}.md"), re.MULTILINE | re.DOTALL)
+    folder = f"{page.rpartition('/')[0]}/".lstrip("/")
+    names = [f"{folder}{line}" for entry in entries for line in entry.splitlines() if line and line[0] != ":"]
+    return {str(path.relative_to(DOCS).with_suffix("")) for name in names for path in DOCS.glob(f"{name}.md")}
+
+
+def first_clicks() -> set[str]:
+    return listed_in("index")
 
 
 def defined_in(path: Path) -> set[str]:
